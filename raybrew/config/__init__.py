@@ -1,0 +1,32 @@
+"""Experiment files: frozen, closed models per section, and their loading. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from raybrew.config.data import Columns, DataConfig
+from raybrew.config.distill import DistillConfig, KDLossConfig, MatchConfig
+from raybrew.config.experiment import Experiment
+from raybrew.config.store import StoreConfig
+from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.task import ClassificationConfig, TaskConfig
+from raybrew.config.teacher import TeacherConfig
+from raybrew.config.tracking import TrackingConfig, WandbConfig
+from raybrew.config.train import FinetuneConfig, TrainConfig
+
+__all__ = [
+    "ClassificationConfig",
+    "Columns",
+    "DataConfig",
+    "DistillConfig",
+    "Experiment",
+    "FinetuneConfig",
+    "KDLossConfig",
+    "MatchConfig",
+    "ShapeConfig",
+    "StoreConfig",
+    "StudentConfig",
+    "TaskConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "WandbConfig",
+]

@@ -1,0 +1,44 @@
+"""The base of all configs: frozen, closed, strict; defaults stand on the field and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["NOT_IDENTITY", "Many", "Section", "identity_of"]
+
+Item = TypeVar("Item")
+
+#: A tuple that a YAML list may fill (strict mode would ask for a Python tuple).
+Many = Annotated[tuple[Item, ...], Field(strict=False)]
+
+#: Mark of fields that change how a run is executed but not what it computes; they stay out of a run's identity.
+NOT_IDENTITY: dict[str, Any] = {"identity": False}
+
+
+class Section(BaseModel):
+    """One section of an experiment: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+def identity_of(section: Section) -> dict[str, Any]:
+    """The plain values of `section` that decide what a run computes, without fields marked NOT_IDENTITY."""
+    result: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        result[name] = _plain(getattr(section, name))
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return identity_of(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,50 @@
+"""`data`: where rows come from and what happens to bad ones."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raybrew.config.base import NOT_IDENTITY, Section
+
+__all__ = ["Columns", "DataConfig", "FORMATS"]
+
+#: What `data.format` may say; `auto` goes by the file name.
+FORMATS = ("auto", "csv", "tsv", "jsonl", "parquet", "arrow", "dataset", "hub")
+
+
+class Columns(Section):
+    """Names of the source columns."""
+
+    text: str = "text"
+    """Column of the (first) sentence."""
+    text_pair: str | None = None
+    """Column of the second sentence; none for single sentences."""
+    label: str = "label"
+    """Column of the label: a label name, or its number."""
+
+
+class DataConfig(Section):
+    """Source rows: CSV, TSV, JSONL (also .gz), Parquet, Arrow, a `datasets.save_to_disk` folder or a hub name."""
+
+    train: str | None = None
+    """Labelled rows to train on: a file, a folder, or a hub name such as `glue/sst2`, optionally `:split`."""
+    eval: str | None = None
+    """Labelled rows that choose the best checkpoint."""
+    unlabeled: str | None = None
+    """Further rows that need no labels; the teacher's outputs are their targets."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "arrow", "dataset", "hub"] = "auto"
+    """Format of all sources; `auto` decides by the name of each."""
+    columns: Columns = Columns()
+    """Names of the source columns."""
+    train_rows: int | None = Field(default=None, ge=1)
+    """Use only this many training rows: a subset drawn with `train.seed`-independent seed 0."""
+    eval_rows: int | None = Field(default=None, ge=1)
+    """Use only this many evaluation rows."""
+    unlabeled_rows: int | None = Field(default=None, ge=1)
+    """Use only this many unlabelled rows."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at bad rows, naming file, row and column; `skip` counts and lists what was left out."""
+    cache: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    """Folder for encoded rows. Default: `<store.storage_path>/.cache`."""

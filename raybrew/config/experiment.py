@@ -1,0 +1,65 @@
+"""`Experiment`: one file that describes finetune, capture, distill and their runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field
+
+from raybrew.config.base import Section, identity_of
+from raybrew.config.data import DataConfig
+from raybrew.config.distill import DistillConfig
+from raybrew.config.store import StoreConfig
+from raybrew.config.student import StudentConfig
+from raybrew.config.task import ClassificationConfig, TaskConfig
+from raybrew.config.teacher import TeacherConfig
+from raybrew.config.tracking import TrackingConfig
+from raybrew.config.train import TrainConfig
+
+__all__ = ["Experiment", "VERB_SECTIONS"]
+
+#: Sections that decide what each verb computes; a run's identity is made of these.
+VERB_SECTIONS = {
+    "finetune": ("task", "data", "teacher"),
+    "distill": ("task", "data", "teacher", "student", "distill", "train"),
+}
+
+
+class Experiment(Section):
+    """A resolved experiment. `raybrew.config.loading.load_experiment` reads one from YAML and overrides."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Name of the experiment; a folder of this name holds its runs."""
+    task: TaskConfig = ClassificationConfig()
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    train: TrainConfig = TrainConfig()
+    store: StoreConfig = StoreConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    sweep: None = None
+    """Search space of `raybrew sweep`, which this version does not have yet."""
+
+    def plain(self) -> dict[str, Any]:
+        """All values as plain JSON types."""
+        result: dict[str, Any] = self.model_dump(mode="json")
+        return result
+
+    def identity(self, verb: str) -> dict[str, Any]:
+        """The values that decide what `verb` computes (not where, by how many workers, or how it is tracked)."""
+        result: dict[str, Any] = {"verb": verb}
+        for section in VERB_SECTIONS[verb]:
+            result[section] = identity_of(getattr(self, section))
+        if verb == "distill":
+            # How the teacher was made is its own run's identity; where targets come from does not change them
+            # beyond the rounding of the stored type.
+            result["store"] = {"element_type": self.store.element_type}
+        return result
+
+    def run_id(self, verb: str) -> str:
+        """`<verb>-<hash>`: equal configurations share a run, and so resume it."""
+        text = json.dumps(self.identity(verb), sort_keys=True, ensure_ascii=False)
+        return f"{verb}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

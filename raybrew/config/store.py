@@ -1,0 +1,34 @@
+"""`store`: where teacher outputs and runs live, and how the teacher pass is cut."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raybrew.config.base import Many, Section
+
+__all__ = ["StoreConfig"]
+
+
+class StoreConfig(Section):
+    """Folders and the shape of a capture. Nothing here changes what a student learns, but `element_type`."""
+
+    storage_path: str = "runs"
+    """Folder of all runs: `<storage_path>/<name>/<run id>/`."""
+    path: str | None = None
+    """Folder of teacher stores. Default: `<storage_path>/store`."""
+    element_type: Literal["float32", "float16", "bfloat16"] = "float16"
+    """How stored numbers are kept; logits are always float32."""
+    signals: Many[str] = ()
+    """Signals to capture beyond what the objective needs, such as `hidden.00`."""
+    rows_per_shard: int = Field(default=4096, ge=1)
+    """Rows of one shard, the unit that is computed, committed and repeated after a failure."""
+    batch_tokens: int = Field(default=8192, ge=64)
+    """Padded tokens of one teacher batch at most."""
+    actors: Many[int] = (1, 2)
+    """Fewest and most teacher actors."""
+    cpus_per_actor: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for each teacher actor."""
+    launcher: Literal["auto", "local", "ray"] = "auto"
+    """`ray`: Ray Data actors; `local`: in this process; `auto`: Ray, except for a single shard."""

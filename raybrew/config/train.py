@@ -1,0 +1,67 @@
+"""`train`: how a model is trained, and `teacher.finetune`, the same with defaults for fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raybrew.config.base import NOT_IDENTITY, Section
+
+__all__ = ["FinetuneConfig", "TrainConfig"]
+
+
+class TrainConfig(Section):
+    """Optimisation of a student. `batch_size` counts rows per optimizer step over all workers."""
+
+    epochs: int = Field(default=30, ge=1)
+    """Passes over the training rows."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows per optimizer step, over all workers and micro-batches together."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per forward pass of one worker; the rest of a batch is accumulated. Default: no accumulation."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning rate after warm-up: to zero linearly or by a half cosine, or constant."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises linearly from zero."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of matrices; biases and normalisation weights have none."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Clip the norm of all trained parameters' gradient, projections included."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of initialisation, row order and dropout."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 on GPUs that have it, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
+    """`auto` takes a GPU where there is one; `cuda` without a GPU is an error."""
+    workers: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Data-parallel training workers; the batch is divided among them."""
+    launcher: Literal["auto", "local", "ray"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
+    """`local`: one worker in this process; `ray`: Ray Train; `auto`: local for one worker without a cluster address."""
+    threads: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    """CPU threads of a worker. Default: what torch (local) or Ray (CPUs per worker) decides."""
+    cpus_per_worker: float = Field(default=1, gt=0, json_schema_extra=NOT_IDENTITY)
+    """CPUs that Ray reserves for each worker."""
+    max_failures: int = Field(default=3, ge=0, json_schema_extra=NOT_IDENTITY)
+    """How often Ray restarts dead workers from the last checkpoint before the run fails."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Evaluate every so many steps. Default: after each epoch. The last step is always evaluated."""
+    checkpoint_steps: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Save the full training state every so many steps. Default: at each evaluation."""
+    keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=NOT_IDENTITY)
+    """How many training states are kept; the best student is kept besides."""
+    log_steps: int = Field(default=10, ge=1)
+    """Write losses, learning rate and speed to metrics.jsonl every so many steps."""
+
+
+class FinetuneConfig(TrainConfig):
+    """As `train`, with defaults for fine-tuning on labels."""
+
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the training rows."""
+    learning_rate: float = Field(default=3e-5, gt=0)
+    """Peak learning rate of AdamW."""

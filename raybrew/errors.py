@@ -1,0 +1,86 @@
+"""Errors that users meet: one line that says what is wrong and what to do, picklable across Ray processes.
+
+Every error also derives from the built-in exception a caller would expect, so `except ValueError` keeps working.
+`exit_code` is what the command line returns for it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "ConfigError",
+    "DataError",
+    "DivergenceError",
+    "EnvironmentProblem",
+    "Interrupted",
+    "LossError",
+    "ModelError",
+    "RaybrewError",
+    "RunError",
+    "StoreError",
+]
+
+
+class RaybrewError(Exception):
+    """Base of all errors raised on purpose by raybrew."""
+
+    exit_code = 1
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...], dict[str, object]]:
+        # The default rebuilds from `args` and would lose attributes set by subclasses on the way through Ray.
+        return type(self), self.args, self.__dict__.copy()
+
+
+class ConfigError(RaybrewError, ValueError):
+    """An experiment file, an override or an argument is wrong; carries every problem found, not only the first."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+class DataError(RaybrewError, ValueError):
+    """Source rows cannot be used; names file, row and column."""
+
+
+class ModelError(RaybrewError, ValueError):
+    """A model, tokenizer or student shape cannot be loaded or built."""
+
+
+class LossError(RaybrewError, ValueError):
+    """A loss, match or projection cannot be computed; names the match and both shapes."""
+
+
+class DivergenceError(LossError):
+    """The loss became NaN or infinite; names the step, the loss terms and the example ids."""
+
+
+class StoreError(RaybrewError, OSError):
+    """The teacher store is missing, foreign, damaged or lacks what was asked for."""
+
+
+class CheckpointError(RaybrewError, OSError):
+    """A checkpoint is missing, damaged or belongs to another configuration."""
+
+
+class RunError(RaybrewError, RuntimeError):
+    """A run failed or its folder belongs to something else."""
+
+
+class EnvironmentProblem(RaybrewError, RuntimeError):
+    """The machine cannot do what was asked: no GPU, a full disk, a missing package."""
+
+    exit_code = 4
+
+
+class ClusterError(EnvironmentProblem):
+    """Ray cannot be started, reached or given the resources asked for."""
+
+
+class Interrupted(RaybrewError):  # noqa: N818 (an outcome, not a fault)
+    """The run was asked to stop and saved its state first; the same command continues it."""
+
+    exit_code = 130

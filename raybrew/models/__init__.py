@@ -1,0 +1,1 @@
+"""Loading, building, running and measuring models."""

@@ -1,0 +1,40 @@
+"""Running a model for exactly the signals that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+
+from raybrew.errors import ModelError
+from raybrew.signals import LOGITS, Signal
+
+__all__ = ["MODEL_INPUTS", "forward"]
+
+#: Batch keys that are passed to a Hugging Face model when present.
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[Signal]) -> dict[Signal, Tensor]:
+    """Outputs of `model` for the signals of `request`.
+
+    `logits`: (batch, classes). `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
+    ModelError names a layer that the model does not have.
+    """
+    layers = [signal for signal in request if signal.kind == "hidden"]
+    unknown = [signal for signal in request if signal.kind not in ("logits", "hidden")]
+    if unknown:
+        raise ModelError(f"cannot compute {', '.join(map(str, unknown))}; a model gives logits and hidden layers")
+    outputs = model(
+        **{name: inputs[name] for name in MODEL_INPUTS if name in inputs}, output_hidden_states=bool(layers), return_dict=True
+    )
+    result: dict[Signal, Tensor] = {}
+    if LOGITS in request:
+        result[LOGITS] = outputs.logits
+    for signal in layers:
+        if signal.layer is None or signal.layer >= len(outputs.hidden_states):
+            raise ModelError(
+                f"{signal} was asked for, but the model has layers 0 (embeddings) to {len(outputs.hidden_states) - 1}"
+            )
+        result[signal] = outputs.hidden_states[signal.layer]
+    return result

@@ -1,0 +1,109 @@
+"""Loading of tokenizers and models with errors a user can act on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from raybrew.errors import ModelError
+
+__all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "model_labels", "pick_device", "pick_precision"]
+
+#: Task kind -> the Auto class that gives its head.
+_AUTO_CLASSES: dict[str, Any] = {"classification": AutoModelForSequenceClassification}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: a local folder or a hub name."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained`."""
+        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+
+
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """Configuration of `source`; ModelError says what was looked for and where."""
+    return _load("config", AutoConfig.from_pretrained, source)
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Fast tokenizer of `source`; ModelError if there is none or it has no padding token."""
+    tokenizer: PreTrainedTokenizerBase = _load("tokenizer", AutoTokenizer.from_pretrained, source)
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of {source.model} has no padding token; set one and save it again")
+    return tokenizer
+
+
+def load_model(source: ModelSource, task_kind: str, labels: tuple[str, ...] | None = None) -> PreTrainedModel:
+    """Model of `source` with the head of the task, in float32 on the CPU.
+
+    With `labels` the head gets that many outputs and those names; a head of another size is made anew (fine-tuning).
+    Without, the head must exist as it is (a finished teacher or student).
+    """
+    arguments: dict[str, Any] = {"dtype": torch.float32}
+    if labels is not None:
+        arguments |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+            "ignore_mismatched_sizes": True,
+        }
+    model: PreTrainedModel = _load("model", _AUTO_CLASSES[task_kind].from_pretrained, source, **arguments)
+    return model
+
+
+def model_labels(config: PretrainedConfig) -> tuple[str, ...] | None:
+    """Label names that a model was trained with, in output order; None where it only has LABEL_0, LABEL_1, ..."""
+    names = tuple(config.id2label[index] for index in sorted(config.id2label))
+    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+
+
+def pick_device(wanted: str, key: str = "train.device") -> torch.device:
+    """`auto` | `cpu` | `cuda` as a device; ModelError when a GPU is asked for and there is none."""
+    from raybrew.errors import EnvironmentProblem
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            f"{key}: cuda was asked for, but torch {torch.__version__} sees no GPU; use {key}=cpu or auto"
+        )
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def pick_precision(wanted: str, device: torch.device) -> str:
+    """`auto` resolved for `device`: bf16 on GPUs that have it, else fp32."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> Any:
+    path = Path(source.model)
+    looks_local = path.is_absolute() or source.model.startswith((".", "~")) or path.exists()
+    if looks_local and not path.is_dir():
+        raise ModelError(f"{what} of {source.model}: no such folder ({path.absolute()})")
+    if looks_local and not (path / "config.json").is_file():
+        raise ModelError(f"{what} of {source.model}: the folder has no config.json, so it holds no Hugging Face model")
+    try:
+        return function(source.model, **source.arguments(), **arguments)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        hint = "" if looks_local else " (no such local folder either; is the hub reachable, and the name right?)"
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load the {what} of {source.model}{hint}: {first}") from error
