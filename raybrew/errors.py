@@ -70,7 +70,7 @@ class RunError(RaybrewError, RuntimeError):
     """A run failed or its folder belongs to something else."""
 
 
-class EnvironmentProblem(RaybrewError, RuntimeError):
+class EnvironmentProblem(RaybrewError, RuntimeError):  # noqa: N818 (EnvironmentError is taken by Python)
     """The machine cannot do what was asked: no GPU, a full disk, a missing package."""
 
     exit_code = 4

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field
 
 from raybrew.config.base import NOT_IDENTITY, Section
 
-__all__ = ["Columns", "DataConfig", "FORMATS"]
+__all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
 
 #: What `data.format` may say; `auto` goes by the file name.
 FORMATS = ("auto", "csv", "tsv", "jsonl", "parquet", "arrow", "dataset", "hub")
+
+#: Ending of a file name -> its format, for `data.format=auto`; text formats may be followed by `.gz`.
+FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        ".csv": "csv",
+        ".tsv": "tsv",
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".json": "jsonl",
+        ".parquet": "parquet",
+        ".arrow": "arrow",
+    }
+)
 
 
 class Columns(Section):
@@ -39,7 +54,7 @@ class DataConfig(Section):
     columns: Columns = Columns()
     """Names of the source columns."""
     train_rows: int | None = Field(default=None, ge=1)
-    """Use only this many training rows: a subset drawn with `train.seed`-independent seed 0."""
+    """Use only this many training rows: a random subset that is the same for every seed."""
     eval_rows: int | None = Field(default=None, ge=1)
     """Use only this many evaluation rows."""
     unlabeled_rows: int | None = Field(default=None, ge=1)

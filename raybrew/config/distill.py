@@ -12,7 +12,7 @@ __all__ = ["LAYER_MAPS", "DistillConfig", "KDLossConfig", "MatchConfig"]
 
 #: Rules that pair student layers with teacher layers; a list of [student, teacher] pairs does as well (0 = embeddings).
 LAYER_MAPS = {
-    "even": "embeddings, and student layer i with teacher layer i * teacher depth / student depth (TextBrewer, TinyBERT)",
+    "even": "embeddings, and student layer i with teacher layer i * teacher depth / student depth (TinyBERT)",
     "last": "the student's layers with the teacher's last ones, in order (PKD-last)",
     "skip": "student layer i with teacher layer i * (teacher depth // student depth), the last left out (PKD-skip)",
     "final": "only the last layer of each",
@@ -22,12 +22,12 @@ LAYER_MAPS = {
 class KDLossConfig(Section):
     """The loss between student and teacher logits, and its options."""
 
-    kind: Literal["ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "tv"] = "ce"
+    kind: Literal["ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] = "ce"
     """Which loss; `raybrew list losses` explains each."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the teacher in the mixture of `js`."""
-    skew: float = Field(default=0.1, gt=0, lt=1)
-    """Weight of the teacher in the mixture of `skew_kl`."""
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    """Skew of `skew_kl` and `skew_reverse_kl`: how much of the first distribution is mixed into the second."""
 
 
 class MatchConfig(Section):
@@ -40,7 +40,7 @@ class MatchConfig(Section):
     weight: float = Field(default=1.0, ge=0)
     """Weight of each pair."""
     projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
-    """Trained map from the student's width to the teacher's; `auto`: linear where widths differ and the loss needs it."""
+    """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
 
 
 class DistillConfig(Section):

@@ -18,7 +18,7 @@ from raybrew.config.teacher import TeacherConfig
 from raybrew.config.tracking import TrackingConfig
 from raybrew.config.train import TrainConfig
 
-__all__ = ["Experiment", "VERB_SECTIONS"]
+__all__ = ["VERB_SECTIONS", "Experiment"]
 
 #: Sections that decide what each verb computes; a run's identity is made of these.
 VERB_SECTIONS = {
@@ -53,9 +53,11 @@ class Experiment(Section):
         result: dict[str, Any] = {"verb": verb}
         for section in VERB_SECTIONS[verb]:
             result[section] = identity_of(getattr(self, section))
-        if verb == "distill":
-            # How the teacher was made is its own run's identity; where targets come from does not change them
-            # beyond the rounding of the stored type.
+        if verb == "finetune":
+            # A teacher learns from labels alone: changing the transfer set must not train it again.
+            result["data"] = {key: value for key, value in result["data"].items() if not key.startswith("unlabeled")}
+            result["teacher"] = {key: result["teacher"][key] for key in ("model", "revision", "finetune")}
+        else:
             result["store"] = {"element_type": self.store.element_type}
         return result
 

@@ -12,7 +12,7 @@ __all__ = ["LAYER_RULES", "ShapeConfig", "StudentConfig"]
 
 #: Rules that name the teacher layers a student starts from; a list of layer numbers (1 = first) does as well.
 LAYER_RULES = {
-    "even": "layer i of k takes teacher layer round(i * depth / k): spread over the whole depth (TextBrewer, DistilBERT)",
+    "even": "layer i of k takes teacher layer round(i * depth / k): spread over the whole depth (DistilBERT)",
     "first": "layers 1..k of the teacher",
     "last": "the last k layers of the teacher (PKD-last)",
     "skip": "every (depth // k)-th layer, leaving out the last (PKD-skip)",

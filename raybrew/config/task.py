@@ -17,7 +17,7 @@ class ClassificationConfig(Section):
     kind: Literal["classification"] = "classification"
     """Which task; `raybrew list tasks` shows all."""
     labels: Many[str] | None = None
-    """Label names in the order of the model's outputs. Default: the teacher's, else those of the training rows, sorted."""
+    """Label names in the order of the model's outputs. Default: the teacher's, else those of the data, sorted."""
     max_length: int = Field(default=128, ge=8, le=65536)
     """Longest encoded row in tokens; longer rows are truncated."""
     metric: Literal["accuracy", "macro_f1", "mcc"] = "accuracy"

@@ -30,4 +30,3 @@ class TeacherConfig(Section):
     """Precision of the teacher's forward pass; `auto`: bf16 on GPUs that have it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
     """Where teacher actors run; fixed by `train.device` for a live teacher."""
-

@@ -52,6 +52,8 @@ class TrainConfig(Section):
     """Evaluate every so many steps. Default: after each epoch. The last step is always evaluated."""
     checkpoint_steps: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
     """Save the full training state every so many steps. Default: at each evaluation."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0, json_schema_extra=NOT_IDENTITY)
+    """Save the full training state after so many minutes without a checkpoint."""
     keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=NOT_IDENTITY)
     """How many training states are kept; the best student is kept besides."""
     log_steps: int = Field(default=10, ge=1)

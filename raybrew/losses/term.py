@@ -19,7 +19,7 @@ class LossTerm(NamedTuple):
     """`sum / count` is the loss. `sum` is a float32 scalar with gradient, `count` a float32 scalar without one."""
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls on a loss
 
 
 class Per(enum.Enum):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "BadValue", "Labels", "Task", "build_task"]
 
 
-class BadValue(ValueError):
+class BadValue(ValueError):  # noqa: N818 (it says what is there)
     """A value of one source row cannot be used. The reader adds file and row number to it."""
 
     def __init__(self, column: str, reason: str) -> None:
@@ -40,6 +40,11 @@ class Task(Protocol):
     kind: str
 
     @property
+    def fixed_labels(self) -> Labels | None:
+        """Labels that the configuration prescribes; None where the teacher or the rows decide."""
+        ...
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Source columns that every row must have; the label column is only needed where labels are."""
         ...
@@ -62,7 +67,7 @@ class Task(Protocol):
         ...
 
     def label_id(self, value: str | int | None, labels: Labels, names_of_source: Sequence[str] | None) -> int:
-        """Index into `labels`; -1 for none. `names_of_source` are the ClassLabel names of the source, if it has them."""
+        """Index into `labels`; -1 for none. `names_of_source`: the source's ClassLabel names, if it has them."""
         ...
 
     def content(self, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,7 +75,11 @@ class Task(Protocol):
         ...
 
     def encode(self, tokenizer: Any, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[list[int]]]:
-        """Token columns of a batch of parsed rows (column -> values): `input_ids`, and `token_type_ids` if the model has them."""
+        """`input_ids`, and `token_type_ids` if the model has them, of a batch of parsed rows (column -> values)."""
+        ...
+
+    def encode_settings(self) -> dict[str, Any]:
+        """Settings beside tokenizer and rows that `encode` depends on, as plain JSON values."""
         ...
 
     def metrics(self, logits: np.ndarray, label_ids: np.ndarray, num_labels: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Classification"]
 
+#: `int` alone would also take "1_0" and digits of other scripts.
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
@@ -27,6 +31,10 @@ class Classification:
     label: str = "label"
 
     kind = "classification"
+
+    @property
+    def fixed_labels(self) -> Labels | None:
+        return None if self.config.labels is None else Labels(self.config.labels)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -65,7 +73,7 @@ class Classification:
         if isinstance(value, int):
             return value
         if isinstance(value, str):
-            return value.strip()
+            return _checked(value, self.label).strip()
         raise BadValue(self.label, f"a label is text or a whole number, got {type(value).__name__}")
 
     def label_id(self, value: str | int | None, labels: Labels, names_of_source: Sequence[str] | None) -> int:
@@ -79,6 +87,10 @@ class Classification:
             value = names_of_source[value]
         if str(value) in labels.names:
             return labels.names.index(str(value))
+        # Models and data often differ in case only (POSITIVE, positive); a name that fits two labels fits none.
+        alike = [index for index, name in enumerate(labels.names) if name.casefold() == str(value).casefold()]
+        if len(alike) == 1:
+            return alike[0]
         number = _as_number(value)
         if number is not None:
             if number == -1:
@@ -98,6 +110,9 @@ class Classification:
             list(rows["text"]), pair, truncation=True, max_length=self.config.max_length, return_attention_mask=False
         )
         return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+
+    def encode_settings(self) -> dict[str, Any]:
+        return {"max_length": self.config.max_length}
 
     def metrics(self, logits: np.ndarray, label_ids: np.ndarray, num_labels: int) -> dict[str, float]:
         """Accuracy, macro-F1 over all `num_labels` classes, and Matthews' correlation, by scikit-learn."""
@@ -134,12 +149,22 @@ def _text_of(raw: Mapping[str, Any], column: str) -> str:
     if not value.strip():
         raise BadValue(column, "empty")
     if "\ufffd" in value:
-        raise BadValue(column, "not UTF-8 (holds the replacement character U+FFFD)")
+        raise BadValue(column, "holds U+FFFD, the mark left where bytes of another encoding were read as UTF-8")
+    return _checked(value, column)
+
+
+def _checked(value: str, column: str) -> str:
+    if "\0" in value:
+        raise BadValue(column, "holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise BadValue(column, f"holds U+{code:04X}, half of a surrogate pair, which is no character") from None
     return value
 
 
 def _as_number(value: str | int) -> int | None:
-    try:
-        return int(value)
-    except ValueError:
-        return None
+    if isinstance(value, int):
+        return value
+    return int(value) if _WHOLE_NUMBER.fullmatch(value) else None

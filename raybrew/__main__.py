@@ -1,0 +1,5 @@
+"""`python -m raybrew`."""
+
+from raybrew.cli.main import main
+
+main()

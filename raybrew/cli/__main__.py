@@ -1,0 +1,5 @@
+"""`python -m raybrew.cli`."""
+
+from raybrew.cli.main import main
+
+main()

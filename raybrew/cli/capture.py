@@ -1,0 +1,30 @@
+"""raybrew capture."""
+
+from __future__ import annotations
+
+from raybrew.cli.options import AsJson, ExperimentFile, Overrides
+from raybrew.cli.terminal import make_reporter, print_json, results
+from raybrew.config.loading import load_experiment
+
+__all__ = ["capture"]
+
+
+def capture(experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run the teacher once over all training rows and keep its outputs for every student to come.
+
+    What the store has already is not computed again.
+    """
+    config = load_experiment(experiment, overrides or ())
+
+    from raybrew.verbs.capture import capture as verb
+
+    store = verb(config, reporter=make_reporter())
+    facts = store.describe()
+    if as_json:
+        print_json(facts)
+        return
+    console = results()
+    console.print(f"store {facts['path']}", soft_wrap=True, markup=False)
+    console.print(
+        f"{facts['rows']} rows, {facts['bytes'] / 2**20:.1f} MiB: {', '.join(facts['signals'])}", markup=False
+    )

@@ -1,0 +1,28 @@
+"""raybrew finetune."""
+
+from __future__ import annotations
+
+from raybrew.cli.options import AsJson, ExperimentFile, Overrides, RunId
+from raybrew.cli.terminal import make_reporter, print_json
+from raybrew.config.loading import load_experiment
+
+__all__ = ["finetune"]
+
+
+def finetune(
+    experiment: ExperimentFile, overrides: Overrides = None, run_id: RunId = None, as_json: AsJson = False
+) -> None:
+    """Train a model on labels: makes the teacher (`teacher.model` trained as `teacher.finetune` says).
+
+    The same command continues an interrupted run.
+    """
+    config = load_experiment(experiment, overrides or ())
+
+    from raybrew.cli.summary import print_run
+    from raybrew.verbs.finetune import finetune as verb
+
+    result = verb(config, run_id=run_id, reporter=make_reporter())
+    if as_json:
+        print_json(result.summary | {"path": str(result.path)})
+    else:
+        print_run(result)

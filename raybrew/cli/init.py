@@ -1,0 +1,29 @@
+"""raybrew init."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raybrew.cli.terminal import write_line
+from raybrew.config.template import experiment_template
+from raybrew.errors import ConfigError, EnvironmentProblem
+
+__all__ = ["init"]
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("experiment.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented experiment file that shows every setting with its default."""
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; --force overwrites it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(experiment_template(str(path)), encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
+    write_line(f"{path} written; set data.train, data.eval and teacher.model, then `raybrew validate {path}`")

@@ -1,0 +1,147 @@
+"""raybrew list: the names that may stand in an experiment file."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from raybrew.cli.options import AsJson
+from raybrew.cli.terminal import print_json, results
+
+__all__ = ["Family", "list_names"]
+
+
+class Family(str, enum.Enum):
+    """What can be listed."""
+
+    losses = "losses"
+    matches = "matches"
+    shapes = "shapes"
+    initialisations = "initialisations"
+    tasks = "tasks"
+    metrics = "metrics"
+    projections = "projections"
+    formats = "formats"
+    signals = "signals"
+
+
+def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], as_json: AsJson = False) -> None:
+    """Show what may stand in an experiment file, with the key that takes it."""
+    key, rows = _FAMILIES[family]()
+    if as_json:
+        print_json([{"key": key, "name": name, "summary": text} for name, text in rows])
+        return
+    from rich.table import Table
+
+    table = Table("name", "what it is", title=f"{family.value}, for {key}", title_justify="left", title_style="bold")
+    table.columns[0].no_wrap = True
+    for name, text in rows:
+        table.add_row(name, text)
+    results().print(table, markup=False)
+
+
+Rows = list[tuple[str, str]]
+
+
+def _losses() -> tuple[str, Rows]:
+    from raybrew.config.distill import KDLossConfig, MatchConfig
+    from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES
+
+    def line(entry: Any) -> str:
+        return f"{entry.summary} ({entry.paper})" if entry.paper else str(entry.summary)
+
+    usable = _choices(KDLossConfig, "kind"), _choices(MatchConfig, "loss")
+    rows = [(name, f"logits: {line(KD_LOSSES[name])}") for name in usable[0]]
+    rows += [(name, f"layers: {line(MATCH_LOSSES[name])}") for name in usable[1]]
+    return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers)", rows
+
+
+def _matches() -> tuple[str, Rows]:
+    from raybrew.config.distill import LAYER_MAPS
+
+    return "distill.matches[].layers", [*LAYER_MAPS.items(), ("[[s, t], ...]", "these pairs of layers, 0 = embeddings")]
+
+
+def _shapes() -> tuple[str, Rows]:
+    from raybrew.models.shapes import SHAPES
+
+    return "student.shape", [
+        (
+            name,
+            f"{shape.layers} layers x {shape.hidden}, {shape.heads} heads, feed-forward {shape.feed_forward}: "
+            f"{shape.summary}",
+        )
+        for name, shape in SHAPES.items()
+    ]
+
+
+def _initialisations() -> tuple[str, Rows]:
+    from raybrew.config.student import LAYER_RULES
+
+    return "student.init_layers", [*LAYER_RULES.items(), ("[1, 4, ...]", "these teacher layers, counted from 1")]
+
+
+def _tasks() -> tuple[str, Rows]:
+    from raybrew.config.task import ClassificationConfig
+
+    return "task.kind", [("classification", (ClassificationConfig.__doc__ or "").splitlines()[0])]
+
+
+def _metrics() -> tuple[str, Rows]:
+    return "task.metric", [
+        ("accuracy", "share of rows that are right"),
+        ("macro_f1", "F1 of each class, averaged over classes"),
+        ("mcc", "Matthews' correlation coefficient, fair to unbalanced classes"),
+    ]
+
+
+def _projections() -> tuple[str, Rows]:
+    from raybrew.distillers.tables import PROJECTIONS
+
+    rows = [("auto", "linear where widths differ and the loss needs them equal, else none"), ("none", "no projection")]
+    return "distill.matches[].projection", rows + [(name, entry.summary) for name, entry in PROJECTIONS.items()]
+
+
+def _formats() -> tuple[str, Rows]:
+    from raybrew.config.data import FORMATS
+
+    about = {
+        "auto": "by the name of each source",
+        "csv": "comma-separated with a header, RFC 4180 quoting; .gz as well",
+        "tsv": "tab-separated with a header, no quoting (as GLUE's files); .gz as well",
+        "jsonl": "one JSON object a line; .gz as well",
+        "parquet": "Parquet files",
+        "arrow": "Arrow IPC files or streams",
+        "dataset": "a folder of `datasets.save_to_disk`, `:split` for one of several",
+        "hub": "a dataset of the Hugging Face hub, such as glue/sst2, `:split` for another than the usual one",
+    }
+    return "data.format", [(name, about[name]) for name in FORMATS]
+
+
+def _signals() -> tuple[str, Rows]:
+    return "store.signals", [
+        ("logits", "outputs before the softmax, float32"),
+        ("hidden.NN", "hidden states of layer NN for every token; hidden.00 are the embeddings"),
+    ]
+
+
+def _choices(section: Any, field: str) -> tuple[str, ...]:
+    from typing import get_args
+
+    return get_args(section.model_fields[field].annotation)
+
+
+_FAMILIES: dict[Family, Callable[[], tuple[str, Rows]]] = {
+    Family.losses: _losses,
+    Family.matches: _matches,
+    Family.shapes: _shapes,
+    Family.initialisations: _initialisations,
+    Family.tasks: _tasks,
+    Family.metrics: _metrics,
+    Family.projections: _projections,
+    Family.formats: _formats,
+    Family.signals: _signals,
+}

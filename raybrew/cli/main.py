@@ -1,0 +1,108 @@
+"""`raybrew`: the app, its commands in the order of a day's work, and what errors become on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from raybrew.cli.capture import capture
+from raybrew.cli.demo import demo
+from raybrew.cli.distill import distill
+from raybrew.cli.evaluate import evaluate
+from raybrew.cli.finetune import finetune
+from raybrew.cli.init import init
+from raybrew.cli.list import list_names
+from raybrew.cli.predict import predict
+from raybrew.cli.report import report
+from raybrew.cli.show import show
+from raybrew.cli.terminal import write_line
+from raybrew.cli.validate import validate
+from raybrew.errors import RaybrewError
+from raybrew.version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="raybrew",
+    help="Distil transformers on Ray: run the teacher once, train any number of students from what it said.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raybrew {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+) -> None:
+    pass
+
+
+app.command("demo")(demo)
+app.command("init")(init)
+app.command("validate")(validate)
+app.command("list")(list_names)
+app.command("finetune")(finetune)
+app.command("capture")(capture)
+app.command("distill")(distill)
+app.command("evaluate")(evaluate)
+app.command("predict")(predict)
+app.command("show")(show)
+app.command("report")(report)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    0 done, 1 run failed, 2 usage, 3 config invalid, 4 environment or cluster, 130 interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        result = app(args=arguments, prog_name="raybrew", standalone_mode=False)
+    except typer.Exit as error:
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        return 130
+    except RaybrewError as error:
+        if debug:
+            raise
+        _say(f"{'stopped' if error.exit_code == 130 else 'error'}: {error}")
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of stdout (such as `head`) has what it wants.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if getattr(error, "exit_code", None) == 2 and hasattr(error, "show"):
+            error.show()  # a usage error: typer carries its own click, whose class has no public name
+            return 2
+        if debug:
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        _say(f"error: unexpected {type(error).__name__}: {first} (--debug shows where)")
+        return 4 if isinstance(error, MemoryError) or getattr(error, "errno", None) == 28 else 1
+    return result if isinstance(result, int) else 0
+
+
+def _say(message: str) -> None:
+    write_line(f"raybrew: {message}", sys.stderr)

@@ -1,0 +1,28 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["AsJson", "ExperimentFile", "ModelChoice", "Overrides", "RunId"]
+
+ExperimentFile = Annotated[
+    Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (YAML).", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as train.seed=1.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON on stdout.")]
+RunId = Annotated[
+    str | None,
+    typer.Option(
+        "--run-id", help="Name of the run's folder. Default: made from the configuration.", show_default=False
+    ),
+]
+ModelChoice = Annotated[
+    str, typer.Option("--model", help="`student` or `teacher` of the experiment, or a model folder or hub name.")
+]

@@ -1,0 +1,58 @@
+"""raybrew show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raybrew.cli.options import AsJson
+from raybrew.cli.terminal import print_json, write_line
+from raybrew.config.loading import load_experiment
+from raybrew.errors import RunError
+
+__all__ = ["folder_of", "show"]
+
+
+def show(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            help="Run folders, experiment folders or a storage path; or an experiment file for its runs. Default: runs.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show runs in one table: quality, gain over the control, size, speed. Reads stored results only."""
+    from raybrew.cli.summary import print_runs
+    from raybrew.verbs.report import collect
+
+    runs = collect([folder_of(path) for path in paths or ["runs"]])
+    if as_json:
+        from raybrew.reports.compare import compare
+        from raybrew.reports.tables import json_rows
+
+        print_json(json_rows(compare(runs)))
+        return
+    print_runs(runs)
+    if len(runs) == 1:
+        run = runs[0]
+        write_line(f"{run.folder}: {run.status}")
+        if run.command:
+            write_line(f"made by: {run.command}")
+        for event in run.events:
+            write_line(f"  step {event.get('step')}: {event.get('message')}")
+
+
+def folder_of(path: str) -> Path:
+    """The folder whose runs are meant."""
+    if not path.endswith((".yaml", ".yml")):
+        return Path(path)
+    experiment = load_experiment(path, check_files=False)
+    folder = Path(experiment.store.storage_path) / experiment.name
+    if not folder.is_dir():
+        raise RunError(f"{path} has no runs yet: {folder.absolute()} does not exist")
+    return folder

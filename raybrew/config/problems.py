@@ -1,0 +1,173 @@
+"""Problems of an experiment file: each with its dotted key, what was given, what is allowed and a near match."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from raybrew.errors import ConfigError
+
+__all__ = ["Problem", "near_match", "problems_of", "raise_problems"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one key."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
+def near_match(given: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` if something allowed resembles what was given, else nothing."""
+    found = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def raise_problems(source: str, problems: Sequence[Problem]) -> None:
+    """ConfigError that lists all problems, one a line, if there are any."""
+    if not problems:
+        return
+    lines = tuple(str(problem) for problem in problems)
+    count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    raise ConfigError(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in lines), lines)
+
+
+def problems_of(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[Problem]:
+    """pydantic's findings in our words; alternatives of one union become one problem."""
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for finding in error.errors(include_url=False):
+        path = _plain_path(finding["loc"], model)
+        grouped.setdefault(".".join([prefix, *path] if prefix else path), []).append(finding)
+    # Where a union member goes deeper into what was given, that finding says more than its siblings at the top.
+    keys = [key for key in grouped if not any(other.startswith(key + ".") for other in grouped)]
+    return [Problem(key, _describe(key, grouped[key], prefix, model)) for key in keys]
+
+
+def _describe(key: str, findings: list[Mapping[str, Any]], prefix: str, model: type[BaseModel]) -> str:
+    first = findings[0]
+    kind, given = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        section = _model_at(model, [part for part in key.removeprefix(prefix).strip(".").split(".") if part][:-1])
+        fields = list(section.model_fields) if section is not None else []
+        near = near_match(key.rsplit(".", 1)[-1], fields)
+        return f"unknown key (given {_short(given)}); allowed: {', '.join(fields)}{near}"
+    if kind == "missing":
+        return "required, but not given"
+    allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in findings))
+    near = ""
+    if isinstance(given, str):
+        literals = [name for finding in findings if finding["type"] == "literal_error" for name in _literals(finding)]
+        near = near_match(given, literals)
+    return f"given {_short(given)}; allowed: {allowed}{near}"
+
+
+def _allowed(finding: Mapping[str, Any]) -> str:
+    kind, context = finding["type"], finding.get("ctx", {})
+    if kind == "literal_error":
+        return ", ".join(_literals(finding))
+    simple = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "string_type": "text",
+        "bool_type": "true or false",
+        "tuple_type": "a list",
+        "none_required": "nothing (null)",
+        "model_type": "a section of keys",
+        "model_attributes_type": "a section of keys",
+        "dict_type": "a section of keys",
+        "finite_number": "a finite number",
+    }
+    if kind in simple:
+        return simple[kind]
+    bounds = {"greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}"}
+    bounds |= {"less_than_equal": "at most {le}", "string_pattern_mismatch": "text like {pattern}"}
+    if kind in bounds:
+        return bounds[kind].format(**context)
+    message: str = finding["msg"]
+    return message.removeprefix("Value error, ")
+
+
+def _literals(finding: Mapping[str, Any]) -> list[str]:
+    text: str = finding["ctx"]["expected"]
+    return [part.strip().strip("'") for part in text.replace(" or ", ", ").split(",")]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain_path(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
+    """The dotted path of a finding without pydantic's names of union members such as `tuple[int, ...]`."""
+    path: list[str] = []
+    here: Any = model
+    for part in location:
+        if isinstance(part, int):
+            path.append(str(part))
+            here = _item_type(here)
+            continue
+        owner = _as_model(here)
+        if owner is not None and part in owner.model_fields:
+            path.append(part)
+            here = owner.model_fields[part].annotation
+        elif owner is not None and part != owner.__name__ and not _names_member(here, part):
+            path.append(part)  # an unknown key
+    return path
+
+
+def _names_member(annotation: Any, part: str) -> bool:
+    if get_origin(annotation) not in (typing.Union, types.UnionType):
+        return False
+    if part.startswith(("tuple[", "literal[", "function-", "constrained-")) or part in (
+        "int",
+        "str",
+        "float",
+        "bool",
+        "none",
+    ):
+        return True
+    return any(getattr(member, "__name__", None) == part for member in get_args(annotation))
+
+
+def _as_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for member in get_args(annotation):
+        found = _as_model(member)
+        if found is not None:
+            return found
+    return None
+
+
+def _item_type(annotation: Any) -> Any:
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
+    for member in get_args(annotation):
+        found = _item_type(member)
+        if found is not None:
+            return found
+    return None
+
+
+def _model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    here: Any = model
+    for part in path:
+        if part.isdigit():
+            here = _item_type(here)
+            continue
+        owner = _as_model(here)
+        if owner is None or part not in owner.model_fields:
+            return owner
+        here = owner.model_fields[part].annotation
+    return _as_model(here)

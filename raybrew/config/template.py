@@ -1,0 +1,80 @@
+"""The commented experiment file of `raybrew init`, made from the configs themselves so that it cannot fall behind."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from raybrew.config.base import Section
+from raybrew.config.experiment import Experiment
+
+__all__ = ["experiment_template"]
+
+_INTRODUCTION = """\
+# An experiment of raybrew: finetune, capture and distill read this file.
+#   raybrew validate {file}      check it
+#   raybrew finetune {file}      train the teacher on labels
+#   raybrew capture {file}       run the teacher once, keep its outputs
+#   raybrew distill {file}       train the student, write a report
+# Any value can be overridden on the command line: raybrew distill {file} train.seed=1
+# Lines that are commented out show the defaults. `raybrew list` names the losses, matches, shapes and tasks.
+"""
+
+#: What a new file sets; everything else is shown commented out.
+_SET: Mapping[str, Any] = {
+    "name": "my-experiment",
+    "data.train": "train.jsonl",
+    "data.eval": "eval.jsonl",
+    "teacher.model": "path/or/hub-name",
+    "teacher.finetune": {"epochs": 3, "learning_rate": 3.0e-5},
+    "student.shape": "T3",
+    "distill.temperature": 8.0,
+    "distill.matches": [{"loss": "hidden_mse", "layers": "even", "weight": 1.0}],
+    "train.epochs": 30,
+    "train.learning_rate": 1.0e-4,
+}
+
+
+def experiment_template(file: str = "experiment.yaml") -> str:
+    """The text of a new experiment file called `file`."""
+    parts = [_INTRODUCTION.format(file=file)]
+    for name, field in Experiment.model_fields.items():
+        section = field.annotation
+        parts.append("")
+        if isinstance(section, type) and issubclass(section, Section):
+            first = (section.__doc__ or "").strip().splitlines()[0]
+            parts += [f"# {first}", f"{name}:"]
+            parts += _lines(section, name, "  ")
+        elif name == "name":
+            parts += [*_comment(field, ""), f"name: {_SET['name']}"]
+        else:
+            parts += [*_comment(field, ""), f"{name}: null"]
+    return "\n".join(parts) + "\n"
+
+
+def _lines(section: type[Section], prefix: str, indent: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        key = f"{prefix}.{name}"
+        yield from _comment(field, indent)
+        if key in _SET:
+            yield f"{indent}{name}: {_flow(_SET[key])}"
+        else:
+            default = field.get_default(call_default_factory=True)
+            if isinstance(default, Section):
+                default = default.model_dump(mode="json")
+            yield f"{indent}# {name}: {_flow(list(default) if isinstance(default, tuple) else default)}"
+
+
+def _comment(field: FieldInfo, indent: str) -> Iterator[str]:
+    if field.description:
+        text = " ".join(field.description.split())
+        yield from textwrap.wrap(text, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1000)
+    return text.strip().removesuffix("...").strip()

@@ -1,0 +1,1 @@
+"""Sources, parsed rows, encoded rows in memory-mapped Arrow, batches in one seeded order."""

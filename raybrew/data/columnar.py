@@ -1,0 +1,152 @@
+"""Rows of Parquet and Arrow files and of datasets of the `datasets` library, read by column in batches."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raybrew.data.records import BadRow, Record, first_line, not_utf8, require_columns
+from raybrew.errors import DataError
+
+__all__ = ["ArrowFile", "DatasetRows", "ParquetFile"]
+
+_BATCH_ROWS = 8192
+_ARROW_FILE_MARK = b"ARROW1"
+
+
+class ParquetFile:
+    """A Parquet file; only the wanted columns are read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+
+    def label_names(self, column: str) -> tuple[str, ...] | None:
+        """Class names that `datasets` left in the file's metadata."""
+        return _class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+        """See `raybrew.data.records.RowReader`."""
+        file = _guarded(self.name, lambda: pq.ParquetFile(self.path))
+        require_columns(self.name, file.schema_arrow.names, columns)
+        with file:
+            yield from _records(self.name, file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)), columns)
+
+
+class ArrowFile:
+    """An Arrow IPC file or stream, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+
+    def label_names(self, column: str) -> tuple[str, ...] | None:
+        """Class names that `datasets` left in the file's metadata."""
+        with _guarded(self.name, self._open) as reader:
+            return _class_names(reader.schema, column)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+        """See `raybrew.data.records.RowReader`."""
+        with _guarded(self.name, self._open) as reader:
+            require_columns(self.name, reader.schema.names, columns)
+            if isinstance(reader, pa.RecordBatchFileReader):
+                batches: Iterable[Any] = map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                batches = reader
+            yield from _records(self.name, (batch.select(list(columns)) for batch in batches), columns)
+
+    def _open(self) -> Any:
+        source = pa.memory_map(str(self.path))
+        mark = source.read(len(_ARROW_FILE_MARK))
+        source.seek(0)
+        return pa.ipc.open_file(source) if mark == _ARROW_FILE_MARK else pa.ipc.open_stream(source)
+
+
+class DatasetRows:
+    """A `datasets.Dataset`, loaded on first use."""
+
+    def __init__(self, name: str, load: Callable[[], Any]) -> None:
+        self.name = name
+        self._load = load
+
+    @functools.cached_property
+    def dataset(self) -> Any:
+        """The dataset itself."""
+        return self._load()
+
+    def label_names(self, column: str) -> tuple[str, ...] | None:
+        """Names of the ClassLabel feature `column`."""
+        import datasets
+
+        feature = self.dataset.features.get(column)
+        return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+        """See `raybrew.data.records.RowReader`."""
+        require_columns(self.name, self.dataset.column_names, columns)
+        tables = self.dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+        yield from _records(self.name, tables, columns)
+
+
+def _records(name: str, tables: Iterable[pa.Table | pa.RecordBatch], columns: Sequence[str]) -> Iterator[Record]:
+    row = 0
+    tables = iter(tables)
+    while (table := _guarded(name, lambda: next(tables, None))) is not None:
+        # A batch with one undecodable value is read again leniently, and that row is reported.
+        values, is_utf8 = _python_values(table, columns)
+        for cells in zip(*values, strict=True):
+            row += 1
+            raw = dict(zip(columns, cells, strict=True))
+            column, reason = (None, "") if is_utf8 else not_utf8(raw)
+            yield row, None, raw if column is None else BadRow(name, row, column, reason)
+    if not row:
+        raise DataError(f"{name}: no rows")
+
+
+def _python_values(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> tuple[list[list[Any]], bool]:
+    try:
+        values = [table.column(column).to_pylist() for column in columns]
+        if not any(_is_binary(table.schema.field(column).type) for column in columns):
+            return values, True
+    except UnicodeDecodeError:
+        pass
+    return [[_text(value) for value in _as_bytes(table.column(column)).to_pylist()] for column in columns], False
+
+
+def _as_bytes(column: Any) -> Any:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(kind).cast(pa.large_binary())
+    return column
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    """Some writers of Parquet leave out that their bytes are text."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _text(value: Any) -> Any:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        if feature["_type"] == "ClassLabel":
+            return tuple(str(name) for name in feature["names"])
+    except (KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+def _guarded(name: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: damaged or of another format ({first_line(error)})") from error

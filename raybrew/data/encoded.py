@@ -1,0 +1,236 @@
+"""Rows as token ids in a folder of Arrow shards: written once for a tokenizer and its settings, then memory-mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from raybrew.data.arrow import ArrowFolder, ShardInfo, shard_name, write_folder_state, write_json, write_shard
+from raybrew.data.records import first_line
+from raybrew.data.rows import RowSet, row_ids, rows_fingerprint
+from raybrew.errors import DataError, EnvironmentProblem
+from raybrew.tasks.base import Task
+
+__all__ = ["EncodedRows", "encode_rows", "open_encoded", "tokenizer_fingerprint"]
+
+_MARKER = "encoded.json"
+_FORMAT = 1
+_BATCH_ROWS = 1024
+_SHARD_ROWS = 1 << 16
+_SHARD_TOKENS = 1 << 23
+#: Arrow type of each token column.
+_TOKEN_TYPES = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8())}
+
+
+class EncodedRows:
+    """Encoded rows of one folder, in the order they were given. Small to pickle; shards are mapped on first use."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder
+        self.key = key
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return EncodedRows, (self.folder, self.key)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    @functools.cached_property
+    def arrow(self) -> ArrowFolder:
+        """The shards as one table."""
+        return ArrowFolder.open(self.folder)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.arrow.num_rows
+
+    @functools.cached_property
+    def token_columns(self) -> tuple[str, ...]:
+        """`input_ids`, and `token_type_ids` if the model has them."""
+        return tuple(name for name in _TOKEN_TYPES if name in self.arrow.schema.names)
+
+    @property
+    def ids(self) -> npt.NDArray[np.uint8]:
+        """Example ids, (rows, 16); a copy."""
+        return self.arrow.flat("id").read()
+
+    @functools.cached_property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Label numbers, (rows,), -1 for none."""
+        return self.arrow.flat("label").read()
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each row, (rows,)."""
+        return self.arrow.ragged("input_ids").lengths
+
+    def gather(self, indices: npt.ArrayLike) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
+        """Token columns of the rows without padding: name -> (flat values, lengths)."""
+        return {name: self.arrow.ragged(name).gather(indices) for name in self.token_columns}
+
+    def gather_padded(self, indices: npt.ArrayLike, pad_token_id: int) -> dict[str, npt.NDArray[np.int64]]:
+        """Token columns and `attention_mask` of the rows, (rows, longest) int64, padded on the right."""
+        rows = np.asarray(indices, dtype=np.int64)
+        batch: dict[str, npt.NDArray[np.int64]] = {}
+        for name in self.token_columns:
+            padded = self.arrow.ragged(name).gather_padded(rows, pad_token_id if name == "input_ids" else 0)
+            batch[name] = padded.astype(np.int64)
+        longest = batch["input_ids"].shape[1]
+        batch["attention_mask"] = (np.arange(longest) < self.lengths[rows, None]).astype(np.int64)
+        return batch
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """32 hex digits that name what a tokenizer does to a text: its content, whatever folder it was loaded from."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # What the last call asked for is kept there; `encode_rows` asks anew.
+        content.pop("truncation", None)
+        content.pop("padding", None)
+    else:
+        kwargs: dict[str, Any] = tokenizer.init_kwargs
+        settings = {name: str(value) for name, value in kwargs.items() if not name.endswith(("_file", "path"))}
+        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings}
+    described = {
+        "content": content,
+        "special_tokens": {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
+        "inputs": sorted(tokenizer.model_input_names),
+        "truncation_side": tokenizer.truncation_side,
+    }
+    return _hash(described)
+
+
+def encode_rows(
+    rows: RowSet | pa.Table,
+    task: Task,
+    tokenizer: Any,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> EncodedRows:
+    """The rows in tokens, from `folder/<key>` if they are there, else computed and written there.
+
+    The key covers rows, order, labels, tokenizer and the task's encode settings. Of several processes one computes, the
+    others wait. `progress` is called with (rows done, rows). DataError for a row without tokens; EnvironmentProblem
+    when the folder cannot be written.
+    """
+    table = rows.table if isinstance(rows, RowSet) else rows
+    inputs = _inputs(table, task, tokenizer)
+    key = _hash(inputs)
+    target = folder / key
+    if _is_whole(target, key):
+        return EncodedRows(target, key)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / f"{key}.lock"):
+            if not _is_whole(target, key):
+                _write(table, task, tokenizer, target, {"key": key, "inputs": inputs}, progress)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write encoded rows to {target.absolute()}: {first_line(error)}; data.cache names another folder"
+        ) from error
+    return EncodedRows(target, key)
+
+
+def open_encoded(folder: Path) -> EncodedRows:
+    """Encoded rows that `encode_rows` wrote; DataError if the folder is not whole."""
+    if not _is_whole(folder, folder.name):
+        raise DataError(f"{folder.absolute()}: no complete folder of encoded rows")
+    return EncodedRows(folder, folder.name)
+
+
+def _inputs(table: pa.Table, task: Task, tokenizer: Any) -> dict[str, Any]:
+    labels = np.ascontiguousarray(table.column("label").to_numpy(), dtype="<i4")
+    return {
+        "format": _FORMAT,
+        "rows": rows_fingerprint(table),
+        "order": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(row_ids(table)).data),
+        "labels": xxhash.xxh3_128_hexdigest(labels.data),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "encode": {"task": task.kind, **task.encode_settings()},
+    }
+
+
+def _hash(value: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def _is_whole(folder: Path, key: str) -> bool:
+    """Whether the marker is there and every shard has the size it names."""
+    try:
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        sizes = {shard["file"]: shard["bytes"] for shard in marker["shards"]}
+        return marker["key"] == key and all((folder / file).stat().st_size == size for file, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(
+    table: pa.Table,
+    task: Task,
+    tokenizer: Any,
+    target: Path,
+    marker: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fill a folder under another name, marker last, and rename it. Called with the lock held."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        shards = _write_shards(table, task, tokenizer, partial, progress)
+        write_folder_state(partial, [shard.file for shard in shards], marker["key"])
+        described = [dataclasses.asdict(shard) for shard in shards]
+        write_json(partial / _MARKER, {**marker, "rows": table.num_rows, "shards": described})
+        # What lies at the target was not whole. Without its marker first, a half-deleted folder could look so.
+        (target / _MARKER).unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_shards(
+    table: pa.Table, task: Task, tokenizer: Any, folder: Path, progress: Callable[[int, int], None] | None
+) -> list[ShardInfo]:
+    shards: list[ShardInfo] = []
+    batches: list[pa.Table] = []
+    tokens = rows = 0
+    for start in range(0, table.num_rows, _BATCH_ROWS):
+        batch = _encoded(table.slice(start, _BATCH_ROWS), task, tokenizer, start)
+        batches.append(batch)
+        rows += batch.num_rows
+        tokens += len(batch.column("input_ids").combine_chunks().values)
+        done = start + batch.num_rows
+        if rows >= _SHARD_ROWS or tokens >= _SHARD_TOKENS or done == table.num_rows:
+            shards.append(write_shard(folder / shard_name(len(shards)), pa.concat_tables(batches)))
+            batches, tokens, rows = [], 0, 0
+        if progress is not None:
+            progress(done, table.num_rows)
+    if not shards:
+        raise DataError("there are no rows to encode")
+    return shards
+
+
+def _encoded(rows: pa.Table, task: Task, tokenizer: Any, start: int) -> pa.Table:
+    content = {name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("id", "label")}
+    columns = task.encode(tokenizer, content)
+    for index, tokens in enumerate(columns["input_ids"]):
+        if not tokens:
+            text = next(iter(content.values()))[index]
+            raise DataError(f"row {start + index + 1} of those in use has no tokens: {text[:80]!r}")
+    arrays = {name: pa.array(columns[name], kind) for name, kind in _TOKEN_TYPES.items() if name in columns}
+    return pa.table({"id": rows.column("id"), **arrays, "label": rows.column("label")})

@@ -1,0 +1,81 @@
+"""What readers of all formats give: records, bad rows, and one error for columns that a source lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from raybrew.errors import DataError
+
+__all__ = ["BadRow", "RawRow", "Record", "RowReader", "first_line", "not_utf8", "require_columns"]
+
+#: Columns of one source row as they stand there.
+RawRow: TypeAlias = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A source row that cannot be used. Both count from 1: `row` data rows (no header), `line` lines of a text file."""
+
+    file: str
+    row: int
+    column: str | None
+    reason: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}, row {self.row}" + ("" if self.line is None else f" (line {self.line})")
+        return f"{place}: {self.reason}" if self.column is None else f"{place}, column {self.column!r}: {self.reason}"
+
+
+#: Row number, line number (text formats), and the row or what is wrong with it.
+Record: TypeAlias = tuple[int, int | None, RawRow | BadRow]
+
+
+class RowReader(Protocol):
+    """Rows of one file, folder or hub dataset. Constructors only store; the methods read."""
+
+    name: str
+
+    def label_names(self, column: str) -> tuple[str, ...] | None:
+        """Class names that the source declares for `column`; None where it declares none."""
+        ...
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+        """All rows, with at least `columns`; DataError if the source has no rows, lacks a column or is damaged."""
+        ...
+
+
+def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> None:
+    """DataError that names every column of `wanted` which `has` lacks (with near matches) or holds twice."""
+    twice = sorted({column for column in wanted if has.count(column) > 1})
+    if twice:
+        raise DataError(f"{file}: column {', '.join(map(repr, twice))} occurs more than once")
+    missing = [column for column in wanted if column not in has]
+    if not missing:
+        return
+    text = f"{file}: no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, has)) or 'no columns'}"
+    by_case = {column.casefold(): column for column in has}
+    near = [by_case[hit] for name in missing for hit in difflib.get_close_matches(name.casefold(), by_case, n=3)]
+    if near:
+        text += f" (near: {', '.join(map(repr, dict.fromkeys(near)))})"
+    raise DataError(f"{text}. Name the columns to read in data.columns")
+
+
+def not_utf8(values: RawRow) -> tuple[str | None, str]:
+    """Column and reason for a row decoded with `surrogateescape`, whose undecodable bytes became U+DC80..U+DCFF."""
+    for column, value in values.items():
+        if not isinstance(value, str):
+            continue
+        for index, char in enumerate(value):
+            if "\udc80" <= char <= "\udcff":
+                return column, f"not UTF-8: byte 0x{ord(char) - 0xDC00:02x} at character {index + 1}"
+    return None, "not UTF-8"
+
+
+def first_line(error: BaseException) -> str:
+    """The message of a library's error on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."

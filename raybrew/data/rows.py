@@ -1,0 +1,211 @@
+"""Labelled and unlabelled rows of a source as one Arrow table, checked, with an id for each example."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from raybrew.config.data import DataConfig
+from raybrew.data.labels import Labeller
+from raybrew.data.records import BadRow
+from raybrew.data.sources import open_source, resolve_source
+from raybrew.errors import ConfigError, DataError
+from raybrew.tasks.base import BadValue, Labels, Task
+
+__all__ = ["BadRow", "RowSet", "Split", "example_id", "load_rows", "row_ids", "rows_fingerprint", "subset_indices"]
+
+Split = Literal["train", "eval", "unlabeled"]
+
+_ID_BYTES = 16
+_CHUNK_ROWS = 8192
+_SHOWN_BAD_ROWS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSet:
+    """Rows that can be used: `table` has `id` (16 bytes), the task's content columns, and `label` (int32, -1 = none).
+
+    Duplicates are kept, with the same id. `skipped` lists what `data.on_bad_row=skip` left out.
+    """
+
+    table: pa.Table
+    labels: Labels
+    skipped: tuple[BadRow, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @functools.cached_property
+    def conflicting(self) -> int:
+        """Number of examples that occur with more than one label."""
+        pairs = np.empty((len(self), 3), dtype="<u8")
+        pairs[:, :2] = row_ids(self.table).view("<u8")
+        pairs[:, 2] = self.table.column("label").to_numpy().astype(np.uint64)
+        pairs = np.unique(pairs, axis=0)
+        _, counts = np.unique(pairs[:, :2], axis=0, return_counts=True)
+        return int((counts > 1).sum())
+
+
+def example_id(content: tuple[str, ...]) -> bytes:
+    """16 bytes that name an example by its content.
+
+    xxh3_128 of every text's UTF-8, each preceded by its length in bytes (8 bytes, little-endian), so that no two
+    contents run together.
+    """
+    parts = []
+    for text in content:
+        data = text.encode()
+        parts += [len(data).to_bytes(8, "little"), data]
+    return xxhash.xxh3_128_digest(b"".join(parts))
+
+
+def row_ids(table: pa.Table) -> npt.NDArray[np.uint8]:
+    """The ids of a table of rows, (rows, 16)."""
+    parts = [np.empty((0, _ID_BYTES), np.uint8)]
+    for chunk in table.column("id").chunks:
+        if len(chunk):
+            ids = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, _ID_BYTES)
+            parts.append(ids[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(parts)
+
+
+def rows_fingerprint(table: pa.Table) -> str:
+    """32 hex digits that name the examples of `table`: the same for any order of rows and any labels."""
+    halves = row_ids(table).view("<u8")
+    ordered = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(ordered).data)
+
+
+def subset_indices(num_rows: int, size: int) -> npt.NDArray[np.int64]:
+    """Rows of a subset, ascending: the first `size` of one fixed permutation, so smaller subsets lie in larger ones."""
+    # Raw output of the bit generator, because numpy promises that it never changes; `permutation` may.
+    keys = np.random.PCG64(0).random_raw(num_rows)
+    return np.sort(np.argsort(keys, kind="stable")[:size])
+
+
+def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None = None) -> RowSet:
+    """The rows of `data.train`, `data.eval` or `data.unlabeled`.
+
+    Label names are those of `task.labels`, else `labels` (a teacher's, or those of the training rows), else the
+    source's own class names, else the distinct labels of the training rows, sorted (numbers by value). Unlabelled rows
+    all have label -1. DataError names file, row, line and column of the first bad rows, or says why the source as a
+    whole cannot be used.
+    """
+    text = getattr(data, split)
+    if text is None:
+        raise ConfigError(f"data.{split} is not set; it names a file, a folder or a hub dataset")
+    known = task.fixed_labels or labels or None
+    if known is None and split == "eval" and data.train is not None:
+        known = load_rows(data, "train", task).labels
+    try:
+        return _read(data, split, text, task, known)
+    except DataError as error:
+        raise DataError(f"data.{split}: {error}") from error.__cause__
+
+
+def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None) -> RowSet:
+    labelled = split != "unlabeled"
+    columns = (*task.columns, task.label_column) if labelled else task.columns
+    source = resolve_source(text, data.format, split)
+    skip = data.on_bad_row == "skip"
+    rows = _Rows(task)
+    labeller = Labeller(task, known) if labelled else None
+    bad: list[BadRow] = []
+    num_rows = num_bad = 0
+    for reader in open_source(source):
+        if labeller is not None:
+            labeller.use_names(reader.label_names(task.label_column))
+        for row, line, raw in reader.rows(columns):
+            num_rows += 1
+            if isinstance(raw, BadRow):
+                problem = raw
+            else:
+                try:
+                    parsed = task.parse(raw)
+                    rows.add(parsed, -1 if labeller is None else labeller.code(raw))
+                    continue
+                except BadValue as error:
+                    problem = BadRow(reader.name, row, error.column, error.reason, line)
+            num_bad += 1
+            if skip or num_bad <= _SHOWN_BAD_ROWS:
+                bad.append(problem)
+    if num_bad and not (skip and len(rows)):
+        raise _bad_rows(source.name, bad, num_bad, num_rows, skip)
+    labels = known or Labels(())
+    table = rows.table()
+    if labeller is not None:
+        labels, place = labeller.finish(source.name, len(rows))
+        table = table.set_column(
+            table.schema.get_field_index("label"),
+            table.schema.field("label"),
+            pa.array(place[table.column("label").to_numpy()], pa.int32()),
+        )
+    size = getattr(data, f"{split}_rows")
+    if size is not None and size < table.num_rows:
+        table = table.take(subset_indices(table.num_rows, size))
+    if split == "train":
+        _refuse_one_class(source.name, task.label_column, table, labels)
+    return RowSet(table, labels, tuple(bad), source.name)
+
+
+class _Rows:
+    """Parsed rows, moved from Python lists into Arrow every few thousand."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._schema = pa.schema([pa.field("id", pa.binary(_ID_BYTES)), *task.schema()])
+        self._chunks: list[pa.RecordBatch] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self._chunks) + len(self._columns["id"])
+
+    def add(self, parsed: Mapping[str, Any], label: int) -> None:
+        identity = example_id(self._task.content(parsed))
+        columns = self._columns
+        for name, value in parsed.items():
+            columns[name].append(value)
+        columns["id"].append(identity)
+        columns["label"].append(label)
+        if len(columns["id"]) >= _CHUNK_ROWS:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.Table.from_batches(self._chunks, self._schema).combine_chunks()
+
+    def _flush(self) -> None:
+        arrays = [pa.array(self._columns[field.name], field.type) for field in self._schema]
+        self._chunks.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        for values in self._columns.values():
+            values.clear()
+
+
+def _bad_rows(source: str, bad: list[BadRow], num_bad: int, num_rows: int, skip: bool) -> DataError:
+    lines = [str(problem) for problem in bad[:_SHOWN_BAD_ROWS]]
+    if num_bad > len(lines):
+        lines.append(f"and {num_bad - len(lines)} more")
+    if num_bad == num_rows:
+        head = f"none of the {num_rows} rows of {source} can be used"
+    else:
+        head = f"{num_bad} of the {num_rows} rows of {source} cannot be used"
+    if not skip:
+        head += "; correct them, or leave them out with data.on_bad_row=skip"
+    return DataError("\n  ".join([f"{head}:", *lines]))
+
+
+def _refuse_one_class(source: str, column: str, table: pa.Table, labels: Labels) -> None:
+    present = np.unique(table.column("label").to_numpy())
+    if len(present) < 2:
+        raise DataError(
+            f"{source}: all {table.num_rows} rows have the label {labels.names[present[0]]!r} (column {column!r}); "
+            "training needs two classes at least"
+        )

@@ -1,0 +1,190 @@
+"""The objective: every loss term of every way to train, with what each asks of teacher and student.
+
+A term has a sum and a count. Counts follow from masks alone, so a step's denominators are known before its first
+forward pass; sums are divided by them once, over all micro-batches and workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybrew.config.distill import DistillConfig
+from raybrew.distillers.matches import LayerMatch
+from raybrew.distillers.tables import PROJECTIONS
+from raybrew.errors import LossError
+from raybrew.losses.logits import hard_label_ce
+from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, LossEntry
+from raybrew.losses.term import LossTerm, Per, count_items
+from raybrew.signals import LOGITS, Signal, sorted_signals
+
+__all__ = ["Batch", "Objective", "TermSpec", "build_objective"]
+
+#: One micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids` (batch, length); `labels` (batch,);
+#: `logits_mask` (batch,), 0 for rows that only pad a worker's share.
+Batch = Mapping[str, Tensor]
+
+#: What the count of a term is taken from: compared logits, labelled rows, or rows, tokens, pairs of the inputs.
+COUNT_KEYS = ("logits", "labels", "row", "token", "pair")
+
+
+@dataclasses.dataclass(frozen=True)
+class TermSpec:
+    """One term: `compute(student, teacher, batch)` gives its LossTerm, whose count is that of `count_key`."""
+
+    name: str
+    weight: float
+    count_key: str
+    compute: Callable[[Mapping[Signal, Tensor], Mapping[Signal, Tensor], Batch], LossTerm]
+
+
+class Objective(nn.Module):
+    """Weighted loss terms, and the projections that some of them train."""
+
+    def __init__(
+        self,
+        terms: tuple[TermSpec, ...],
+        student_request: frozenset[Signal],
+        teacher_request: frozenset[Signal],
+        projections: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        self.terms = terms
+        self.student_request = student_request
+        self.teacher_request = teacher_request
+        self.projections = nn.ModuleDict(projections)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(term.name for term in self.terms)
+
+    @property
+    def uses_all_of_student(self) -> bool:
+        """Whether every student parameter gets a gradient: true if some term reads the logits."""
+        return LOGITS in self.student_request
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Items of each of COUNT_KEYS in `batch`, float64 (5,)."""
+        inputs = batch["attention_mask"] * batch["logits_mask"].unsqueeze(-1)
+        labelled = (batch["labels"] >= 0) * batch["logits_mask"]
+        values = [
+            batch["logits_mask"].sum(),
+            labelled.sum(),
+            *(count_items(per, inputs) for per in (Per.ROW, Per.TOKEN, Per.PAIR)),
+        ]
+        return torch.stack([value.to(torch.float64) for value in values])
+
+    def denominators(self, counts: Tensor) -> list[float]:
+        """The count of each term in a step with these summed `counts`."""
+        by_key = dict(zip(COUNT_KEYS, counts.tolist(), strict=True))
+        return [by_key[term.count_key] for term in self.terms]
+
+    def forward(
+        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch
+    ) -> list[LossTerm]:
+        """The terms over one micro-batch, in the order of `names`."""
+        return [term.compute(student, teacher, batch) for term in self.terms]
+
+
+def build_objective(
+    config: DistillConfig,
+    matches: tuple[LayerMatch, ...] = (),
+    student_dims: Mapping[Signal, int] | None = None,
+    teacher_dims: Mapping[Signal, int] | None = None,
+    seed: int = 0,
+) -> Objective:
+    """The objective of an experiment: KD on logits, labels, and layer matches.
+
+    `student_dims` and `teacher_dims` give the width of each hidden signal that `matches` names. LossError names a match
+    whose widths differ where the loss needs them equal and `projection` is `none`. Projections start from `seed`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    student_dims, teacher_dims = student_dims or {}, teacher_dims or {}
+    terms: list[TermSpec] = []
+    student: set[Signal] = set()
+    teacher: set[Signal] = set()
+    projections: dict[str, nn.Module] = {}
+    if config.kd_weight > 0:
+        terms.append(TermSpec("kd", config.kd_weight, "logits", _KD(config)))
+        student.add(LOGITS)
+        teacher.add(LOGITS)
+    if config.hard_label_weight > 0:
+        terms.append(TermSpec("label", config.hard_label_weight, "labels", _label_term))
+        student.add(LOGITS)
+    for match in matches:
+        entry = MATCH_LOSSES[match.loss]
+        projection = _projection_for(match, student_dims[match.student], teacher_dims[match.teacher], entry, generator)
+        key = match.name.replace(".", "_")
+        if projection is not None:
+            projections[key] = projection
+        terms.append(TermSpec(match.name, match.weight, entry.per, _Match(match, entry.load(), projection)))
+        student.add(match.student)
+        teacher.add(match.teacher)
+    return Objective(tuple(terms), frozenset(sorted_signals(student)), frozenset(sorted_signals(teacher)), projections)
+
+
+class _KD:
+    def __init__(self, config: DistillConfig) -> None:
+        self.loss = KD_LOSSES[config.kd_loss.kind].load()
+        self.options: dict[str, Any] = {
+            "temperature": config.temperature,
+            "scale_by_temperature_squared": config.scale_by_temperature_squared,
+        }
+        if config.kd_loss.kind == "js":
+            self.options["beta"] = config.kd_loss.beta
+        if config.kd_loss.kind in ("skew_kl", "skew_reverse_kl"):
+            self.options["alpha"] = config.kd_loss.alpha
+
+    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
+        given, wanted = student[LOGITS], teacher[LOGITS]
+        if given.shape != wanted.shape:
+            raise LossError(
+                f"kd: student logits {tuple(given.shape)} and teacher logits {tuple(wanted.shape)} differ; both models "
+                "need the same classes"
+            )
+        term: LossTerm = self.loss(given, wanted, batch["logits_mask"], **self.options)
+        return term
+
+
+def _label_term(student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
+    return hard_label_ce(student[LOGITS], batch["labels"], batch["logits_mask"])
+
+
+class _Match:
+    def __init__(self, match: LayerMatch, loss: Callable[..., LossTerm], projection: nn.Module | None) -> None:
+        self.match = match
+        self.loss = loss
+        self.projection = projection
+
+    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
+        given, wanted = student[self.match.student], teacher[self.match.teacher]
+        if given.shape[:2] != wanted.shape[:2]:
+            raise LossError(
+                f"{self.match.name}: student {tuple(given.shape)} and teacher {tuple(wanted.shape)} are not over the same "
+                "tokens"
+            )
+        if self.projection is not None:
+            given = self.projection(given)
+        mask = batch["attention_mask"] * batch["logits_mask"].unsqueeze(-1)
+        return self.loss(given, wanted, mask)
+
+
+def _projection_for(
+    match: LayerMatch, student_dim: int, teacher_dim: int, entry: LossEntry, generator: torch.Generator
+) -> nn.Module | None:
+    kind = match.projection
+    if kind == "auto":
+        kind = "linear" if entry.same_width and student_dim != teacher_dim else "none"
+    if kind != "none":
+        projection: nn.Module = PROJECTIONS[kind].load()(student_dim, teacher_dim, generator=generator)
+        return projection
+    if entry.same_width and student_dim != teacher_dim:
+        raise LossError(
+            f"{match.name}: the student's layer is {student_dim} wide, the teacher's {teacher_dim}, and {match.loss} needs "
+            "equal widths; use projection: auto"
+        )
+    return None

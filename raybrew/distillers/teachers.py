@@ -1,0 +1,64 @@
+"""Where a student's targets come from: a model that runs live, or the store. Both give the same type."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raybrew.data.loader import MicroBatch
+from raybrew.models.forward import forward
+from raybrew.signals import Signal
+
+if TYPE_CHECKING:
+    from raybrew.store.reader import Store
+
+__all__ = ["LiveTeacher", "SignalsInBatch", "StoredSignals", "Teacher"]
+
+
+class Teacher(Protocol):
+    """Answers a request for signals over one micro-batch."""
+
+    def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]: ...
+
+
+class SignalsInBatch:
+    """Hands on what the loader put into the batch: stored signals, or nothing for a control that learns from labels."""
+
+    def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]:
+        return batch.teacher
+
+
+class LiveTeacher:
+    """Runs the teacher on the student's batch, in inference mode and without any wrapper."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        request: Collection[Signal],
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.request = request
+        self.autocast = autocast
+
+    def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]:
+        # no_grad, not inference_mode: its tensors may enter autograd as constants of the losses.
+        with torch.no_grad(), self.autocast():
+            return forward(self.model, batch.inputs, self.request)
+
+
+class StoredSignals:
+    """Signals of training rows out of a store; `positions` maps each row to the store's row of the same content."""
+
+    def __init__(self, store: Store, positions: np.ndarray, request: Collection[Signal]) -> None:
+        self.store = store
+        self.positions = positions
+        self.request = sorted(request)
+
+    def __call__(self, rows: np.ndarray) -> dict[Signal, Tensor]:
+        return {signal: self.store.gather(signal, self.positions[rows]) for signal in self.request}

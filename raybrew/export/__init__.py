@@ -1,0 +1,1 @@
+"""Students as Hugging Face folders with a model card."""

@@ -1,0 +1,119 @@
+"""Starting a student from its teacher: tensors copied by name, layers by a chosen mapping."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from raybrew.errors import ModelError
+from raybrew.models.loading import model_labels
+from raybrew.models.shapes import sizes_text
+
+__all__ = ["InitReport", "init_from_teacher"]
+
+#: The outermost layer number in a parameter's name: `bert.encoder.layer.3.output`, `model.layers.3.mlp`.
+_LAYER = re.compile(r"^(?P<before>(?:.*?\.)??(?:layers?|h|blocks?)\.)(?P<index>\d+)(?P<after>\..+)$")
+#: Tensors with one row per label.
+_OUTPUT = re.compile(r"^(?:classifier|score)(?:\.out_proj)?\.(?:weight|bias)$")
+_SHOWN_NAMES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class InitReport:
+    """What a student took over from its teacher; counts are parameters, shared ones once."""
+
+    layers: tuple[int, ...]
+    """Teacher layer, counted from 1, of each student layer."""
+    copied: int
+    random: int
+    random_names: tuple[str, ...]
+    """Tensors that kept their random start."""
+
+    @property
+    def share(self) -> float:
+        """Copied parameters among all, 0 to 1."""
+        return self.copied / (self.copied + self.random)
+
+    def __str__(self) -> str:
+        text = (
+            f"started from teacher layers {', '.join(map(str, self.layers))}: "
+            f"{100 * self.share:.1f} % of {self.copied + self.random:,} parameters copied"
+        )
+        if not self.random_names:
+            return text
+        names = ", ".join(self.random_names[:_SHOWN_NAMES])
+        more = len(self.random_names) - _SHOWN_NAMES
+        return f"{text}, random: {names}{f' and {more} more' if more > 0 else ''}"
+
+
+def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel, layers: Sequence[int]) -> InitReport:
+    """Copies into `student`, in place, every tensor of the teacher that has its name and shape.
+
+    Student layer i is looked up as teacher layer `layers[i]`, counted from 1. Tied tensors stay tied. The output layer
+    keeps its random start where the label names of both models are known and differ. ModelError if `layers` does not
+    fit the models, or if no matrix of the embeddings or of a layer could be copied; the student is unchanged then.
+    """
+    source = teacher.state_dict()
+    target: dict[str, Tensor] = student.state_dict(keep_vars=True)
+    _check_layers(layers, _layer_count(target), _layer_count(source))
+    skip_output = _labels_differ(student.config, teacher.config)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    random = 0
+    random_names: list[str] = []
+    starts_somewhere = False
+    seen: set[int] = set()
+    for name, tensor in target.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        found = None if skip_output and _OUTPUT.match(name) else source.get(_name_in_teacher(name, layers))
+        if found is None or found.shape != tensor.shape:
+            random += tensor.numel()
+            random_names.append(name)
+            continue
+        pairs.append((tensor, found))
+        # The head of any two models may fit, and vectors of other widths; neither alone is a start from the teacher.
+        starts_somewhere |= tensor.dim() > 1 and (_LAYER.match(name) is not None or "embed" in name)
+    if not starts_somewhere:
+        raise ModelError(
+            f"nothing to start from: no embedding or layer of the teacher ({sizes_text(teacher.config)}) has the name "
+            f"and size of one of the student's ({sizes_text(student.config)}); set student.init=random, or give the "
+            "student the teacher's hidden width"
+        )
+    with torch.no_grad():
+        for tensor, found in pairs:
+            tensor.copy_(found)
+    copied = sum(tensor.numel() for tensor, _ in pairs)
+    return InitReport(tuple(layers), copied, random, tuple(random_names))
+
+
+def _name_in_teacher(name: str, layers: Sequence[int]) -> str:
+    found = _LAYER.match(name)
+    if found is None:
+        return name
+    return f"{found['before']}{layers[int(found['index'])] - 1}{found['after']}"
+
+
+def _layer_count(tensors: dict[str, Tensor]) -> int:
+    indices = [int(found["index"]) for found in map(_LAYER.match, tensors) if found is not None]
+    return max(indices, default=-1) + 1
+
+
+def _check_layers(layers: Sequence[int], student_layers: int, teacher_layers: int) -> None:
+    if len(layers) != student_layers:
+        raise ModelError(
+            f"given {len(layers)} teacher layers ({list(layers)}) for a student of {student_layers} layers"
+        )
+    outside = [layer for layer in layers if not 1 <= layer <= teacher_layers]
+    if outside:
+        raise ModelError(f"given teacher layers {outside}; the teacher has layers 1 to {teacher_layers}")
+
+
+def _labels_differ(student: PretrainedConfig, teacher: PretrainedConfig) -> bool:
+    ours, theirs = model_labels(student), model_labels(teacher)
+    return ours is not None and theirs is not None and ours != theirs

@@ -1,0 +1,200 @@
+"""Building a student: a Hugging Face model as it is, or a shape after the teacher's architecture."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.errors import ConfigError, ModelError
+from raybrew.models.initialise import init_from_teacher
+from raybrew.models.loading import _AUTO_CLASSES, ModelSource, load_config, load_model, load_tokenizer
+from raybrew.models.shapes import FAMILIES, dims_of, pick_layers, resolve_shape, size_names, sizes_text
+
+__all__ = ["Student", "build_student", "empty_student", "student_config"]
+
+#: Families whose layers cannot be shaped, and why.
+_REFUSED: Mapping[str, str] = MappingProxyType(
+    {"albert": "all its layers share one set of weights, so a shape has no layers to leave out or to start from"}
+)
+
+
+class Student(NamedTuple):
+    """A model ready to train, its tokenizer, and one line on what it is and how it starts."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    description: str
+
+
+def build_student(
+    config: StudentConfig, teacher: ModelSource | None, task_kind: str, labels: tuple[str, ...], seed: int
+) -> Student:
+    """The student of `config`, in float32 on the CPU, with one output per label.
+
+    `student.model` is loaded with its own tokenizer; a head of another size is made anew. A shape takes the teacher's
+    architecture, vocabulary and tokenizer. New weights depend on `seed` alone, and torch's global generators are left
+    as they were. ConfigError and ModelError name what does not fit.
+    """
+    if config.model is not None:
+        source = _own_source(config)
+        with _seeded(seed):
+            model = load_model(source, task_kind, labels)
+        return Student(model, load_tokenizer(source), f"{config.model} ({sizes_text(model.config)}), its own weights")
+    source = _teacher_source(config, teacher)
+    teacher_config = load_config(source)
+    shape, layers = _resolve(config, teacher_config)
+    shaped = student_config(teacher_config, shape, labels, layers)
+    with _seeded(seed):
+        model = _build(shaped, task_kind, source.trust_remote_code)
+    _check_runs(model, shape)
+    if layers is None:
+        start = f"random weights, seed {seed}"
+    else:
+        # A teacher without a head for this task gets one here, so this too would draw from the global generator.
+        with _seeded(seed):
+            start = str(init_from_teacher(model, load_model(source, task_kind), layers))
+    name = f"{config.shape}: " if isinstance(config.shape, str) else ""
+    return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
+
+
+def empty_student(
+    config: StudentConfig, teacher: ModelSource | None, task_kind: str, labels: tuple[str, ...]
+) -> PreTrainedModel:
+    """The student of `config` without memory for its weights (device `meta`): for counting, reads configs only."""
+    if config.model is not None:
+        source = _own_source(config)
+        shaped = _with_labels(load_config(source), labels)
+    else:
+        source = _teacher_source(config, teacher)
+        teacher_config = load_config(source)
+        shape, layers = _resolve(config, teacher_config)
+        shaped = student_config(teacher_config, shape, labels, layers)
+    with torch.device("meta"):
+        return _build(shaped, task_kind, source.trust_remote_code)
+
+
+def student_config(
+    teacher: PretrainedConfig, shape: ShapeConfig, labels: tuple[str, ...], layers: tuple[int, ...] | None = None
+) -> PretrainedConfig:
+    """A copy of the teacher's config with the sizes of `shape` (all four given) and these labels.
+
+    `layers` are the teacher layers that the student starts from, counted from 1: in families that mix kinds of layers
+    (ModernBERT: local and global attention) each student layer is of the kind of its origin, or of the teacher's first
+    ones. The width of ELECTRA's embeddings stays the teacher's. ModelError for a family that cannot be shaped.
+    """
+    family = teacher.model_type
+    if family in _REFUSED:
+        raise ModelError(
+            f"student.shape: a {family.upper()} teacher cannot be shaped: {_REFUSED[family]}; name a student with "
+            f"student.model, or take a teacher of {', '.join(FAMILIES)}"
+        )
+    dims = dims_of(teacher)
+    config = _with_labels(teacher, labels)
+    wanted = (shape.layers, shape.hidden, shape.heads, shape.feed_forward)
+    try:
+        for name, value in zip(size_names(family), wanted, strict=True):
+            setattr(config, name, value)
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise _unknown_family(family, str(error)) from error
+    # Set from the hidden width when a DeBERTa config is made, but kept as a value of its own.
+    if getattr(teacher, "pooler_hidden_size", None) == dims.hidden:
+        config.pooler_hidden_size = shape.hidden
+    kinds = getattr(teacher, "layer_types", None)
+    if kinds:
+        origins = layers or tuple(place % dims.layers + 1 for place in range(shape.layers))
+        config.layer_types = [kinds[layer - 1] for layer in origins]
+    return config
+
+
+def _resolve(config: StudentConfig, teacher: PretrainedConfig) -> tuple[ShapeConfig, tuple[int, ...] | None]:
+    """The shape in numbers, and the teacher layers that it starts from (None: random)."""
+    if config.shape is None:
+        raise _nothing_given()
+    dims = dims_of(teacher)
+    shape = resolve_shape(config.shape, dims)
+    return shape, None if config.init == "random" else pick_layers(config.init_layers, shape.layers, dims.layers)
+
+
+def _own_source(config: StudentConfig) -> ModelSource:
+    if config.model is None:
+        raise _nothing_given()
+    return ModelSource(config.model, config.revision, config.trust_remote_code)
+
+
+def _teacher_source(config: StudentConfig, teacher: ModelSource | None) -> ModelSource:
+    if config.shape is None:
+        raise _nothing_given()
+    if teacher is None:
+        message = "student.shape: needs teacher.model, whose architecture and vocabulary it takes"
+        raise ConfigError(message, (message,))
+    return teacher
+
+
+def _nothing_given() -> ConfigError:
+    message = "student: neither model nor shape is given; name a model, or a shape (`raybrew list shapes`)"
+    return ConfigError(message, (message,))
+
+
+def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> PretrainedConfig:
+    config = copy.deepcopy(config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    return config
+
+
+def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) -> PreTrainedModel:
+    family = config.model_type
+    try:
+        model: PreTrainedModel = _AUTO_CLASSES[task_kind].from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        # Families check their configs by themselves, with any kind of exception.
+        if family not in FAMILIES:
+            raise _unknown_family(family, str(error)) from error
+        raise ModelError(f"cannot build a {family} student of {sizes_text(config)}: {_first_line(error)}") from error
+    model.train(False)
+    return model
+
+
+def _check_runs(model: PreTrainedModel, shape: ShapeConfig) -> None:
+    """ModelError if the shape of a family that nobody tried does not work: four tokens tell."""
+    family = model.config.model_type
+    if family in FAMILIES:
+        return
+    tokens = torch.ones((1, 4), dtype=torch.long)
+    try:
+        with torch.inference_mode():
+            outputs = model(input_ids=tokens, attention_mask=tokens, output_hidden_states=True, return_dict=True)
+        found = [len(outputs.hidden_states) - 1, outputs.hidden_states[-1].shape[-1]]
+    except Exception as error:
+        raise _unknown_family(family, _first_line(error)) from error
+    if found != [shape.layers, shape.hidden]:
+        raise _unknown_family(family, f"it came out with {found[0]} layers of width {found[1]}")
+
+
+def _unknown_family(family: str, why: str) -> ModelError:
+    return ModelError(
+        f"student.shape: a teacher of family {family!r} cannot be shaped through the usual config names ({why}); name "
+        f"a student with student.model, or take a teacher of {', '.join(FAMILIES)}"
+    )
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draws inside depend on `seed` and leave no trace outside."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs as well, which the fork does not restore.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

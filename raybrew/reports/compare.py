@@ -1,0 +1,245 @@
+"""How rows relate: what a student gains over its control, keeps of its teacher, and which one is best."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
+from raybrew.reports.variants import name_variants
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All rows, teachers first, then finished ones from good to bad, then unfinished ones."""
+
+    rows: tuple[Row, ...]
+    metric: str
+    """The metric of most rows, which `best` goes by."""
+    best: Row | None
+    """The finished student of the highest mean; without students the best control, else the best teacher."""
+    notes: tuple[str, ...]
+    """What a reader must know to compare these rows."""
+
+    @property
+    def teacher(self) -> Row | None:
+        """The teacher's row if there is exactly one."""
+        teachers = [row for row in self.rows if row.role == "teacher"]
+        return teachers[0] if len(teachers) == 1 else None
+
+    @property
+    def eval_rows(self) -> int | None:
+        return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)
+
+
+def compare(runs: Sequence[RunRecord]) -> Comparison:
+    """Group `runs` and relate the groups to one another."""
+    notes: list[str] = []
+    groups = group_runs(runs, notes)
+    rows = _like_finished([row_of(group) for group in groups])
+    rows = [
+        dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
+    ]
+    rows += _teachers_by_facts(rows)
+    rows = [_against_teacher(_against_control(row, rows), rows) for row in rows]
+    named = Counter(row.metric for row in rows if row.quality is not None)
+    metric = named.most_common(1)[0][0] if named else rows[0].metric if rows else "accuracy"
+    rows.sort(key=lambda row: _order(row, metric))
+    finished = [row for row in rows if row.done and row.quality is not None and row.metric == metric]
+    best = None
+    for role in ("student", "control", "teacher"):
+        best = best or max(
+            (row for row in finished if row.role == role),
+            key=lambda row: (row.quality.mean if row.quality else 0.0, -(row.parameters or 0)),
+            default=None,
+        )
+    if len({evaluation_key(row.runs[0]) for row in rows if row.runs}) > 1:
+        notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
+    if len({run.machine for run in runs if run.machine}) > 1:
+        notes.append("The runs come from different machines: their times do not compare.")
+    return Comparison(tuple(rows), metric, best, tuple(notes))
+
+
+def _like_finished(rows: list[Row]) -> list[Row]:
+    """Unfinished runs under the label of finished ones of the same model: what they train is known from the config."""
+    labels = {_model_key(row): row.label for row in rows if row.done}
+    return [row if row.done else dataclasses.replace(row, label=labels.get(_model_key(row), row.label)) for row in rows]
+
+
+def _model_key(row: Row) -> str:
+    settings = settings_of(row.runs[0])
+    names = ("teacher",) if row.role == "teacher" else ("student", "teacher")
+    return json.dumps([row.role == "teacher", *(settings.get(name) for name in names)], sort_keys=True, default=str)
+
+
+def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> list[str]:
+    """What tells rows of one label and role apart, by their settings."""
+    variants = [""] * len(rows)
+    for key in dict.fromkeys((row.label, row.role) for row in rows):
+        members = [index for index, row in enumerate(rows) if (row.label, row.role) == key]
+        if len(members) > 1:
+            names = name_variants([settings_of(groups[index][0]) for index in members])
+            for index, name in zip(members, names, strict=True):
+                # A run on its own is told from its group by its seed.
+                seed = "" if rows[index].done else f"seed {groups[index][0].seed}"
+                variants[index] = ", ".join(part for part in (name, seed) if part)
+    return variants
+
+
+def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
+    """Rows for teachers that no run of this set made, from what the students' summaries say about them."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        facts = dict_at((row.runs[0].summary or {}) if row.runs else {}, "teacher")
+        model = str(facts.get("model") or "")
+        if row.role == "teacher" or not model or any(_made(other, row, facts) for other in rows):
+            continue
+        metrics = {str(name): number(value) for name, value in dict_at(facts, "metrics").items()}
+        stats = {name: Stat((value,)) for name, value in metrics.items() if value is not None and name != "rows"}
+        found.setdefault(
+            str(facts.get("fingerprint") or model),
+            Row(
+                label=model_name(model),
+                variant="",
+                role="teacher",
+                status="done",
+                runs=(),
+                metric=row.metric,
+                quality=stats.get(row.metric),
+                metrics=stats,
+                eval_rows=row.eval_rows,
+                parameters=integer(facts.get("parameters")),
+                megabytes=number(facts.get("megabytes")),
+                latency_ms={},
+                steps=None,
+                wall_seconds=None,
+            ),
+        )
+    return list(found.values())
+
+
+def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:
+    """Whether the runs of row `teacher` made the teacher that `facts` of `student` describe."""
+    if teacher.role != "teacher" or not teacher.runs:
+        return False
+    parts = str(facts.get("model") or "").replace("\\", "/").split("/")
+    if any(run.folder.name in parts for run in teacher.runs):
+        return True
+    # Copied or renamed: the same experiment and evaluation, and a model of the same size.
+    same = any(run.experiment == student.runs[0].experiment for run in teacher.runs)
+    sizes = {teacher.parameters, integer(facts.get("parameters"))} - {None}
+    return same and len(sizes) <= 1 and evaluation_key(teacher.runs[0]) == evaluation_key(student.runs[0])
+
+
+def _against_control(row: Row, rows: Sequence[Row]) -> Row:
+    """`row` with its gain over the control of the same shape and evaluation whose other settings agree best."""
+    if row.role != "student" or not row.done or row.quality is None:
+        return row
+    candidates = [
+        (len(_differences(row, other)), -other.quality.mean, index, other)
+        for index, other in enumerate(rows)
+        if other.role == "control" and other.done and other.quality and other.metric == row.metric
+        if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
+    ]
+    if not candidates:
+        return row
+    # Among equally close controls the strongest, so that the gain is not flattered.
+    control = min(candidates)[3]
+    assert control.quality is not None
+    mine, theirs = _by_seed(row), _by_seed(control)
+    paired = bool(mine) and set(mine) == set(theirs)
+    sd: float | None = None
+    wins: int | None = None
+    if paired:
+        gains = Stat(tuple(mine[seed] - theirs[seed] for seed in mine))
+        mean, sd, wins = gains.mean, gains.sd, sum(gain > 0 for gain in gains.values)
+    else:
+        mean = row.quality.mean - control.quality.mean
+        if row.quality.sd is not None and control.quality.sd is not None:
+            sd = (row.quality.sd**2 + control.quality.sd**2) ** 0.5
+    count = min(row.quality.n, control.quality.n)
+    return dataclasses.replace(row, gain=Gain(mean, sd, count, paired, wins, _differences(row, control)))
+
+
+def _by_seed(row: Row) -> dict[int, float]:
+    """Quality by seed; empty unless every run has both."""
+    found = {run.seed: run.best.value for run in row.runs if run.seed is not None and run.best is not None}
+    return found if len(found) == len(row.runs) else {}
+
+
+def _against_teacher(row: Row, rows: Sequence[Row]) -> Row:
+    """`row` with what it keeps of its teacher, and how much smaller and faster it is."""
+    if row.role == "teacher" or not row.runs:
+        return row
+    facts = dict_at(row.runs[0].summary or {}, "teacher")
+    teachers = [other for other in rows if other.role == "teacher" and other.done]
+    teacher = next((other for other in teachers if facts and _made(other, row, facts)), None)
+    if teacher is None and facts:
+        teacher = next(
+            (other for other in teachers if not other.runs and other.label == model_name(str(facts.get("model")))),
+            None,
+        )
+    if teacher is None and not facts and len(teachers) == 1 and _may_compare(teachers[0], row):
+        teacher = teachers[0]
+    reports = [dict_at(run.summary or {}, "teacher", "metrics").get(row.metric) for run in row.runs]
+    measured = Stat.of(number(report) for report in reports)
+    quality = measured.mean if measured else None
+    if quality is None and teacher is not None and teacher.metric == row.metric and teacher.quality:
+        quality = teacher.quality.mean if _may_compare(teacher, row) else None
+    parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
+    return dataclasses.replace(
+        row,
+        teacher_quality=quality,
+        kept=row.quality.mean / quality if row.quality and row.done and quality and quality > 0 else None,
+        smaller=parameters / row.parameters if parameters and row.parameters else None,
+        faster=_faster(row, teacher) if teacher else {},
+    )
+
+
+def _faster(row: Row, teacher: Row) -> dict[str, float]:
+    if not teacher.runs or not row.latency_ms or _bench(row.runs[0]) != _bench(teacher.runs[0]):
+        return {}
+    return {
+        batch: teacher.latency_ms[batch].mean / stat.mean
+        for batch, stat in row.latency_ms.items()
+        if batch in teacher.latency_ms and stat.mean > 0
+    }
+
+
+def _bench(run: RunRecord) -> tuple[Any, ...]:
+    """What must agree for two latencies to compare."""
+    summary = run.summary or {}
+    return run.machine, summary.get("device"), dict_at(summary, "latency_ms").get("tokens")
+
+
+def _may_compare(teacher: Row, row: Row) -> bool:
+    return not teacher.runs or evaluation_key(teacher.runs[0]) == evaluation_key(row.runs[0])
+
+
+def _same_shape(row: Row, other: Row) -> bool:
+    one, two = (dict_at(settings_of(item.runs[0]), "student") for item in (row, other))
+    if one and two and (one.get("model") or one.get("shape")):
+        return all(one.get(name) == two.get(name) for name in ("model", "revision", "shape"))
+    return row.parameters is not None and (row.parameters, row.label) == (other.parameters, other.label)
+
+
+def _differences(row: Row, control: Row) -> tuple[str, ...]:
+    """Dotted keys of `student`, `train` and the labelled rows in which the two differ."""
+    one, two = settings_of(row.runs[0]), settings_of(control.runs[0])
+    found = []
+    for section in ("student", "train", "data"):
+        mine, theirs = dict_at(one, section), dict_at(two, section)
+        found += [f"{section}.{key}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+    # More unlabelled rows are what a teacher is for; a control cannot use them.
+    return tuple(key for key in found if key not in ("data.unlabeled", "data.unlabeled_rows"))
+
+
+def _order(row: Row, metric: str) -> tuple[Any, ...]:
+    value = row.quality.mean if row.quality is not None and row.metric == metric else float("-inf")
+    return row.role != "teacher", not row.done, -value, row.parameters or 0, row.name

@@ -1,0 +1,211 @@
+"""A report as one HTML page that needs no network: styles, figures and plotly.js are inside it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.offline
+
+from raybrew.config.scrub import scrub
+from raybrew.errors import EnvironmentProblem, RunError
+from raybrew.reports.collect import RunRecord, dict_at, load_run, number
+from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.decision import decide
+from raybrew.reports.numbers import (
+    ABSENT,
+    metric_title,
+    show_bytes,
+    show_count,
+    show_ms,
+    show_seconds,
+    show_share,
+    show_value,
+)
+from raybrew.reports.plots import Plot, all_plots
+from raybrew.reports.rows import Row
+from raybrew.version import __version__
+
+__all__ = ["render_report", "write_report"]
+
+
+def write_report(
+    runs: Iterable[RunRecord | str | Path], path: str | Path, title: str | None = None, *, now: str | None = None
+) -> Path:
+    """Write the page about `runs` (records or run folders) to `path`, replacing it whole; returns the path.
+
+    RunError without runs, EnvironmentProblem when the file cannot be written.
+    """
+    records = [run if isinstance(run, RunRecord) else load_run(run) for run in runs]
+    page = render_report(records, title, now=now)
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write the report {path}: {error.strerror or error}") from error
+    return path
+
+
+def render_report(runs: Iterable[RunRecord], title: str | None = None, *, now: str | None = None) -> str:
+    """The page as text. `now` is the date it shows; default: today."""
+    records = list(runs)
+    if not records:
+        raise RunError("a report needs at least one run; none was given")
+    comparison = compare(records)
+    experiments = list(dict.fromkeys(run.experiment for run in records))
+    page = _templates().get_template("report.html.j2")
+    return page.render(
+        title=scrub(title or ", ".join(experiments)),
+        experiments=experiments,
+        num_runs=len(records),
+        now=now or datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        version=__version__,
+        decision=decide(comparison),
+        comparison=comparison,
+        table=_table(comparison),
+        plots=[_plot(plot) for plot in all_plots(comparison)],
+        runs=[_run(run) for run in records],
+        plotly_js=plotly.offline.get_plotlyjs(),
+    )
+
+
+def _templates() -> jinja2.Environment:
+    # Everything is escaped, whatever a template is called: names, labels and messages are other people's text.
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _table(comparison: Comparison) -> dict[str, Any]:
+    """Heads and cells of the comparison; columns without any value are left out."""
+    others = dict.fromkeys(name for row in comparison.rows for name in row.metrics if name != comparison.metric)
+    rows = comparison.rows
+    main = metric_title(comparison.metric)
+    columns: list[tuple[str, str, list[str]]] = [
+        ("seeds", "", [str(len(row.runs)) if row.runs else ABSENT for row in rows]),
+        (main, "of the best checkpoint", [_quality(row, comparison) for row in rows]),
+        ("gain", "over the same student trained without a teacher", [_gain(row, comparison) for row in rows]),
+        ("kept", "share of the teacher's quality", [show_share(row.kept) for row in rows]),
+        ("para\u00admeters", "", [show_count(row.parameters) for row in rows]),
+        ("size", "MB of 10^6 bytes", [show_bytes(row.megabytes) for row in rows]),
+    ]
+    for batch in ("batch_1", "batch_32"):
+        cells = [show_ms(row.latency_ms[batch].mean if batch in row.latency_ms else None) for row in rows]
+        columns.append((f"ms, batch {batch.removeprefix('batch_')}", "milliseconds per example", cells))
+    columns.append(("steps", "", [ABSENT if row.steps is None else f"{row.steps}" for row in rows]))
+    wall = [show_seconds(row.wall_seconds.mean if row.wall_seconds else None) for row in rows]
+    columns.append(("time", "training and evaluation, mean over seeds", wall))
+    for name in others:
+        stats = [row.metrics.get(name) for row in rows]
+        cells = [show_value(name, stat.mean, stat.sd, rows=comparison.eval_rows) if stat else ABSENT for stat in stats]
+        columns.append((metric_title(name), "of the best checkpoint", cells))
+    columns = [column for column in columns if any(cell != ABSENT for cell in column[2])]
+    entries = [
+        {"row": row, "best": row is comparison.best, "cells": [column[2][index] for column in columns]}
+        for index, row in enumerate(rows)
+    ]
+    return {"heads": [(head, hint) for head, hint, _ in columns], "rows": entries}
+
+
+def _quality(row: Row, comparison: Comparison) -> str:
+    if row.quality is None or row.metric != comparison.metric:
+        return ABSENT
+    text = show_value(row.metric, row.quality.mean, row.quality.sd, rows=comparison.eval_rows)
+    return text if row.done else f"{text} so far"
+
+
+def _gain(row: Row, comparison: Comparison) -> str:
+    if row.gain is None:
+        return ABSENT
+    return show_value(row.metric, row.gain.mean, row.gain.sd, rows=comparison.eval_rows, signed=True)
+
+
+def _plot(plot: Plot) -> dict[str, Any]:
+    figure = json.loads(plot.figure.to_json())
+    # The page has its own legend, which wraps at any width.
+    figure["layout"]["showlegend"] = False
+    return {"plot": plot, "figure": {"data": figure["data"], "layout": figure["layout"]}}
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
+    """What the page shows of one run, as text."""
+    summary, best = run.summary or {}, run.best
+    facts: list[tuple[str, Any]] = [
+        ("role", "distilled student" if run.role == "student" else run.role),
+        ("seed", run.seed),
+        ("steps", summary.get("steps")),
+        ("epochs", summary.get("epochs")),
+        ("rows", ", ".join(f"{count} {name}" for name, count in dict_at(summary, "rows").items() if count) or None),
+        ("training time", show_seconds(number(summary.get("wall_seconds"))) if "wall_seconds" in summary else None),
+        ("workers", summary.get("workers")),
+        ("device", summary.get("device")),
+        ("precision", summary.get("precision")),
+        ("machine", run.machine),
+        ("memory", _gib(dict_at(run.environment, "machine").get("memory_gib"))),
+        ("commit", run.environment.get("commit")),
+        ("folder", str(run.folder)),
+    ]
+    versions = {
+        name: value
+        for name, value in run.environment.items()
+        if isinstance(value, str) and name not in ("commit", "command")
+    }
+    problems = list(run.problems)
+    if run.summary is None:
+        problems.append("summary.json is missing: the run has not finished, sizes and times are not known")
+    if best is None:
+        problems.append("there is no evaluation")
+    metrics = best.metrics if best else {}
+    quality = f"{show_value(best.metric, best.value, rows=run.eval_rows)} {_plain_metric(best.metric)}" if best else ""
+    return {
+        "id": run.run_id,
+        "experiment": run.experiment,
+        "status": run.status,
+        "quality": quality,
+        "final": best.final if best else False,
+        "best_at": _position(best.step, best.epoch) if best else "",
+        "metrics": [(metric_title(name), show_value(name, metrics[name], rows=run.eval_rows)) for name in metrics],
+        "facts": [(name, _text(value)) for name, value in facts if value is not None],
+        "versions": versions,
+        "command": run.command,
+        "events": [
+            {
+                "step": event.get("step", ABSENT),
+                "time": show_seconds(number(event.get("time"))),
+                "event": event.get("event", ""),
+                "message": event.get("message", ""),
+            }
+            for event in run.events
+        ],
+        "config": run.config_text,
+        "problems": problems,
+    }
+
+
+def _position(step: int | None, epoch: float | None) -> str:
+    parts = [f"step {step}" if step is not None else "", f"epoch {epoch:.4g}" if epoch is not None else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _plain_metric(metric: str) -> str:
+    return metric_title(metric).removesuffix(" %")
+
+
+def _gib(value: Any) -> str | None:
+    return None if number(value) is None else f"{value:g} GiB"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

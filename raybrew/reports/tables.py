@@ -1,0 +1,184 @@
+"""A comparison as a table: for a terminal (rich), as plain text, CSV and JSON rows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raybrew.reports.compare import Comparison
+from raybrew.reports.numbers import (
+    ABSENT,
+    metric_title,
+    show_count,
+    show_ms,
+    show_seconds,
+    show_share,
+    show_value,
+)
+from raybrew.reports.rows import Row
+
+__all__ = ["COLUMNS", "Column", "caption_lines", "comparison_table", "csv_text", "json_rows", "table_text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column; those of the highest `rank` are left out first where the terminal is narrow."""
+
+    head: Callable[[Comparison], str]
+    cell: Callable[[Row, Comparison], str]
+    rank: int
+    left: bool = False
+
+
+def _role(row: Row, _: Comparison) -> str:
+    role = "distilled" if row.role == "student" else row.role
+    return role if row.done else f"{role}\n{'failed' if row.status == 'failed' else 'unfinished'}"
+
+
+def _quality(row: Row, comparison: Comparison) -> str:
+    if row.quality is None:
+        return ABSENT
+    text = show_value(row.metric, row.quality.mean, row.quality.sd, rows=comparison.eval_rows)
+    if row.metric != comparison.metric:
+        text = f"{text} {metric_title(row.metric)}"
+    return text if row.done else f"{text} so far"
+
+
+def _gain(row: Row, comparison: Comparison) -> str:
+    if row.gain is None:
+        return ABSENT
+    text = show_value(row.metric, row.gain.mean, row.gain.sd, rows=comparison.eval_rows, signed=True)
+    return f"{text} *" if row.gain.differences else text
+
+
+def _seeds(row: Row, _: Comparison) -> str:
+    return str(len(row.runs)) if row.runs and row.done else ABSENT
+
+
+def _ms(batch: str) -> Callable[[Row, Comparison], str]:
+    return lambda row, _: show_ms(row.latency_ms[batch].mean if batch in row.latency_ms else None)
+
+
+def _head(text: str) -> Callable[[Comparison], str]:
+    return lambda _: text
+
+
+COLUMNS = (
+    Column(_head("model"), lambda row, _: f"{row.label}\n{row.variant}".strip(), 0, left=True),
+    Column(_head("role"), _role, 0, left=True),
+    Column(_head("seeds"), _seeds, 3),
+    Column(_head("params"), lambda row, _: show_count(row.parameters), 0),
+    Column(_head("MB"), lambda row, _: ABSENT if row.megabytes is None else f"{row.megabytes:.1f}", 4),
+    Column(lambda comparison: metric_title(comparison.metric), _quality, 0),
+    Column(_head("gain"), _gain, 0),
+    Column(_head("kept"), lambda row, _: show_share(row.kept), 1),
+    Column(_head("ms b1"), _ms("batch_1"), 2),
+    Column(_head("ms b32"), _ms("batch_32"), 2),
+    Column(_head("steps"), lambda row, _: ABSENT if row.steps is None else str(row.steps), 5),
+    Column(_head("time"), lambda row, _: show_seconds(row.wall_seconds.mean if row.wall_seconds else None), 6),
+)
+
+_STYLES = {"teacher": "cyan", "student": "", "control": "dim"}
+#: The first column folds rather than pushing others out; it is no narrower than this.
+_MODEL_WIDTH = 22
+#: Characters between two columns.
+_GAP = 2
+_ASCII_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def comparison_table(comparison: Comparison, width: int = 100, *, plain: bool = False) -> Table:
+    """A rich table of at most `width` characters, the best row in bold; `plain` keeps its lines to ASCII.
+
+    Where it is too narrow, time, steps, MB, seeds, latencies and what is kept are left out, in that order: they stay in
+    `json_rows`.
+    """
+    columns = [column for column in COLUMNS if any(column.cell(row, comparison) != ABSENT for row in comparison.rows)]
+    while _width(columns, comparison) > width and any(column.rank for column in columns):
+        last = max(column.rank for column in columns)
+        columns = [column for column in columns if column.rank != last]
+    return _table(columns, comparison, plain)
+
+
+def _widths(columns: Sequence[Column], comparison: Comparison) -> list[int]:
+    """Width of the widest line of each column."""
+    cells = [
+        [column.head(comparison), *(column.cell(row, comparison) for row in comparison.rows)] for column in columns
+    ]
+    return [max(cell_len(line) for text in texts for line in text.splitlines()) for texts in cells]
+
+
+def _width(columns: Sequence[Column], comparison: Comparison) -> int:
+    """Width of the table with its first column folded as far as it may be."""
+    first, *others = _widths(columns, comparison)
+    return min(first, _MODEL_WIDTH) + sum(width + _GAP for width in others)
+
+
+def _table(columns: Sequence[Column], comparison: Comparison, plain: bool) -> Table:
+    lines = _ASCII_LINES if plain else box.SIMPLE_HEAD
+    table = Table(box=lines, pad_edge=False, padding=(0, 1), collapse_padding=True, show_edge=False)
+    for column, width in zip(columns, _widths(columns, comparison), strict=True):
+        if column is COLUMNS[0]:
+            table.add_column(column.head(comparison), overflow="fold", min_width=min(width, _MODEL_WIDTH))
+        else:
+            justify: Any = "left" if column.left else "right"
+            table.add_column(column.head(comparison), justify=justify, no_wrap=True, min_width=width)
+    for row in comparison.rows:
+        style = "bold" if row is comparison.best else _STYLES[row.role] if row.done else "yellow"
+        # Text, not markup: names come from users.
+        table.add_row(*(Text(column.cell(row, comparison)) for column in columns), style=style)
+    return table
+
+
+def caption_lines(comparison: Comparison) -> list[str]:
+    """What to print under the table: what its signs mean, and what limits the comparison."""
+    lines = []
+    if any(row.gain for row in comparison.rows):
+        lines.append("gain: over the same student trained without a teacher")
+    if any(row.quality and row.quality.sd is not None for row in comparison.rows):
+        lines.append("±: standard deviation over seeds")
+    lines += [
+        f"* {row.name} and its control also differ in {', '.join(row.gain.differences)}"
+        for row in comparison.rows
+        if row.gain and row.gain.differences
+    ]
+    return [*lines, *comparison.notes]
+
+
+def table_text(comparison: Comparison, width: int = 100) -> str:
+    """The table and its caption as plain text without colours, for logs and pipes."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, no_color=True, highlight=False, legacy_windows=False)
+    console.print(comparison_table(comparison, width, plain=True))
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    return "\n".join([*lines, "", *caption_lines(comparison)]).rstrip() + "\n"
+
+
+def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One plain mapping per row."""
+    return [row.to_dict() for row in comparison.rows]
+
+
+def csv_text(comparison: Comparison) -> str:
+    """CSV with a head; numbers at full precision, empty where nothing was measured."""
+    rows = []
+    for row in json_rows(comparison):
+        metrics = row.pop("metrics")
+        flat = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
+        for name, stat in metrics.items():
+            flat |= {name: stat["mean"], f"{name}_sd": stat["sd"]}
+        rows.append(flat)
+    stream = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()

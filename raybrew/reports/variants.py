@@ -1,0 +1,67 @@
+"""Names for configurations that differ: only the settings in which they do, by the shortest clear key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["name_variants"]
+
+#: More settings than this are counted rather than spelled out.
+MAX_SETTINGS = 3
+
+
+def name_variants(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One text per entry of `settings`, such as `temperature=8, matches=hidden_mse`; empty where all agree."""
+    flat = [_flat(entry) for entry in settings]
+    keys = dict.fromkeys(key for entry in flat for key in entry)
+    differing = [key for key in keys if len({entry.get(key, "none") for entry in flat}) > 1]
+    # A list that differs in its losses says so itself; its elements need not.
+    differing = [key for key in differing if not any(key.startswith(f"{other}[") for other in differing)]
+    short = _short_keys(differing)
+    names = []
+    for entry in flat:
+        words = [f"{short[key]}={entry.get(key, 'none')}" for key in differing]
+        rest = len(words) - MAX_SETTINGS
+        names.append(", ".join(words[:MAX_SETTINGS] + ([f"+{rest} more"] if rest > 0 else [])))
+    return names
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    """Dotted key -> text of every plain value; a list of mappings also has its kinds joined under its own key."""
+    if isinstance(value, Mapping):
+        found: dict[str, str] = {}
+        for name, item in value.items():
+            found |= _flat(item, f"{path}.{name}" if path else str(name))
+        return found
+    if isinstance(value, list | tuple):
+        if value and all(isinstance(item, Mapping) for item in value):
+            found = {path: "+".join(str(item.get("loss") or item.get("kind") or "?") for item in value)}
+            for index, item in enumerate(value):
+                found |= _flat(item, f"{path}[{index}]")
+            return found
+        return {path: "[" + ", ".join(_text(item) for item in value) + "]" if value else "none"}
+    return {path: _text(value)}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Each key cut to its last parts, as few as tell it from the others."""
+    short = {}
+    for key in keys:
+        parts = key.split(".")
+        for count in range(1, len(parts) + 1):
+            name = ".".join(parts[-count:])
+            if sum(f".{other}".endswith(f".{name}") for other in keys) == 1 and name != "kind":
+                break
+        short[key] = name
+    return short

@@ -1,0 +1,179 @@
+"""Ray, started or joined quietly: one place for its environment, address, authentication and errors.
+
+Importing this module imports no ray. `RAY_ADDRESS` (or `address`) joins a cluster; without it a private local one is
+started, which the context manager stops again. A process that is connected already keeps its connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raybrew.errors import ClusterError
+
+__all__ = ["RayInfo", "check_resources", "ensure_ray", "quiet_ray", "ray_gpus", "ray_runtime", "stop_ray"]
+
+#: Set before ray is imported, unless the user has set them. Each removes noise or a wait.
+_QUIET_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Workers run at nice 15 by default and starve on a machine that others use.
+    "RAY_worker_niceness": "0",
+}
+_PROBE_SECONDS = 2.0
+_LOGGERS = ("ray", "ray.data", "ray.tune", "ray.train")
+
+
+@dataclasses.dataclass(frozen=True)
+class RayInfo:
+    """The cluster in use. `started`: connected by this call, so that ending it is this caller's business.
+
+    `dashboard_url` is known to the caller that connected, None to later ones.
+    """
+
+    started: bool
+    address: str
+    dashboard_url: str | None
+    cpus: float
+    gpus: float
+
+
+def quiet_ray() -> None:
+    """Set the environment variables and log levels that keep Ray silent; what the user has set stays."""
+    for name, value in _QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def ensure_ray(
+    purpose: str, num_cpus: int | None = None, address: str | None = None, dashboard: bool = True
+) -> RayInfo:
+    """Connect this process to Ray for `purpose` (a few words for messages, such as `capture`).
+
+    An existing connection is kept. Else `address`, else RAY_ADDRESS is joined; else a local cluster is started with
+    `num_cpus` (default: all). ClusterError in one line when it cannot be reached or started.
+    """
+    quiet_ray()
+    ray = _ray()
+    if ray.is_initialized():
+        return _info(started=False, dashboard_url=None)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    arguments: dict[str, Any] = {
+        "address": address,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        arguments |= {"num_cpus": num_cpus, "include_dashboard": dashboard}
+    else:
+        _check_address(address, purpose)
+    try:
+        context = ray.init(**arguments)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        what = "start a local Ray" if address == "local" else f"join the Ray cluster at {address}"
+        raise ClusterError(f"{purpose}: cannot {what}: {_first_line(error)}") from error
+    return _info(started=True, dashboard_url=context.dashboard_url)
+
+
+def stop_ray(info: RayInfo) -> None:
+    """Disconnect, and stop the cluster if it is a local one, when `info` says that we connected."""
+    if info.started:
+        _ray().shutdown()
+
+
+@contextlib.contextmanager
+def ray_runtime(
+    purpose: str, num_cpus: int | None = None, address: str | None = None, dashboard: bool = True
+) -> Iterator[RayInfo]:
+    """`ensure_ray` for the length of a block."""
+    info = ensure_ray(purpose, num_cpus, address, dashboard)
+    try:
+        yield info
+    finally:
+        stop_ray(info)
+
+
+def check_resources(cpus: float, gpus: float = 0, purpose: str = "this run") -> None:
+    """ClusterError if the connected cluster has fewer CPUs or GPUs in all than asked for (Ray would wait forever)."""
+    total = _ray().cluster_resources()
+    lacking = [
+        f"{asked:g} {name}s asked for, {total.get(name, 0):g} there"
+        for name, asked in (("CPU", cpus), ("GPU", gpus))
+        if asked > total.get(name, 0)
+    ]
+    if lacking:
+        raise ClusterError(f"{purpose}: the Ray cluster is too small: {'; '.join(lacking)}")
+
+
+def ray_gpus() -> float:
+    """GPUs of the cluster that this process is connected to; 0 without a connection. Starts and imports nothing."""
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return 0.0
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def _info(started: bool, dashboard_url: str | None) -> RayInfo:
+    ray = _ray()
+    total = ray.cluster_resources()
+    url = None if not dashboard_url else dashboard_url if "://" in dashboard_url else f"http://{dashboard_url}"
+    return RayInfo(
+        started, ray.get_runtime_context().gcs_address, url, float(total.get("CPU", 0)), float(total.get("GPU", 0))
+    )
+
+
+def _check_address(address: str, purpose: str) -> None:
+    """An explicit address: its form, a probe (ray.init would wait for minutes), and token authentication."""
+    if address == "auto":
+        return
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"{purpose}: {address} is a Ray Client address, which Ray has deprecated; use <host>:6379, "
+            "or send the command to the cluster by `ray job submit`"
+        )
+    parts = urlsplit(f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or port is None:
+        raise ClusterError(f"{purpose}: {address!r} is no Ray address; RAY_ADDRESS is <host>:<port>, auto or local")
+    try:
+        socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"{purpose}: no Ray cluster answers at {address} ({error.strerror or error}); "
+            "start it, correct RAY_ADDRESS, or unset it for a local one"
+        ) from error
+    # `ray start --head` asks for a token where one exists; a client with an explicit address sends none by itself.
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _default_token().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _ray() -> Any:
+    import ray
+
+    return ray
+
+
+def _default_token() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

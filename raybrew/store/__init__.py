@@ -1,0 +1,1 @@
+"""The teacher store: signals, fingerprints, shards, reading, and capture."""

@@ -1,0 +1,301 @@
+"""Capture: the teacher pass over all rows that a store lacks, in this process or by Ray Data actors.
+
+What lies in the store is the state: committed shards are kept, the rest is computed, so the same call continues a
+capture that was stopped or killed. The manifest comes last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from raybrew.config import StoreConfig
+from raybrew.data.arrow import write_shard
+from raybrew.data.rows import row_ids
+from raybrew.errors import ClusterError, ConfigError, DataError, ModelError, RaybrewError, StoreError
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
+from raybrew.runtime import RayInfo, check_resources, ray_runtime
+from raybrew.signals import Signal, parse_signal, sorted_signals
+from raybrew.store.fingerprint import store_parts, teacher_fingerprint
+from raybrew.store.layout import Shard, committed_shards, publish, read_manifest
+from raybrew.store.lock import locked_store, remove_orphans
+from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
+from raybrew.store.progress import CaptureProgress, ProgressReporter
+from raybrew.store.reader import Store
+from raybrew.store.worker import (
+    ShardResult,
+    ShardWorker,
+    WorkerSettings,
+    build_teacher,
+    load_teacher,
+    pending_file,
+    storage_errors,
+)
+from raybrew.tasks.base import Task
+
+__all__ = ["CaptureProgress", "capture", "find_store"]
+
+#: Shards that one worker has in hand: while one goes through the model, the other is tokenised or written.
+_SHARDS_IN_HAND = 2
+_POLL_SECONDS = 0.5
+
+
+def capture(
+    rows: pa.Table,
+    task: Task,
+    teacher: ModelSource,
+    request: Iterable[Signal],
+    store: StoreConfig,
+    store_root: Path,
+    device: str,
+    precision: str,
+    progress: Callable[[CaptureProgress], None] | None = None,
+) -> Store:
+    """The store below `store_root` that holds the signals of `request` for all `rows`; computes what is missing.
+
+    `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored once. `auto` precision is decided
+    on this machine, `auto` device by each worker. Raises DataError, ModelError, ClusterError, and StoreError, among
+    others while another capture writes this store.
+    """
+    request = sorted_signals(request)
+    rows = _checked(rows, task, request)
+    _check_actors(store)
+    known, model, tokenizer = _identify(task, teacher, request, device, precision)
+    root, ids = store_root.absolute() / known.fingerprint, row_ids(rows)
+
+    shards, stored_ids = _readable_shards(root)
+    tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
+    if tasks or not _is_published(root, shards):
+        with locked_store(root) as pending:
+            # Again, now that nobody else writes.
+            shards, stored_ids = _readable_shards(root)
+            tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
+            remove_orphans(root, shards)
+            settings = WorkerSettings(
+                root, pending, known.source, task, device, known.precision, store.element_type, store.batch_tokens
+            )
+            reporter = ProgressReporter(tasks, progress)
+            with storage_errors(root, "the capture cannot go on"):
+                for index, places in sources.items():
+                    write_shard(pending_file(pending, index), rows.take(places))
+                if tasks and _runs_here(store, tasks):
+                    _run_here(ShardWorker(settings, build_teacher(settings, model, tokenizer)), tasks, reporter)
+                elif tasks:
+                    del model  # the actors load their own
+                    _run_on_ray(settings, tasks, store, reporter)
+                publish(root, known.parts, teacher.model, committed_shards(root))
+    return Store.open(root, known.fingerprint, store.element_type)
+
+
+def find_store(
+    rows: pa.Table,
+    task: Task,
+    teacher: ModelSource,
+    request: Iterable[Signal],
+    store: StoreConfig,
+    store_root: Path,
+    device: str,
+    precision: str,
+) -> Store:
+    """The store that `capture` would give, if it is there with all these rows and signals; StoreError otherwise."""
+    request = sorted_signals(request)
+    rows = _checked(rows, task, request)
+    known, _, _ = _identify(task, teacher, request, device, precision)
+    found = Store.open(store_root.absolute() / known.fingerprint, known.fingerprint, store.element_type)
+    positions = found.locate(row_ids(rows))
+    lacking = [signal.name for signal in request if not found.has(signal, positions)]
+    if lacking:
+        raise StoreError(f"{found.path}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What names the store of a teacher. `source` is where any process of this machine finds it."""
+
+    source: ModelSource
+    precision: str
+    parts: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return teacher_fingerprint(self.parts)
+
+
+def _identify(
+    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str
+) -> tuple[_Known, PreTrainedModel, PreTrainedTokenizerBase]:
+    source = dataclasses.replace(teacher, model=_absolute(teacher.model))
+    model, tokenizer = load_model(source, task.kind), load_tokenizer(source)
+    _check_layers(model.config, request, teacher.model)
+    here = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    precision = pick_precision(precision, here)
+    return _Known(source, precision, store_parts(model, tokenizer, task, precision)), model, tokenizer
+
+
+def _checked(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:
+    """The columns of `rows` that are captured; DataError or StoreError if there is nothing to capture."""
+    names = ["id", *(name for name in task.schema().names if name != "label")]
+    missing = [name for name in names if name not in rows.column_names]
+    if missing:
+        raise DataError(f"rows to capture lack {', '.join(missing)}; they have {', '.join(rows.column_names)}")
+    if rows.num_rows == 0:
+        raise DataError("there are no rows to capture")
+    if not request:
+        raise StoreError("no signal was asked for; logits and hidden layers can be captured")
+    return rows.select(names)
+
+
+def _check_actors(store: StoreConfig) -> None:
+    if len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1]:
+        message = f"store.actors: {list(store.actors)} given; two numbers are needed, fewest and most, such as [1, 2]"
+        raise ConfigError(message, (message,))
+
+
+def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:
+    layers = getattr(config, "num_hidden_layers", None)
+    for signal in request:
+        if signal.kind not in ("logits", "hidden"):
+            raise ModelError(f"{signal} cannot be captured; a teacher gives logits and hidden layers")
+        if signal.layer is not None and layers is not None and signal.layer > layers:
+            raise ModelError(f"{signal} was asked for, but {name} has layers 0 (embeddings) to {layers}")
+
+
+def _absolute(model: str) -> str:
+    # Actors may run in another folder.
+    path = Path(model)
+    return str(path.absolute()) if path.is_dir() else model
+
+
+def _readable_shards(root: Path) -> tuple[list[Shard], Ids]:
+    """Committed shards whose examples can be read, and the ids of all their rows."""
+    shards, ids = [], []
+    for shard in committed_shards(root):
+        try:
+            ids.append(ids_of(root, [shard]))
+        except DataError:
+            continue
+        shards.append(shard)
+    return shards, np.concatenate([ids_of(root, []), *ids])
+
+
+def _is_published(root: Path, shards: list[Shard]) -> bool:
+    try:
+        return bool(read_manifest(root)["shards"] == shards)
+    except StoreError:
+        return False
+
+
+def _runs_here(store: StoreConfig, tasks: list[ShardTask]) -> bool:
+    return store.launcher == "local" or (store.launcher == "auto" and len(tasks) == 1)
+
+
+def _run_here(worker: ShardWorker, tasks: list[ShardTask], reporter: ProgressReporter) -> None:
+    with ThreadPoolExecutor(_SHARDS_IN_HAND, "shard") as pool:
+        waiting = {pool.submit(worker.run, task) for task in tasks}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    reporter.shard(future.result())
+                reporter.rows(worker.rows_done)
+        except BaseException:
+            worker.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _ShardActor:
+    """A teacher in a Ray Data actor: one row in is one shard, one row out its result or its error."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._worker = ShardWorker(settings, load_teacher(settings))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        signals = tuple(parse_signal(name) for name in json.loads(row["signals"]))
+        try:
+            result = self._worker.run(ShardTask(int(row["index"]), int(row["rows"]), signals, bool(row["new"])))
+        except RaybrewError as error:
+            # Returned, not raised: Ray would print the traceback of an error that is meant for people.
+            return {"result": "", "error": pickle.dumps(error)}
+        return {"result": json.dumps(dataclasses.asdict(result)), "error": b""}
+
+
+def _run_on_ray(
+    settings: WorkerSettings, tasks: list[ShardTask], store: StoreConfig, reporter: ProgressReporter
+) -> None:
+    """A Ray Data job of one operator whose rows are shards.
+
+    Nothing depends on block boundaries or order, and there is no second operator to wait for the actors' CPUs.
+    """
+    with ray_runtime("capture") as info:
+        import ray
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        try:
+            for row in _shard_results(settings, tasks, store, info):
+                if row["error"]:
+                    raise pickle.loads(row["error"])
+                values = json.loads(row["result"])
+                reporter.shard(ShardResult(**{**values, "notes": tuple(values["notes"])}))
+        except ray.exceptions.RayError as error:
+            raise _plain_error(error) from error
+
+
+def _shard_results(
+    settings: WorkerSettings, tasks: list[ShardTask], store: StoreConfig, info: RayInfo
+) -> Iterable[dict[str, Any]]:
+    import ray
+
+    gpus = 1 if settings.device == "cuda" or (settings.device == "auto" and info.gpus) else 0
+    fewest, most = (min(count, len(tasks)) for count in store.actors)
+    check_resources(fewest * store.cpus_per_actor, fewest * gpus, "capture (store.actors, store.cpus_per_actor)")
+    settings = dataclasses.replace(settings, threads=max(1, int(store.cpus_per_actor)))
+    items = [
+        {
+            "index": task.index,
+            "rows": task.rows,
+            "signals": json.dumps([signal.name for signal in task.signals]),
+            "new": task.new,
+        }
+        for task in tasks
+    ]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        _ShardActor,  # type: ignore[arg-type]  # Ray makes one per actor and calls it
+        fn_constructor_args=(settings,),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=fewest,
+            max_size=most,
+            max_tasks_in_flight_per_actor=_SHARDS_IN_HAND,
+            max_concurrent_calls_per_actor=_SHARDS_IN_HAND,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=store.cpus_per_actor,
+        num_gpus=gpus,
+    )
+    return dataset.iter_rows()
+
+
+def _plain_error(error: BaseException) -> RaybrewError:
+    """The error of ours that Ray has wrapped, or a ClusterError of one line."""
+    found: BaseException | None = error
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        if isinstance(found, RaybrewError):
+            return found
+        found = getattr(found, "cause", None) or found.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return ClusterError(f"capture: the teacher actors failed: {lines[-1].strip() if lines else type(error).__name__}")

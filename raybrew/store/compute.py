@@ -1,0 +1,237 @@
+"""Teacher outputs of the rows of one shard: encoded, batched by length, un-padded, in the order of the rows. No Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from raybrew.data.arrow import RaggedColumn
+from raybrew.errors import DataError, StoreError
+from raybrew.models.forward import forward
+from raybrew.signals import Signal, sorted_signals
+from raybrew.store.layout import ELEMENT_TYPES, element_type_of
+from raybrew.tasks.base import Task
+
+__all__ = ["Teacher", "cut_batches", "torch_dtype"]
+
+log = logging.getLogger("raybrew.store")
+
+_TORCH_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Indices = npt.NDArray[np.int64]
+
+
+def torch_dtype(element_type: str) -> torch.dtype:
+    """Type of tensors that an element type stands for."""
+    return _TORCH_TYPES[element_type]
+
+
+def cut_batches(lengths: npt.NDArray[np.int32], batch_tokens: int) -> list[Indices]:
+    """Rows in batches of at most `batch_tokens` padded tokens (and at least one row), longest first.
+
+    Longest first, so that memory runs out in the first batch or not at all.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, batch_tokens // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+@dataclasses.dataclass
+class Teacher:
+    """A loaded model with its tokenizer, and how its outputs are computed and kept.
+
+    `batch_tokens` shrinks when memory runs out; `notes` collects what a person should know of that.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    device: torch.device
+    precision: str
+    element_type: str
+    batch_tokens: int
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def encode(self, rows: pa.Table) -> pa.Table:
+        """Examples of parsed rows: id, input_ids list<int32> and, where the tokenizer gives them, token_type_ids."""
+        content = {name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("id", "label")}
+        encoded = self.task.encode(self.tokenizer, content)
+        arrays = {"id": rows.column("id").combine_chunks()}
+        for name, kind in (("input_ids", pa.int32()), ("token_type_ids", pa.int8())):
+            if name in encoded:
+                arrays[name] = pa.array(encoded[name], pa.list_(kind))
+        for index, tokens in enumerate(encoded["input_ids"]):
+            if not tokens:
+                text = " | ".join(values[index] for values in content.values())
+                raise DataError(f"the tokenizer of the teacher makes no tokens of {text[:60]!r}")
+        return pa.table(arrays)
+
+    def compute(
+        self, examples: pa.Table, request: Collection[Signal], on_batch: Callable[[int], None] | None = None
+    ) -> dict[Signal, pa.Table]:
+        """One table of one column for each signal, rows as in `examples`; `on_batch` hears of rows as they are done.
+
+        StoreError if a value is not finite in its element type. It is never stored.
+        """
+        request = sorted_signals(request)
+        columns = {
+            name: RaggedColumn(examples.schema.field(name).type, examples.column(name).chunks)
+            for name in examples.column_names
+            if name != "id"
+        }
+        collected = _Collected(columns["input_ids"].lengths, request, self.element_type)
+        # Results are taken one batch late: the device computes a batch while the last one is put in its place.
+        waiting: deque[_Batch] = deque()
+        with torch.inference_mode():
+            for rows in cut_batches(columns["input_ids"].lengths, self.batch_tokens):
+                for batch in self._forward(columns, rows, request):
+                    waiting.append(batch)
+                    if len(waiting) > 1:
+                        collected.add(waiting.popleft())
+                    if on_batch is not None:
+                        on_batch(len(batch.rows))
+            while waiting:
+                collected.add(waiting.popleft())
+        return collected.tables()
+
+    def _forward(
+        self, columns: dict[str, RaggedColumn], rows: Indices, request: tuple[Signal, ...]
+    ) -> Iterator[_Batch]:
+        """Outputs of `rows`, in several parts if they do not fit into memory together."""
+        try:
+            batch = self._forward_once(columns, rows, request)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            batch = None
+        if batch is not None:
+            yield batch
+            return
+        # Outside the except block: the error's traceback would keep the tensors alive.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            length = int(columns["input_ids"].lengths[rows[0]])
+            raise StoreError(f"a single row of {length} tokens does not fit into the memory of {self.device}")
+        self.batch_tokens = max(1, self.batch_tokens // 2)
+        note = (
+            f"{len(rows)} rows did not fit into the memory of {self.device}: "
+            f"store.batch_tokens is now {self.batch_tokens}"
+        )
+        log.warning(note)
+        self.notes.append(note)
+        half = len(rows) // 2
+        yield from self._forward(columns, rows[:half], request)
+        yield from self._forward(columns, rows[half:], request)
+
+    def _forward_once(self, columns: dict[str, RaggedColumn], rows: Indices, request: tuple[Signal, ...]) -> _Batch:
+        lengths = columns["input_ids"].lengths[rows]
+        longest = int(lengths.max())
+        real = np.arange(longest) < lengths[:, None]
+        pad_values = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        arrays = {name: column.gather_padded(rows, pad_values[name], longest) for name, column in columns.items()}
+        arrays["attention_mask"] = real
+        inputs = {
+            name: torch.from_numpy(array.astype(np.int64)).to(self.device, non_blocking=True)
+            for name, array in arrays.items()
+        }
+        flat = torch.from_numpy(np.flatnonzero(real)).to(self.device, non_blocking=True)
+        with torch.autocast(
+            self.device.type, dtype=_AUTOCAST_TYPES.get(self.precision), enabled=self.precision in _AUTOCAST_TYPES
+        ):
+            outputs = forward(self.model, inputs, request)
+        values: dict[Signal, Tensor] = {}
+        bad: dict[Signal, tuple[Tensor, Tensor]] = {}
+        for signal, output in outputs.items():
+            if signal.layer is not None:
+                output = output.flatten(0, 1).index_select(0, flat)
+            kept = output.to(torch_dtype(element_type_of(signal, self.element_type)))
+            bad[signal] = ((~torch.isfinite(kept)).sum(), (~torch.isfinite(output)).sum())
+            values[signal] = kept.to("cpu", non_blocking=True)
+        done = None
+        if self.device.type == "cuda":
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        return _Batch(rows, real, values, bad, done)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Outputs of some rows, perhaps still on their way from the device; `done` says when they are here."""
+
+    rows: Indices
+    real: npt.NDArray[np.bool_]
+    values: dict[Signal, Tensor]
+    bad: dict[Signal, tuple[Tensor, Tensor]]
+    done: Any
+
+
+class _Collected:
+    """Outputs of a shard, put in their places batch by batch."""
+
+    def __init__(self, lengths: npt.NDArray[np.int32], request: tuple[Signal, ...], element_type: str) -> None:
+        self._offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._request = request
+        self._element_type = element_type
+        self._values: dict[Signal, npt.NDArray[Any]] = {}
+        self._bad: dict[Signal, list[tuple[Tensor, Tensor]]] = {signal: [] for signal in request}
+
+    def add(self, batch: _Batch) -> None:
+        if batch.done is not None:
+            batch.done.synchronize()
+        places = (self._offsets[batch.rows][:, None] + np.arange(batch.real.shape[1]))[batch.real]
+        for signal, tensor in batch.values.items():
+            values = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            if tensor.dtype == torch.bfloat16:
+                values = values.view(np.uint16)
+            total = len(self._offsets) - 1 if signal.layer is None else int(self._offsets[-1])
+            if signal not in self._values:
+                self._values[signal] = np.empty((total, values.shape[-1]), values.dtype)
+            self._values[signal][batch.rows if signal.layer is None else places] = values
+            self._bad[signal].append(batch.bad[signal])
+
+    def tables(self) -> dict[Signal, pa.Table]:
+        self._check()
+        tables = {}
+        for signal in self._request:
+            values = self._values[signal]
+            kind = ELEMENT_TYPES[element_type_of(signal, self._element_type)]
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), kind), values.shape[-1])
+            if signal.layer is not None:
+                column = pa.LargeListArray.from_arrays(pa.array(self._offsets, pa.int64()), column)
+            tables[signal] = pa.table({signal.kind: column})
+        return tables
+
+    def _check(self) -> None:
+        problems = []
+        for signal, pairs in self._bad.items():
+            kept, computed = (sum(int(pair[side]) for pair in pairs) for side in (0, 1))
+            total = self._values[signal].size
+            if computed:
+                problems.append(f"{signal}: the teacher gives {computed} of {total} values that are NaN or infinite")
+            elif kept:
+                problems.append(
+                    f"{signal}: {kept} of {total} values overflow {self._element_type}; "
+                    f"set store.element_type={'float32' if self._element_type == 'bfloat16' else 'bfloat16 or float32'}"
+                )
+        if problems:
+            raise StoreError("; ".join(problems))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -1,0 +1,236 @@
+"""Reading a store: which rows it has, and the teacher's outputs for any of them, from memory maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raybrew.data.arrow import ArrowFolder
+from raybrew.errors import DataError, StoreError
+from raybrew.signals import Signal, sorted_signals
+from raybrew.store.layout import (
+    ELEMENT_TYPES,
+    EXAMPLES,
+    IdIndex,
+    Shard,
+    element_type_of,
+    problems_of,
+    read_manifest,
+    signal_folder,
+    signal_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Store", "StoreEntry", "describe", "list_stores"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """One signal: its shards as a table, and where the rows of each shard of the store begin in it (-1: not there)."""
+
+    data: ArrowFolder
+    starts: npt.NDArray[np.int64]
+
+
+class Store:
+    """An open store. Rows have positions 0..num_rows-1; those stay as they are while a store grows.
+
+    Pickles as path, fingerprint and element type, and is opened anew in the other process.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], element_type: str | None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.element_type = element_type
+        self._shards: list[Shard] = manifest["shards"]
+        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
+        self._open: dict[Signal, _Stored] = {}
+
+    @classmethod
+    def open(cls, path: Path, expect_fingerprint: str | None = None, element_type: str | None = None) -> Store:
+        """The store in folder `path`. `element_type` chooses among signals stored in several; None: the most exact.
+
+        StoreError if there is none, it was computed from something else than `expect_fingerprint`, is of another
+        version, unfinished or damaged. Sizes are checked here, hashes by `verify`.
+        """
+        manifest = read_manifest(path)
+        if expect_fingerprint is not None and manifest["fingerprint"] != expect_fingerprint:
+            raise StoreError(
+                f"{path}: holds {manifest['fingerprint']}, but {expect_fingerprint} is needed: "
+                "the teacher, its tokenizer, the encoding or the precision is another one; capture again"
+            )
+        problems = problems_of(path, manifest["shards"], hashes=False)
+        if problems:
+            raise StoreError(_damage(path, problems))
+        return cls(path, manifest, element_type)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Store.open, (self.path, self.fingerprint, self.element_type)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that the outputs depend on; also the name of the folder."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards together."""
+        return int(self._starts[-1])
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        """Signals that are stored for some rows at least, in the element type of this reader."""
+        found = (signal_of(folder) for folder in self.manifest["signals"])
+        return sorted_signals(
+            signal
+            for signal, element_type in (entry for entry in found if entry is not None)
+            if self.element_type is None or element_type == element_type_of(signal, self.element_type)
+        )
+
+    @functools.cached_property
+    def examples(self) -> ArrowFolder:
+        """id, input_ids and perhaps token_type_ids of all rows."""
+        return self._folder(EXAMPLES, self._shards)
+
+    @property
+    def ids(self) -> npt.NDArray[np.uint8]:
+        """Example ids of all rows, (rows, 16)."""
+        return self.examples.flat("id").read()
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of every row, (rows,)."""
+        return self.examples.ragged("input_ids").lengths
+
+    @functools.cached_property
+    def _index(self) -> IdIndex:
+        return IdIndex(self.ids)
+
+    def locate(self, ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Positions (n,) of example ids (n, 16) uint8; StoreError says how many are not stored."""
+        positions = self._index.find(ids)
+        missing = int((positions < 0).sum())
+        if missing:
+            raise StoreError(
+                f"{self.path}: {missing} of {len(positions)} rows are not in this store; `raybrew capture` adds them"
+            )
+        return positions
+
+    def dim(self, signal: Signal) -> int:
+        """Numbers per row (logits) or per token (hidden)."""
+        column = self._stored(signal).data.column(signal.kind)
+        return column.item_shape[0]
+
+    def has(self, signal: Signal, positions: npt.NDArray[np.int64]) -> bool:
+        """Whether `signal` is stored for all of these rows."""
+        if signal not in self.signals:
+            return False
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        return bool((self._stored(signal).starts[shards] >= 0).all())
+
+    def gather(self, signal: Signal, positions: npt.NDArray[np.int64], length: int | None = None) -> Tensor:
+        """Outputs of the rows at `positions` in the type they are stored in; StoreError if some have none.
+
+        logits: (n, classes) float32. hidden: (n, length, dim), zeros behind the `lengths` of each row; `length`
+        defaults to that of the longest.
+        """
+        import torch
+
+        stored = self._stored(signal)
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        starts = stored.starts[shards]
+        if (starts < 0).any():
+            raise StoreError(
+                f"{self.path}: {signal} is stored for {stored.data.num_rows} of {self.num_rows} rows, and "
+                f"{int((starts < 0).sum())} of those asked for are not among them; `raybrew capture` adds them"
+            )
+        places = positions - self._starts[shards] + starts
+        if signal.layer is None:
+            return torch.from_numpy(stored.data.flat(signal.kind).gather(places))
+        values = stored.data.ragged(signal.kind).gather_padded(places, 0, length)
+        if values.dtype == np.uint16:
+            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(values)
+
+    def verify(self) -> tuple[str, ...]:
+        """One line for each file whose bytes are not those that were written; reads the whole store."""
+        return problems_of(self.path, self._shards, hashes=True)
+
+    def _stored(self, signal: Signal) -> _Stored:
+        if signal not in self._open:
+            types = [self.element_type] if self.element_type is not None else list(ELEMENT_TYPES)
+            folders = [signal_folder(signal, element_type_of(signal, element_type)) for element_type in types]
+            folder = next((name for name in folders if name in self.manifest["signals"]), None)
+            if folder is None:
+                kept = ", ".join(sorted(name.removeprefix("signals/") for name in self.manifest["signals"]))
+                wanted = "" if self.element_type is None else f" as {element_type_of(signal, self.element_type)}"
+                raise StoreError(f"{self.path}: {signal} is not stored{wanted}, only {kept}; `raybrew capture` adds it")
+            members = [shard for shard in self._shards if folder in shard.files]
+            rows = np.array([shard.rows if folder in shard.files else 0 for shard in self._shards], np.int64)
+            starts = np.where(rows > 0, np.cumsum(rows) - rows, -1)
+            self._open[signal] = _Stored(self._folder(folder, members), starts)
+        return self._open[signal]
+
+    def _folder(self, folder: str, shards: list[Shard]) -> ArrowFolder:
+        try:
+            data = ArrowFolder.open(self.path / folder, [shard.file for shard in shards])
+        except DataError as error:
+            raise StoreError(_damage(self.path, (str(error),))) from error
+        if data.num_rows != sum(shard.rows for shard in shards):
+            raise StoreError(
+                _damage(self.path, (f"{folder} has {data.num_rows} rows instead of those of the manifest",))
+            )
+        return data
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreEntry:
+    """A folder among stores: an open store, or why it cannot be opened."""
+
+    path: Path
+    store: Store | None
+    problem: str | None
+
+
+def list_stores(root: Path) -> tuple[StoreEntry, ...]:
+    """All stores below `root`, finished or not, by name."""
+    entries = []
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if not (path / "manifest.json").is_file() and not (path / "shards").is_dir():
+            continue
+        try:
+            entries.append(StoreEntry(path, Store.open(path), None))
+        except StoreError as error:
+            entries.append(StoreEntry(path, None, str(error)))
+    return tuple(entries)
+
+
+def describe(store: Store) -> dict[str, Any]:
+    """What a store holds and from what it was computed, as plain values."""
+    shards: list[Shard] = store.manifest["shards"]
+    return {
+        "path": str(store.path),
+        "fingerprint": store.fingerprint,
+        "teacher": store.manifest["teacher"],
+        "parts": store.manifest["parts"],
+        "rows": store.num_rows,
+        "rows_fingerprint": store.manifest["rows_fingerprint"],
+        "tokens": sum(shard.tokens for shard in shards),
+        "shards": len(shards),
+        "bytes": sum(info.bytes for shard in shards for info in shard.files.values()),
+        "signals": dict(store.manifest["signals"]),
+        "raybrew": store.manifest["raybrew"],
+    }
+
+
+def _damage(path: Path, problems: tuple[str, ...]) -> str:
+    shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+    return f"{path}: damaged: {shown}. Delete what is damaged and capture again: only that is computed anew"

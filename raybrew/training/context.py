@@ -1,0 +1,140 @@
+"""Where the loop runs: its rank, device and peers, and who may ask it to stop. Knows torch.distributed, not Ray."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["STOP_FILE", "Context", "DistributedContext", "LocalContext", "stop_on_signals"]
+
+#: A file of this name in the run folder asks all workers to save and stop.
+STOP_FILE = "stop.request"
+
+
+class Context(Protocol):
+    """One worker's place among its peers."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The element-wise sum of `values` over all workers, on every worker."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every worker, in the order of ranks, on every worker."""
+        ...
+
+    def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
+        """`module`, made to average its gradients over the workers."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """Whether this worker was asked to save and stop."""
+        ...
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        """Tell the launcher about an evaluation; every rank calls it equally often."""
+        ...
+
+
+class LocalContext:
+    """One worker in this process."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: torch.device, stop: threading.Event | None = None) -> None:
+        self.device = device
+        self.stop = stop or threading.Event()
+
+    def add_up(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
+        return module
+
+    def stop_requested(self) -> bool:
+        return self.stop.is_set()
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        return None
+
+
+class DistributedContext:
+    """One of several workers in a torch.distributed process group that exists already."""
+
+    def __init__(
+        self, device: torch.device, run_folder: Path, report: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self.device = device
+        self._stop_file = run_folder / STOP_FILE
+        self._report = report
+        self._looked = 0.0
+        self._stop = False
+
+    def add_up(self, values: Tensor) -> Tensor:
+        # NCCL exchanges device tensors, gloo host tensors; the values are few, so the copy costs nothing.
+        moved = values.to(self.device) if dist.get_backend() == "nccl" else values.cpu().clone()
+        dist.all_reduce(moved)
+        return moved.to(values.device)
+
+    def gather(self, value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
+        devices = [self.device.index or 0] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=devices, find_unused_parameters=find_unused, gradient_as_bucket_view=True
+        )
+
+    def stop_requested(self) -> bool:
+        # One look a second: on a shared file system a look is a round trip.
+        now = time.monotonic()
+        if not self._stop and self.rank == 0 and now - self._looked > 1.0:
+            self._looked = now
+            self._stop = self._stop_file.exists()
+        return self._stop
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        if self._report is not None:
+            self._report(metrics)
+
+
+@contextmanager
+def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[None]:
+    """Within, the first Ctrl-C or SIGTERM calls `on_stop`; a second one ends the process in the usual way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        on_stop()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

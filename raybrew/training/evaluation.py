@@ -1,0 +1,60 @@
+"""Logits of a model over encoded rows, computed by all workers together, each row once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from raybrew.data.loader import TokenRows, collate
+from raybrew.models.forward import forward
+from raybrew.signals import LOGITS
+from raybrew.training.context import Context
+from raybrew.training.precision import Precision
+
+__all__ = ["compute_logits"]
+
+#: Padded tokens of one evaluation batch; evaluation keeps no activations, so this is generous.
+_BATCH_TOKENS = 16384
+
+
+def compute_logits(
+    model: nn.Module,
+    data: TokenRows,
+    pad_token_id: int,
+    context: Context,
+    precision: Precision,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """float32 (rows, classes) logits of `model` in the order of `data`, on every worker.
+
+    Batches are cut by a token budget from rows sorted by length; ranks take every `world_size`-th batch.
+    """
+    was_training = model.training
+    model.eval()
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    batches = list(_batches(data.lengths))
+    with torch.inference_mode(), precision.autocast():
+        for rows in batches[context.rank :: context.world_size]:
+            batch = collate(rows, data, pad_token_id, None).to(context.device)
+            logits = forward(model, batch.inputs, (LOGITS,))[LOGITS]
+            parts.append((rows, logits.float().cpu().numpy()))
+            if progress is not None:
+                progress(len(rows) * context.world_size)
+    model.train(was_training)
+    gathered = [part for share in context.gather(parts) for part in share]
+    result = np.empty((len(data.lengths), *gathered[0][1].shape[1:]), dtype=np.float32)
+    for rows, values in gathered:
+        result[rows] = values
+    return result
+
+
+def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, _BATCH_TOKENS // max(1, int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,165 @@
+"""The ways to start a training job: in this process, or as Ray Train workers. The only file here that knows Ray.
+
+A job is a module-level function `(spec, context) -> result`. It returns what happened instead of raising when it was
+asked to stop, so that Ray does not mistake a stop for a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raybrew.config.train import TrainConfig
+from raybrew.errors import ClusterError, RaybrewError, RunError
+from raybrew.models.loading import pick_device
+from raybrew.runtime import check_resources, ensure_ray
+from raybrew.training.context import STOP_FILE, Context, DistributedContext, LocalContext, stop_on_signals
+
+__all__ = ["Job", "choose_launcher", "launch"]
+
+Job = Callable[[Mapping[str, Any], Context], dict[str, Any]]
+
+
+def choose_launcher(config: TrainConfig) -> str:
+    """`local` or `ray`: `auto` is local for one worker unless a cluster address is set."""
+    if config.launcher != "auto":
+        return config.launcher
+    return "ray" if config.workers > 1 or os.environ.get("RAY_ADDRESS") else "local"
+
+
+def launch(
+    job: Job,
+    spec: Mapping[str, Any],
+    config: TrainConfig,
+    run_folder: Path,
+    say: Callable[[str], None],
+    key: str = "train",
+) -> dict[str, Any]:
+    """Run `job` on `config.workers` workers and return rank 0's result.
+
+    Ctrl-C and SIGTERM ask the workers to save and stop; the job's result says so.
+    """
+    (run_folder / STOP_FILE).unlink(missing_ok=True)
+    if choose_launcher(config) == "local":
+        return _in_process(job, spec, config, key)
+    return _on_ray(job, spec, config, run_folder, say, key)
+
+
+def _in_process(job: Job, spec: Mapping[str, Any], config: TrainConfig, key: str) -> dict[str, Any]:
+    device = pick_device(config.device, f"{key}.device")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    stop = threading.Event()
+    with stop_on_signals(stop.set):
+        return job(spec, LocalContext(device, stop))
+
+
+def _on_ray(
+    job: Job, spec: Mapping[str, Any], config: TrainConfig, run_folder: Path, say: Callable[[str], None], key: str
+) -> dict[str, Any]:
+    # Ray Train reads these when it is imported; the workers' controller polls twice a second instead of every two.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    ray_info = ensure_ray("training")
+    if ray_info.dashboard_url:
+        say(f"Ray dashboard: {ray_info.dashboard_url}")
+    use_gpu = config.device == "cuda" or (config.device == "auto" and ray_info.gpus >= config.workers)
+    check_resources(
+        cpus=config.workers * config.cpus_per_worker,
+        gpus=config.workers if use_gpu else 0,
+        purpose=f"{config.workers} training workers ({key}.workers, {key}.cpus_per_worker)",
+    )
+
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"job": job, "spec": dict(spec), "run_folder": str(run_folder), "threads": config.threads},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"train-{os.getpid()}-{run_folder.name}",
+            storage_path=str(run_folder / "ray"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    # In a thread: Ray's own Ctrl-C handler, which aborts without saving, is only installed on the main thread.
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    def ask_to_stop() -> None:
+        say("stopping: the workers save their state first (again to end at once)")
+        (run_folder / STOP_FILE).touch()
+
+    thread = threading.Thread(target=fit, name="raybrew-ray-train", daemon=True)
+    with stop_on_signals(ask_to_stop):
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.2)
+    (run_folder / STOP_FILE).unlink(missing_ok=True)
+    if "error" in outcome:
+        raise _root_cause(outcome["error"]) from outcome["error"]
+    result: dict[str, Any] = outcome["result"].return_value
+    if result is None:
+        raise RunError("the training workers ended without a result; see the logs of the Ray session")
+    if "raised" in result:
+        raise result["raised"]
+    return result
+
+
+def _ray_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """One Ray Train worker."""
+    import ray.train
+    import ray.train.torch
+
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    device = ray.train.torch.get_device()
+
+    def report(metrics: dict[str, Any]) -> None:
+        ray.train.report({name: value for name, value in metrics.items() if isinstance(value, (int, float))})
+
+    context = DistributedContext(device, Path(config["run_folder"]), report)
+    try:
+        result: dict[str, Any] = config["job"](config["spec"], context)
+    except RaybrewError as error:
+        # Wrong data or a diverged loss will be no better next time: hand the error over instead of restarting for it.
+        return {"raised": error}
+    return result
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The innermost reason of a failed fit as one of our errors."""
+    seen = error
+    for _ in range(10):
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        worker_failures = getattr(seen, "worker_failures", None)
+        if worker_failures:
+            inner = next(iter(worker_failures.values()))
+        if not isinstance(inner, BaseException):
+            break
+        seen = inner
+    if isinstance(seen, RaybrewError):
+        return seen
+    first = (str(seen).strip().splitlines() or [type(seen).__name__])[-1]
+    if "resource" in type(seen).__name__.lower():
+        return ClusterError(f"Ray could not start the training workers: {first}")
+    return RunError(f"the training workers failed: {type(seen).__name__}: {first}")

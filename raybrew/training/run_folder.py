@@ -1,0 +1,183 @@
+"""A run's folder: what it computes, from what, where it stands. A folder that belongs to something else is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from raybrew.config import Experiment
+from raybrew.config.loading import dump_experiment
+from raybrew.config.scrub import scrub
+from raybrew.data.arrow import write_json
+from raybrew.errors import EnvironmentProblem, RunError
+from raybrew.version import __version__
+
+__all__ = ["RunFolder", "describe_environment"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """`<storage_path>/<experiment>/<run id>/`; nothing exists before `prepare`."""
+
+    path: Path
+    run_id: str
+
+    @classmethod
+    def of(cls, experiment: Experiment, verb: str, run_id: str | None = None) -> RunFolder:
+        """The folder of `verb` on `experiment`: by default named by a hash of all that decides its result."""
+        name = run_id or experiment.run_id(verb)
+        return cls(Path(experiment.store.storage_path).absolute() / experiment.name / name, name)
+
+    @property
+    def student(self) -> Path:
+        """The best model as a Hugging Face folder."""
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, None while there is none."""
+        return _read_json(self.path / "summary.json")
+
+    def prepare(self, experiment: Experiment, verb: str, inputs: Mapping[str, Any], command: str | None) -> None:
+        """Create the folder, or check that it belongs to this configuration and these inputs.
+
+        RunError shows each value that differs. Execution settings (workers, device, trackers) may differ. Without a
+        `command` an existing folder is only checked.
+        """
+        identity = {"verb": verb, "identity": experiment.identity(verb), "inputs": dict(inputs)}
+        existing = _read_json(self.path / "identity.json")
+        if existing is not None and existing != identity:
+            lines = [
+                f"  {key}: the run has {old!r}, this configuration {new!r}"
+                for key, old, new in _differences(existing, identity)
+            ]
+            raise RunError(
+                f"{self.path} belongs to another configuration:\n" + "\n".join(lines) + "\n"
+                "use another --run-id or name, or remove that folder"
+            )
+        if command is None and existing is not None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(scrub(dump_experiment(experiment)), encoding="utf-8")
+            write_json(self.path / "environment.json", scrub(describe_environment(command or "")))
+            # Last, as it marks the folder as ours.
+            write_json(self.path / "identity.json", identity)
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, which marks the run as done."""
+        try:
+            write_json(self.path / "summary.json", scrub(dict(summary)))
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; RunError if another process is at it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"{self.path}: another process is working on this run") from error
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def describe_environment(command: str) -> dict[str, Any]:
+    """Versions, commit and hardware, for `environment.json`."""
+    import importlib.metadata
+    import os
+
+    import psutil
+    import torch
+
+    versions = {}
+    for package in ("torch", "ray", "transformers", "datasets", "pyarrow", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "raybrew": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "commit": _commit(),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "cpu": _cpu_name(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpus": gpus,
+            "system": platform.platform(),
+        },
+        "command": command,
+    }
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        name = f"{prefix}{key}".removeprefix("identity.")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield name, before, after
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove the run folder to start anew") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds no mapping; remove the run folder to start anew")
+    return value
+
+
+def _commit() -> str | None:
+    """Commit of the folder we run in, if git knows it; `+` marks uncommitted changes."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        try:
+            with open("/proc/cpuinfo", encoding="utf-8") as file:
+                for line in file:
+                    if line.startswith("model name"):
+                        return line.partition(":")[2].strip()
+        except OSError:
+            pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,85 @@
+"""capture: run the teacher once over all training rows and keep what students will ask for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pyarrow as pa
+
+from raybrew.config import Experiment
+from raybrew.errors import ConfigError
+from raybrew.models.loading import ModelSource
+from raybrew.models.students import empty_student
+from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
+from raybrew.store.capture import CaptureProgress
+from raybrew.store.capture import capture as capture_rows
+from raybrew.store.reader import Store
+from raybrew.verbs.job import objective_of
+from raybrew.verbs.prepare import check_teacher_labels, read_rows, task_of, teacher_source
+from raybrew.verbs.reporter import QuietReporter, Reporter
+
+__all__ = ["capture", "capture_table", "request_of", "store_root"]
+
+
+def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter: Reporter | None = None) -> Store:
+    """The teacher's store for this experiment, with everything its objective and `store.signals` ask for.
+
+    Rows, signals and whole stores that exist are not computed again; killed at any moment, the same call finishes the
+    missing shards.
+    """
+    reporter = reporter or QuietReporter()
+    teacher = teacher_source(experiment, teacher_run)
+    rows = read_rows(experiment, teacher, reporter.say)
+    check_teacher_labels(teacher, rows.labels)
+    request = set(request_of(experiment, teacher, rows.labels.names)) or {LOGITS}
+    return capture_table(experiment, teacher, rows.training, request, reporter)
+
+
+def capture_table(
+    experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: Collection[Signal], reporter: Reporter
+) -> Store:
+    """The store with `request` for all of `rows`, computed where it lacks something."""
+    names = ", ".join(signal.name for signal in sorted_signals(request))
+    update: Callable[[int, str], None] | None = None
+    with contextlib.ExitStack() as stack:
+
+        def show(progress: CaptureProgress) -> None:
+            nonlocal update
+            if update is None:  # the bar appears only if there is something to do
+                title = f"capture {experiment.name} ({names})"
+                update = stack.enter_context(reporter.bar(title, progress.total_rows, "rows"))
+            if progress.note:
+                reporter.say(progress.note)
+            update(progress.done_rows, f"{progress.bytes_written / 2**20:.1f} MiB")
+
+        return capture_rows(
+            rows,
+            task_of(experiment),
+            teacher,
+            request,
+            experiment.store,
+            store_root(experiment),
+            experiment.teacher.device,
+            experiment.teacher.precision,
+            show,
+        )
+
+
+def store_root(experiment: Experiment) -> Path:
+    """Folder of all teacher stores."""
+    return Path(experiment.store.path or Path(experiment.store.storage_path) / "store").absolute()
+
+
+def request_of(experiment: Experiment, teacher: ModelSource, labels: tuple[str, ...]) -> tuple[Signal, ...]:
+    """What the objective asks of the teacher, and `store.signals`; ConfigError for layers that do not exist."""
+    config = empty_student(experiment.student, teacher, experiment.task.kind, labels).config
+    request = set(objective_of(experiment, config, teacher).teacher_request)
+    request |= {parse_signal(name) for name in experiment.store.signals}
+    attention = [signal for signal in request if signal.kind == "attention"]
+    if attention:
+        raise ConfigError(
+            f"store.signals: {', '.join(map(str, attention))} cannot be captured; allowed: logits, hidden.NN"
+        )
+    return sorted_signals(request)

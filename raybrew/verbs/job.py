@@ -1,0 +1,254 @@
+"""The training job of one worker: builds student, objective, data and teacher from a spec of plain values, and trains.
+
+It runs in this process or in each Ray Train worker alike; all it is given are paths and the resolved experiment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raybrew.config import Experiment, TrainConfig
+from raybrew.data.encoded import EncodedRows, open_encoded
+from raybrew.data.loader import StepLoader
+from raybrew.distillers.matches import resolve_matches
+from raybrew.distillers.objective import Objective, build_objective
+from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
+from raybrew.errors import Interrupted
+from raybrew.export.folder import recover_student, save_student
+from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, pick_precision
+from raybrew.models.shapes import dims_of
+from raybrew.models.students import build_student
+from raybrew.store.reader import Store
+from raybrew.tasks.base import Labels
+from raybrew.tracking.jsonl import MetricsLog
+from raybrew.tracking.trackers import build_trackers
+from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.context import Context
+from raybrew.training.evaluation import compute_logits
+from raybrew.training.loop import Trainee, total_steps, train
+from raybrew.training.precision import Precision
+from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.prepare import finetune_config, task_of
+
+__all__ = ["run_job"]
+
+
+def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Train by `spec` on this worker. The result tells how it ended: `status` is `done` or `interrupted`."""
+    experiment = Experiment.model_validate(spec["experiment"])
+    finetuning = spec["verb"] == "finetune"
+    config: TrainConfig = finetune_config(experiment) if finetuning else experiment.train
+    labels = Labels(tuple(spec["labels"]))
+    precision = Precision(pick_precision(config.precision, context.device), context.device)
+    source = ModelSource(**spec["teacher"]) if spec["teacher"] else None
+    torch.manual_seed(config.seed)
+    if finetuning:
+        assert source is not None  # a finetune spec always names its starting point
+        student: nn.Module = load_model(source, experiment.task.kind, labels.names)
+        tokenizer = load_tokenizer(source)
+        objective = build_objective(_labels_only(experiment))
+    else:
+        student, tokenizer, _ = build_student(
+            experiment.student, source, experiment.task.kind, labels.names, config.seed
+        )
+        objective = objective_of(experiment, student.config, source)
+    student.to(context.device)
+    objective.to(context.device)
+
+    data = open_encoded(Path(spec["training_rows"]))
+    stored, teacher = _teacher(spec, experiment, objective, source, data, context)
+    state, run = None, RunFolder(Path(spec["run_folder"]), spec["run_id"])
+    checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
+    if context.rank == 0:
+        recover_student(run.student)
+    found = checkpoints.load_newest()
+    start_step = 0
+    if found is not None:
+        start_step, state = found
+    loader = StepLoader(
+        data,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        seed=config.seed,
+        rank=context.rank,
+        world_size=context.world_size,
+        num_steps=total_steps(data.num_rows, config),
+        start_step=start_step,
+        pad_token_id=tokenizer.pad_token_id,
+        teacher=stored,
+        pin_memory=context.device.type == "cuda",
+    )
+    hooks = _RunHooks(spec, experiment, run, checkpoints, tokenizer, labels, context, precision)
+    with hooks.open(start_step, loader.num_steps):
+        try:
+            outcome = train(
+                Trainee(student, objective),
+                teacher,
+                loader,
+                config,
+                experiment.task.metric,
+                context,
+                precision,
+                hooks,
+                state,
+            )
+        except Interrupted as stop:
+            return {"status": "interrupted", "message": str(stop)}
+    if outcome.best is None and context.rank == 0:
+        # Without evaluation rows the last student is the one to keep.
+        hooks.keep_best(student, {})
+    return {
+        "status": "done",
+        "steps": outcome.steps,
+        "epochs": outcome.epochs,
+        "seconds": outcome.seconds,
+        "best": outcome.best,
+        "last": {"metrics": outcome.last},
+        "workers": context.world_size,
+        "precision": precision.name,
+        "device": str(context.device),
+    }
+
+
+def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSource | None) -> Objective:
+    """The objective of `distill`: matches resolved for the depths and widths of these two models."""
+    if not any(match.weight for match in experiment.distill.matches):
+        return build_objective(experiment.distill)
+    assert teacher is not None  # checked with the configuration: matches need a teacher
+    teacher_config = load_config(teacher)
+    student, wanted = dims_of(student_config), dims_of(teacher_config)
+    matches = resolve_matches(experiment.distill.matches, student.layers, wanted.layers)
+    return build_objective(
+        experiment.distill,
+        matches,
+        {match.student: student.hidden for match in matches},
+        {match.teacher: wanted.hidden for match in matches},
+        seed=experiment.train.seed,
+    )
+
+
+def _labels_only(experiment: Experiment) -> Any:
+    return experiment.distill.model_copy(update={"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": ()})
+
+
+def _teacher(
+    spec: Mapping[str, Any],
+    experiment: Experiment,
+    objective: Objective,
+    source: ModelSource | None,
+    data: EncodedRows,
+    context: Context,
+) -> tuple[StoredSignals | None, Teacher]:
+    """What the loader puts into batches, and what is asked in each step."""
+    if not objective.teacher_request or source is None:
+        return None, SignalsInBatch()
+    if spec["store"] is not None:
+        store = Store.open(Path(spec["store"]), spec["fingerprint"], experiment.store.element_type)
+        return StoredSignals(store, store.locate(data.ids), objective.teacher_request), SignalsInBatch()
+    model = load_model(source, experiment.task.kind).to(context.device)
+    precision = Precision(pick_precision(experiment.teacher.precision, context.device), context.device)
+    return None, LiveTeacher(model, objective.teacher_request, precision.autocast)
+
+
+class _RunHooks:
+    """What the loop's findings do to the run folder."""
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        experiment: Experiment,
+        run: RunFolder,
+        checkpoints: Checkpoints,
+        tokenizer: Any,
+        labels: Labels,
+        context: Context,
+        precision: Precision,
+    ) -> None:
+        self.spec = spec
+        self.experiment = experiment
+        self.run = run
+        self.checkpoints = checkpoints
+        self.tokenizer = tokenizer
+        self.labels = labels
+        self.context = context
+        self.precision = precision
+        self.task = task_of(experiment)
+        self.evaluation = open_encoded(Path(spec["evaluation_rows"])) if spec["evaluation_rows"] else None
+        self.metrics = MetricsLog(run.metrics)
+        self.trackers: Any = None
+        self.step = 0
+
+    @contextlib.contextmanager
+    def open(self, start_step: int, num_steps: int) -> Any:
+        """Log and trackers of rank 0, from `start_step` on; lines of steps that will be repeated are dropped."""
+        if self.context.rank != 0:
+            yield
+            return
+        self.metrics.truncate_after(start_step)
+        verb = "resumed" if start_step else "started"
+        workers = self.context.world_size
+        self._event(start_step, verb, f"{verb} at step {start_step} of {num_steps} with {workers} worker(s)")
+        # What any part logs becomes an event of the run: a Ray worker's own output is not shown anywhere.
+        notes = _EventHandler(self)
+        logger = logging.getLogger("raybrew")
+        logger.addHandler(notes)
+        self.trackers = build_trackers(
+            self.experiment.tracking, experiment=self.experiment.name, job_type=self.spec["verb"]
+        )
+        self.trackers.start(self.run.run_id, self.experiment.plain(), self.run.path, start_step > 0)
+        status, message = "finished", "finished"
+        try:
+            yield
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            message = (str(error).splitlines() or [type(error).__name__])[0]
+            raise
+        finally:
+            self.trackers.finish("done" if status == "finished" else status)
+            logger.removeHandler(notes)
+            self._event(self.step, status, message)
+            self.metrics.close()
+
+    def _event(self, step: int, event: str, message: str) -> None:
+        self.step = step
+        self.metrics.write({"step": step, "kind": "event", "event": event, "message": message})
+
+    def note(self, message: str) -> None:
+        """A line for the user, kept with the run."""
+        self._event(self.step, "note", message)
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.step = record["step"]
+        self.metrics.write(record)
+        self.trackers.log(record)
+
+    def evaluate(self, student: nn.Module) -> dict[str, float]:
+        if self.evaluation is None:
+            return {}
+        logits = compute_logits(student, self.evaluation, self.tokenizer.pad_token_id, self.context, self.precision)
+        return self.task.metrics(logits, np.asarray(self.evaluation.labels), len(self.labels))
+
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
+        save_student(student, self.tokenizer, self.run.student, "")
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        self.step = step
+        self.metrics.sync()
+        self.checkpoints.save(step, state)
+
+
+class _EventHandler(logging.Handler):
+    def __init__(self, hooks: _RunHooks) -> None:
+        super().__init__(logging.INFO)
+        self.hooks = hooks
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.hooks.note(record.getMessage())

@@ -1,0 +1,65 @@
+"""predict: labels and probabilities of new rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raybrew.config import Experiment
+from raybrew.data.rows import load_rows
+from raybrew.errors import EnvironmentProblem
+from raybrew.models.loading import load_model
+from raybrew.verbs.evaluate import labels_of_model, logits_of, pick_model
+from raybrew.verbs.prepare import encode, task_of
+from raybrew.verbs.reporter import QuietReporter, Reporter
+
+__all__ = ["predict", "write_predictions"]
+
+
+def predict(
+    experiment: Experiment,
+    source: str,
+    *,
+    model: str = "student",
+    run_id: str | None = None,
+    reporter: Reporter | None = None,
+) -> list[dict[str, Any]]:
+    """Predictions for the rows of `source` (any format that `data.train` may have; labels are ignored), in its order.
+
+    Each is the row's content with `label`, `score` (its probability) and `scores` of all labels.
+    """
+    reporter = reporter or QuietReporter()
+    chosen = pick_model(experiment, model, run_id)
+    labels = labels_of_model(chosen)
+    task = task_of(experiment)
+    data = experiment.data.model_copy(update={"unlabeled": source, "unlabeled_rows": None})
+    rows = load_rows(data, "unlabeled", task, labels)
+    for bad in rows.skipped:
+        reporter.say(f"left out: {bad}")
+    encoded = encode(experiment, rows.table, chosen)
+    network = load_model(chosen, experiment.task.kind)
+    logits = logits_of(experiment, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
+    content = rows.table.drop_columns(["id", "label"]).to_pylist()
+    return [row | found for row, found in zip(content, task.predictions(logits, labels), strict=True)]
+
+
+def write_predictions(predictions: list[dict[str, Any]], path: Path) -> None:
+    """Write JSON lines to `path`; the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(lines(predictions))
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def lines(predictions: list[dict[str, Any]]) -> Iterator[str]:
+    """Predictions as JSON lines."""
+    for row in predictions:
+        yield json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,120 @@
+"""What every verb needs before it starts: the teacher's place, the labels, the rows, their encoding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from raybrew.config import Experiment, FinetuneConfig
+from raybrew.data.encoded import EncodedRows, encode_rows
+from raybrew.data.rows import RowSet, load_rows
+from raybrew.errors import ConfigError, DataError, RunError
+from raybrew.models.loading import ModelSource, load_config, load_tokenizer, model_labels
+from raybrew.tasks.base import Labels, Task, build_task
+from raybrew.training.run_folder import RunFolder
+
+__all__ = ["Rows", "Say", "check_teacher_labels", "encode", "read_rows", "task_of", "teacher_source"]
+
+#: Takes one line for the user.
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Parsed rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
+
+    training: pa.Table
+    num_labelled: int
+    num_unlabeled: int
+    evaluation: RowSet | None
+    labels: Labels
+
+
+def task_of(experiment: Experiment) -> Task:
+    """The experiment's task, reading its columns."""
+    columns = experiment.data.columns
+    return build_task(experiment.task, columns.text, columns.text_pair, columns.label)
+
+
+def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:
+    """Where the finished teacher is: `teacher.model`, or the student folder of its finetune run.
+
+    RunError says which command makes it when it does not exist yet.
+    """
+    teacher = experiment.teacher
+    if teacher.model is None:
+        raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
+    if teacher.finetune is None:
+        return ModelSource(teacher.model, teacher.revision, teacher.trust_remote_code)
+    run = RunFolder.of(experiment, "finetune", run_id)
+    if run.summary() is None:
+        raise RunError(
+            f"the teacher is not trained yet: {run.path} holds no finished run; run `raybrew finetune` with this "
+            "experiment first, or set teacher.finetune=null to use teacher.model as it is"
+        )
+    return ModelSource(str(run.student))
+
+
+def read_rows(experiment: Experiment, teacher: ModelSource | None, say: Say, *, with_unlabeled: bool = True) -> Rows:
+    """Training, unlabelled and evaluation rows with one set of labels; says what was skipped."""
+    data, task = experiment.data, task_of(experiment)
+    if data.train is None:
+        raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
+    names = model_labels(load_config(teacher)) if teacher is not None else None
+    known = Labels(names) if names is not None and experiment.task.labels is None else None
+    train = load_rows(data, "train", task, known)
+    _say_skipped(train, say)
+    tables, num_unlabeled = [train.table], 0
+    if with_unlabeled and data.unlabeled is not None:
+        unlabeled = load_rows(data, "unlabeled", task, train.labels)
+        _say_skipped(unlabeled, say)
+        tables.append(unlabeled.table)
+        num_unlabeled = unlabeled.table.num_rows
+    evaluation = None
+    if data.eval is not None:
+        evaluation = load_rows(data, "eval", task, train.labels)
+        _say_skipped(evaluation, say)
+    return Rows(pa.concat_tables(tables), train.table.num_rows, num_unlabeled, evaluation, train.labels)
+
+
+def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
+    """DataError if the teacher's classes are not the data's, in the same order."""
+    config = load_config(teacher)
+    names = model_labels(config)
+    ours, theirs = list(labels.names), list(names or ())
+    if config.num_labels != len(labels):
+        shown = ", ".join(theirs[:20]) if theirs else "unnamed"
+        raise DataError(
+            f"the teacher {teacher.model} has {config.num_labels} classes ({shown}), the data has {len(ours)} "
+            f"({', '.join(ours[:20])}); fine-tune it on this data, or set task.labels to the teacher's"
+        )
+    if theirs and theirs != ours:
+        raise DataError(
+            f"the teacher {teacher.model} has the classes {', '.join(theirs[:20])} in this order, the data has "
+            f"{', '.join(ours[:20])}; set task.labels={theirs} or fine-tune the teacher again"
+        )
+
+
+def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource) -> EncodedRows:
+    """The rows as token ids of that tokenizer, memory-mapped out of the experiment's cache."""
+    folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
+    return encode_rows(table, task_of(experiment), load_tokenizer(tokenizer_source), folder)
+
+
+def finetune_config(experiment: Experiment) -> FinetuneConfig:
+    """`teacher.finetune`; ConfigError when it is not set."""
+    if experiment.teacher.finetune is None:
+        raise ConfigError("teacher.finetune: required by `raybrew finetune`; `teacher.finetune={}` takes the defaults")
+    return experiment.teacher.finetune
+
+
+def _say_skipped(rows: RowSet, say: Say) -> None:
+    if rows.skipped:
+        say(f"{rows.source}: left out {len(rows.skipped)} bad row{'s' if len(rows.skipped) > 1 else ''}")
+        for bad in rows.skipped[:10]:
+            say(f"  {bad}")
+        if len(rows.skipped) > 10:
+            say(f"  ... and {len(rows.skipped) - 10} more")

@@ -1,0 +1,121 @@
+"""How verbs tell a person what they do: lines, and progress read from a run's own metrics file.
+
+Training may happen in other processes, on other nodes; its metrics.jsonl is where all of them are visible, so progress
+is followed there, by a thread beside the waiting verb.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["LineReporter", "QuietReporter", "Reporter", "follow_metrics"]
+
+_POLL_SECONDS = 0.25
+
+
+class Reporter(Protocol):
+    """Shows what a verb does. Implementations: lines, nothing, or (in the command line) bars."""
+
+    def say(self, message: str) -> None:
+        """One line."""
+        ...
+
+    def bar(self, title: str, total: int, unit: str) -> Any:
+        """Context manager whose value is called with (done, text) as work proceeds."""
+        ...
+
+
+class QuietReporter:
+    """Shows nothing."""
+
+    def say(self, message: str) -> None:
+        return None
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+        yield lambda done, text: None
+
+
+class LineReporter:
+    """Single lines through `write`: for logs, pipes and notebooks. Progress takes a line at each tenth of the way."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+
+    def say(self, message: str) -> None:
+        self.write(message)
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+        shown = [-1]
+
+        def update(done: int, text: str) -> None:
+            tenth = 10 * done // max(total, 1)
+            if tenth > shown[0]:
+                shown[0] = tenth
+                self.write(f"{title}: {done}/{total} {unit}{'  ' + text if text else ''}")
+
+        yield update
+
+
+@contextmanager
+def follow_metrics(path: Path, reporter: Reporter, title: str, num_steps: int) -> Iterator[None]:
+    """While the body runs, show what is appended to the metrics file at `path`: a bar of steps, and events as lines."""
+    # A run that starts anew or is cut back to a checkpoint rewrites the file, so it is read from where it ends now.
+    start = path.stat().st_size if path.exists() else 0
+    done = threading.Event()
+    with reporter.bar(title, num_steps, "steps") as update:
+        thread = threading.Thread(target=_follow, args=(path, start, reporter, update, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=5)
+
+
+def _follow(
+    path: Path, offset: int, reporter: Reporter, update: Callable[[int, str], None], done: threading.Event
+) -> None:
+    loss, metric = "", ""
+    while True:
+        finished = done.wait(_POLL_SECONDS)
+        lines, offset = _new_lines(path, offset)
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record.get("kind") == "event":
+                if record["event"] not in ("started", "finished"):
+                    reporter.say(f"  {record['message']}")
+                continue
+            if record.get("kind") == "train":
+                loss = f"loss {record['loss']:.4f}" if isinstance(record["loss"], float) else f"loss {record['loss']}"
+            elif record.get("kind") == "eval":
+                named = [(name, value) for name, value in record.items() if name.startswith("eval/")]
+                if named:
+                    metric = f"{named[0][0].removeprefix('eval/')} {named[0][1]:.4f}"
+            update(int(record["step"]), "  ".join(part for part in (loss, metric) if part))
+        if finished:
+            return
+
+
+def _new_lines(path: Path, offset: int) -> tuple[list[str], int]:
+    """Whole lines beyond `offset`, and the new offset; a file that became shorter is read from its new end."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < offset:
+                return [], size
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    return data[:end].decode("utf-8", errors="replace").splitlines(), offset + end

@@ -1,0 +1,176 @@
+"""Model cards: valid metadata and harmless Markdown whatever the names in them, and nothing that is not known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raybrew.export.card import model_card
+
+SUMMARY: dict[str, Any] = {
+    "verb": "distill",
+    "name": "reviews",
+    "run_id": "distill-0123456789",
+    "seed": 3,
+    "labels": ["negative", "positive"],
+    "student": {
+        "parameters": 14_350_000,
+        "megabytes": 57.4,
+        "layers": 4,
+        "hidden": 312,
+        "description": "bert, 4 layers x 312",
+    },
+    "teacher": {
+        "model": "google-bert/bert-base-cased",
+        "fingerprint": "f00dcafe",
+        "parameters": 108_000_000,
+        "metrics": {"accuracy": 0.93, "macro_f1": 0.925},
+    },
+    "control": {"run_id": "distill-control", "metrics": {"accuracy": 0.88}},
+    "best": {"step": 100, "metric": "accuracy", "value": 0.91, "metrics": {"eval/accuracy": 0.91, "eval/rows": 872}},
+    "steps": 200,
+    "epochs": 2.0,
+    "rows": {"train": 60_110, "unlabeled": 0, "eval": 872},
+    "latency_ms": {"batch_1": 2.5, "batch_32": 0.75, "tokens": 13},
+    "distill": {"temperature": 8.0, "matches": ["hidden_mse even"]},
+    "versions": {"raybrew": "0.1.0", "torch": "2.13.0"},
+    "command": "raybrew distill 'my experiment.yaml' train.seed=3",
+}
+HOSTILE = [
+    "---\nlicense: mit\n---",
+    '"; rm -rf /',
+    "a: b #c",
+    "<script>alert(1)</script>",
+    "[x](javascript:alert(1))",
+    "![x](http://example.org/x.png)",
+    "a|b\n| c |",
+    "```\n# out",
+    "tab\tnull\0bell\a\u0085\u2028next",
+    "&lt; & ünï 中文 😀",
+    "*bold* _it_ `code` $x$ ~~no~~",
+    "\ud800lone",
+    "@someone https://example.org",
+]
+
+
+def metadata_of(card: str) -> dict[str, Any]:
+    found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    assert found is not None
+    data = yaml.safe_load(found[1])
+    assert isinstance(data, dict)
+    return data
+
+
+def test_card_says_what_is_known() -> None:
+    card = model_card(SUMMARY)
+    assert metadata_of(card) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "base_model": "google-bert/bert-base-cased",
+        "tags": ["raybrew", "knowledge-distillation"],
+    }
+    assert "| metric | student | teacher | same student without teacher |" in card
+    assert "| accuracy | 0.9100 | 0.9300 | 0.8800 |" in card
+    assert "| macro\\_f1 |  | 0.9250 |  |" in card
+    assert "eval/rows" not in card
+    assert "872 evaluation rows" in card
+    assert "13.3 % of the teacher's 108,000,000 parameters" in card
+    assert "| latency, 13 tokens | ms per example |" in card
+    assert "| batch 32 | 0.75 |" in card
+    assert "teacher store: f00dcafe" in card
+    assert "| temperature | 8\\.0 |" in card
+    assert "```sh\nraybrew distill 'my experiment.yaml' train.seed=3\n```" in card
+    assert 'pipeline("text-classification", model=' in card
+    assert "Labels, in the order of the outputs: negative, positive." in card
+    assert card.endswith("\n")
+    assert "None" not in card
+
+
+def test_the_hub_reads_the_metadata() -> None:
+    data = ModelCard(model_card({**SUMMARY, "license": "apache-2.0"})).data
+    assert data.license == "apache-2.0"
+    assert data.base_model == "google-bert/bert-base-cased"
+    assert data.pipeline_tag == "text-classification"
+
+
+@pytest.mark.parametrize("key", sorted(SUMMARY))
+@pytest.mark.parametrize("empty", [True, False])
+def test_every_part_may_be_missing(key: str, empty: bool) -> None:
+    summary = {**SUMMARY, key: None} if empty else {name: SUMMARY[name] for name in SUMMARY if name != key}
+    card = model_card(summary)
+    assert metadata_of(card)["library_name"] == "transformers"
+    assert "None" not in card
+
+
+def test_an_empty_summary_still_makes_a_card() -> None:
+    card = model_card({})
+    assert "## How to use" in card
+    assert not re.search(r"## (Figures|Where|How it was)", card)
+
+
+def test_a_finetuned_teacher_is_not_called_a_student() -> None:
+    card = model_card({"verb": "finetune", "name": "teacher", "teacher": {"model": "bert-base-cased"}})
+    assert "fine-tuned from bert\\-base\\-cased" in card
+    assert "student" not in card.lower()
+    assert metadata_of(card)["tags"] == ["raybrew"]
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_folder_is_no_hub_name_and_its_path_is_not_told(
+    absolute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "teacher").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    model = str(tmp_path / "runs" / "teacher") if absolute else "runs/teacher"
+    card = model_card({**SUMMARY, "teacher": {"model": model}})
+    assert "base_model" not in metadata_of(card)
+    assert "- teacher: teacher\n" in card
+    assert "runs" not in card
+    card = model_card({**SUMMARY, "teacher": {"model": str(tmp_path / "finetune-0a1b" / "student")}})
+    assert "- teacher: finetune\\-0a1b/student\n" in card
+
+
+def check_hostile(text: str) -> None:
+    summary = {
+        **SUMMARY,
+        "name": text,
+        "license": text,
+        "labels": [text, "b"],
+        "student": {"description": text},
+        "teacher": {"model": text, "fingerprint": text, "metrics": {text: 0.5}},
+        "distill": {text: text},
+        "command": text,
+        "versions": {text: text},
+    }
+    card = model_card(summary)
+    card.encode("utf-8")
+    data = metadata_of(card)
+    assert set(data) - {"base_model", "license"} == {"library_name", "pipeline_tag", "tags"}
+    assert data["license"] == re.sub("[\ud800-\udfff]", "\ufffd", text)
+    body = card.split("\n---\n", 1)[1]
+    outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)
+    # Headings are ours alone, every table row has as many cells as its header, and nothing is HTML, a link or code.
+    titles = [line for line in outside.splitlines() if line.startswith("#")]
+    assert len(titles) == 1 + 4
+    assert "<" not in outside.replace("\n", "")
+    assert not re.search(r"(?<!\\)[\[\]*]|(?<!\\)`(?!classify|\.)", outside.replace('`classify({"text": "one"', ""))
+    for table in re.findall(r"(?:^\|.*\|\n?)+", outside, flags=re.MULTILINE):
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(counts) == 1, table
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_stay_text(text: str) -> None:
+    check_hostile(text)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1))
+def test_any_name_stays_text(text: str) -> None:
+    check_hostile(text)

@@ -1,0 +1,192 @@
+"""Counting and showing parameters, and measuring latency."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, DistilBertConfig
+from transformers import DistilBertForSequenceClassification as DistilBert
+
+from raybrew.errors import ModelError
+from raybrew.models.inspection import (
+    count_parameters,
+    describe,
+    display_parameters,
+    measure_latency,
+    model_megabytes,
+)
+
+SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+class Tied(nn.Module):
+    """50 + 5 parameters in one matrix and two biases; the matrix is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 10, bias=False)
+        self.second = nn.Sequential(nn.Linear(5, 10), nn.Linear(10, 2))
+        self.second[0].weight = self.first.weight
+
+
+@pytest.fixture
+def bert() -> BertForSequenceClassification:
+    return BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=24, **SIZES))
+
+
+def test_shared_parameters_count_once() -> None:
+    assert count_parameters(Tied()) == 50 + 10 + 20 + 2
+    assert model_megabytes(Tied()) == pytest.approx(82 * 4 / 1e6)
+    assert model_megabytes(Tied().to(torch.bfloat16)) == pytest.approx(82 * 2 / 1e6)
+
+
+def test_table_shows_every_level_with_shares_and_marks_what_is_shared() -> None:
+    text, root = display_parameters(Tied())
+    rows = {line.split()[0]: line.split() for line in text.splitlines()}
+    assert list(rows) == ["name", "Tied", "first", "weight", "second", "0", "bias", "1"]
+    assert rows["Tied"][1:5] == ["82", "100.00", "%", "0.00"]
+    assert rows["first"][1:4] == ["50", "60.98", "%"]
+    assert rows["second"][1:4] == ["32", "39.02", "%"]
+    assert " ".join(rows["0"][5:]) == "(50 more, shared: counted above)"
+    assert "shared" not in " ".join(rows["first"])
+    second = root.children["second"].children["0"].children["weight"]
+    assert (second.parameters, second.shared, second.bytes) == (0, 50, 0)
+    assert (root.parameters, root.shared, root.bytes) == (82, 50, 82 * 4)
+    assert len({len(line.split("%")[0]) for line in text.splitlines()[1:]}) == 1  # columns are aligned
+
+
+def test_levels_below_the_last_are_left_out_but_counted() -> None:
+    lines = {level: display_parameters(Tied(), max_level=level)[0].splitlines()[1:] for level in (0, 1, 2, 3)}
+    assert [len(lines[level]) for level in lines] == [1, 3, 6, 10]
+    assert display_parameters(Tied(), max_level=None)[0].splitlines()[1:] == lines[3]
+    assert display_parameters(Tied(), max_level=1)[1].children["second"].parameters == 32
+
+
+def test_a_state_dict_shows_the_same_numbers() -> None:
+    model = BertForMaskedLM(BertConfig(vocab_size=40, **SIZES))
+    by_model = display_parameters(model, max_level=2)[1]
+    by_state = display_parameters(model.state_dict(), max_level=2)[1]
+    assert by_model.parameters == by_state.parameters == count_parameters(model)
+    assert by_model.shared >= 40 * 16
+    assert list(by_model.children) == list(by_state.children)
+
+
+def test_nothing_to_show_is_no_error() -> None:
+    text, root = display_parameters(nn.Identity())
+    assert root.parameters == 0
+    assert "0.00 %" in text
+
+
+def test_meta_models_are_counted_too(bert: BertForSequenceClassification) -> None:
+    with torch.device("meta"):
+        empty = Tied()
+    assert display_parameters(empty)[1].parameters == count_parameters(empty) == 82
+
+
+def test_raybrew_utils_has_the_name_that_scripts_use() -> None:
+    code = (
+        "import sys\nimport raybrew.utils as utils\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch\n"
+        "result, _ = utils.display_parameters(torch.nn.Linear(2, 3), max_level=3)\n"
+        "print(result)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert [line.split()[:2] for line in result.stdout.splitlines()[1:]] == [
+        ["Linear", "9"],
+        ["weight", "6"],
+        ["bias", "3"],
+    ]
+
+
+def test_description_names_the_sizes_of_each_family(bert: BertForSequenceClassification) -> None:
+    assert describe(bert) == {
+        "architecture": "BertForSequenceClassification",
+        "layers": 2,
+        "hidden": 16,
+        "heads": 2,
+        "feed_forward": 32,
+        "vocabulary": 40,
+        "parameters": count_parameters(bert),
+        "megabytes": round(count_parameters(bert) * 4 / 1e6, 2),
+        "description": "bert, 2 layers x 16, 2 heads, feed-forward 32",
+    }
+    distilbert = DistilBert(DistilBertConfig(vocab_size=40, n_layers=1, dim=8, n_heads=2, hidden_dim=12))
+    facts = describe(distilbert)
+    assert [facts[name] for name in ("layers", "hidden", "heads", "feed_forward")] == [1, 8, 2, 12]
+
+
+class Recorder:
+    """Stands before a model's forward pass and keeps what it was given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls: list[tuple[tuple[int, ...], bool, bool]] = []
+        self.tokens: set[int] = set()
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, arguments: Any, inputs: dict[str, Tensor]) -> None:
+        assert bool(inputs["attention_mask"].all())
+        self.tokens |= set(inputs["input_ids"].flatten().tolist())
+        self.calls.append((tuple(inputs["input_ids"].shape), module.training, torch.is_grad_enabled()))
+
+
+class Clock:
+    """Stands in for the module `time`; a forward pass of `model` takes the next of `seconds`."""
+
+    def __init__(self, model: nn.Module, seconds: list[float]) -> None:
+        self.now = 100.0
+        self.seconds = iter(seconds)
+        model.register_forward_hook(self.pass_time)
+
+    def pass_time(self, *_: object) -> None:
+        self.now += next(self.seconds)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_latency_is_the_median_per_example_after_a_warm_up(
+    bert: BertForSequenceClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(bert, [9.0, 9.0, 9.0, 1.0, 5.0, 2.0] * 2)
+    monkeypatch.setattr("raybrew.models.inspection.time", clock)
+    recorder = Recorder(bert)
+    found = measure_latency(bert, batch_sizes=(1, 4), length=7, repeats=3, budget_seconds=100.0)
+    assert found == {1: 2000.0, 4: 500.0}
+    assert recorder.calls == [((1, 7), False, False)] * 6 + [((4, 7), False, False)] * 6
+    assert recorder.tokens == {39}
+
+
+def test_latency_restores_the_mode_and_draws_nothing(bert: BertForSequenceClassification) -> None:
+    bert.train()
+    before = torch.get_rng_state()
+    found = measure_latency(bert, length=5, repeats=3, vocab_size=20, device=torch.device("cpu"))
+    assert list(found) == [1, 32]
+    assert all(value > 0 for value in found.values())
+    assert bert.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_latency_stops_early_when_its_time_is_up(bert: BertForSequenceClassification) -> None:
+    recorder = Recorder(bert)
+    measure_latency(bert, batch_sizes=(1,), length=5, repeats=1000, budget_seconds=0.0)
+    assert len(recorder.calls) == 3 + 3
+
+
+def test_latency_avoids_padding(bert: BertForSequenceClassification) -> None:
+    recorder = Recorder(bert)
+    bert.config.pad_token_id = 39
+    measure_latency(bert, batch_sizes=(1,), length=5, repeats=3)
+    assert recorder.tokens == {38}
+
+
+def test_too_many_tokens_are_named(bert: BertForSequenceClassification) -> None:
+    bert.train()
+    with pytest.raises(ModelError, match="1 x 25 tokens"):
+        measure_latency(bert, length=25)
+    assert bert.training

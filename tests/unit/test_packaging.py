@@ -1,0 +1,217 @@
+"""What a fresh machine relies on: the lock file, the two make commands, the licence and the package's marker files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCH_PIN = "2.13.0"
+EXTRAS = ("dev", "bench", "export")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def lock_lines() -> list[str]:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def pins_for(lock_lines: list[str], **environment: str) -> dict[NormalizedName, list[str]]:
+    """Locked versions by package name, for this interpreter unless `environment` says otherwise."""
+    pins: dict[NormalizedName, list[str]] = {}
+    for line in lock_lines:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(environment or None):
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==", line
+            pins.setdefault(canonicalize_name(requirement.name), []).append(specifier.version)
+    return pins
+
+
+def declared(project: dict[str, Any]) -> list[Requirement]:
+    extras = project["project"]["optional-dependencies"]
+    texts = [*project["project"]["dependencies"], *(text for extra in EXTRAS for text in extras[extra])]
+    return [Requirement(text) for text in texts]
+
+
+def test_lock_pins_torch_exactly_and_for_every_platform(lock_lines: list[str]) -> None:
+    assert [line for line in lock_lines if re.match(r"torch\b(?!-)", line)] == [f"torch=={TORCH_PIN}"]
+
+
+def test_lock_holds_versions_only(lock_lines: list[str]) -> None:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert len(lock_lines) > 100
+    for forbidden in (
+        r"://",
+        r" @ ",
+        r"^\s*-",
+        r"--",
+        r"sha256",
+        r"file:",
+        r"(^|\s)[./~]",
+        r"\.(com|org|io|net)\b",
+        r"\+",
+    ):
+        assert not re.search(forbidden, text, re.MULTILINE), forbidden
+    for line in lock_lines:
+        requirement = Requirement(line)
+        assert requirement.url is None, line
+        assert not requirement.extras, f"pip refuses extras in a constraints file: {line}"
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_lock_has_one_version_of_every_dependency_and_satisfies_its_range(
+    python: str, platform: str, lock_lines: list[str], project: dict[str, Any]
+) -> None:
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.4",
+        "sys_platform": platform,
+        "platform_system": {"linux": "Linux", "darwin": "Darwin"}[platform],
+    }
+    pins = pins_for(lock_lines, **environment)
+    several = {name: versions for name, versions in pins.items() if len(versions) > 1}
+    assert not several
+    for requirement in declared(project):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            (version,) = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version, prereleases=True), (str(requirement), version)
+
+
+def test_lock_agrees_with_what_is_installed(lock_lines: list[str]) -> None:
+    pins = pins_for(lock_lines)
+    installed = {canonicalize_name(found.name): Version(found.version) for found in metadata.distributions()}
+    # `public` drops the local part: a CPU build calls itself 2.13.0+cpu.
+    differing = {
+        name: (str(installed[name]), version)
+        for name, (version,) in pins.items()
+        if name in installed and Version(installed[name].public) != Version(version)
+    }
+    assert len(pins.keys() & installed.keys()) > 50
+    assert not differing, f"installed against locked (delete .venv/.installed* and run make again): {differing}"
+
+
+def test_project_declares_what_the_readme_promises(project: dict[str, Any]) -> None:
+    table = project["project"]
+    assert table["requires-python"] == ">=3.10"
+    assert table["license"] == "Apache-2.0"
+    assert table["scripts"] == {"raybrew": "raybrew.cli.main:main"}
+    assert set(table["optional-dependencies"]) == set(EXTRAS)
+    names = [canonicalize_name(Requirement(text).name) for text in table["dependencies"]]
+    assert len(names) == len(set(names))
+
+
+def test_version_is_written_once_and_read_by_packaging(project: dict[str, Any]) -> None:
+    from raybrew.version import __version__
+
+    assert project["project"]["dynamic"] == ["version"]
+    assert ROOT / project["tool"]["hatch"]["version"]["path"] == ROOT / "raybrew" / "version.py"
+    assert str(Version(__version__)) == __version__
+
+
+def test_license_is_apache_2() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text.splitlines()[0]
+    assert "Version 2.0, January 2004" in text
+    assert "9. Accepting Warranty or Additional Liability" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_package_is_marked_as_typed() -> None:
+    assert (ROOT / "raybrew" / "py.typed").read_bytes() == b""
+
+
+def test_changelog_has_an_unreleased_section() -> None:
+    assert re.search(r"^## \[Unreleased\]$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # An outer `make test` hands its flags down in MAKEFLAGS.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+def dry_run(target: str, *arguments: str) -> str:
+    """What `make target` would run on a machine where nothing is set up yet."""
+    result = run_make("--dry-run", "--always-make", *arguments, target)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_make_demo_installs_from_the_lock_and_runs_the_demo() -> None:
+    printed = dry_run("demo", "VENV=no-such-folder")
+    assert "-m venv" in printed
+    assert "pip install" in printed
+    assert "-c constraints.txt -e '.'" in printed
+    assert "no-such-folder/bin/raybrew demo" in printed
+
+
+def test_make_test_runs_every_check_and_every_test_folder() -> None:
+    printed = dry_run("test", "VENV=no-such-folder")
+    assert "-c constraints.txt -e '.[dev]'" in printed
+    steps = [
+        "ruff check",
+        "ruff format --check",
+        "mypy",
+        "lint-imports",
+        "tests/unit tests/numerics tests/trajectories",
+        "tests/integration",
+    ]
+    positions = [printed.find(step) for step in steps]
+    assert -1 not in positions, dict(zip(steps, positions, strict=True))
+    assert positions == sorted(positions)
+
+
+def test_make_names_the_interpreters_it_tried(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    result = run_make(f"VENV={venv}", "PYTHON=no-such-python", f"{venv}/bin/python")
+    assert result.returncode != 0
+    assert "Python 3.10 to 3.13" in result.stderr
+    assert "no-such-python" in result.stderr
+    assert not venv.exists()
+
+
+def test_ci_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "exec make test" in script.read_text(encoding="utf-8")
+
+
+def test_every_layer_is_listed_once_and_ray_is_confined(project: dict[str, Any]) -> None:
+    layers, ray = project["tool"]["importlinter"]["contracts"]
+    names = re.findall(r"[a-z_]+", " ".join(layers["layers"]))
+    assert len(names) == len(set(names))
+    assert names[0] == "cli"
+    assert names[-1] == "errors"
+    assert layers["exhaustive"] is True
+    assert ray["forbidden_modules"] == ["ray"]
+    allowed = {line.split(" -> ")[0] for line in ray["ignore_imports"]}
+    assert allowed == {
+        "raybrew.runtime",
+        "raybrew.store.capture",
+        "raybrew.training.launch",
+        "raybrew.sweep",
+        "raybrew.sweep.**",
+    }
