@@ -27,7 +27,6 @@ _QUIET_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Workers run at nice 15 by default and starve on a machine that others use.
     "RAY_worker_niceness": "0",
@@ -51,7 +50,10 @@ class RayInfo:
 
 
 def quiet_ray() -> None:
-    """Set the environment variables and log levels that keep Ray silent; what the user has set stays."""
+    """Set the environment variables and log levels that keep Ray silent; variables that the user has set stay.
+
+    Call it again after importing `ray.data`, which sets its levels when it is imported.
+    """
     for name, value in _QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in _LOGGERS:
@@ -67,20 +69,17 @@ def ensure_ray(
     `num_cpus` (default: all). ClusterError in one line when it cannot be reached or started.
     """
     quiet_ray()
-    ray = _ray()
-    if ray.is_initialized():
+    if _connected():
         return _info(started=False, dashboard_url=None)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    arguments: dict[str, Any] = {
-        "address": address,
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-    }
+    arguments: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         arguments |= {"num_cpus": num_cpus, "include_dashboard": dashboard}
     else:
         _check_address(address, purpose)
+        _use_token()
+    # Not before: ray reads its environment once, when it is imported.
+    ray = _ray()
     try:
         context = ray.init(**arguments)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -121,10 +120,7 @@ def check_resources(cpus: float, gpus: float = 0, purpose: str = "this run") -> 
 
 def ray_gpus() -> float:
     """GPUs of the cluster that this process is connected to; 0 without a connection. Starts and imports nothing."""
-    ray: Any = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return 0.0
-    return float(ray.cluster_resources().get("GPU", 0))
+    return float(_ray().cluster_resources().get("GPU", 0)) if _connected() else 0.0
 
 
 def _info(started: bool, dashboard_url: str | None) -> RayInfo:
@@ -159,9 +155,20 @@ def _check_address(address: str, purpose: str) -> None:
             f"{purpose}: no Ray cluster answers at {address} ({error.strerror or error}); "
             "start it, correct RAY_ADDRESS, or unset it for a local one"
         ) from error
-    # `ray start --head` asks for a token where one exists; a client with an explicit address sends none by itself.
+
+
+def _use_token() -> None:
+    """`ray start --head` asks for a token where one exists, and a client with an explicit address sends none by itself.
+
+    A local cluster makes and uses its own.
+    """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _default_token().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _connected() -> bool:
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _ray() -> Any:

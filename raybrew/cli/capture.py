@@ -16,10 +16,11 @@ def capture(experiment: ExperimentFile, overrides: Overrides = None, as_json: As
     """
     config = load_experiment(experiment, overrides or ())
 
+    from raybrew.store.reader import describe
     from raybrew.verbs.capture import capture as verb
 
     store = verb(config, reporter=make_reporter())
-    facts = store.describe()
+    facts = describe(store)
     if as_json:
         print_json(facts)
         return

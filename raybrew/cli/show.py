@@ -20,7 +20,7 @@ def show(
         list[str] | None,
         typer.Argument(
             metavar="[PATH]...",
-            help="Run folders, experiment folders or a storage path; or an experiment file for its runs. Default: runs.",
+            help="Run folders, experiment folders, a storage path, or an experiment file for its runs. Default: runs.",
             show_default=False,
         ),
     ] = None,

@@ -103,10 +103,8 @@ def _read(path: Path, chain: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"{path}: an experiment is a mapping of sections; the file holds none")
     bases = config.pop("extends", None) if "extends" in config else None
     names = [bases] if isinstance(bases, str) else list(bases or [])
-    merged = OmegaConf.create({})
-    for name in names:
-        merged = OmegaConf.merge(merged, _read(path.parent / str(name), (*chain, absolute)))
-    result = OmegaConf.merge(merged, config)
+    parts = [_read(path.parent / str(name), (*chain, absolute)) for name in names]
+    result = OmegaConf.merge(*parts, config)
     if not isinstance(result, DictConfig):
         raise ConfigError(f"{path}: an experiment is a mapping of sections")
     return result

@@ -68,7 +68,7 @@ class StepBatch:
 def collate(rows: np.ndarray, data: TokenRows, pad_token_id: int, teacher: SignalSource | None) -> MicroBatch:
     """A micro-batch of `rows`. Empty rows give one row with `logits_mask` 0, so that every worker takes part."""
     real = len(rows) > 0
-    # An empty share still needs a forward and backward pass for the gradient exchange; row 0 stands in, weighing nothing.
+    # An empty share still needs forward and backward for the gradient exchange; row 0 stands in, weighing nothing.
     used = rows if real else np.zeros(1, dtype=np.int64)
     inputs = {name: torch.from_numpy(array) for name, array in data.gather_padded(used, pad_token_id).items()}
     inputs["labels"] = torch.from_numpy(data.labels[used].astype(np.int64))
@@ -140,7 +140,7 @@ class StepLoader:
                     return
                 ready.put(batch)
             ready.put(None)
-        except BaseException as error:  # noqa: BLE001 (handed to the consumer, which raises it)
+        except BaseException as error:  # handed to the consumer, which raises it
             ready.put(error)
 
     def steps(self) -> Iterator[StepBatch]:

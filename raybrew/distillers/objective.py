@@ -164,8 +164,8 @@ class _Match:
         given, wanted = student[self.match.student], teacher[self.match.teacher]
         if given.shape[:2] != wanted.shape[:2]:
             raise LossError(
-                f"{self.match.name}: student {tuple(given.shape)} and teacher {tuple(wanted.shape)} are not over the same "
-                "tokens"
+                f"{self.match.name}: student {tuple(given.shape)} and teacher {tuple(wanted.shape)} are not over the "
+                "same tokens"
             )
         if self.projection is not None:
             given = self.projection(given)
@@ -184,7 +184,7 @@ def _projection_for(
         return projection
     if entry.same_width and student_dim != teacher_dim:
         raise LossError(
-            f"{match.name}: the student's layer is {student_dim} wide, the teacher's {teacher_dim}, and {match.loss} needs "
-            "equal widths; use projection: auto"
+            f"{match.name}: the student's layer is {student_dim} wide, the teacher's {teacher_dim}, and {match.loss} "
+            "needs equal widths; use projection: auto"
         )
     return None

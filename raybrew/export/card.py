@@ -18,7 +18,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 #: What YAML does not take literally inside double quotes.
 _NOT_PRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@^=])")
+#: What has a meaning inside a line; text is never put at the start of one, where more would.
+_MARKDOWN = re.compile(r"([\\`*_\[\]#!|~$:@^]|(?<=www)\.)", re.IGNORECASE)
 #: Metrics that are counts, not qualities.
 _COUNTS = ("rows",)
 

@@ -26,7 +26,9 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[
     if unknown:
         raise ModelError(f"cannot compute {', '.join(map(str, unknown))}; a model gives logits and hidden layers")
     outputs = model(
-        **{name: inputs[name] for name in MODEL_INPUTS if name in inputs}, output_hidden_states=bool(layers), return_dict=True
+        **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
+        output_hidden_states=bool(layers),
+        return_dict=True,
     )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:

@@ -93,7 +93,6 @@ def measure_latency(
     batch_sizes: Sequence[int] = (1, 32),
     length: int = 128,
     device: torch.device | None = None,
-    vocab_size: int | None = None,
     repeats: int = 20,
     budget_seconds: float = 10.0,
 ) -> dict[int, float]:
@@ -101,7 +100,7 @@ def measure_latency(
 
     The median of `repeats` runs after three to warm up; of fewer, but at least three, where a batch size would take
     longer than `budget_seconds`. Runs where the model is, or on `device` and moves it back; its mode is restored. Draws
-    no random numbers. `vocab_size`: the config's by default. ModelError if the model cannot take that many tokens.
+    no random numbers. ModelError if the model cannot take that many tokens.
     """
     home = next(model.parameters()).device
     device = device or home
@@ -110,8 +109,7 @@ def measure_latency(
     model.train(False)
     module.to(device)
     # One token throughout: what the tokens are does not change the time, but padding would.
-    known = range(model.config.vocab_size if vocab_size is None else vocab_size)
-    token = next(index for index in reversed(known) if index != model.config.pad_token_id)
+    token = next(index for index in reversed(range(model.config.vocab_size)) if index != model.config.pad_token_id)
     try:
         return {
             size: _latency(model, torch.full((size, length), token, device=device), repeats, budget_seconds)

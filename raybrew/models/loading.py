@@ -15,10 +15,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from raybrew.errors import ModelError
 
-__all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "model_labels", "pick_device", "pick_precision"]
+__all__ = [
+    "ModelSource",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_labels",
+    "pick_device",
+    "pick_precision",
+]
 
 #: Task kind -> the Auto class that gives its head.
 _AUTO_CLASSES: dict[str, Any] = {"classification": AutoModelForSequenceClassification}
@@ -39,7 +48,8 @@ class ModelSource:
 
 def load_config(source: ModelSource) -> PretrainedConfig:
     """Configuration of `source`; ModelError says what was looked for and where."""
-    return _load("config", AutoConfig.from_pretrained, source)
+    config: PretrainedConfig = _load("config", AutoConfig.from_pretrained, source)
+    return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -70,7 +80,8 @@ def load_model(source: ModelSource, task_kind: str, labels: tuple[str, ...] | No
 
 def model_labels(config: PretrainedConfig) -> tuple[str, ...] | None:
     """Label names that a model was trained with, in output order; None where it only has LABEL_0, LABEL_1, ..."""
-    names = tuple(config.id2label[index] for index in sorted(config.id2label))
+    by_number: dict[Any, str] = dict(config.id2label or {})
+    names = tuple(by_number[index] for index in sorted(by_number))
     return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
@@ -101,9 +112,15 @@ def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> An
         raise ModelError(f"{what} of {source.model}: no such folder ({path.absolute()})")
     if looks_local and not (path / "config.json").is_file():
         raise ModelError(f"{what} of {source.model}: the folder has no config.json, so it holds no Hugging Face model")
+    quieter = transformers_logging.get_verbosity()
+    # transformers reports on stderr what it loads, and warns of the new head that fine-tuning asks for.
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return function(source.model, **source.arguments(), **arguments)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         hint = "" if looks_local else " (no such local folder either; is the hub reachable, and the name right?)"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the {what} of {source.model}{hint}: {first}") from error
+    finally:
+        transformers_logging.set_verbosity(quieter)

@@ -48,7 +48,7 @@ SHAPES: Mapping[str, NamedShape] = MappingProxyType(
         "T4-tiny": NamedShape(4, 312, 12, 1200, "four narrow layers, as TinyBERT-4; 14M parameters"),
         "T12-nano": NamedShape(12, 256, 4, 1024, "deep and narrow, for BERT-like teachers; 17M parameters"),
         "Electra-small": NamedShape(
-            12, 256, 4, 1024, "ELECTRA-small's layers; embeddings as wide as the ELECTRA teacher's"
+            12, 256, 4, 1024, "ELECTRA-small's layers, for ELECTRA teachers, whose embeddings it keeps"
         ),
     }
 )

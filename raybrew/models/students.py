@@ -102,7 +102,7 @@ def student_config(
         for name, value in zip(size_names(family), wanted, strict=True):
             setattr(config, name, value)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        raise _unknown_family(family, str(error)) from error
+        raise _unfit(teacher, _first_line(error)) from error
     # Set from the hidden width when a DeBERTa config is made, but kept as a value of its own.
     if getattr(teacher, "pooler_hidden_size", None) == dims.hidden:
         config.pooler_hidden_size = shape.hidden
@@ -150,37 +150,35 @@ def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> Pretraine
 
 
 def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) -> PreTrainedModel:
-    family = config.model_type
     try:
         model: PreTrainedModel = _AUTO_CLASSES[task_kind].from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     except Exception as error:
         # Families check their configs by themselves, with any kind of exception.
-        if family not in FAMILIES:
-            raise _unknown_family(family, str(error)) from error
-        raise ModelError(f"cannot build a {family} student of {sizes_text(config)}: {_first_line(error)}") from error
+        raise _unfit(config, _first_line(error)) from error
     model.train(False)
     return model
 
 
 def _check_runs(model: PreTrainedModel, shape: ShapeConfig) -> None:
-    """ModelError if the shape of a family that nobody tried does not work: four tokens tell."""
-    family = model.config.model_type
-    if family in FAMILIES:
-        return
+    """ModelError if the shape does not work: some sizes fail in the forward pass only, and four tokens tell."""
     tokens = torch.ones((1, 4), dtype=torch.long)
     try:
         with torch.inference_mode():
             outputs = model(input_ids=tokens, attention_mask=tokens, output_hidden_states=True, return_dict=True)
-        found = [len(outputs.hidden_states) - 1, outputs.hidden_states[-1].shape[-1]]
+        layers, hidden = len(outputs.hidden_states) - 1, outputs.hidden_states[-1].shape[-1]
     except Exception as error:
-        raise _unknown_family(family, _first_line(error)) from error
-    if found != [shape.layers, shape.hidden]:
-        raise _unknown_family(family, f"it came out with {found[0]} layers of width {found[1]}")
+        raise _unfit(model.config, _first_line(error)) from error
+    if (layers, hidden) != (shape.layers, shape.hidden):
+        raise _unfit(model.config, f"it came out with {layers} layers of width {hidden}")
 
 
-def _unknown_family(family: str, why: str) -> ModelError:
+def _unfit(config: PretrainedConfig, why: str) -> ModelError:
+    """Blames the numbers in a family that shapes are tested with, the family itself otherwise."""
+    family = config.model_type
+    if family in FAMILIES:
+        return ModelError(f"student.shape: no student can be built as {sizes_text(config)}: {why}")
     return ModelError(
         f"student.shape: a teacher of family {family!r} cannot be shaped through the usual config names ({why}); name "
         f"a student with student.model, or take a teacher of {', '.join(FAMILIES)}"

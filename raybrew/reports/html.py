@@ -103,7 +103,7 @@ def _table(comparison: Comparison) -> dict[str, Any]:
     ]
     for batch in ("batch_1", "batch_32"):
         cells = [show_ms(row.latency_ms[batch].mean if batch in row.latency_ms else None) for row in rows]
-        columns.append((f"ms, batch {batch.removeprefix('batch_')}", "milliseconds per example", cells))
+        columns.append((f"ms, batch\u00a0{batch.removeprefix('batch_')}", "milliseconds per example", cells))
     columns.append(("steps", "", [ABSENT if row.steps is None else f"{row.steps}" for row in rows]))
     wall = [show_seconds(row.wall_seconds.mean if row.wall_seconds else None) for row in rows]
     columns.append(("time", "training and evaluation, mean over seeds", wall))
@@ -112,11 +112,19 @@ def _table(comparison: Comparison) -> dict[str, Any]:
         cells = [show_value(name, stat.mean, stat.sd, rows=comparison.eval_rows) if stat else ABSENT for stat in stats]
         columns.append((metric_title(name), "of the best checkpoint", cells))
     columns = [column for column in columns if any(cell != ABSENT for cell in column[2])]
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"row": row, "best": row is comparison.best, "cells": [column[2][index] for column in columns]}
         for index, row in enumerate(rows)
     ]
-    return {"heads": [(head, hint) for head, hint, _ in columns], "rows": entries}
+    heads = [(head, hint) for head, hint, _ in columns]
+    key = {
+        "±": "±: standard deviation over seeds.",
+        "gain": "Gain: over the same student trained without a teacher.",
+        "ms": "ms: per example.",
+        ABSENT: f"{ABSENT}: not measured.",
+    }
+    seen = " ".join([*(head for head, _ in heads), *(cell for entry in entries for cell in entry["cells"])])
+    return {"heads": heads, "rows": entries, "key": [text for sign, text in key.items() if sign in seen]}
 
 
 def _quality(row: Row, comparison: Comparison) -> str:

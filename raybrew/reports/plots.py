@@ -92,15 +92,15 @@ def learning_curves(comparison: Comparison) -> Plot | None:
     for row in curves[:MAX_LINES]:
         color, dash = _look(row, comparison)
         lines = [[(x, y * scale) for x, y in _series(run.evals, f"eval/{metric}")] for run in row.runs]
-        if _add_lines(figure, lines, row.name, color, dash, lambda y: f"{y:.1f}"):
-            legend.append(LegendEntry(row.name, color, dash, row.name))
+        if _add_lines(figure, lines, _who(row), color, dash, lambda y: f"{y:.1f}"):
+            legend.append(LegendEntry(_who(row), color, dash, _who(row)))
     if not legend:
         return None
     for row in (row for row in comparison.rows if row.role == "teacher"):
         if row in curves or row.quality is None or row.metric != metric:
             continue
         color, _ = _look(row, comparison)
-        name = f"teacher {row.name}"
+        name = _who(row)
         steps = [x for trace in figure.data for x in trace.x]
         figure.add_trace(
             go.Scatter(
@@ -121,7 +121,7 @@ def learning_curves(comparison: Comparison) -> Plot | None:
 def loss_terms(comparison: Comparison) -> list[Plot]:
     """Loss and its terms over steps on a logarithmic axis, one figure per configuration (its first seed)."""
     rows = [row for row in comparison.rows if row.runs and _losses(row.runs[0])]
-    terms = list(dict.fromkeys(name for row in rows for name in _losses(row.runs[0])))
+    terms = list(dict.fromkeys(["loss", *(name for row in rows for name in _losses(row.runs[0]))]))
     looks = {name: (COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]) for i, name in enumerate(terms)}
     plots = []
     for index, row in enumerate(rows[:MAX_LOSS_FIGURES]):
@@ -136,7 +136,8 @@ def loss_terms(comparison: Comparison) -> list[Plot]:
             term = "total" if name == "loss" else name.removeprefix("loss/")
             _add_lines(figure, [points], term, color, dash, lambda y: f"{y:.4g}")
             legend.append(LegendEntry(term, color, dash, term))
-        who = f"{row.name}, seed {row.runs[0].seed}" if len(row.runs) > 1 else row.name
+        who = f"{_who(row)}, seed {row.runs[0].seed}" if len(row.runs) > 1 else _who(row)
+        who = who[0].upper() + who[1:]
         last = index + 1 == MAX_LOSS_FIGURES
         caption = _join(
             f"{who}.",
@@ -160,7 +161,7 @@ def learning_rates(comparison: Comparison) -> Plot | None:
     legend: list[LegendEntry] = []
     for points, rows in list(groups.items())[:MAX_LINES]:
         color, dash = _look(rows[0], comparison)
-        name = rows[0].name if len(rows) == 1 else f"{rows[0].name} and {len(rows) - 1} more"
+        name = _who(rows[0]) if len(rows) == 1 else f"{_who(rows[0])} and {len(rows) - 1} more"
         _add_lines(figure, [list(points)], name, color, dash, lambda y: f"{y:.2e}")
         legend.append(LegendEntry(name, color, dash, name))
     top = max(y for points in groups for _, y in points)
@@ -214,13 +215,13 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
                     "symbol": SYMBOLS[row.role],
                     "line": {"width": 2 if index in front else 0, "color": _INK},
                 },
-                name=_safe(row.name),
-                legendgroup=row.name,
-                text=[_safe(f"{row.name}: {show_value(metric, value, spread, rows=row.eval_rows)}, {show(cost)}")],
+                name=_safe(_who(row)),
+                legendgroup=_who(row),
+                text=[_safe(f"{_who(row)}: {show_value(metric, value, spread, rows=row.eval_rows)}, {show(cost)}")],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-        legend.append(LegendEntry(row.name, color, SYMBOLS[row.role], row.name))
+        legend.append(LegendEntry(_who(row), color, SYMBOLS[row.role], _who(row)))
     legend.append(LegendEntry("Pareto front", _INK, "dot", "Pareto front"))
     name = {"parameters": "Quality against size"}.get(against, f"Quality against time, batch {against[6:]}")
     caption = "Up and to the left is better. Ringed: nothing else is better at no more cost."
@@ -238,6 +239,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         if not dominated:
             front.append(index)
     return sorted(front, key=lambda index: points[index])
+
+
+def _who(row: Row) -> str:
+    """Name in legends: a control is the same model as its student and must say so."""
+    return row.name if row.role == "student" else f"{row.role} {row.name}"
 
 
 def _cost(row: Row, against: str) -> float | None:
@@ -259,6 +265,9 @@ def _series(records: Sequence[Mapping[str, Any]], name: str) -> Points:
 
 def _losses(run: RunRecord) -> dict[str, Points]:
     names = dict.fromkeys(name for record in run.train for name in record if name == "loss" or name.startswith("loss/"))
+    if len(names) == 2:
+        # A total of one term is that term.
+        names = dict.fromkeys(name for name in names if name != "loss")
     series = {name: _thin(_series(run.train, name)) for name in names}
     return {name: points for name, points in series.items() if points}
 

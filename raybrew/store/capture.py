@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -24,7 +25,7 @@ from raybrew.data.arrow import write_shard
 from raybrew.data.rows import row_ids
 from raybrew.errors import ClusterError, ConfigError, DataError, ModelError, RaybrewError, StoreError
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
-from raybrew.runtime import RayInfo, check_resources, ray_runtime
+from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.fingerprint import store_parts, teacher_fingerprint
 from raybrew.store.layout import Shard, committed_shards, publish, read_manifest
@@ -239,11 +240,14 @@ def _run_on_ray(
     Nothing depends on block boundaries or order, and there is no second operator to wait for the actors' CPUs.
     """
     with ray_runtime("capture") as info:
-        import ray
+        import ray.data
 
+        quiet_ray()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        # Actors here never have more calls queued than they run, which Ray takes for a pool that is not yet full.
+        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
         try:
             for row in _shard_results(settings, tasks, store, info):
                 if row["error"]:
@@ -257,11 +261,12 @@ def _run_on_ray(
 def _shard_results(
     settings: WorkerSettings, tasks: list[ShardTask], store: StoreConfig, info: RayInfo
 ) -> Iterable[dict[str, Any]]:
-    import ray
+    import ray.data
 
     gpus = 1 if settings.device == "cuda" or (settings.device == "auto" and info.gpus) else 0
     fewest, most = (min(count, len(tasks)) for count in store.actors)
     check_resources(fewest * store.cpus_per_actor, fewest * gpus, "capture (store.actors, store.cpus_per_actor)")
+    room = min(info.cpus // store.cpus_per_actor, info.gpus if gpus else math.inf)
     settings = dataclasses.replace(settings, threads=max(1, int(store.cpus_per_actor)))
     items = [
         {
@@ -278,6 +283,7 @@ def _shard_results(
         compute=ray.data.ActorPoolStrategy(
             min_size=fewest,
             max_size=most,
+            initial_size=max(fewest, int(min(most, room))),
             max_tasks_in_flight_per_actor=_SHARDS_IN_HAND,
             max_concurrent_calls_per_actor=_SHARDS_IN_HAND,
             enable_true_multi_threading=True,

@@ -81,7 +81,7 @@ def _on_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     trainer = TorchTrainer(
-        _ray_worker,
+        _ray_worker,  # type: ignore[arg-type]  # what it returns is the result's `return_value`
         train_loop_config={"job": job, "spec": dict(spec), "run_folder": str(run_folder), "threads": config.threads},
         scaling_config=ScalingConfig(
             num_workers=config.workers,
@@ -93,7 +93,7 @@ def _on_ray(
             name=f"train-{os.getpid()}-{run_folder.name}",
             storage_path=str(run_folder / "ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # the stubs know the old RunConfig
         ),
     )
     # In a thread: Ray's own Ctrl-C handler, which aborts without saving, is only installed on the main thread.

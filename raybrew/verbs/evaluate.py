@@ -141,4 +141,4 @@ def pick_model(experiment: Experiment, model: str, run_id: str | None = None) ->
 def labels_of_model(source: ModelSource) -> Labels:
     """Label names of a model; LABEL_0, LABEL_1, ... where it has no better ones."""
     config = load_config(source)
-    return Labels(model_labels(config) or tuple(f"LABEL_{index}" for index in range(config.num_labels)))
+    return Labels(model_labels(config) or tuple(f"LABEL_{index}" for index in range(config.num_labels or 0)))

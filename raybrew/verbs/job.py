@@ -153,7 +153,8 @@ def _teacher(
     if spec["store"] is not None:
         store = Store.open(Path(spec["store"]), spec["fingerprint"], experiment.store.element_type)
         return StoredSignals(store, store.locate(data.ids), objective.teacher_request), SignalsInBatch()
-    model = load_model(source, experiment.task.kind).to(context.device)
+    model: nn.Module = load_model(source, experiment.task.kind)
+    model.to(context.device)
     precision = Precision(pick_precision(experiment.teacher.precision, context.device), context.device)
     return None, LiveTeacher(model, objective.teacher_request, precision.autocast)
 

@@ -56,7 +56,8 @@ HOSTILE = [
     "&lt; & ünï 中文 😀",
     "*bold* _it_ `code` $x$ ~~no~~",
     "\ud800lone",
-    "@someone https://example.org",
+    "@someone https://example.org www.example.org",
+    "name ##",
 ]
 
 
@@ -85,7 +86,7 @@ def test_card_says_what_is_known() -> None:
     assert "| latency, 13 tokens | ms per example |" in card
     assert "| batch 32 | 0.75 |" in card
     assert "teacher store: f00dcafe" in card
-    assert "| temperature | 8\\.0 |" in card
+    assert "| temperature | 8.0 |" in card
     assert "```sh\nraybrew distill 'my experiment.yaml' train.seed=3\n```" in card
     assert 'pipeline("text-classification", model=' in card
     assert "Labels, in the order of the outputs: negative, positive." in card
@@ -117,7 +118,7 @@ def test_an_empty_summary_still_makes_a_card() -> None:
 
 def test_a_finetuned_teacher_is_not_called_a_student() -> None:
     card = model_card({"verb": "finetune", "name": "teacher", "teacher": {"model": "bert-base-cased"}})
-    assert "fine-tuned from bert\\-base\\-cased" in card
+    assert "fine-tuned from bert-base-cased" in card
     assert "student" not in card.lower()
     assert metadata_of(card)["tags"] == ["raybrew"]
 
@@ -134,7 +135,7 @@ def test_a_folder_is_no_hub_name_and_its_path_is_not_told(
     assert "- teacher: teacher\n" in card
     assert "runs" not in card
     card = model_card({**SUMMARY, "teacher": {"model": str(tmp_path / "finetune-0a1b" / "student")}})
-    assert "- teacher: finetune\\-0a1b/student\n" in card
+    assert "- teacher: finetune-0a1b/student\n" in card
 
 
 def check_hostile(text: str) -> None:
@@ -159,6 +160,7 @@ def check_hostile(text: str) -> None:
     # Headings are ours alone, every table row has as many cells as its header, and nothing is HTML, a link or code.
     titles = [line for line in outside.splitlines() if line.startswith("#")]
     assert len(titles) == 1 + 4
+    assert not re.search(r"(?<!\\)://|(?<!\\)@|www\.", outside)
     assert "<" not in outside.replace("\n", "")
     assert not re.search(r"(?<!\\)[\[\]*]|(?<!\\)`(?!classify|\.)", outside.replace('`classify({"text": "one"', ""))
     for table in re.findall(r"(?:^\|.*\|\n?)+", outside, flags=re.MULTILINE):

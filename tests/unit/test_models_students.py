@@ -186,11 +186,15 @@ def test_weights_depend_on_the_seed_alone_and_leave_global_generators(
 
 def test_weights_are_equal_in_another_process(teachers: dict[str, ModelSource]) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from test_models_students import *\n"
-        "print(digest(build(ModelSource(sys.argv[1]), 5, shape=ShapeConfig(layers=2), init='random').model))"
+        "import hashlib, sys\n"
+        "from raybrew.config import ShapeConfig, StudentConfig\n"
+        "from raybrew.models.students import ModelSource, build_student\n"
+        "config = StudentConfig(shape=ShapeConfig(layers=2), init='random')\n"
+        "model = build_student(config, ModelSource(sys.argv[1]), 'classification', tuple(sys.argv[2:]), 5).model\n"
+        "parts = [name.encode() + tensor.numpy().tobytes() for name, tensor in model.state_dict().items()]\n"
+        "print(hashlib.sha256(b''.join(parts)).hexdigest())"
     )
-    arguments = [sys.executable, "-c", code, teachers["bert"].model, str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", code, teachers["bert"].model, *LABELS]
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=True)
     here = digest(build(teachers["bert"], 5, shape=ShapeConfig(layers=2), init="random").model)
     assert result.stdout.split()[-1] == here
@@ -258,7 +262,7 @@ def test_albert_is_refused_with_the_reason(tmp_path: Path) -> None:
             "longformer",
             {**SIZES, "attention_window": [8] * 4},
             ShapeConfig(layers=2),
-        ),  # cannot be built: a list of windows, one per layer
+        ),  # not built: one window per layer
         ("llama", SIZES, ShapeConfig(layers=2, heads=2)),  # builds, but does not run: heads of keys are set apart
     ],
 )
@@ -268,6 +272,12 @@ def test_family_that_cannot_be_shaped_is_refused_clearly(
     CONFIG_MAPPING[family](vocab_size=40, **SPECIAL, **arguments).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=rf"'{family}'.*bert"):
         build(ModelSource(str(tmp_path)), shape=shape, init="random")
+
+
+def test_sizes_that_a_family_cannot_have_are_named(teachers: dict[str, ModelSource]) -> None:
+    # Rotary positions turn pairs of numbers: heads of odd width build, but do not run.
+    with pytest.raises(ModelError, match=r"student\.shape: .*modernbert, 1 layer x 27, 3 heads, feed-forward 54: \w"):
+        build(teachers["modernbert"], shape=ShapeConfig(layers=1, hidden=27), init="random")
 
 
 def test_a_model_keeps_its_weights_and_gets_a_seeded_head(teachers: dict[str, ModelSource]) -> None:
