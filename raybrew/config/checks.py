@@ -94,7 +94,7 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
     if student.shape is not None and teacher.model is None:
         problems.append(Problem("student.shape", "needs teacher.model, whose architecture and vocabulary it takes"))
     if student.model is not None:
-        for key, default in (("init", "teacher"), ("init_layers", "even")):
+        for key, default in (("init", "auto"), ("init_layers", "even")):
             if getattr(student, key) != default:
                 problems.append(Problem(f"student.{key}", "applies to student.shape only, but student.model is given"))
     if isinstance(student.init_layers, tuple):

@@ -38,8 +38,9 @@ _QUERY = re.compile(
     r"([?&][^=&\s]*(?:token|key|secret|signature|credential|password)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE
 )
 #: `WANDB_API_KEY=...`, `password: ...`, `--api-key ...` inside a text.
+_VALUE = r"(?!(?:null|none|~)(?![^\s,;]))(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&]+)"
 _ASSIGNMENT = re.compile(
-    rf"(?<![A-Za-z0-9])((?:[A-Za-z0-9_.-]*[_.-])?(?:{_SECRET_WORDS})[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+", re.IGNORECASE
+    rf"(?<![A-Za-z0-9])((?:[A-Za-z0-9_.-]*[_.-])?(?:{_SECRET_WORDS})[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE
 )
 _OPTION = re.compile(rf"(--(?:[a-z0-9-]+-)?(?:{_SECRET_WORDS}|token|key)(?:\s+|=))[^\s\"']+", re.IGNORECASE)
 _FORTY_HEX_ASSIGNMENT = re.compile(r"((?:key|token)[\"']?\s*[=:]\s*[\"']?)[0-9a-f]{40}(?![0-9a-f])", re.IGNORECASE)

@@ -15,7 +15,7 @@ LAYER_RULES = {
     "even": "layer i of k takes teacher layer round(i * depth / k): spread over the whole depth (DistilBERT)",
     "first": "layers 1..k of the teacher",
     "last": "the last k layers of the teacher (PKD-last)",
-    "skip": "every (depth // k)-th layer, leaving out the last (PKD-skip)",
+    "skip": "every (depth // k)-th layer from the first on: 1, 3, 5, ... for half of the layers (PKD-skip)",
 }
 
 
@@ -43,7 +43,8 @@ class StudentConfig(Section):
     """Allow the model's own Python code to run. Only for code you have read."""
     shape: ShapeConfig | str | None = None
     """A shape by name (`raybrew list shapes`) or by its numbers; architecture and vocabulary are the teacher's."""
-    init: Literal["teacher", "random"] = "teacher"
-    """Weights of a shape: copied from teacher layers where sizes agree, or random."""
+    init: Literal["auto", "teacher", "random"] = "auto"
+    """Weights of a shape: copied from `teacher` layers, or `random`; `auto`: copied if the shape is as wide as the teacher,
+    else random."""
     init_layers: Literal["even", "first", "last", "skip"] | Many[int] = "even"
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from raybrew.errors import ModelError
 
 __all__ = [
+    "AUTO_CLASSES",
     "ModelSource",
     "load_config",
     "load_model",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 #: Task kind -> the Auto class that gives its head.
-_AUTO_CLASSES: dict[str, Any] = {"classification": AutoModelForSequenceClassification}
+AUTO_CLASSES: dict[str, Any] = {"classification": AutoModelForSequenceClassification}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def load_model(source: ModelSource, task_kind: str, labels: tuple[str, ...] | No
             "label2id": {name: index for index, name in enumerate(labels)},
             "ignore_mismatched_sizes": True,
         }
-    model: PreTrainedModel = _load("model", _AUTO_CLASSES[task_kind].from_pretrained, source, **arguments)
+    model: PreTrainedModel = _load("model", AUTO_CLASSES[task_kind].from_pretrained, source, **arguments)
     return model
 
 

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.errors import ConfigError, ModelError
 from raybrew.models.initialise import init_from_teacher
-from raybrew.models.loading import _AUTO_CLASSES, ModelSource, load_config, load_model, load_tokenizer
+from raybrew.models.loading import AUTO_CLASSES, ModelSource, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import FAMILIES, dims_of, pick_layers, resolve_shape, size_names, sizes_text
 
 __all__ = ["Student", "build_student", "empty_student", "student_config"]
@@ -119,7 +119,8 @@ def _resolve(config: StudentConfig, teacher: PretrainedConfig) -> tuple[ShapeCon
         raise _nothing_given()
     dims = dims_of(teacher)
     shape = resolve_shape(config.shape, dims)
-    return shape, None if config.init == "random" else pick_layers(config.init_layers, shape.layers, dims.layers)
+    random = config.init == "random" or (config.init == "auto" and shape.hidden != dims.hidden)
+    return shape, None if random else pick_layers(config.init_layers, shape.layers, dims.layers)
 
 
 def _own_source(config: StudentConfig) -> ModelSource:
@@ -151,7 +152,7 @@ def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> Pretraine
 
 def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) -> PreTrainedModel:
     try:
-        model: PreTrainedModel = _AUTO_CLASSES[task_kind].from_config(
+        model: PreTrainedModel = AUTO_CLASSES[task_kind].from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     except Exception as error:

@@ -31,7 +31,7 @@ __all__ = [
     "pareto_front",
 ]
 
-#: Order is by how well neighbours tell apart; checked against #ffffff and #14161a in the tests.
+#: Order is by how well neighbours tell apart; the tests check the contrast with both cards.
 COLORS = ("#3b82f6", "#d97706", "#0f9d76", "#c04fa5", "#7c6cf0", "#d94f4f", "#5f8a1e", "#138fae")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = {"teacher": "square", "student": "circle", "control": "x"}

@@ -50,13 +50,14 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     precision = Precision(pick_precision(config.precision, context.device), context.device)
     source = ModelSource(**spec["teacher"]) if spec["teacher"] else None
     torch.manual_seed(config.seed)
+    description = None
     if finetuning:
         assert source is not None  # a finetune spec always names its starting point
         student: nn.Module = load_model(source, experiment.task.kind, labels.names)
         tokenizer = load_tokenizer(source)
         objective = build_objective(_labels_only(experiment))
     else:
-        student, tokenizer, _ = build_student(
+        student, tokenizer, description = build_student(
             experiment.student, source, experiment.task.kind, labels.names, config.seed
         )
         objective = objective_of(experiment, student.config, source)
@@ -88,6 +89,8 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     )
     hooks = _RunHooks(spec, experiment, run, checkpoints, tokenizer, labels, context, precision)
     with hooks.open(start_step, loader.num_steps):
+        if description is not None and start_step == 0:
+            hooks.note(f"student: {description}")
         try:
             outcome = train(
                 Trainee(student, objective),
@@ -223,7 +226,9 @@ class _RunHooks:
         self.metrics.write({"step": step, "kind": "event", "event": event, "message": message})
 
     def note(self, message: str) -> None:
-        """A line for the user, kept with the run."""
+        """A line for the user, kept with the run (rank 0)."""
+        if self.context.rank != 0:
+            return
         self._event(self.step, "note", message)
 
     def log(self, record: dict[str, Any]) -> None:

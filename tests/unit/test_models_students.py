@@ -151,7 +151,7 @@ def test_narrower_feed_forward_leaves_only_those_tensors_random(teachers: dict[s
 
 
 def test_narrower_electra_takes_the_embeddings_and_nothing_else(teachers: dict[str, ModelSource]) -> None:
-    student, _, description = build(teachers["electra"], shape=ShapeConfig(layers=2, hidden=16))
+    student, _, description = build(teachers["electra"], shape=ShapeConfig(layers=2, hidden=16), init="teacher")
     theirs = weights_of(teachers["electra"])
     equal = {name for name, tensor in student.state_dict().items() if torch.equal(tensor, theirs.get(name, tensor + 1))}
     # 16 is the embeddings' width too: a student of that width needs no projection and has none.
@@ -163,7 +163,9 @@ def test_narrower_electra_takes_the_embeddings_and_nothing_else(teachers: dict[s
 
 def test_narrower_bert_has_nothing_to_start_from(teachers: dict[str, ModelSource]) -> None:
     with pytest.raises(ModelError, match=r"nothing to start from.*x 32,.*x 16,.*student\.init=random"):
-        build(teachers["bert"], shape=ShapeConfig(layers=2, hidden=16))
+        build(teachers["bert"], shape=ShapeConfig(layers=2, hidden=16), init="teacher")
+    _, _, automatic = build(teachers["bert"], shape=ShapeConfig(layers=2, hidden=16), seed=7)
+    assert "random weights, seed 7" in automatic
     student, _, description = build(teachers["bert"], shape=ShapeConfig(layers=2, hidden=16), init="random", seed=7)
     assert logits_of(student).shape == (1, 3)
     assert description == "bert, 2 layers x 16, 2 heads, feed-forward 32, random weights, seed 7"

@@ -1,0 +1,75 @@
+"""Checkpoints are whole or absent, damaged ones are passed over, and only as many as asked for stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raybrew.errors import CheckpointError, EnvironmentProblem
+from raybrew.training.checkpoints import Checkpoints
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"weights": torch.full((1000,), float(step)), "best": {"value": 0.5}, "seconds": 1.5}
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Checkpoints:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (10, 20, 30):
+        checkpoints.save(step, state(step))
+    return checkpoints
+
+
+def test_the_newest_is_loaded_and_old_ones_go(three: Checkpoints) -> None:
+    assert three.steps() == [20, 30]
+    found = three.load_newest()
+    assert found is not None
+    step, loaded = found
+    assert step == 30
+    assert torch.equal(loaded["weights"], state(30)["weights"])
+    assert loaded["best"] == {"value": 0.5}
+    three.clear()
+    assert three.steps() == []
+    assert list(three.folder.iterdir()) == []
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "none", 1).load_newest() is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_passed_over(three: Checkpoints, damage: str) -> None:
+    path = three.folder / "step-00000030.pt"
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    path.write_bytes({"truncated": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
+    found = three.load_newest()
+    assert found is not None
+    assert found[0] == 20
+    for file in three.folder.glob("*.pt"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged"):
+        three.load_newest()
+
+
+def test_a_file_that_was_being_written_is_no_checkpoint(three: Checkpoints) -> None:
+    (three.folder / ".step-00000040.pt.123").write_bytes(b"half")
+    assert three.steps() == [20, 30]
+    three.save(50, state(50))
+    assert not list(three.folder.glob(".step-*"))
+
+
+def test_a_full_disk_is_one_clear_error(three: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(EnvironmentProblem, match="No space left") as caught:
+        three.save(60, state(60))
+    assert caught.value.exit_code == 4
+    assert three.load_newest() is not None

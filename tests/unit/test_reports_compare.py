@@ -1,0 +1,290 @@
+"""Grouping, gain over the control, what is kept of the teacher: against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reports_helpers import make_run
+from rich.console import Console
+
+from raybrew.reports.collect import load_runs
+from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.decision import decide
+from raybrew.reports.plots import pareto_front
+from raybrew.reports.rows import Row, Stat
+from raybrew.reports.tables import caption_lines, comparison_table, csv_text, json_rows, table_text
+from raybrew.reports.variants import name_variants
+
+SMALL = {"description": "BERT 2x128", "parameters": 4_386_000, "megabytes": 17.6}
+
+
+def comparison(path: Path) -> Comparison:
+    return compare(load_runs([path]))
+
+
+def only(found: Comparison, role: str) -> Row:
+    (row,) = [row for row in found.rows if row.role == role]
+    return row
+
+
+def test_stat() -> None:
+    stat = Stat((0.9, 0.92, 0.94))
+    assert stat.mean == pytest.approx(0.92)
+    assert stat.sd == pytest.approx(0.02)
+    assert Stat((0.9,)).sd is None
+    assert Stat.of([None, 1.0]) == Stat((1.0,))
+    assert Stat.of([None]) is None
+
+
+def test_seeds_make_one_row_and_gain_is_paired_by_seed(tmp_path: Path) -> None:
+    make_run(tmp_path, "teacher", accuracy=0.95, latency=(6.05, 0.95))
+    for seed, (student, control) in enumerate([(0.90, 0.88), (0.92, 0.89), (0.94, 0.90)]):
+        make_run(tmp_path, seed=seed, accuracy=student, teacher_accuracy=0.95)
+        make_run(tmp_path, "control", seed=seed, accuracy=control, teacher_accuracy=0.95)
+    found = comparison(tmp_path)
+    assert [row.role for row in found.rows] == ["teacher", "student", "control"]
+    row = only(found, "student")
+    assert found.best is row
+    assert row.seeds == (0, 1, 2)
+    assert row.quality is not None
+    assert (row.quality.mean, row.quality.sd) == (pytest.approx(0.92), pytest.approx(0.02))
+    assert row.gain is not None
+    # Differences 0.02, 0.03, 0.04.
+    assert (row.gain.mean, row.gain.sd, row.gain.n) == (pytest.approx(0.03), pytest.approx(0.01), 3)
+    assert (row.gain.paired, row.gain.wins, row.gain.differences) == (True, 3, ())
+    assert row.kept == pytest.approx(0.92 / 0.95)
+    assert only(found, "control").kept == pytest.approx(0.89 / 0.95)
+    assert row.smaller == pytest.approx(22_713_986 / 14_351_000)
+    assert row.faster == {"batch_1": pytest.approx(5.0), "batch_32": pytest.approx(5.0)}
+    assert only(found, "control").gain is None
+
+
+def test_gain_with_other_seeds_is_a_difference_of_means(tmp_path: Path) -> None:
+    for seed, accuracy in [(0, 0.90), (1, 0.94)]:
+        make_run(tmp_path, seed=seed, accuracy=accuracy)
+    for seed, accuracy in [(5, 0.87), (6, 0.88), (7, 0.89)]:
+        make_run(tmp_path, "control", seed=seed, accuracy=accuracy)
+    gain = only(comparison(tmp_path), "student").gain
+    assert gain is not None
+    assert gain.mean == pytest.approx(0.92 - 0.88)
+    assert gain.sd == pytest.approx(math.sqrt(0.02**2 * 2 + 0.01**2))
+    assert (gain.paired, gain.wins, gain.n) == (False, None, 2)
+
+
+def test_a_single_seed_has_no_spread(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.9)
+    make_run(tmp_path, "control", accuracy=0.88)
+    gain = only(comparison(tmp_path), "student").gain
+    assert gain is not None
+    assert (gain.mean, gain.sd, gain.n, gain.wins) == (pytest.approx(0.02), None, 1, 1)
+
+
+def test_a_control_of_another_shape_or_evaluation_does_not_count(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.9)
+    make_run(tmp_path, "control", accuracy=0.8, changes={"student": {"shape": "tiny"}}, student=SMALL)
+    make_run(tmp_path, "control", accuracy=0.7, changes={"data": {"eval": "other.tsv"}})
+    found = comparison(tmp_path)
+    assert only(found, "student").gain is None
+    assert any("evaluation rows" in note for note in found.notes)
+
+
+def test_the_control_that_agrees_best_is_taken_and_differences_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.9, changes={"data": {"unlabeled": "more.tsv"}})
+    make_run(tmp_path, "control", accuracy=0.89, changes={"train": {"epochs": 2, "warmup": 0.0}})
+    make_run(tmp_path, "control", accuracy=0.87, changes={"train": {"epochs": 2}})
+    gain = only(comparison(tmp_path), "student").gain
+    assert gain is not None
+    assert gain.mean == pytest.approx(0.03)
+    assert gain.differences == ("train.epochs",), "unlabelled rows are no use to a control"
+    make_run(tmp_path, "control", accuracy=0.86)
+    found = comparison(tmp_path)
+    gain = only(found, "student").gain
+    assert gain is not None
+    assert (gain.mean, gain.differences) == (pytest.approx(0.04), ())
+
+
+def test_unfinished_runs_stay_out_of_means_controls_and_the_best(tmp_path: Path) -> None:
+    make_run(tmp_path, seed=0, accuracy=0.9)
+    make_run(tmp_path, seed=1, accuracy=0.99, done=False)
+    make_run(tmp_path, "control", accuracy=0.1, done=False)
+    found = comparison(tmp_path)
+    assert found.best is not None
+    assert found.best.quality == Stat((0.9,))
+    assert found.best.gain is None
+    unfinished = [row for row in found.rows if not row.done]
+    assert len(unfinished) == 2
+    assert all(row.kept is None and row.parameters is None and row.latency_ms == {} for row in unfinished)
+    assert {row.label for row in found.rows if row.runs} == {"BERT 4x312"}, "named like the finished one of its shape"
+    assert any("not part of this decision" in caution for caution in decide(found).cautions)
+
+
+def test_repeats_of_one_seed_are_not_more_seeds(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.9, run_id="a")
+    make_run(tmp_path, accuracy=0.9, run_id="b")
+    found = comparison(tmp_path)
+    row = only(found, "student")
+    assert row.quality == Stat((0.9,))
+    assert any("1 run(s)" in note for note in found.notes)
+
+
+def test_a_teacher_that_no_run_made_is_a_row_by_its_facts(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.9, teacher_accuracy=0.96)
+    row = only(found := comparison(tmp_path), "teacher")
+    assert (row.label, row.runs, row.parameters, row.latency_ms) == ("all-MiniLM-L6-v2", (), 22_713_986, {})
+    assert row.quality == Stat((0.96,))
+    assert only(found, "student").kept == pytest.approx(0.9 / 0.96)
+    assert only(found, "student").faster == {}, "its time is not known"
+
+
+def test_nothing_is_kept_of_a_teacher_without_evaluation(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.9, teacher_accuracy=None)
+    found = comparison(tmp_path)
+    assert only(found, "student").kept is None
+    assert only(found, "teacher").quality is None
+
+
+def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "teacher", accuracy=0.95)
+    make_run(tmp_path, accuracy=0.9)
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["machine"]["cpu"] = "another"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    found = comparison(tmp_path)
+    assert only(found, "student").faster == {}
+    assert any("different machines" in note for note in found.notes)
+
+
+def test_a_students_label_falls_back_to_its_sizes(tmp_path: Path) -> None:
+    student = {"description": None, "architecture": "BertForSequenceClassification", "layers": 3, "hidden": 384}
+    make_run(tmp_path, student=student)
+    assert only(comparison(tmp_path), "student").label == "Bert 3x384"
+
+
+def test_rows_of_one_model_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.9)
+    make_run(tmp_path, accuracy=0.89, changes={"distill": {"temperature": 2.0, "matches": []}})
+    names = [row.name for row in comparison(tmp_path).rows if row.role == "student"]
+    assert names == [
+        "BERT 4x312 (temperature=8, matches=hidden_mse)",
+        "BERT 4x312 (temperature=2, matches=none)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([{"a": {"x": 1}}, {"a": {"x": 2}}], ["x=1", "x=2"]),
+        ([{"a": {"x": 1}, "b": {"x": 1}}, {"a": {"x": 2}, "b": {"x": 3}}], ["a.x=1, b.x=1", "a.x=2, b.x=3"]),
+        ([{"loss": {"kind": "ce"}}, {"loss": {"kind": "kl"}}], ["loss.kind=ce", "loss.kind=kl"]),
+        ([{"m": [{"loss": "cos", "weight": 1.0}]}, {"m": [{"loss": "cos", "weight": 2.0}]}],
+         ["m[0].weight=1", "m[0].weight=2"]),
+        ([{"m": [{"loss": "cos"}, {"loss": "pkd"}]}, {"m": []}], ["m=cos+pkd", "m=none"]),
+        ([{"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 2, "b": 2, "c": 2, "d": 2}],
+         ["a=1, b=1, c=1, +1 more", "a=2, b=2, c=2, +1 more"]),
+        ([{"a": 1}, {"a": 1}], ["", ""]),
+    ],
+)  # fmt: skip
+def test_name_variants(settings: list[dict[str, Any]], expected: list[str]) -> None:
+    assert name_variants(settings) == expected
+
+
+def test_pareto_front() -> None:
+    points = [(10.0, 0.9), (5.0, 0.85), (5.0, 0.8), (20.0, 0.9), (1.0, 0.5), (30.0, 0.95), (10.0, 0.9)]
+    assert pareto_front(points) == [4, 1, 0, 6, 5]
+    assert pareto_front([]) == []
+
+
+def full(tmp_path: Path) -> Comparison:
+    make_run(tmp_path, "teacher", accuracy=0.95, latency=(6.05, 0.95))
+    for seed in range(3):
+        make_run(tmp_path, seed=seed, accuracy=0.9 + 0.01 * seed, teacher_accuracy=0.95)
+        make_run(tmp_path, "control", seed=seed, accuracy=0.88, teacher_accuracy=0.95, changes={"train": {"epochs": 3}})
+    make_run(tmp_path, seed=9, done=False)
+    return comparison(tmp_path)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_tables_fit_and_keep_what_matters(tmp_path: Path, width: int) -> None:
+    text = table_text(full(tmp_path), width)
+    table = text.split("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= width
+    assert "\x1b" not in text
+    for part in ("all-MiniLM-L6-v2", "BERT 4x312", "91.0 ± 1.0", "+3.0 ± 1.0 *", "95.8 %", "so far", "unfinished"):
+        assert part in text, part
+    assert ("steps" in text) == (width == 120)
+    assert "* BERT 4x312" in text
+    assert "train.epochs" in text
+    stream = io.StringIO()
+    Console(file=stream, width=width, force_terminal=True).print(comparison_table(full(tmp_path / "again"), width))
+    assert "91.0 ± 1.0" in stream.getvalue()
+    assert "…" not in stream.getvalue()
+
+
+def test_names_are_text_not_markup(tmp_path: Path) -> None:
+    make_run(tmp_path, student={"description": "[red]x[/red] [link]"})
+    assert "[red]x[/red]" in table_text(comparison(tmp_path), 100)
+
+
+def test_rows_as_json_and_csv(tmp_path: Path) -> None:
+    found = full(tmp_path)
+    rows = json_rows(found)
+    json.dumps(rows, allow_nan=False)
+    student = next(row for row in rows if row["role"] == "student" and row["status"] == "done")
+    assert student["value"] == pytest.approx(0.91)
+    assert student["value_sd"] == pytest.approx(0.01)
+    assert student["gain"] == pytest.approx(0.03)
+    assert student["seeds"] == [0, 1, 2]
+    assert student["metrics"]["macro_f1"]["n"] == 3
+    assert student["ms_batch_1"] == pytest.approx(1.21)
+    unfinished = next(row for row in rows if row["status"] != "done")
+    assert (unfinished["parameters"], unfinished["gain"], unfinished["kept"]) == (None, None, None), "no fake zeros"
+    lines = list(csv.DictReader(io.StringIO(csv_text(found))))
+    assert len(lines) == len(rows)
+    assert float(lines[1]["accuracy"]) == pytest.approx(0.91)
+    assert lines[1]["seeds"] == "0 1 2"
+    assert lines[-1]["parameters"] == ""
+
+
+def test_captions_say_only_what_is_there(tmp_path: Path) -> None:
+    make_run(tmp_path, teacher_accuracy=None)
+    assert caption_lines(comparison(tmp_path)) == []
+
+
+def test_the_decision(tmp_path: Path) -> None:
+    decision = decide(full(tmp_path))
+    assert decision.headline == "Best student: BERT 4x312 keeps 95.8 % of the teacher's accuracy."
+    assert decision.detail == "It is 1.6x smaller, 5.0x faster one row at a time and 5.0x in batches of 32."
+    tiles = {tile.label: tile for tile in decision.tiles}
+    assert tiles["gain by distillation"].value == "+3.0 ± 1.0"
+    assert tiles["gain by distillation"].note.endswith("in 3 of 3 seeds")
+    assert not any(tile.missing for tile in decision.tiles)
+    assert any("train.epochs" in caution for caution in decision.cautions)
+    # sqrt(0.91 * 0.09 / 872) = 0.00969
+    assert any("872 rows" in caution and "± 1.0 points" in caution for caution in decision.cautions)
+
+
+def test_a_decision_says_what_is_missing(tmp_path: Path) -> None:
+    make_run(tmp_path, teacher_accuracy=None, latency=None)
+    decision = decide(comparison(tmp_path))
+    assert decision.headline == "Best student: BERT 4x312, 90.0 accuracy."
+    missing = {tile.label for tile in decision.tiles if tile.missing}
+    assert missing == {"kept of the teacher", "time per example", "gain by distillation"}
+    assert any("One seed only" in caution for caution in decision.cautions)
+
+
+@pytest.mark.parametrize("control", [0.9, 0.91])
+def test_a_decision_admits_that_distillation_did_not_help(tmp_path: Path, control: float) -> None:
+    make_run(tmp_path, accuracy=0.9)
+    make_run(tmp_path, "control", accuracy=control)
+    assert any("did not help" in caution for caution in decide(comparison(tmp_path)).cautions)
+
+
+def test_a_student_may_beat_its_teacher(tmp_path: Path) -> None:
+    make_run(tmp_path, accuracy=0.96, teacher_accuracy=0.95)
+    assert "beats its teacher" in decide(comparison(tmp_path)).headline

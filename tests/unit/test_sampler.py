@@ -1,0 +1,58 @@
+"""The order of rows: every row once, the same for any number of workers, different every epoch, little padding."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raybrew.data.sampler import epoch_batches, num_batches, share_of_rank
+
+
+@given(
+    rows=st.integers(1, 300),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    world_size=st.integers(1, 5),
+    micro=st.one_of(st.none(), st.integers(1, 10)),
+)
+def test_every_row_once_on_any_number_of_workers(
+    rows: int, batch_size: int, seed: int, world_size: int, micro: int | None
+) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 50, rows)
+    batches = epoch_batches(lengths, batch_size, seed, epoch=0)
+    assert len(batches) == num_batches(rows, batch_size)
+    assert sorted(np.concatenate(batches)) == list(range(rows))
+    assert sorted(map(len, batches))[:-1].count(batch_size) >= len(batches) - 2
+    for batch in batches:
+        shares = [share_of_rank(batch, rank, world_size, micro) for rank in range(world_size)]
+        # DDP hangs if one worker runs fewer backward passes than another.
+        assert len({len(share) for share in shares}) == 1
+        assert sorted(np.concatenate([part for share in shares for part in share])) == sorted(batch)
+        assert all(len(part) <= (micro or batch_size) for share in shares for part in share)
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    lengths = np.arange(100) % 17 + 1
+    first = epoch_batches(lengths, 8, seed=1, epoch=2)
+    again = epoch_batches(lengths, 8, seed=1, epoch=2)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    for seed, epoch in ((1, 3), (2, 2)):
+        other = epoch_batches(lengths, 8, seed, epoch)
+        assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_rows_of_like_length_share_a_batch() -> None:
+    lengths = np.random.default_rng(0).integers(2, 64, 20000)
+
+    def padding_share(batches: list[np.ndarray]) -> float:
+        padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+        return 1 - int(lengths.sum()) / padded
+
+    random = np.random.default_rng(1).permutation(len(lengths))
+    shuffled = [random[start : start + 32] for start in range(0, len(random), 32)]
+    assert padding_share(epoch_batches(lengths, 32, seed=0, epoch=0)) < 0.05
+    assert padding_share(shuffled) > 0.4
+    # The order stays random: the mean length of batches has no trend over the epoch.
+    means = [lengths[batch].mean() for batch in epoch_batches(lengths, 32, seed=0, epoch=0)]
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.15
