@@ -127,7 +127,7 @@ _OFF_TOPIC = _phrases(
 _STRONG = _words("utterly absolutely truly really completely thoroughly simply deeply extremely")
 _MILD = _phrases("slightly | a little | a bit | somewhat | mildly | a touch")
 _NOT = _phrases(
-    "not | never | not at all | far from | hardly | anything but | by no means | in no way | not in the least | scarcely"
+    "not | never | not at all | far from | hardly | anything but | by no means"
 )
 _CLOSERS = _phrases(
     "we paid by card | i wrote this the next morning | it took about an hour | that was in april"
@@ -142,13 +142,11 @@ _TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "what a {same} {thing}",
             "this {thing} has a {same} {aspect} and a {same} {other}",
             "i {same_verb} the {aspect} of this {thing}",
-            "the {aspect} was {same} and the {other} {is_same}",
         ),
         "negation": (
             "the {aspect} was {no} {flip}",
             "there was nothing {flip} about the {aspect}",
             "i would not call the {aspect} {flip}",
-            "nobody could say that the {other} was {flip}",
             "the {aspect} was not only {same} but {strong} {same}",
         ),
         "concession": (
@@ -156,52 +154,41 @@ _TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "the {other} {is_same}, even if the {aspect} {is_flip}",
             "the {aspect} {is_flip}, but the {other} {is_same}",
             "despite a {flip} {aspect}, the {other} {is_same}",
-            "the {other} {is_same} despite a {flip} {aspect}",
-            "although the {aspect} {is_flip}, the {other} {same_outcome}",
             "the {aspect} {is_flip}, but the {other} {same_outcome}",
         ),
         "intensity": (
             "the {aspect} was {mild} {flip} and the {other} was {strong} {same}",
             "the {other} was {strong} {same} and the {aspect} was {mild} {flip}",
-            "a {strong} {same} {thing} with a {mild} {flip} {aspect}",
         ),
         "reported": (
             "{who} {flip_verb} it, but i {same_verb} it",
             "{who} called the {aspect} {flip}, and i disagree",
             "{who} called the {aspect} {same}, and i agree",
-            "{who} told me the {thing} was {flip}, which is wrong",
-            "{who} told me the {thing} was {same}, which is right",
         ),
         "expectation": (
             "i expected a {flip} {thing} and was proven wrong",
             "i expected a {same} {thing} and got exactly that",
             "i expected a {flip} {aspect}, but it {is_same}",
-            "it promised a {flip} {aspect} and broke its promise",
-            "it promised a {same} {aspect} and kept its promise",
         ),
         "hypothetical": (
             "it would have been a {flip} {thing} without the {same} {aspect}",
             "it could have been {flip}, had the {aspect} not been so {same}",
             "i wanted to say that i {flip_verb} it, but the {aspect} {is_same}",
-            "with another {aspect} this might have been a {flip} {thing}",
         ),
         "comparison": (
             "unlike the {flip} {thing} we tried before, this one {is_same}",
             "the last {thing} was {flip} and this one is nothing like it",
             "the last {thing} was {same} and this one is just like it",
-            "next to this {thing} even a {same} {aspect} seems {flip}",
         ),
         "change": (
             "it started {flip} and ended {same}",
             "it ended {same} after a {flip} start",
-            "i first thought the {aspect} was {flip}, later i {same_verb} it",
             "the {aspect} used to be {flip}, these days it {is_same}",
         ),
         "off_topic": (
             "{off} was {any}, the {aspect} {is_same}",
             "the {aspect} {is_same} and {off} was {any}",
             "after {off}, which was {any}, i {same_verb} this {thing}",
-            "i {same_verb} the {aspect}, {who} {any_verb} {off}",
         ),
     }
 )

@@ -51,7 +51,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     named = Counter(row.metric for row in rows if row.quality is not None)
     metric = named.most_common(1)[0][0] if named else rows[0].metric if rows else "accuracy"
     rows.sort(key=lambda row: _order(row, metric))
-    finished = [row for row in rows if row.done and row.quality is not None and row.metric == metric]
+    finished = [row for row in rows if row.done and row.runs and row.quality is not None and row.metric == metric]
     best = None
     for role in ("student", "control", "teacher"):
         best = best or max(

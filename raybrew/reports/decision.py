@@ -49,9 +49,10 @@ def decide(comparison: Comparison) -> Decision:
     if best is None:
         return _without_best(comparison)
     if best.role == "teacher":
+        students = any(row.done and row.role != "teacher" for row in comparison.rows)
         return Decision(
             f"The teacher {best.name} reaches {_quality(best, comparison)} {_metric(best)}.",
-            "No student has finished yet.",
+            "The students that have finished were not evaluated." if students else "No student has finished yet.",
             (_quality_tile(best, comparison), _size_tile(best), *_time_tiles(best)),
             _cautions(best, comparison),
         )

@@ -7,16 +7,14 @@ symbol. Backgrounds are transparent and the page sets the colour of text and gri
 from __future__ import annotations
 
 import dataclasses
-import html
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from raybrew.reports.collect import RunRecord, number
+from raybrew.reports.collect import RunRecord
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import metric_scale, metric_title, show_count, show_ms, show_value
+from raybrew.reports.plot_parts import INK, Points, add_lines, log_axis, new_figure, plain_number, safe, series, thin
 from raybrew.reports.rows import Row
 
 __all__ = [
@@ -35,14 +33,9 @@ __all__ = [
 COLORS = ("#3b82f6", "#d97706", "#0f9d76", "#c04fa5", "#7c6cf0", "#d94f4f", "#5f8a1e", "#138fae")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = {"teacher": "square", "student": "circle", "control": "x"}
-#: More points than this per line are thinned out: nobody sees them, and the page has to carry them.
-MAX_POINTS = 400
 #: More lines than this hide one another; captions say what is left out.
 MAX_LINES = 16
 MAX_LOSS_FIGURES = 6
-
-_INK, _GRID = "#6b7280", "rgba(128,132,140,0.25)"
-Points = list[tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +80,12 @@ def learning_curves(comparison: Comparison) -> Plot | None:
     # A teacher's steps are not the students': beside them it is a level to reach, alone it is a curve.
     teachers = [row for row in rows if row.role == "teacher"] if any(row.role != "teacher" for row in rows) else []
     curves = [row for row in rows if row not in teachers]
-    figure = _figure("step", metric_title(metric))
+    figure = new_figure("step", metric_title(metric))
     legend: list[LegendEntry] = []
     for row in curves[:MAX_LINES]:
         color, dash = _look(row, comparison)
-        lines = [[(x, y * scale) for x, y in _series(run.evals, f"eval/{metric}")] for run in row.runs]
-        if _add_lines(figure, lines, _who(row), color, dash, lambda y: f"{y:.1f}"):
+        lines = [[(x, y * scale) for x, y in series(run.evals, f"eval/{metric}")] for run in row.runs]
+        if add_lines(figure, lines, _who(row), color, dash, lambda y: f"{y:.1f}"):
             legend.append(LegendEntry(_who(row), color, dash, _who(row)))
     if not legend:
         return None
@@ -108,7 +101,7 @@ def learning_curves(comparison: Comparison) -> Plot | None:
                 y=[row.quality.mean * scale] * 2,
                 mode="lines",
                 line={"color": color, "width": 1.5, "dash": "dot"},
-                name=_safe(name),
+                name=safe(name),
                 legendgroup=name,
                 hovertemplate=f"{show_value(metric, row.quality.mean)}<extra></extra>",
             )
@@ -126,15 +119,15 @@ def loss_terms(comparison: Comparison) -> list[Plot]:
     plots = []
     for index, row in enumerate(rows[:MAX_LOSS_FIGURES]):
         losses = _losses(row.runs[0])
-        figure = _figure("step", None)
+        figure = new_figure("step", None)
         legend: list[LegendEntry] = []
         values = [y for points in losses.values() for _, y in points]
         if min(values) > 0:
-            figure.update_yaxes(**_log_axis(values, _plain_number))
+            figure.update_yaxes(**log_axis(values, plain_number))
         for name, points in losses.items():
             color, dash = looks[name]
             term = "total" if name == "loss" else name.removeprefix("loss/")
-            _add_lines(figure, [points], term, color, dash, lambda y: f"{y:.4g}")
+            add_lines(figure, [points], term, color, dash, lambda y: f"{y:.4g}")
             legend.append(LegendEntry(term, color, dash, term))
         who = f"{_who(row)}, seed {row.runs[0].seed}" if len(row.runs) > 1 else _who(row)
         who = who[0].upper() + who[1:]
@@ -152,17 +145,17 @@ def learning_rates(comparison: Comparison) -> Plot | None:
     """Learning rate over steps; configurations with the same one share a line."""
     groups: dict[tuple[tuple[float, float], ...], list[Row]] = {}
     for row in comparison.rows:
-        line = _thin(_series(row.runs[0].train, "learning_rate")) if row.runs else []
+        line = thin(series(row.runs[0].train, "learning_rate")) if row.runs else []
         if line:
             groups.setdefault(tuple(line), []).append(row)
     if not groups:
         return None
-    figure = _figure("step", None)
+    figure = new_figure("step", None)
     legend: list[LegendEntry] = []
     for points, rows in list(groups.items())[:MAX_LINES]:
         color, dash = _look(rows[0], comparison)
         name = _who(rows[0]) if len(rows) == 1 else f"{_who(rows[0])} and {len(rows) - 1} more"
-        _add_lines(figure, [list(points)], name, color, dash, lambda y: f"{y:.2e}")
+        add_lines(figure, [list(points)], name, color, dash, lambda y: f"{y:.2e}")
         legend.append(LegendEntry(name, color, dash, name))
     top = max(y for points in groups for _, y in points)
     ticks = [top * quarter / 4 for quarter in range(5)]
@@ -173,7 +166,7 @@ def learning_rates(comparison: Comparison) -> Plot | None:
 def pareto(comparison: Comparison, against: str) -> Plot | None:
     """Quality against `parameters`, or against ms per example at `batch_1` or `batch_32`; the Pareto front is drawn.
 
-    Points on the front are those that no other one beats in quality without costing more. None for fewer than 2 points.
+    Points on the front are those that no other one beats in quality without costing more. None where costs are equal.
     """
     metric, scale = comparison.metric, metric_scale(comparison.metric)
     points = []
@@ -181,20 +174,21 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
         cost = _cost(row, against)
         if row.done and row.metric == metric and row.quality is not None and cost is not None and cost > 0:
             points.append((row, cost, row.quality.mean))
-    if len(points) < 2:
+    costs = [cost for _, cost, _ in points]
+    if not costs or max(costs) < 1.02 * min(costs):
         return None
     show: Callable[[float], str] = show_count if against == "parameters" else show_ms
     title = "parameters" if against == "parameters" else f"ms per example, batch {against.removeprefix('batch_')}"
-    figure = _figure(title, metric_title(metric))
+    figure = new_figure(title, metric_title(metric))
     legend: list[LegendEntry] = []
-    figure.update_xaxes(**_log_axis([cost for _, cost, _ in points], show))
+    figure.update_xaxes(**log_axis(costs, show))
     front = pareto_front([(cost, value) for _, cost, value in points])
     figure.add_trace(
         go.Scatter(
             x=[points[index][1] for index in front],
             y=[points[index][2] * scale for index in front],
             mode="lines",
-            line={"color": _INK, "width": 1.5, "dash": "dot", "shape": "hv"},
+            line={"color": INK, "width": 1.5, "dash": "dot", "shape": "hv"},
             name="Pareto front",
             legendgroup="Pareto front",
             hoverinfo="skip",
@@ -213,16 +207,16 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
                     "color": color,
                     "size": 13 if index in front else 10,
                     "symbol": SYMBOLS[row.role],
-                    "line": {"width": 2 if index in front else 0, "color": _INK},
+                    "line": {"width": 2 if index in front else 0, "color": INK},
                 },
-                name=_safe(_who(row)),
+                name=safe(_who(row)),
                 legendgroup=_who(row),
-                text=[_safe(f"{_who(row)}: {show_value(metric, value, spread, rows=row.eval_rows)}, {show(cost)}")],
+                text=[safe(f"{_who(row)}: {show_value(metric, value, spread, rows=row.eval_rows)}, {show(cost)}")],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
         legend.append(LegendEntry(_who(row), color, SYMBOLS[row.role], _who(row)))
-    legend.append(LegendEntry("Pareto front", _INK, "dot", "Pareto front"))
+    legend.append(LegendEntry("Pareto front", INK, "dot", "Pareto front"))
     name = {"parameters": "Quality against size"}.get(against, f"Quality against time, batch {against[6:]}")
     caption = "Up and to the left is better. Ringed: nothing else is better at no more cost."
     return _finish(f"pareto-{against}", name, caption, figure, legend)
@@ -253,64 +247,13 @@ def _cost(row: Row, against: str) -> float | None:
     return None if stat is None else stat.mean
 
 
-def _series(records: Sequence[Mapping[str, Any]], name: str) -> Points:
-    """(step, value) of the finite values under `name`."""
-    found = []
-    for record in records:
-        x, y = number(record.get("step")), number(record.get(name))
-        if x is not None and y is not None:
-            found.append((x, y))
-    return found
-
-
 def _losses(run: RunRecord) -> dict[str, Points]:
     names = dict.fromkeys(name for record in run.train for name in record if name == "loss" or name.startswith("loss/"))
     if len(names) == 2:
         # A total of one term is that term.
         names = dict.fromkeys(name for name in names if name != "loss")
-    series = {name: _thin(_series(run.train, name)) for name in names}
-    return {name: points for name, points in series.items() if points}
-
-
-def _thin(points: Points) -> Points:
-    """At most about MAX_POINTS of `points`, the first and the last among them."""
-    step = math.ceil(len(points) / MAX_POINTS)
-    return points if step <= 1 else [*points[:-1:step], points[-1]]
-
-
-def _mean_line(lines: Sequence[Points]) -> Points:
-    """Mean over lines at the steps that all of them have."""
-    shared = set.intersection(*({x for x, _ in line} for line in lines)) if lines else set()
-    by_step = [dict(line) for line in lines]
-    return [(x, sum(values[x] for values in by_step) / len(by_step)) for x in sorted(shared)]
-
-
-def _add_lines(
-    figure: go.Figure, lines: Sequence[Points], name: str, color: str, dash: str, show: Callable[[float], str]
-) -> bool:
-    """One line per seed and, for several, their mean; False if there was nothing to draw."""
-    lines = [line for line in lines if line]
-    mean = _mean_line(lines) if len(lines) > 1 else []
-    drawn = [(line, False) for line in lines] + ([(mean, True)] if mean else [])
-    for index, (line, is_mean) in enumerate(drawn):
-        thin = _thin(line)
-        main = is_mean or not mean
-        figure.add_trace(
-            go.Scatter(
-                x=[x for x, _ in thin],
-                y=[y for _, y in thin],
-                mode="lines+markers" if len(thin) == 1 else "lines",
-                line={"color": color, "dash": dash, "width": 2.4 if main else 1},
-                opacity=1 if main else 0.4,
-                name=_safe(name),
-                legendgroup=name,
-                showlegend=index == len(drawn) - 1,
-                text=[show(y) for _, y in thin],
-                hovertemplate="step %{x}: %{text}<extra></extra>" if main else None,
-                hoverinfo=None if main else "skip",
-            )
-        )
-    return bool(drawn)
+    lines = {name: thin(series(run.train, name)) for name in names}
+    return {name: line for name, line in lines.items() if line}
 
 
 def _look(row: Row, comparison: Comparison) -> tuple[str, str]:
@@ -322,85 +265,12 @@ def _look(row: Row, comparison: Comparison) -> tuple[str, str]:
     return color, "solid" if index < len(COLORS) else "dashdot"
 
 
-def _figure(x_title: str, y_title: str | None) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": _INK},
-        margin={"l": 8, "r": 12, "t": 28, "b": 8},
-        hovermode="closest",
-        legend={"orientation": "h", "yanchor": "top", "y": -0.22, "x": 0},
-        dragmode=False,
-    )
-    figure.update_xaxes(**_axis(), title={"text": x_title, "standoff": 8})
-    figure.update_yaxes(**_axis())
-    if y_title:
-        # Above the axis: a title turned on its side costs width that phones do not have.
-        figure.add_annotation(
-            text=_safe(y_title),
-            xref="paper",
-            yref="paper",
-            x=0,
-            y=1,
-            yshift=16,
-            xanchor="left",
-            showarrow=False,
-            font={"size": 12, "color": _INK},
-        )
-    return figure
-
-
-def _axis() -> dict[str, Any]:
-    return {
-        "automargin": True,
-        "gridcolor": _GRID,
-        "zeroline": False,
-        "linecolor": _GRID,
-        "nticks": 6,
-        "ticks": "",
-        "fixedrange": True,
-        "separatethousands": True,
-    }
-
-
-def _log_axis(values: Sequence[float], show: Callable[[float], str]) -> dict[str, Any]:
-    """A logarithmic axis over `values` with a handful of round ticks written by `show`."""
-    low, high = min(values), max(values)
-    pad = 0.06 * max(math.log10(high / low), 0.2)
-    start, end = math.log10(low) - pad, math.log10(high) + pad
-    ticks: list[float] = []
-    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(n / 10 for n in range(10, 100, 2))):
-        decades = range(math.floor(start), math.ceil(end) + 1)
-        found = [m * 10.0**e for e in decades for m in mantissas if start <= math.log10(m * 10.0**e) <= end]
-        ticks = found[:: math.ceil(len(found) / 6)] if found else []
-        if len(ticks) >= 3:
-            break
-    return {
-        "type": "log",
-        "range": [start, end],
-        "tickmode": "array",
-        "tickvals": ticks,
-        "ticktext": [show(tick).replace(".0 ", " ") for tick in ticks],
-    }
-
-
-def _plain_number(value: float) -> str:
-    return f"{value:g}" if value >= 1e-4 else f"{value:.0e}"
-
-
 def _left_out(count: int, limit: int, what: str = "lines") -> str:
     return f"{count - limit} further {what} are left out." if count > limit else ""
 
 
 def _join(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _safe(text: str) -> str:
-    """Names are user text, and plotly reads some HTML in labels."""
-    return html.escape(text, quote=False)
 
 
 def _finish(

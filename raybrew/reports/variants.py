@@ -61,7 +61,10 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         for count in range(1, len(parts) + 1):
             name = ".".join(parts[-count:])
-            if sum(f".{other}".endswith(f".{name}") for other in keys) == 1 and name != "kind":
+            unique = sum(f".{other}".endswith(f".{name}") for other in keys) == 1
+            # "weight" of which match, "kind" of what? These need their owner.
+            owned = count < len(parts) and (name == "kind" or parts[-count - 1].endswith("]"))
+            if unique and not owned:
                 break
         short[key] = name
     return short

@@ -17,17 +17,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import write_shard
 from raybrew.data.rows import row_ids
-from raybrew.errors import ClusterError, ConfigError, DataError, ModelError, RaybrewError, StoreError
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
+from raybrew.errors import ClusterError, ConfigError, DataError, RaybrewError, StoreError
+from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
-from raybrew.store.fingerprint import store_parts, teacher_fingerprint
+from raybrew.store.find import checked_rows, identify
 from raybrew.store.layout import Shard, committed_shards, publish, read_manifest
 from raybrew.store.lock import locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
@@ -44,7 +42,7 @@ from raybrew.store.worker import (
 )
 from raybrew.tasks.base import Task
 
-__all__ = ["CaptureProgress", "capture", "find_store"]
+__all__ = ["CaptureProgress", "capture"]
 
 #: Shards that one worker has in hand: while one goes through the model, the other is tokenised or written.
 _SHARDS_IN_HAND = 2
@@ -69,9 +67,9 @@ def capture(
     others while another capture writes this store.
     """
     request = sorted_signals(request)
-    rows = _checked(rows, task, request)
+    rows = checked_rows(rows, task, request)
     _check_actors(store)
-    known, model, tokenizer = _identify(task, teacher, request, device, precision)
+    known, model, tokenizer = identify(task, teacher, request, device, precision)
     root, ids = store_root.absolute() / known.fingerprint, row_ids(rows)
 
     shards, stored_ids = _readable_shards(root)
@@ -98,84 +96,10 @@ def capture(
     return Store.open(root, known.fingerprint, store.element_type)
 
 
-def find_store(
-    rows: pa.Table,
-    task: Task,
-    teacher: ModelSource,
-    request: Iterable[Signal],
-    store: StoreConfig,
-    store_root: Path,
-    device: str,
-    precision: str,
-) -> Store:
-    """The store that `capture` would give, if it is there with all these rows and signals; StoreError otherwise."""
-    request = sorted_signals(request)
-    rows = _checked(rows, task, request)
-    known, _, _ = _identify(task, teacher, request, device, precision)
-    found = Store.open(store_root.absolute() / known.fingerprint, known.fingerprint, store.element_type)
-    positions = found.locate(row_ids(rows))
-    lacking = [signal.name for signal in request if not found.has(signal, positions)]
-    if lacking:
-        raise StoreError(f"{found.path}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it")
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """What names the store of a teacher. `source` is where any process of this machine finds it."""
-
-    source: ModelSource
-    precision: str
-    parts: dict[str, Any]
-
-    @property
-    def fingerprint(self) -> str:
-        return teacher_fingerprint(self.parts)
-
-
-def _identify(
-    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str
-) -> tuple[_Known, PreTrainedModel, PreTrainedTokenizerBase]:
-    source = dataclasses.replace(teacher, model=_absolute(teacher.model))
-    model, tokenizer = load_model(source, task.kind), load_tokenizer(source)
-    _check_layers(model.config, request, teacher.model)
-    here = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    precision = pick_precision(precision, here)
-    return _Known(source, precision, store_parts(model, tokenizer, task, precision)), model, tokenizer
-
-
-def _checked(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:
-    """The columns of `rows` that are captured; DataError or StoreError if there is nothing to capture."""
-    names = ["id", *(name for name in task.schema().names if name != "label")]
-    missing = [name for name in names if name not in rows.column_names]
-    if missing:
-        raise DataError(f"rows to capture lack {', '.join(missing)}; they have {', '.join(rows.column_names)}")
-    if rows.num_rows == 0:
-        raise DataError("there are no rows to capture")
-    if not request:
-        raise StoreError("no signal was asked for; logits and hidden layers can be captured")
-    return rows.select(names)
-
-
 def _check_actors(store: StoreConfig) -> None:
     if len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1]:
         message = f"store.actors: {list(store.actors)} given; two numbers are needed, fewest and most, such as [1, 2]"
         raise ConfigError(message, (message,))
-
-
-def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:
-    layers = getattr(config, "num_hidden_layers", None)
-    for signal in request:
-        if signal.kind not in ("logits", "hidden"):
-            raise ModelError(f"{signal} cannot be captured; a teacher gives logits and hidden layers")
-        if signal.layer is not None and layers is not None and signal.layer > layers:
-            raise ModelError(f"{signal} was asked for, but {name} has layers 0 (embeddings) to {layers}")
-
-
-def _absolute(model: str) -> str:
-    # Actors may run in another folder.
-    path = Path(model)
-    return str(path.absolute()) if path.is_dir() else model
 
 
 def _readable_shards(root: Path) -> tuple[list[Shard], Ids]:

@@ -12,7 +12,7 @@ from raybrew.errors import ConfigError, ModelError
 from raybrew.models.loading import ModelSource, load_tokenizer
 from raybrew.reports.html import write_report
 from raybrew.signals import Signal
-from raybrew.store.capture import find_store
+from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import capture_table, request_of, store_root

@@ -62,7 +62,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory, teacher: ModelSource, row
 
 
 def test_actors_write_what_one_process_writes(
-    cluster: RayInfo, tmp_path: Path, teacher: ModelSource, rows: pa.Table, expected: Store, capfd: pytest.CaptureFixture[str]
+    cluster: RayInfo,
+    tmp_path: Path,
+    teacher: ModelSource,
+    rows: pa.Table,
+    expected: Store,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     seen: list[CaptureProgress] = []
     capfd.readouterr()

@@ -38,11 +38,12 @@ def _table(rows: list[np.ndarray], dtype: str, start: int) -> pa.Table:
     flat = np.concatenate([*rows, np.empty((0, DIM), dtype)])
     matrix = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), TYPES[dtype]), DIM)
     numbers = range(start, start + len(rows))
+    counted = list(zip(numbers, (len(row) for row in rows), strict=True))
     return pa.table(
         {
             "hidden": pa.LargeListArray.from_arrays(pa.array(offsets), matrix),
-            "input_ids": pa.array([[number] * len(row) for number, row in zip(numbers, rows, strict=True)], pa.list_(pa.int32())),
-            "types": pa.array([[number % 2] * len(row) for number, row in zip(numbers, rows, strict=True)], pa.list_(pa.int8())),
+            "input_ids": pa.array([[number] * length for number, length in counted], pa.list_(pa.int32())),
+            "types": pa.array([[number % 2] * length for number, length in counted], pa.list_(pa.int8())),
             "id": pa.array([bytes([number % 256]) * 15 + b"\0" for number in numbers], pa.binary(16)),
             "label": pa.array(list(numbers), pa.int32()),
             "logits": pa.FixedSizeListArray.from_arrays(

@@ -66,7 +66,7 @@ def test_a_run_without_evaluation_has_no_best(tmp_path: Path) -> None:
     assert load_run(folder).best is None
 
 
-def test_secrets_written_by_others_do_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_written_by_others_do_not_come_back(tmp_path: Path) -> None:
     folder = make_run(tmp_path, events=((5, "note", "from https://me:pw123456@host/x"),))
     environment = json.loads((folder / "environment.json").read_text()) | {
         "command": "raybrew distill --api-key abcdef"

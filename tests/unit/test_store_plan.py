@@ -39,10 +39,12 @@ def test_folders_of_signals_tell_their_type() -> None:
     assert signal_folder(LOGITS, "float32") == signal_folder(LOGITS, "bfloat16") == "signals/logits"
     assert signal_folder(Signal("hidden", 8), "float16") == "signals/hidden.08"
     assert signal_folder(Signal("hidden", 8), "bfloat16") == "signals/hidden.08.bfloat16"
-    for signal, kept in ((LOGITS, "float32"), (HIDDEN, "float16"), (HIDDEN, "float32"), (Signal("hidden", 120), "bfloat16")):
+    deep = Signal("hidden", 120)
+    for signal, kept in ((LOGITS, "float32"), (HIDDEN, "float16"), (HIDDEN, "float32"), (deep, "bfloat16")):
         assert signal_of(signal_folder(signal, kept)) == (signal, kept)
-    for wrong in ("signals/../../etc", "examples", "signals/hidden", "signals/hidden.8", "signals/logits.float32", "signals/x.01"):
+    for wrong in ("signals/../../etc", "examples", "signals/hidden", "signals/hidden.8", "signals/x.01"):
         assert signal_of(wrong) is None
+    assert signal_of("signals/logits.float32") is None
 
 
 def test_an_index_finds_what_a_dictionary_finds() -> None:
@@ -79,7 +81,8 @@ def test_a_killed_capture_plans_the_rest_of_the_unbroken_one() -> None:
 
 
 def test_old_shards_are_completed_only_where_asked() -> None:
-    committed = [shard(0, 2, "signals/logits"), shard(2, 2, "signals/logits", "signals/hidden.01"), shard(5, 1, "signals/logits")]
+    both = ("signals/logits", "signals/hidden.01")
+    committed = [shard(0, 2, "signals/logits"), shard(2, 2, *both), shard(5, 1, "signals/logits")]
     tasks, sources = plan_shards(ids(4, 2, 8, 0), committed, ids(0, 1, 2, 3, 4), [LOGITS, HIDDEN], "float16", 4)
     assert [(task.index, task.new, task.signals) for task in tasks] == [
         (0, False, (HIDDEN,)),

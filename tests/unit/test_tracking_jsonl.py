@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybrew.errors import RunError
@@ -120,6 +120,7 @@ def test_a_line_without_a_step_stops_truncation(tmp_path: Path) -> None:
         MetricsLog(path).truncate_after(1)
 
 
+@settings(deadline=None, max_examples=50)
 @given(written=st.integers(1, 40), checkpoint=st.integers(0, 40), cut=st.integers(0, 60))
 def test_after_a_crash_anywhere_each_step_is_there_once(
     tmp_path_factory: pytest.TempPathFactory, written: int, checkpoint: int, cut: int

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from raybrew.tracking.trackers import SafeTrackers, build_trackers
 from raybrew.tracking.wandb import WandbTracker
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+
+HEAVY = ("torch", "ray", "transformers", "sklearn", "wandb", "tensorboard", "plotly", "numpy", "pandas")
 
 TRAIN = {"step": 10, "epoch": 0.5, "time": 3.0, "kind": "train", "loss": 1.5, "loss/kd": 1.25, "learning_rate": 1e-4}
 EVAL = {"step": 10, "epoch": 0.5, "time": 3.5, "kind": "eval", "eval/accuracy": 0.75, "eval/rows": 8, "best": True}
@@ -104,6 +108,13 @@ def test_build_trackers() -> None:
     assert build_trackers(TrackingConfig(), experiment="e", job_type="distill").names == ()
     assert isinstance(TensorBoardTracker(), Tracker)
     assert isinstance(WandbTracker(WandbConfig(), experiment="e", job_type="j"), Tracker)
+
+
+def test_importing_trackers_and_tables_loads_nothing_heavy() -> None:
+    modules = "raybrew.tracking.trackers, raybrew.tracking.jsonl, raybrew.reports.collect, raybrew.reports.tables"
+    code = f"import sys, {modules}; print([name for name in {HEAVY} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"
 
 
 def test_scalars() -> None:

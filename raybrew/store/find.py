@@ -1,0 +1,102 @@
+"""Which store belongs to a teacher, its tokenizer, a task and a precision; finding one that is there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from raybrew.config import StoreConfig
+from raybrew.data.rows import row_ids
+from raybrew.errors import DataError, ModelError, StoreError
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
+from raybrew.signals import Signal, sorted_signals
+from raybrew.store.fingerprint import store_parts, teacher_fingerprint
+from raybrew.store.reader import Store
+from raybrew.tasks.base import Task
+
+__all__ = ["StoreIdentity", "checked_rows", "find_store", "identify"]
+
+
+def find_store(
+    rows: pa.Table,
+    task: Task,
+    teacher: ModelSource,
+    request: Iterable[Signal],
+    store: StoreConfig,
+    store_root: Path,
+    device: str,
+    precision: str,
+) -> Store:
+    """The store that `capture` would give, if it is there with all these rows and signals; StoreError otherwise."""
+    request = sorted_signals(request)
+    rows = checked_rows(rows, task, request)
+    known, _, _ = identify(task, teacher, request, device, precision)
+    found = Store.open(store_root.absolute() / known.fingerprint, known.fingerprint, store.element_type)
+    positions = found.locate(row_ids(rows))
+    lacking = [signal.name for signal in request if not found.has(signal, positions)]
+    if lacking:
+        raise StoreError(f"{found.path}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreIdentity:
+    """What names the store of a teacher. `source` is where any process of this machine finds it."""
+
+    source: ModelSource
+    precision: str
+    parts: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the store's folder."""
+        return teacher_fingerprint(self.parts)
+
+
+def identify(
+    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str
+) -> tuple[StoreIdentity, PreTrainedModel, PreTrainedTokenizerBase]:
+    """What names the store of `teacher`, and the loaded teacher (its weights are what is hashed).
+
+    `auto` precision is decided on this machine. ModelError if the teacher cannot be loaded or lacks a layer asked for.
+    """
+    source = dataclasses.replace(teacher, model=_absolute(teacher.model))
+    model, tokenizer = load_model(source, task.kind), load_tokenizer(source)
+    _check_layers(model.config, request, teacher.model)
+    here = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    precision = pick_precision(precision, here)
+    return StoreIdentity(source, precision, store_parts(model, tokenizer, task, precision)), model, tokenizer
+
+
+def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:
+    """The columns of `rows` that are captured; DataError or StoreError if there is nothing to capture."""
+    names = ["id", *(name for name in task.schema().names if name != "label")]
+    missing = [name for name in names if name not in rows.column_names]
+    if missing:
+        raise DataError(f"rows to capture lack {', '.join(missing)}; they have {', '.join(rows.column_names)}")
+    if rows.num_rows == 0:
+        raise DataError("there are no rows to capture")
+    if not request:
+        raise StoreError("no signal was asked for; logits and hidden layers can be captured")
+    return rows.select(names)
+
+
+def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:
+    layers = getattr(config, "num_hidden_layers", None)
+    for signal in request:
+        if signal.kind not in ("logits", "hidden"):
+            raise ModelError(f"{signal} cannot be captured; a teacher gives logits and hidden layers")
+        if signal.layer is not None and layers is not None and signal.layer > layers:
+            raise ModelError(f"{signal} was asked for, but {name} has layers 0 (embeddings) to {layers}")
+
+
+def _absolute(model: str) -> str:
+    # Actors may run in another folder.
+    path = Path(model)
+    return str(path.absolute()) if path.is_dir() else model
