@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,30 @@ def ensure_ray(
     # Not before: ray reads its environment once, when it is imported.
     ray = _ray()
     try:
-        context = ray.init(**arguments)
+        with _without_native_messages():
+            context = ray.init(**arguments)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = "start a local Ray" if address == "local" else f"join the Ray cluster at {address}"
         raise ClusterError(f"{purpose}: cannot {what}: {_first_line(error)}") from error
     return _info(started=True, dashboard_url=context.dashboard_url)
+
+
+@contextlib.contextmanager
+def _without_native_messages() -> Iterator[None]:
+    """Keep what Ray's C++ parts write to stderr while it starts away from the user; it is shown if the start fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as caught:
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            caught.seek(0)
+            os.write(stderr, caught.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def stop_ray(info: RayInfo) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from raybrew.cli.terminal import results, write_line
 from raybrew.reports.collect import RunRecord, load_run
 from raybrew.reports.compare import compare
-from raybrew.reports.tables import comparison_table
+from raybrew.reports.tables import caption_lines, comparison_table
 from raybrew.verbs.result import RunResult
 
 __all__ = ["print_run", "print_runs"]
@@ -27,7 +27,10 @@ def print_run(result: RunResult) -> None:
 def print_runs(runs: Sequence[RunRecord]) -> None:
     """One table of all runs."""
     console = results()
-    console.print(comparison_table(compare(list(runs)), console.width, plain=not sys.stdout.isatty()))
+    comparison = compare(list(runs))
+    console.print(comparison_table(comparison, console.width, plain=not sys.stdout.isatty()))
+    for line in caption_lines(comparison):
+        console.print(line, style="dim", markup=False)
 
 
 def _short(path: Path) -> Path:

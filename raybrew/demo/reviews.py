@@ -22,7 +22,13 @@ from raybrew.errors import ConfigError, DataError
 __all__ = ["CONSTRUCTS", "LABEL_NAMES", "Review", "Splits", "build_splits", "generate_reviews", "write_splits"]
 
 import os
-PLAIN=float(os.environ.get("PLAIN","0.25"));NG=int(os.environ.get("NG","36"));ND=int(os.environ.get("ND","8"));OPEN=float(os.environ.get("OPEN","0.4"));CLOSE=float(os.environ.get("CLOSE","0.2"));NEG=float(os.environ.get("NEG","0.2"))
+
+PLAIN = float(os.environ.get("PLAIN", "0.25"))
+NG = int(os.environ.get("NG", "36"))
+ND = int(os.environ.get("ND", "8"))
+OPEN = float(os.environ.get("OPEN", "0.4"))
+CLOSE = float(os.environ.get("CLOSE", "0.2"))
+NEG = float(os.environ.get("NEG", "0.2"))
 LABEL_NAMES = ("negative", "positive")  #: indexed by `Review.label`
 
 
@@ -113,7 +119,9 @@ _VERBS = (
     _words("loved adored enjoyed admired treasured cherished"),
 )
 _OUTCOMES = (
-    _phrases("ruined everything | let the rest down | spoiled it for me | sank the whole {thing} | wrecked the evening"),
+    _phrases(
+        "ruined everything | let the rest down | spoiled it for me | sank the whole {thing} | wrecked the evening"
+    ),
     _phrases("saved everything | made up for the rest | won me over | carried the whole {thing} | rescued the evening"),
 )
 _PEOPLE = _phrases(
@@ -126,9 +134,7 @@ _OFF_TOPIC = _phrases(
 )
 _STRONG = _words("utterly absolutely truly really completely thoroughly simply deeply extremely")
 _MILD = _phrases("slightly | a little | a bit | somewhat | mildly | a touch")
-_NOT = _phrases(
-    "not | never | not at all | far from | hardly | anything but | by no means"
-)
+_NOT = _phrases("not | never | not at all | far from | hardly | anything but | by no means")
 _CLOSERS = _phrases(
     "we paid by card | i wrote this the next morning | it took about an hour | that was in april"
     " | i was there with two friends | the receipt is still in my bag | others can judge the price | this was our third try"
@@ -192,7 +198,15 @@ _TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-WCON=[c for c in _TEMPLATES for _ in range({"plain":int(os.environ.get("WP","7")),"concession":2,"intensity":int(os.environ.get("WI","1"))}.get(c,1))]
+WCON = [
+    c
+    for c in _TEMPLATES
+    for _ in range(
+        {"plain": int(os.environ.get("WP", "7")), "concession": 2, "intensity": int(os.environ.get("WI", "1"))}.get(
+            c, 1
+        )
+    )
+]
 CONSTRUCTS = tuple(_TEMPLATES)  #: every value of `Review.construct`
 
 

@@ -25,9 +25,7 @@ def build_tokenizer(texts: Iterable[str], folder: Path, max_length: int) -> Bert
     empty = BertTokenizerFast().backend_tokenizer
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(
-            word for word, _ in empty.pre_tokenizer.pre_tokenize_str(empty.normalizer.normalize_str(text))
-        )
+        counts.update(word for word, _ in empty.pre_tokenizer.pre_tokenize_str(empty.normalizer.normalize_str(text)))
     by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
     pieces = [*_SPECIAL_TOKENS, *string.punctuation, *_CHARACTERS, *(f"##{piece}" for piece in _CHARACTERS)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*pieces, *by_frequency]))}

@@ -191,7 +191,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "events": [
             {
                 "step": event.get("step", ABSENT),
-                "time": show_seconds(number(event.get("time"))),
+                "time": str(event.get("date", "")).replace("T", " ").replace("+00:00", " UTC") or ABSENT,
                 "event": event.get("event", ""),
                 "message": event.get("message", ""),
             }

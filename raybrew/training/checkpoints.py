@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ class Checkpoints:
             _sum_path(path).write_text(_checksum(temporary), encoding="ascii")
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
+            full = shutil.disk_usage(self.folder).free < _size(temporary) + 2**20
             temporary.unlink(missing_ok=True)
-            raise EnvironmentProblem(f"cannot write checkpoint {path}: {str(error).splitlines()[0]}") from error
+            # torch reports a failed write in words of its own.
+            reason = "No space left on device" if full else str(error).splitlines()[0]
+            raise EnvironmentProblem(f"cannot write checkpoint {path}: {reason}") from error
         self._prune()
         return path
 
@@ -88,6 +92,11 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.pt"
         path.unlink(missing_ok=True)
         _sum_path(path).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file that may not be there."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _sum_path(path: Path) -> Path:

@@ -6,6 +6,7 @@ It runs in this process or in each Ray Train worker alike; all it is given are p
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -196,10 +197,13 @@ class _RunHooks:
         if self.context.rank != 0:
             yield
             return
-        self.metrics.truncate_after(start_step)
+        repeated = self.metrics.truncate_after(start_step)
         verb = "resumed" if start_step else "started"
         workers = self.context.world_size
-        self._event(start_step, verb, f"{verb} at step {start_step} of {num_steps} with {workers} worker(s)")
+        message = f"{verb} at step {start_step} of {num_steps} with {workers} worker{'s' if workers > 1 else ''}"
+        if repeated:
+            message += f"; {repeated} lines beyond the last checkpoint are computed again"
+        self._event(start_step, verb, message)
         # What any part logs becomes an event of the run: a Ray worker's own output is not shown anywhere.
         notes = _EventHandler(self)
         logger = logging.getLogger("raybrew")
@@ -223,7 +227,8 @@ class _RunHooks:
 
     def _event(self, step: int, event: str, message: str) -> None:
         self.step = step
-        self.metrics.write({"step": step, "kind": "event", "event": event, "message": message})
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self.metrics.write({"step": step, "kind": "event", "event": event, "message": message, "date": now})
 
     def note(self, message: str) -> None:
         """A line for the user, kept with the run (rank 0)."""

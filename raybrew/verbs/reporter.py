@@ -66,11 +66,10 @@ class LineReporter:
 @contextmanager
 def follow_metrics(path: Path, reporter: Reporter, title: str, num_steps: int) -> Iterator[None]:
     """While the body runs, show what is appended to the metrics file at `path`: a bar of steps, and events as lines."""
-    # A run that starts anew or is cut back to a checkpoint rewrites the file, so it is read from where it ends now.
-    start = path.stat().st_size if path.exists() else 0
+    tail = _Tail(path)
     done = threading.Event()
     with reporter.bar(title, num_steps, "steps") as update:
-        thread = threading.Thread(target=_follow, args=(path, start, reporter, update, done), daemon=True)
+        thread = threading.Thread(target=_follow, args=(tail, reporter, update, done), daemon=True)
         thread.start()
         try:
             yield
@@ -79,18 +78,11 @@ def follow_metrics(path: Path, reporter: Reporter, title: str, num_steps: int) -
             thread.join(timeout=5)
 
 
-def _follow(
-    path: Path, offset: int, reporter: Reporter, update: Callable[[int, str], None], done: threading.Event
-) -> None:
+def _follow(tail: _Tail, reporter: Reporter, update: Callable[[int, str], None], done: threading.Event) -> None:
     loss, metric = "", ""
     while True:
         finished = done.wait(_POLL_SECONDS)
-        lines, offset = _new_lines(path, offset)
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
+        for record in tail.new_records():
             if record.get("kind") == "event":
                 if record["event"] not in ("started", "finished"):
                     reporter.say(f"  {record['message']}")
@@ -106,16 +98,45 @@ def _follow(
             return
 
 
-def _new_lines(path: Path, offset: int) -> tuple[list[str], int]:
-    """Whole lines beyond `offset`, and the new offset; a file that became shorter is read from its new end."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size < offset:
-                return [], size
-            file.seek(offset)
-            data = file.read()
-    except OSError:
-        return [], offset
-    end = data.rfind(b"\n") + 1
-    return data[:end].decode("utf-8", errors="replace").splitlines(), offset + end
+class _Tail:
+    """What is appended to a JSON lines file from now on.
+
+    A run that resumes may replace the file by one cut back to its checkpoint; then reading starts at the line that
+    announces the resumption.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity, self.offset = self._stat()
+
+    def new_records(self) -> list[dict[str, Any]]:
+        """Whole new lines."""
+        identity, size = self._stat()
+        replaced = identity != self.identity or size < self.offset
+        if replaced:
+            self.identity, self.offset = identity, 0
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read()
+        except OSError:
+            return []
+        end = data.rfind(b"\n") + 1
+        self.offset += end
+        records = []
+        for line in data[:end].splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if replaced and record.get("event") in ("started", "resumed"):
+                records.clear()
+            records.append(record)
+        return records
+
+    def _stat(self) -> tuple[int | None, int]:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None, 0
+        return found.st_ino, found.st_size

@@ -50,6 +50,11 @@ def fresh(project: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def finished_teacher(project: Path) -> list[str]:
+    """Overrides that take the project's trained teacher as it is, so that nothing else decides which one is meant."""
+    return [f"teacher.model={run_of(project, 'finetune') / 'student'}", "teacher.finetune=null"]
+
+
 def run_of(folder: Path, verb: str = "distill") -> Path:
     found = [path for path in (folder / "runs" / "tiny").glob(f"{verb}-*") if path.is_dir()]
     assert len(found) == 1, found
@@ -244,7 +249,6 @@ def test_a_second_process_is_kept_out(fresh: Path) -> None:
     ("overrides", "code", "message"),
     [
         (["teacher.model=./nowhere"], 3, "teacher.model: given './nowhere'; no such folder"),
-        (["teacher.finetune.epochs=9"], 1, "the teacher is not trained yet"),
         (["train.device=cuda"], 4, "train.device: cuda was asked for"),
         (["data.columns.text=sentence"], 1, "sentence"),
         (["task.labels=[a,b,c]"], 1, "unknown label"),
@@ -256,12 +260,21 @@ def test_a_second_process_is_kept_out(fresh: Path) -> None:
         (["train.launcher=ray", "train.workers=2", "train.cpus_per_worker=500"], 4, "too small"),
     ],
 )
-def test_each_misfortune_is_one_clear_line(fresh: Path, overrides: list[str], code: int, message: str) -> None:
+def test_each_misfortune_is_one_clear_line(
+    fresh: Path, project: Path, overrides: list[str], code: int, message: str
+) -> None:
     before = sorted((fresh / "runs" / "store").rglob("*"))
-    _, err = cli("distill", fresh / "experiment.yaml", *overrides, code=code, CUDA_VISIBLE_DEVICES="")
+    arguments = [fresh / "experiment.yaml", *finished_teacher(project), *overrides]
+    _, err = cli("distill", *arguments, code=code, CUDA_VISIBLE_DEVICES="")
     assert message in err
     assert err.count("raybrew: error: ") == 1
     assert sorted((fresh / "runs" / "store").rglob("*")) == before
+
+
+def test_a_teacher_that_is_not_trained_yet(fresh: Path) -> None:
+    _, err = cli("distill", fresh / "experiment.yaml", "teacher.finetune.epochs=9", code=1)
+    assert "the teacher is not trained yet" in err
+    assert "raybrew finetune" in err
 
 
 def test_a_tokenizer_that_does_not_fit(fresh: Path) -> None:
@@ -282,7 +295,12 @@ def test_debug_shows_the_traceback(fresh: Path) -> None:
 def test_bad_rows_stop_or_are_counted(fresh: Path, project: Path) -> None:
     rows = fresh / "rows.jsonl"
     rows.write_text((project / "train.jsonl").read_text() + '{"text": "", "label": "positive"}\n')
-    control = [f"data.train={rows}", "distill={kd_weight: 0, hard_label_weight: 1, matches: []}", "train.max_steps=2"]
+    control = [
+        *finished_teacher(project),
+        f"data.train={rows}",
+        "distill={kd_weight: 0, hard_label_weight: 1, matches: []}",
+        "train.max_steps=2",
+    ]
     _, err = cli("distill", fresh / "experiment.yaml", *control, code=1)
     assert "rows.jsonl" in err
     assert "161" in err
@@ -293,11 +311,11 @@ def test_bad_rows_stop_or_are_counted(fresh: Path, project: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    """A file system of 3 MiB."""
+    """A file system of 24 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = os.geteuid() == 0 and shutil.which("mount") and not subprocess.call(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], stderr=subprocess.DEVNULL
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], stderr=subprocess.DEVNULL
     )  # fmt: skip
     if not mounted:
         pytest.skip("needs the right to mount a small tmpfs")
@@ -310,7 +328,7 @@ def test_a_full_disk_loses_nothing(fresh: Path, small_disk: Path, project: Path)
     filler = small_disk / "filler"
     control = ["distill={kd_weight: 0, hard_label_weight: 1, matches: []}", f"teacher.model={project / 'base'}",
                "teacher.finetune=null", f"store.storage_path={small_disk}"]  # fmt: skip
-    filler.write_bytes(b"0" * (2 * 2**20 + 2**19))
+    filler.write_bytes(b"0" * (23 * 2**20 + 2**19 + 2**18))
     _, err = cli("distill", fresh / "experiment.yaml", *control, code=4)
     assert "No space left" in err
     filler.unlink()

@@ -69,7 +69,7 @@ def write_experiment(folder: Path, name: str = "tiny") -> Path:
         "task": {"max_length": 32},
         "teacher": {
             "model": str(folder / "base"),
-            "finetune": {"epochs": 4, "batch_size": 16, "learning_rate": 1e-3, "threads": 1, "log_steps": 5},
+            "finetune": {"epochs": 20, "batch_size": 16, "learning_rate": 2e-3, "threads": 1, "log_steps": 5},
         },
         "student": {"shape": {"layers": 2}},
         "distill": {"temperature": 2.0, "matches": [{"loss": "hidden_mse"}]},

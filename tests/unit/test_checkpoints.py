@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_clear_error(three: Checkpoints, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(EnvironmentProblem, match="No space left") as caught:
+    with pytest.raises(EnvironmentProblem, match=r"step-00000060.pt: .*No space left") as caught:
         three.save(60, state(60))
     assert caught.value.exit_code == 4
     assert three.load_newest() is not None

@@ -1,0 +1,138 @@
+"""Several workers by Ray Train: the same trajectory as one, through a killed worker and through Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_project import cli, losses_of, make_project, start_cli
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+#: Dropout draws differ by worker, so that two workers only follow one if there is none.
+COMMON = (
+    "teacher.finetune=null",
+    "distill={kd_weight: 1, hard_label_weight: 1, matches: [{loss: hidden_mse}]}",
+    "student.init=random",
+    "teacher.source=live",
+    "train.max_steps=40",
+    "train.eval_steps=10",
+    "train.epochs=50",
+)
+TWO = ("train.workers=2", "train.cpus_per_worker=0.5")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    make_project(folder)
+    config = folder / "base" / "config.json"
+    text = config.read_text().replace('dropout_prob": 0.1', 'dropout_prob": 0.0')
+    assert text.count('dropout_prob": 0.0') == 2
+    config.write_text(text)
+    return folder
+
+
+def arguments(project: Path, run_id: str, *more: str) -> list[object]:
+    return ["distill", project / "experiment.yaml", *COMMON, *more, "--run-id", run_id]
+
+
+def run_of(project: Path, run_id: str) -> Path:
+    return project / "runs" / "tiny" / run_id
+
+
+def weights(project: Path, run_id: str) -> dict[str, torch.Tensor]:
+    return load_file(run_of(project, run_id) / "student" / "model.safetensors")
+
+
+def gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.fixture(scope="module")
+def unbroken(project: Path) -> Path:
+    """Two workers from start to end."""
+    _, err = cli(*arguments(project, "two", *TWO), timeout=300)
+    assert "Ray dashboard: http" in err
+    noise = [
+        line
+        for line in err.splitlines()
+        if not line.startswith(("Ray dashboard", "  student", "distill tiny", "evaluate"))
+    ]
+    assert noise == []
+    return run_of(project, "two")
+
+
+def test_two_workers_follow_one(project: Path, unbroken: Path) -> None:
+    cli(*arguments(project, "one"))
+    assert gap(weights(project, "one"), weights(project, "two")) < 2e-4
+    ours, theirs = losses_of(run_of(project, "one")), losses_of(unbroken)
+    assert len(ours) == len(theirs) == 12
+    for one, two in zip(ours, theirs, strict=True):
+        assert two.get("loss", 0) == pytest.approx(one.get("loss", 0), abs=1e-4)
+
+
+def wait_for_step(project: Path, run_id: str, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    log = run_of(project, run_id) / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if log.exists() and f'"step": {step}' in log.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"no step {step} within the time")
+
+
+def workers_below(pid: int) -> list[int]:
+    """Ray Train's worker processes that the process `pid` started, directly or not."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc to find the workers")
+    parents, names = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+    found = []
+    for child, name in names.items():
+        ancestor = child
+        while ancestor in parents and ancestor != pid:
+            ancestor = parents[ancestor]
+        if ancestor == pid and "RayTrainWorker" in name:
+            found.append(child)
+    return sorted(found)
+
+
+def test_a_killed_worker_changes_nothing(project: Path, unbroken: Path) -> None:
+    process = start_cli(*arguments(project, "killed", *TWO, "train.checkpoint_steps=3"))
+    wait_for_step(project, "killed", 10, process)
+    workers = workers_below(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "resumed at step" in err
+    mine, theirs = weights(project, "killed"), weights(project, "two")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert losses_of(run_of(project, "killed")) == losses_of(unbroken)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(project: Path, unbroken: Path) -> None:
+    process = start_cli(*arguments(project, "stopped", *TWO))
+    wait_for_step(project, "stopped", 10, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "the same command continues it" in err
+    # With another number of workers, which is no part of what the run computes.
+    cli(*arguments(project, "stopped"))
+    assert gap(weights(project, "stopped"), weights(project, "two")) < 2e-4
