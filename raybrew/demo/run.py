@@ -1,0 +1,113 @@
+"""`raybrew demo`: the main job from rows to a report, on generated reviews, offline."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raybrew.config import Experiment
+from raybrew.config.loading import load_experiment
+from raybrew.demo.recipe import EXPERIMENT, NUM_EVAL, NUM_LABELLED, NUM_UNLABELLED, TEACHER
+from raybrew.demo.reviews import build_splits, write_splits
+from raybrew.reports.collect import RunRecord, load_run
+from raybrew.reports.compare import compare
+from raybrew.reports.tables import json_rows
+from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.capture import capture
+from raybrew.verbs.distill import distill
+from raybrew.verbs.finetune import finetune
+from raybrew.verbs.report import report
+from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.result import RunResult
+
+__all__ = ["DemoResult", "run_demo"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoResult:
+    """Where the demo left its experiment, runs and report."""
+
+    experiment: Path
+    runs: list[RunRecord]
+    report: Path
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The comparison's rows as plain values."""
+        return json_rows(compare(self.runs))
+
+
+def run_demo(folder: Path, seeds: int = 3, reporter: Reporter | None = None) -> DemoResult:
+    """Write data, an untrained teacher and experiment files into `folder`, then run what a user would run.
+
+    For each of `seeds` seeds a student is distilled from the store, and its control trained on labels alone from the
+    same start for as many steps. Finished parts are not repeated.
+    """
+    reporter = reporter or QuietReporter()
+    path, control = _prepare(folder, reporter)
+    experiment = load_experiment(path)
+    results = [_step(reporter, f"raybrew finetune {path}", finetune, experiment)]
+    reporter.say(f"$ raybrew capture {path}")
+    capture(experiment, reporter=reporter)
+    for file in (path, control):
+        for seed in range(seeds):
+            override = f"train.seed={seed}"
+            settings = load_experiment(file, [override])
+            results.append(_step(reporter, f"raybrew distill {file} {override}", distill, settings, report=False))
+    runs = [load_run(result.path) for result in results]
+    page = report([result.path for result in results], folder / "report.html", "raybrew demo")
+    return DemoResult(path, runs, page)
+
+
+def _step(reporter: Reporter, command: str, verb: Any, experiment: Experiment, **options: Any) -> RunResult:
+    reporter.say(f"$ {command}")
+    result: RunResult = verb(experiment, reporter=reporter, **options)
+    if result.already_done:
+        reporter.say("  already done")
+    return result
+
+
+def _prepare(folder: Path, reporter: Reporter) -> tuple[Path, Path]:
+    """Data, the untrained teacher, and the two experiment files; what is there stays."""
+    path, control = folder / "experiment.yaml", folder / "control.yaml"
+    if control.is_file():  # written last
+        return path, control
+    reporter.say(
+        f"writing {NUM_LABELLED} labelled, {NUM_UNLABELLED} unlabelled and {NUM_EVAL} test reviews to {folder}"
+    )
+    splits = build_splits(0, NUM_LABELLED, NUM_UNLABELLED, NUM_EVAL)
+    data = write_splits(folder / "data", splits)
+    _make_untrained_teacher(folder / "untrained", [review.text for review in (*splits.labelled, *splits.unlabelled)])
+    values = EXPERIMENT | {
+        "data": {name: str(file) for name, file in data.items()},
+        "teacher": EXPERIMENT["teacher"] | {"model": str(folder / "untrained")},
+        "store": EXPERIMENT["store"] | {"storage_path": str(folder / "runs")},
+    }
+    head = "# The demo's student: learns from the teacher's logits on labelled and unlabelled reviews.\n"
+    path.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    epochs = round(EXPERIMENT["train"]["epochs"] * (NUM_LABELLED + NUM_UNLABELLED) / NUM_LABELLED)
+    differing = {
+        "extends": "experiment.yaml",
+        "data": {"unlabeled": None},
+        "distill": {"kd_weight": 0, "hard_label_weight": 1},
+        "train": {"epochs": epochs},
+    }
+    head = "# Its control: the same student from the same start, labels only, as many steps.\n"
+    control.write_text(head + yaml.safe_dump(differing, sort_keys=False), encoding="utf-8")
+    return path, control
+
+
+def _make_untrained_teacher(folder: Path, texts: list[str]) -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
+    from raybrew.demo.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(texts, folder, max_length=64)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **TEACHER)).save_pretrained(folder)
