@@ -28,9 +28,9 @@ def show(
 ) -> None:
     """Show runs in one table: quality, gain over the control, size, speed. Reads stored results only."""
     from raybrew.cli.summary import print_runs
-    from raybrew.verbs.report import collect
+    from raybrew.reports.collect import load_runs
 
-    runs = collect([folder_of(path) for path in paths or ["runs"]])
+    runs = load_runs([folder_of(path) for path in paths or ["runs"]])
     if as_json:
         from raybrew.reports.compare import compare
         from raybrew.reports.tables import json_rows

@@ -44,7 +44,7 @@ class StudentConfig(Section):
     shape: ShapeConfig | str | None = None
     """A shape by name (`raybrew list shapes`) or by its numbers; architecture and vocabulary are the teacher's."""
     init: Literal["auto", "teacher", "random"] = "auto"
-    """Weights of a shape: copied from `teacher` layers, or `random`; `auto`: copied if the shape is as wide as the teacher,
-    else random."""
+    """Weights of a shape: copied from `teacher` layers, or `random`; `auto`: copied if the shape is as wide as the
+    teacher, else random."""
     init_layers: Literal["even", "first", "last", "skip"] | Many[int] = "even"
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""

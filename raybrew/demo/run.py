@@ -15,7 +15,6 @@ from raybrew.demo.reviews import build_splits, write_splits
 from raybrew.reports.collect import RunRecord, load_run
 from raybrew.reports.compare import compare
 from raybrew.reports.tables import json_rows
-from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import capture
 from raybrew.verbs.distill import distill
 from raybrew.verbs.finetune import finetune
@@ -79,10 +78,10 @@ def _prepare(folder: Path, reporter: Reporter) -> tuple[Path, Path]:
     )
     splits = build_splits(0, NUM_LABELLED, NUM_UNLABELLED, NUM_EVAL)
     data = write_splits(folder / "data", splits)
-    _make_untrained_teacher(folder / "untrained", [review.text for review in (*splits.labelled, *splits.unlabelled)])
+    _make_untrained_teacher(folder / "small-bert", [review.text for review in (*splits.labelled, *splits.unlabelled)])
     values = EXPERIMENT | {
         "data": {name: str(file) for name, file in data.items()},
-        "teacher": EXPERIMENT["teacher"] | {"model": str(folder / "untrained")},
+        "teacher": EXPERIMENT["teacher"] | {"model": str(folder / "small-bert")},
         "store": EXPERIMENT["store"] | {"storage_path": str(folder / "runs")},
     }
     head = "# The demo's student: learns from the teacher's logits on labelled and unlabelled reviews.\n"

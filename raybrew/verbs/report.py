@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raybrew.errors import EnvironmentProblem
-from raybrew.reports.collect import RunRecord, load_runs
+from raybrew.reports.collect import load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.html import write_report
 from raybrew.reports.tables import csv_text, json_rows
 
-__all__ = ["collect", "report"]
+__all__ = ["report"]
 
 
 def report(paths: Sequence[str | Path], output: str | Path = "report.html", title: str | None = None) -> Path:
@@ -21,7 +21,7 @@ def report(paths: Sequence[str | Path], output: str | Path = "report.html", titl
 
     A path is a run's folder, an experiment's, or a storage path. Nothing is computed anew. RunError if there is no run.
     """
-    runs = collect(paths)
+    runs = load_runs([Path(path) for path in paths])
     target = Path(output)
     names = sorted({run.experiment for run in runs})
     comparison = compare(runs)
@@ -33,11 +33,6 @@ def report(paths: Sequence[str | Path], output: str | Path = "report.html", titl
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
     return target
-
-
-def collect(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """All runs in `paths`; RunError if there is none."""
-    return load_runs([Path(path) for path in paths])
 
 
 def _write(path: Path, text: str) -> None:

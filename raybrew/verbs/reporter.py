@@ -123,7 +123,7 @@ class _Tail:
             return []
         end = data.rfind(b"\n") + 1
         self.offset += end
-        records = []
+        records: list[dict[str, Any]] = []
         for line in data[:end].splitlines():
             try:
                 record = json.loads(line)

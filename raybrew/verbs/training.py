@@ -121,10 +121,15 @@ def facts_of_model(
     latency = measure_latency(
         model, batch_sizes=_LATENCY_BATCHES, length=length, device=pick_device(device, f"{key}.device")
     )
+    facts = describe(model)
+    if isinstance(experiment.student.shape, str) and key == "train":
+        facts["description"] = experiment.student.shape
+    else:
+        facts["description"] = f"{model.config.model_type} {facts['layers']} x {facts['hidden']}"
     return {
         "parameters": count_parameters(model),
         "megabytes": round(model_megabytes(model), 2),
-        **describe(model),
+        **facts,
         "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()} | {"tokens": length},
     }
 

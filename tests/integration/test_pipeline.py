@@ -16,6 +16,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_project import cli, losses_of, make_model, make_project, start_cli, write_experiment
 
+#: Overrides that make a control of the project's experiment.
+LABELS_ONLY = "distill={kd_weight: 0, hard_label_weight: 1, matches: []}"
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -95,7 +98,8 @@ def test_the_student_runs_in_a_pipeline(project: Path) -> None:
     student = pipeline("text-classification", str(run_of(project) / "student"))
     found = student(["kaba lovely mone 3", "awful tidu relu 7"])
     assert [row["label"] for row in found] == ["positive", "negative"]
-    assert "base_model" not in (run_of(project) / "student" / "README.md").read_text()  # a local folder is no hub name
+    # A local folder is no hub name.
+    assert "base_model" not in (run_of(project) / "student" / "README.md").read_text()
 
 
 def test_every_folder_of_shards_opens_in_datasets(project: Path) -> None:
@@ -147,7 +151,7 @@ def test_evaluate_predict_show_report(project: Path, tmp_path: Path) -> None:
 def test_a_control_learns_from_labels_alone(project: Path, tmp_path: Path) -> None:
     out, err = cli(
         "distill", project / "experiment.yaml", "--json", f"store.storage_path={tmp_path}", "student.init=random",
-        "distill={kd_weight: 0, hard_label_weight: 1, matches: []}", f"teacher={{model: {project / 'base'}, finetune: null}}",
+        LABELS_ONLY, f"teacher={{model: {project / 'base'}, finetune: null}}",
     )  # fmt: skip
     summary = json.loads(out)
     assert summary["role"] == "control"
@@ -173,9 +177,11 @@ def test_live_and_stored_teacher_agree(project: Path, tmp_path: Path) -> None:
 def test_trackers_and_secrets(fresh: Path) -> None:
     secret = "0123456789abcdef0123456789abcdef01234567"
     _, err = cli(
-        "distill", fresh / "experiment.yaml", "tracking={tensorboard: true, wandb: {mode: offline}}", "train.max_steps=6",
-        MY_SERVICE_TOKEN=secret, WANDB_SILENT="false",
-    )  # fmt: skip
+        *("distill", fresh / "experiment.yaml", "train.max_steps=6"),
+        "tracking={tensorboard: true, wandb: {mode: offline}}",
+        MY_SERVICE_TOKEN=secret,
+        WANDB_SILENT="false",
+    )
     run = run_of(fresh)
     assert list((run / "tensorboard").rglob("events.out.*"))
     assert list((run / "wandb").rglob("*.wandb"))
@@ -206,7 +212,7 @@ def test_interrupted_anywhere_ends_as_if_it_never_was(project: Path, fresh: Path
         assert "the same command continues it" in err
         assert "Traceback" not in err
     assert not (run_of(fresh) / "summary.json").exists()
-    out, err = cli("distill", fresh / "experiment.yaml")
+    _, err = cli("distill", fresh / "experiment.yaml")
     assert "resumed at step" in err
     run = run_of(fresh)
     assert losses_of(run) == losses_of(whole)
@@ -223,12 +229,11 @@ def test_a_foreign_run_folder_is_refused_with_the_difference(project: Path) -> N
 
 def test_rows_that_changed_under_a_run_are_noticed(fresh: Path, project: Path) -> None:
     copy = fresh / "train.jsonl"
-    overrides = [f"data.train={copy}", "train.max_steps=4"]
-    cli("distill", fresh / "experiment.yaml", *overrides, "--run-id", "mine", f"teacher.model={project / 'base'}",
-        "teacher.finetune=null", "distill={kd_weight: 0, hard_label_weight: 1, matches: []}")  # fmt: skip
+    overrides = [f"data.train={copy}", "train.max_steps=4", LABELS_ONLY, *finished_teacher(project)]
+    command = ["distill", fresh / "experiment.yaml", *overrides, "--run-id", "mine"]
+    cli(*command)
     copy.write_text(copy.read_text() + '{"text": "kaba fine", "label": "positive"}\n')
-    _, err = cli("distill", fresh / "experiment.yaml", *overrides, "--run-id", "mine", f"teacher.model={project / 'base'}",
-        "teacher.finetune=null", "distill={kd_weight: 0, hard_label_weight: 1, matches: []}", code=1)  # fmt: skip
+    _, err = cli(*command, code=1)
     assert "inputs.training_rows" in err
 
 
@@ -298,7 +303,7 @@ def test_bad_rows_stop_or_are_counted(fresh: Path, project: Path) -> None:
     control = [
         *finished_teacher(project),
         f"data.train={rows}",
-        "distill={kd_weight: 0, hard_label_weight: 1, matches: []}",
+        LABELS_ONLY,
         "train.max_steps=2",
     ]
     _, err = cli("distill", fresh / "experiment.yaml", *control, code=1)
@@ -326,7 +331,7 @@ def small_disk(tmp_path: Path) -> Path:
 def test_a_full_disk_loses_nothing(fresh: Path, small_disk: Path, project: Path) -> None:
     """The disk fills while checkpoints are written; with room again, the same command goes on."""
     filler = small_disk / "filler"
-    control = ["distill={kd_weight: 0, hard_label_weight: 1, matches: []}", f"teacher.model={project / 'base'}",
+    control = [LABELS_ONLY, f"teacher.model={project / 'base'}",
                "teacher.finetune=null", f"store.storage_path={small_disk}"]  # fmt: skip
     filler.write_bytes(b"0" * (23 * 2**20 + 2**19 + 2**18))
     _, err = cli("distill", fresh / "experiment.yaml", *control, code=4)

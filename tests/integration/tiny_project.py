@@ -1,4 +1,4 @@
-"""A project of an ordinary user in a folder: rows in files, a small untrained BERT, an experiment file. Used by tests."""
+"""A project of an ordinary user in a folder: rows in files, a small untrained BERT, an experiment file."""
 
 from __future__ import annotations
 

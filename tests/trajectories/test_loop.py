@@ -1,10 +1,10 @@
-"""One trajectory, however a batch is cut, where the teacher's outputs come from, and whether the run was interrupted."""
+"""One trajectory: however a batch is cut, wherever the teacher's outputs come from, interrupted or not."""
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +173,14 @@ def gap(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -
 
 
 @pytest.fixture(scope="module", params=list(OBJECTIVES))
-def straight(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, torch.Tensor], Recorder]]:
+def straight(request: pytest.FixtureRequest) -> tuple[str, dict[str, torch.Tensor], Recorder]:
     weights, recorder = run(request.param, settings())
-    yield request.param, weights, recorder
+    return request.param, weights, recorder
 
 
 def test_training_moves_the_weights(straight: Any) -> None:
     kind, weights, recorder = straight
-    largest, _ = gap(weights, {name: value for name, value in trainee(kind).state_dict().items()})
+    largest, _ = gap(weights, dict(trainee(kind).state_dict()))
     assert largest > 1e-2
     losses = [record["loss"] for record in recorder.records if record["kind"] == "train"]
     assert len(losses) == 9

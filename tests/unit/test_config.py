@@ -158,7 +158,7 @@ def test_missing_files_name_where_they_were_looked_for(tmp_path: Path) -> None:
         load_experiment(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="extended by"):
         load_experiment(write(tmp_path, "extends: none.yaml\nname: x\n"))
-    with pytest.raises(ConfigError, match="reads section.key=value, given 'train.seed'"):
+    with pytest.raises(ConfigError, match=r"reads section\.key=value, given 'train.seed'"):
         load_experiment(write(tmp_path, GOOD), ["train.seed"])
 
 

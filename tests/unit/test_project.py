@@ -1,0 +1,67 @@
+"""README and experiment files say what is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from raybrew.cli.main import app
+from raybrew.config.loading import load_experiment
+
+
+def experiments(repo_root: Path) -> list[Path]:
+    return sorted((repo_root / "experiments").rglob("*.yaml"))
+
+
+def test_every_experiment_file_is_valid(repo_root: Path) -> None:
+    files = experiments(repo_root)
+    assert len(files) >= 2
+    for path in files:
+        load_experiment(path)
+
+
+def test_the_readme_shows_the_tree_as_it_is(repo_root: Path) -> None:
+    readme = (repo_root / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("## What is in this repository")[1].split("\n## ")[0]
+    shown = set(re.findall(r"^      (\w+)/ ", tree, re.MULTILINE))
+    packages = {path.parent.name for path in (repo_root / "raybrew").glob("*/__init__.py")}
+    assert shown == packages
+    for name in re.findall(r"^    (\w+)/ ", tree, re.MULTILINE):
+        assert (repo_root / name).is_dir(), name
+
+
+def test_the_readme_names_every_command_and_no_other(repo_root: Path) -> None:
+    readme = (repo_root / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^\| `(\w+)[ `]", readme, re.MULTILINE))
+    commands = {command.name for command in app.registered_commands}
+    assert shown == commands
+    used = set(re.findall(r"^    raybrew (\w+)", readme, re.MULTILINE))
+    assert used <= commands
+
+
+def test_the_experiment_in_the_readme_is_valid(repo_root: Path, tmp_path: Path) -> None:
+    readme = (repo_root / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block, encoding="utf-8")
+        load_experiment(path, check_files=False)
+
+
+def test_overrides_in_the_readme_are_valid(repo_root: Path, tmp_path: Path) -> None:
+    readme = (repo_root / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\nteacher: {model: some/model}\nstudent: {shape: T3}\n", encoding="utf-8")
+    lines = re.findall(r"raybrew (?:distill|capture|finetune) experiment.yaml ((?:\S+=\S+ ?)+)", readme)
+    assert lines
+    for line in lines:
+        load_experiment(path, line.split(), check_files=False)
+
+
+@pytest.mark.parametrize("word", ["TODO", "FIXME"])
+def test_nothing_is_left_open(repo_root: Path, word: str) -> None:
+    found = [str(path) for path in (repo_root / "raybrew").rglob("*.py") if word in path.read_text(encoding="utf-8")]
+    assert found == []
