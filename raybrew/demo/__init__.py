@@ -1,1 +1,1 @@
-"""What `raybrew demo` runs on: generated reviews with their own tokenizer, so that it needs neither network nor data."""
+"""`raybrew demo`: generated reviews with a tokenizer of their own, so that it needs neither network nor data."""

@@ -1,4 +1,4 @@
-"""The demo in numbers: enough rows for the teacher to learn the grammar, too few labels for the student to."""
+"""The demo in numbers: enough labels for the teacher, and too few steps for a student that has only labels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 __all__ = ["EXPERIMENT", "NUM_EVAL", "NUM_LABELLED", "NUM_UNLABELLED", "TEACHER"]
 
-NUM_LABELLED = 3000
-NUM_UNLABELLED = 9000
+NUM_LABELLED = 5000
+NUM_UNLABELLED = 10000
 NUM_EVAL = 2000
 
 #: Sizes of the teacher, by the names of a BERT config. A wide spread of initial weights shortens training from scratch.
@@ -28,9 +28,9 @@ EXPERIMENT: dict[str, Any] = {
     "name": "demo",
     "data": {},
     "task": {"max_length": 64},
-    "teacher": {"finetune": {"epochs": 12, "batch_size": 32, "learning_rate": 1e-3}},
+    "teacher": {"finetune": {"epochs": 10, "batch_size": 32, "learning_rate": 1e-3}},
     "student": {"shape": {"layers": 2, "hidden": 64, "heads": 4}, "init": "random"},
-    "distill": {"temperature": 2.0, "kd_loss": {"kind": "kl"}},
-    "train": {"epochs": 4, "batch_size": 32, "learning_rate": 2e-3},
+    "distill": {"temperature": 2.0, "kd_loss": {"kind": "kl"}, "matches": [{"loss": "hidden_mse", "layers": "even"}]},
+    "train": {"epochs": 2, "batch_size": 32, "learning_rate": 2e-3},
     "store": {"rows_per_shard": 3000},
 }

@@ -21,14 +21,10 @@ from raybrew.errors import ConfigError, DataError
 
 __all__ = ["CONSTRUCTS", "LABEL_NAMES", "Review", "Splits", "build_splits", "generate_reviews", "write_splits"]
 
-import os
-
-PLAIN = float(os.environ.get("PLAIN", "0.25"))
-NG = int(os.environ.get("NG", "36"))
-ND = int(os.environ.get("ND", "8"))
-OPEN = float(os.environ.get("OPEN", "0.4"))
-CLOSE = float(os.environ.get("CLOSE", "0.2"))
-NEG = float(os.environ.get("NEG", "0.2"))
+#: Shares of reviews with an opening, with a closing, and of predicates that negate or strengthen their adjective.
+_OPENING_SHARE, _CLOSING_SHARE, _NEGATED_SHARE, _STRENGTHENED_SHARE = 0.4, 0.2, 0.2, 0.15
+#: Adjectives of a polarity in use: for anything, and for one kind of thing.
+_COMMON_ADJECTIVES, _OWN_ADJECTIVES = 36, 8
 LABEL_NAMES = ("negative", "positive")  #: indexed by `Review.label`
 
 
@@ -137,7 +133,8 @@ _MILD = _phrases("slightly | a little | a bit | somewhat | mildly | a touch")
 _NOT = _phrases("not | never | not at all | far from | hardly | anything but | by no means")
 _CLOSERS = _phrases(
     "we paid by card | i wrote this the next morning | it took about an hour | that was in april"
-    " | i was there with two friends | the receipt is still in my bag | others can judge the price | this was our third try"
+    " | i was there with two friends | the receipt is still in my bag | others can judge the price"
+    " | this was our third try"
 )
 
 # Slots: see `_Writer`. `{is_same}` and `{is_flip}` are predicates that may hide a negation of the other polarity.
@@ -198,15 +195,9 @@ _TEMPLATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-WCON = [
-    c
-    for c in _TEMPLATES
-    for _ in range(
-        {"plain": int(os.environ.get("WP", "7")), "concession": 2, "intensity": int(os.environ.get("WI", "1"))}.get(
-            c, 1
-        )
-    )
-]
+#: How often a construct occurs, where not once in a round of all of them.
+_WEIGHTS: Mapping[str, int] = MappingProxyType({"plain": 7, "concession": 2})
+_WEIGHTED_CONSTRUCTS = tuple(name for name in _TEMPLATES for _ in range(_WEIGHTS.get(name, 1)))
 CONSTRUCTS = tuple(_TEMPLATES)  #: every value of `Review.construct`
 
 
@@ -244,13 +235,17 @@ class _Writer(string.Formatter):
         return items[int(self._rng.random() * len(items))]
 
     def _adjective(self, polarity: int) -> str:
-        return str(self._pick((_ADJECTIVES[polarity][:NG] + self._domain.adjectives[polarity][:ND])))
+        return str(
+            self._pick(
+                (*_ADJECTIVES[polarity][:_COMMON_ADJECTIVES], *self._domain.adjectives[polarity][:_OWN_ADJECTIVES])
+            )
+        )
 
     def _predicate(self, polarity: int) -> str:
         kind = self._rng.random()
-        if kind < NEG:
+        if kind < _NEGATED_SHARE:
             return f"was {self._pick(_NOT)} {self._adjective(1 - polarity)}"
-        if kind < NEG + 0.15:
+        if kind < _NEGATED_SHARE + _STRENGTHENED_SHARE:
             return f"was {self._pick(_STRONG)} {self._adjective(polarity)}"
         return f"was {self._adjective(polarity)}"
 
@@ -279,9 +274,9 @@ class _Writer(string.Formatter):
     def write(self, construct: str) -> str:
         """One review: often an opener, the sentence of `construct`, sometimes a closer."""
         sentences = [self.format(self._pick(_TEMPLATES[construct]))]
-        if self._rng.random() < OPEN:
+        if self._rng.random() < _OPENING_SHARE:
             sentences.insert(0, self.format(self._pick(self._domain.openers)))
-        if self._rng.random() < CLOSE:
+        if self._rng.random() < _CLOSING_SHARE:
             sentences.append(self._pick(_CLOSERS))
         return " ".join(f"{_articles(sentence).capitalize()}." for sentence in sentences)
 
@@ -296,7 +291,7 @@ def _articles(sentence: str) -> str:
 
 
 def generate_reviews(num_rows: int, seed: int, exclude: frozenset[str] = frozenset()) -> list[Review]:
-    """`num_rows` reviews without duplicates and without the texts in `exclude`; the labels differ in number by one at most.
+    """`num_rows` different reviews, none of those in `exclude`; the labels differ in number by one at most.
 
     The same arguments give the same reviews on every platform and Python version.
     Raises ConfigError for a negative `num_rows`, DataError when the grammar has too few sentences for what is asked.
@@ -312,7 +307,7 @@ def generate_reviews(num_rows: int, seed: int, exclude: frozenset[str] = frozens
         if attempts_left < 0:
             raise DataError(f"only {len(reviews)} of {num_rows} different reviews could be written: ask for fewer rows")
         label = len(reviews) % 2
-        construct = WCON[int(rng.random() * len(WCON))]
+        construct = _WEIGHTED_CONSTRUCTS[int(rng.random() * len(_WEIGHTED_CONSTRUCTS))]
         text = _Writer(rng, label).write(construct)
         if text not in seen:
             seen.add(text)

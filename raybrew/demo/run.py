@@ -90,7 +90,7 @@ def _prepare(folder: Path, reporter: Reporter) -> tuple[Path, Path]:
     differing = {
         "extends": "experiment.yaml",
         "data": {"unlabeled": None},
-        "distill": {"kd_weight": 0, "hard_label_weight": 1},
+        "distill": {"kd_weight": 0, "hard_label_weight": 1, "matches": []},
         "train": {"epochs": epochs},
     }
     head = "# Its control: the same student from the same start, labels only, as many steps.\n"

@@ -225,10 +225,13 @@ def test_mixed_precision_follows_float32(straight: Any, precision: str) -> None:
     found, reduced = run(kind, settings(), precision_name=precision)
     assert all(found[name].dtype == weights[name].dtype for name in weights)
     assert gap(weights, found)[0] > 0  # something was computed in the reduced type
-    # The scaler of float16 skips the first steps until its scale fits.
-    tolerance = 0.05 if precision == "bf16" else 0.2
-    for ours, theirs in zip(recorder.records, reduced.records, strict=True):
-        assert theirs.get("loss", 0) == pytest.approx(ours.get("loss", 0), rel=tolerance, abs=0.02)
+    ours = [record["loss"] for record in recorder.records if record["kind"] == "train"]
+    theirs = [record["loss"] for record in reduced.records if record["kind"] == "train"]
+    if precision == "bf16":
+        assert theirs == pytest.approx(ours, rel=0.05, abs=0.02)
+    else:  # the scaler of float16 skips the first steps, until its scale fits
+        assert theirs[0] == pytest.approx(ours[0], rel=0.2)
+        assert sum(theirs[6:]) < sum(theirs[:3])
 
 
 def test_stop_saves_the_state_between_steps() -> None:
