@@ -68,7 +68,7 @@ def attention_scores(model: nn.Module, layers: Collection[int]) -> Iterator[dict
         yield scores
         return
     model = _unwrapped(model)
-    if model.training and getattr(model, "is_gradient_checkpointing", False):
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ModelError(
             f"attention scores of {_name(model)}: not with gradient checkpointing, which runs layers twice; "
             "turn it off, or remove the attention matches"
