@@ -1,7 +1,9 @@
 """Names of what a teacher (or student) can be asked for, shared by stores, live models and objectives.
 
-A `Signal` is a kind and, for kinds that exist per layer, a layer index: 0 is the embedding output, i the output of
-the i-th transformer layer. `hidden.08` is the folder name and text form of `Signal("hidden", 8)`.
+A `Signal` is a kind and, for kinds that exist per layer, a layer index. `hidden` 0 are the embeddings, i the output
+of the i-th transformer layer; `hidden.08` is the folder name and text form of `Signal("hidden", 8)`. `attention` i are
+the scores (before the softmax) of the i-th layer too, so a model gives them from 1 on. (The list of attentions that
+Hugging Face models return begins with that of layer 1.)
 """
 
 from __future__ import annotations

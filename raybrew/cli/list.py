@@ -61,8 +61,15 @@ def _losses() -> tuple[str, Rows]:
 
 def _matches() -> tuple[str, Rows]:
     from raybrew.config.distill import LAYER_MAPS
+    from raybrew.config.match_names import MATCH_NAMES, match_set
 
-    return "distill.matches[].layers", [*LAYER_MAPS.items(), ("[[s, t], ...]", "these pairs of layers, 0 = embeddings")]
+    rows = [*LAYER_MAPS.items(), ("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)")]
+    for name in MATCH_NAMES:
+        meant = match_set(name)
+        if meant is not None:
+            depth = f"{meant.depth} layers"
+            rows.append((name, f"a whole match: {meant.loss} by the rule `even`, for students of {depth}"))
+    return "distill.matches[].layers (rules) and distill.matches[] (TextBrewer's names)", rows
 
 
 def _shapes() -> tuple[str, Rows]:

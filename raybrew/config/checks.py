@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config.data import DataConfig
-from raybrew.config.distill import DistillConfig
+from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
@@ -124,18 +124,43 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
     needs_teacher = distill.kd_weight > 0 or any(match.weight for match in distill.matches)
     if needs_teacher and teacher.model is None:
         problems.append(Problem("teacher.model", "required: distill.kd_weight or distill.matches ask for a teacher"))
+    schedule = distill.temperature_schedule
+    if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
+        problems.append(
+            Problem("distill.temperature_schedule.gamma", f"given {schedule.gamma:g} with kind 'cwsm'; it is of 'flsw'")
+        )
     for index, match in enumerate(distill.matches):
-        if isinstance(match.layers, tuple):
-            problems += [
-                Problem(
-                    f"distill.matches.{index}.layers",
-                    f"given {list(pair)}; allowed: [student layer, teacher layer], 0 being the embeddings",
-                )
-                for pair in match.layers
-                if len(pair) != 2 or min(pair, default=-1) < 0
-            ]
-            if not match.layers:
-                problems.append(Problem(f"distill.matches.{index}.layers", "an empty list matches nothing"))
+        problems += _match(f"distill.matches.{index}", match, teacher)
+    return problems
+
+
+def _match(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Problem]:
+    problems = []
+    attention = match.feature == "attention"
+    first, counted = (1, "counted from 1") if attention else (0, "0 being the embeddings")
+    if isinstance(match.layers, tuple):
+        problems += [
+            Problem(f"{key}.layers", f"given {list(pair)}; allowed: [student layer, teacher layer], {counted}")
+            for pair in match.layers
+            if len(pair) != 2 or min(pair, default=-1) < first
+        ]
+        if not match.layers:
+            problems.append(Problem(f"{key}.layers", "an empty list matches nothing"))
+    if attention and match.projection not in ("auto", "none"):
+        problems.append(
+            Problem(
+                f"{key}.projection",
+                f"given {match.projection!r} for {match.loss}; allowed: auto, none (attention has no width to project)",
+            )
+        )
+    if attention and match.weight > 0 and teacher.source == "store":
+        problems.append(
+            Problem(
+                f"{key}.loss",
+                f"given {match.loss!r} with teacher.source 'store', which holds no attention; use teacher.source=live "
+                "(or auto, which then runs the teacher live)",
+            )
+        )
     return problems
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from raybrew.config.base import Many, Section
+from raybrew.config.base import NOT_IDENTITY, Many, Section
+from raybrew.config.match_names import MATCH_NAMES, match_set
+from raybrew.config.problems import near_match
 
-__all__ = ["LAYER_MAPS", "DistillConfig", "KDLossConfig", "MatchConfig"]
+__all__ = ["LAYER_MAPS", "DistillConfig", "KDLossConfig", "MatchConfig", "TemperatureScheduleConfig"]
 
 #: Rules that pair student layers with teacher layers; a list of [student, teacher] pairs does as well (0 = embeddings).
 LAYER_MAPS = {
-    "even": "embeddings, and student layer i with teacher layer i * teacher depth / student depth (TinyBERT)",
+    "even": "student layer i with teacher layer i * teacher depth / student depth, embeddings included (TinyBERT)",
     "last": "the student's layers with the teacher's last ones, in order (PKD-last)",
     "skip": "student layer i with teacher layer i * (teacher depth // student depth), the last left out (PKD-skip)",
     "final": "only the last layer of each",
@@ -30,17 +32,67 @@ class KDLossConfig(Section):
     """Skew of `skew_kl` and `skew_reverse_kl`: how much of the first distribution is mixed into the second."""
 
 
-class MatchConfig(Section):
-    """One loss between intermediate layers, over all pairs of layers that `layers` names."""
+class TemperatureScheduleConfig(Section):
+    """A temperature for each example, lower for those that are harder than the mean (arXiv 1911.07471)."""
 
-    loss: Literal["hidden_mse", "cos", "pkd", "gram", "mmd"]
-    """Which loss; `raybrew list losses` explains each."""
+    kind: Literal["flsw", "cwsm"]
+    """`flsw`: hard is where student and teacher logits point apart; `cwsm`: where the student is unsure."""
+    beta: float = Field(default=1.0, gt=0)
+    """How far temperatures move from `distill.temperature`."""
+    gamma: float | None = Field(default=None, gt=0)
+    """Exponent of the distance in `flsw`; not set: 1."""
+
+
+class MatchConfig(Section):
+    """One loss between intermediate layers, over all pairs of layers that `layers` names.
+
+    TextBrewer's names, such as L3_hidden_mse, may stand for a whole match.
+    """
+
+    loss: Literal[
+        "hidden_mse",
+        "cos",
+        "pkd",
+        "gram",
+        "mmd",
+        "attention_mse",
+        "attention_mse_sum",
+        "attention_ce",
+        "attention_ce_mean",
+    ]
+    """Which loss; `raybrew list losses` explains each. Those on attention run the teacher live."""
     layers: Literal["even", "last", "skip", "final"] | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
     weight: float = Field(default=1.0, ge=0)
     """Weight of each pair."""
     projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
     """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
+    preset: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    """TextBrewer's name, which gives `loss` and `layers`; the depth in it must be the student's."""
+
+    @property
+    def feature(self) -> Literal["hidden", "attention"]:
+        """What of a layer is compared."""
+        return "attention" if self.loss.startswith("attention_") else "hidden"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, value: Any) -> Any:
+        """A name alone as a match, and a match with `preset` with all that the name says."""
+        if isinstance(value, str):
+            value = {"preset": value}
+        if not isinstance(value, dict) or not isinstance(value.get("preset"), str):
+            return value
+        name = value["preset"]
+        found = match_set(name)
+        if found is None:
+            near = near_match(name, MATCH_NAMES)
+            raise ValueError(f"a section of keys, or a name such as L3_hidden_mse (`raybrew list matches`){near}")
+        said = {"loss": found.loss, "layers": "even"}
+        for key, meant in said.items():
+            if value.get(key, meant) != meant:
+                raise ValueError(f"{key}: {meant}, or no {key}, beside preset: {name}")
+        return value | said
 
 
 class DistillConfig(Section):
@@ -48,6 +100,8 @@ class DistillConfig(Section):
 
     temperature: float = Field(default=4.0, gt=0)
     """Temperature of both softmaxes in the KD loss."""
+    temperature_schedule: TemperatureScheduleConfig | None = None
+    """Temperatures around `temperature`, one per example; they depend on the other rows of the micro-batch."""
     kd_loss: KDLossConfig = KDLossConfig()
     """Loss between logits."""
     kd_weight: float = Field(default=1.0, ge=0)
@@ -56,5 +110,7 @@ class DistillConfig(Section):
     """Weight of the loss against labels; rows without a label do not count."""
     scale_by_temperature_squared: bool = True
     """Multiply the KD loss by T^2, so that its gradient does not shrink as T grows (arXiv 1503.02531, section 2)."""
+    probability_shift: bool = False
+    """Swap the teacher's largest logit with that of the true label, where the teacher errs (arXiv 1911.07471)."""
     matches: Many[MatchConfig] = ()
     """Losses between intermediate layers."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from raybrew.config.distill import MatchConfig
+from raybrew.config.match_names import match_set
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.signals import Signal
 
@@ -14,7 +15,7 @@ __all__ = ["LayerMatch", "pair_layers", "resolve_matches"]
 
 @dataclasses.dataclass(frozen=True)
 class LayerMatch:
-    """One loss between one layer of the student and one of the teacher; 0 is the embedding output."""
+    """One loss between one layer of the student and one of the teacher; hidden 0 is the embedding output."""
 
     loss: str
     student: Signal
@@ -43,36 +44,66 @@ def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teache
     raise ValueError(f"unknown rule {rule!r}")
 
 
-def resolve_matches(
-    matches: Sequence[MatchConfig], student_layers: int, teacher_layers: int, kind: str = "hidden"
-) -> tuple[LayerMatch, ...]:
-    """All layer pairs of all matches; ConfigError names every pair that points outside a model."""
+def resolve_matches(matches: Sequence[MatchConfig], student_layers: int, teacher_layers: int) -> tuple[LayerMatch, ...]:
+    """All layer pairs of all matches; ConfigError names every pair that points outside a model or comes twice.
+
+    Rules leave out the embeddings for losses on attention, whose layers begin with 1.
+    """
     problems: list[Problem] = []
-    resolved: list[LayerMatch] = []
+    resolved: dict[str, LayerMatch] = {}
     for index, match in enumerate(matches):
-        key = f"distill.matches.{index}.layers"
-        if isinstance(match.layers, str) and student_layers > teacher_layers:
-            problems.append(
-                Problem(
-                    key,
-                    f"rule {match.layers!r} needs a student no deeper than its teacher; the student has "
-                    f"{student_layers} layers, the teacher {teacher_layers}: list the pairs instead",
-                )
-            )
+        key = f"distill.matches.{index}"
+        problem = _unfit_rule(match, student_layers, teacher_layers)
+        if problem is not None:
+            problems.append(Problem(f"{key}.{problem[0]}", problem[1]))
             continue
+        first = 1 if match.feature == "attention" else 0
         pairs = pair_layers(match.layers, student_layers, teacher_layers)
+        if isinstance(match.layers, str):
+            pairs = [pair for pair in pairs if min(pair) >= first]
         if not pairs:
             problems.append(
-                Problem(key, f"rule {match.layers!r} pairs no layers of a student with {student_layers} layers")
+                Problem(
+                    f"{key}.layers",
+                    f"rule {match.layers!r} pairs no layers of a student with {student_layers} layers",
+                )
             )
         for student, teacher in pairs:
-            if student > student_layers:
-                problems.append(Problem(key, f"student layer {student} does not exist; allowed: 0..{student_layers}"))
-            elif teacher > teacher_layers:
-                problems.append(Problem(key, f"teacher layer {teacher} does not exist; allowed: 0..{teacher_layers}"))
-            elif match.weight > 0:
-                resolved.append(
-                    LayerMatch(match.loss, Signal(kind, student), Signal(kind, teacher), match.weight, match.projection)
+            for side, layer, depth in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
+                if not first <= layer <= depth:
+                    problems.append(
+                        Problem(f"{key}.layers", f"{side} layer {layer} does not exist; allowed: {first}..{depth}")
+                    )
+                    break
+            else:
+                found = LayerMatch(
+                    match.loss,
+                    Signal(match.feature, student),
+                    Signal(match.feature, teacher),
+                    match.weight,
+                    match.projection,
                 )
+                if found.name in resolved:
+                    problems.append(
+                        Problem(f"{key}.layers", f"{found.name} is matched twice; keep one, with the weight of both")
+                    )
+                elif match.weight > 0:
+                    resolved[found.name] = found
     raise_problems("distill.matches", problems)
-    return tuple(resolved)
+    return tuple(resolved.values())
+
+
+def _unfit_rule(match: MatchConfig, student_layers: int, teacher_layers: int) -> tuple[str, str] | None:
+    """Key and words if a rule or name cannot be meant for these two depths."""
+    named = match_set(match.preset) if match.preset is not None else None
+    if named is not None and named.depth != student_layers:
+        return "preset", (
+            f"given {match.preset!r}, which is for students of {named.depth} layers, but the student has "
+            f"{student_layers}; {{loss: {match.loss}, layers: even}} is for any depth"
+        )
+    if isinstance(match.layers, str) and student_layers > teacher_layers:
+        return "layers", (
+            f"rule {match.layers!r} needs a student no deeper than its teacher; the student has {student_layers} "
+            f"layers, the teacher {teacher_layers}: list the pairs instead"
+        )
+    return None

@@ -17,8 +17,8 @@ from raybrew.config.distill import DistillConfig
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.tables import PROJECTIONS
 from raybrew.errors import LossError
-from raybrew.losses.logits import hard_label_ce
-from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, LossEntry
+from raybrew.losses.logits import hard_label_ce, probability_shift
+from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.signals import LOGITS, Signal, sorted_signals
 
@@ -99,8 +99,9 @@ def build_objective(
 ) -> Objective:
     """The objective of an experiment: KD on logits, labels, and layer matches.
 
-    `student_dims` and `teacher_dims` give the width of each hidden signal that `matches` names. LossError names a match
-    whose widths differ where the loss needs them equal and `projection` is `none`. Projections start from `seed`.
+    `student_dims` and `teacher_dims` give the width of each hidden signal that `matches` names, and the number of heads
+    of each attention signal. LossError names a match in which these differ where the loss needs them equal and
+    no projection helps. Projections start from `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     student_dims, teacher_dims = student_dims or {}, teacher_dims or {}
@@ -138,6 +139,12 @@ class _KD:
             self.options["beta"] = config.kd_loss.beta
         if config.kd_loss.kind in ("skew_kl", "skew_reverse_kl"):
             self.options["alpha"] = config.kd_loss.alpha
+        self.shift = config.probability_shift
+        schedule = config.temperature_schedule
+        self.temperatures = TEMPERATURES[schedule.kind].load() if schedule is not None else None
+        self.schedule = {} if schedule is None else {"beta": schedule.beta}
+        if schedule is not None and schedule.kind == "flsw":
+            self.schedule["gamma"] = 1.0 if schedule.gamma is None else schedule.gamma
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
         given, wanted = student[LOGITS], teacher[LOGITS]
@@ -146,7 +153,15 @@ class _KD:
                 f"kd: student logits {tuple(given.shape)} and teacher logits {tuple(wanted.shape)} differ; both models "
                 "need the same classes"
             )
-        term: LossTerm = self.loss(given, wanted, batch["logits_mask"], **self.options)
+        options = self.options
+        if self.shift:
+            wanted = probability_shift(wanted, batch["labels"])
+        if self.temperatures is not None:
+            temperatures = self.temperatures(
+                given, wanted, options["temperature"], **self.schedule, mask=batch["logits_mask"]
+            )
+            options = options | {"temperature": temperatures}
+        term: LossTerm = self.loss(given, wanted, batch["logits_mask"], **options)
         return term
 
 
@@ -162,7 +177,9 @@ class _Match:
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
         given, wanted = student[self.match.student], teacher[self.match.teacher]
-        if given.shape[:2] != wanted.shape[:2]:
+        # Hidden states are (batch, length, dim), attention (batch, heads, length, length).
+        length = -1 if self.match.student.kind == "attention" else 1
+        if given.shape[0] != wanted.shape[0] or given.shape[length] != wanted.shape[length]:
             raise LossError(
                 f"{self.match.name}: student {tuple(given.shape)} and teacher {tuple(wanted.shape)} are not over the "
                 "same tokens"
@@ -176,6 +193,13 @@ class _Match:
 def _projection_for(
     match: LayerMatch, student_dim: int, teacher_dim: int, entry: LossEntry, generator: torch.Generator
 ) -> nn.Module | None:
+    if match.student.kind == "attention":
+        if entry.same_width and student_dim != teacher_dim:
+            raise LossError(
+                f"{match.name}: the student has {student_dim} attention heads, the teacher {teacher_dim}, and "
+                f"{match.loss} compares head by head; use attention_mse_sum or attention_ce_mean"
+            )
+        return None
     kind = match.projection
     if kind == "auto":
         kind = "linear" if entry.same_width and student_dim != teacher_dim else "none"

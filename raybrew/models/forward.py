@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from raybrew.errors import ModelError
+from raybrew.models.attention import attention_scores
 from raybrew.signals import LOGITS, Signal
 
 __all__ = ["MODEL_INPUTS", "forward"]
@@ -16,20 +17,20 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[Signal]) -> dict[Signal, Tensor]:
-    """Outputs of `model` for the signals of `request`.
+    """Outputs of `model` for the signals of `request`, in one forward pass.
 
     `logits`: (batch, classes). `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
+    `attention.i`: (batch, heads, length, length), the scores of layer i before the softmax, i from 1.
     ModelError names a layer that the model does not have.
     """
     layers = [signal for signal in request if signal.kind == "hidden"]
-    unknown = [signal for signal in request if signal.kind not in ("logits", "hidden")]
-    if unknown:
-        raise ModelError(f"cannot compute {', '.join(map(str, unknown))}; a model gives logits and hidden layers")
-    outputs = model(
-        **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
-        output_hidden_states=bool(layers),
-        return_dict=True,
-    )
+    attention = {signal: signal.layer for signal in request if signal.kind == "attention" and signal.layer is not None}
+    with attention_scores(model, attention.values()) as scores:
+        outputs = model(
+            **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
+            output_hidden_states=bool(layers),
+            return_dict=True,
+        )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:
         result[LOGITS] = outputs.logits
@@ -39,4 +40,4 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[
                 f"{signal} was asked for, but the model has layers 0 (embeddings) to {len(outputs.hidden_states) - 1}"
             )
         result[signal] = outputs.hidden_states[signal.layer]
-    return result
+    return result | {signal: scores[layer] for signal, layer in attention.items()}

@@ -20,7 +20,7 @@ from raybrew.verbs.job import objective_of
 from raybrew.verbs.prepare import check_teacher_labels, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
-__all__ = ["capture", "capture_table", "request_of", "store_root"]
+__all__ = ["attention_in", "capture", "capture_table", "request_of", "store_root"]
 
 
 def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter: Reporter | None = None) -> Store:
@@ -34,6 +34,12 @@ def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter:
     rows = read_rows(experiment, teacher, reporter.say)
     check_teacher_labels(teacher, rows.labels)
     request = set(request_of(experiment, teacher, rows.labels.names)) or {LOGITS}
+    attention = attention_in(request)
+    if attention:
+        raise ConfigError(
+            f"distill.matches: {attention} cannot be captured, and a student that is matched with it runs the teacher "
+            "live, so `raybrew distill` needs no capture; remove the attention matches to capture the rest"
+        )
     return capture_table(experiment, teacher, rows.training, request, reporter)
 
 
@@ -75,11 +81,13 @@ def store_root(experiment: Experiment) -> Path:
 def request_of(experiment: Experiment, teacher: ModelSource, labels: tuple[str, ...]) -> tuple[Signal, ...]:
     """What the objective asks of the teacher, and `store.signals`; ConfigError for layers that do not exist."""
     config = empty_student(experiment.student, teacher, experiment.task.kind, labels).config
-    request = set(objective_of(experiment, config, teacher).teacher_request)
-    request |= {parse_signal(name) for name in experiment.store.signals}
-    attention = [signal for signal in request if signal.kind == "attention"]
+    wanted = {parse_signal(name) for name in experiment.store.signals}
+    attention = attention_in(wanted)
     if attention:
-        raise ConfigError(
-            f"store.signals: {', '.join(map(str, attention))} cannot be captured; allowed: logits, hidden.NN"
-        )
-    return sorted_signals(request)
+        raise ConfigError(f"store.signals: {attention} cannot be captured; allowed: logits, hidden.NN")
+    return sorted_signals(wanted | set(objective_of(experiment, config, teacher).teacher_request))
+
+
+def attention_in(request: Collection[Signal]) -> str:
+    """Names of the attention signals in `request`, which stores do not hold; empty if there are none."""
+    return ", ".join(signal.name for signal in sorted_signals(request) if signal.kind == "attention")

@@ -25,8 +25,9 @@ from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSigna
 from raybrew.errors import Interrupted
 from raybrew.export.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, pick_precision
-from raybrew.models.shapes import dims_of
+from raybrew.models.shapes import TeacherDims, dims_of
 from raybrew.models.students import build_student
+from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.tasks.base import Labels
 from raybrew.tracking.jsonl import MetricsLog
@@ -133,10 +134,14 @@ def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSour
     return build_objective(
         experiment.distill,
         matches,
-        {match.student: student.hidden for match in matches},
-        {match.teacher: wanted.hidden for match in matches},
+        {match.student: _size(student, match.student) for match in matches},
+        {match.teacher: _size(wanted, match.teacher) for match in matches},
         seed=experiment.train.seed,
     )
+
+
+def _size(dims: TeacherDims, signal: Signal) -> int:
+    return dims.heads if signal.kind == "attention" else dims.hidden
 
 
 def _labels_only(experiment: Experiment) -> Any:

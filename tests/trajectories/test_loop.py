@@ -33,6 +33,10 @@ OBJECTIVES = {
         temperature=2.0,
         matches=(MatchConfig(loss="hidden_mse"), MatchConfig(loss="mmd", layers="last"), MatchConfig(loss="pkd")),
     ),
+    "attention": DistillConfig(
+        kd_loss=KDLossConfig(kind="kl"),
+        matches=(MatchConfig(loss="attention_mse"), MatchConfig(loss="attention_mse_sum", layers="last")),
+    ),
     "hidden only": DistillConfig(kd_weight=0.0, matches=(MatchConfig(loss="hidden_mse", layers=((1, 2),)),)),
 }
 
@@ -77,7 +81,11 @@ def trainee(kind: str, dropout: float = 0.0) -> Trainee:
     config = OBJECTIVES[kind]
     matches = resolve_matches(config.matches, 2, 4)
     objective = build_objective(
-        config, matches, {match.student: 8 for match in matches}, {match.teacher: 12 for match in matches}, seed=3
+        config,
+        matches,
+        {match.student: 8 if match.student.kind == "hidden" else 2 for match in matches},
+        {match.teacher: 12 if match.teacher.kind == "hidden" else 2 for match in matches},
+        seed=3,
     )
     return Trainee(model(2, 8, seed=1, dropout=dropout), objective)
 
@@ -158,9 +166,15 @@ def stored_signals(
         return {
             signal: torch.stack([kept[row][signal] for row in wanted])
             if signal.kind == "logits"
-            else nn.utils.rnn.pad_sequence([kept[row][signal] for row in wanted], batch_first=True)
+            else padded([kept[row][signal] for row in wanted], signal.kind == "attention")
             for signal in objective.teacher_request
         }
+
+    def padded(values: list[torch.Tensor], pairs: bool) -> torch.Tensor:
+        longest = max(value.shape[1 if pairs else 0] for value in values)
+        missing = [longest - value.shape[1 if pairs else 0] for value in values]
+        sizes = [(0, rest, 0, rest) if pairs else (0, 0, 0, rest) for rest in missing]
+        return torch.stack([nn.functional.pad(value, size) for value, size in zip(values, sizes, strict=True)])
 
     return gather
 

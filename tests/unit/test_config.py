@@ -113,6 +113,26 @@ store: {actors: [3, 1], signals: [hiddn]}
         ("distill={kd_weight: 0, matches: []}", "distill: kd_weight, hard_label_weight and all matches are 0"),
         ("distill={matches: [{loss: cos, layers: [[1]]}]}", "distill.matches.0.layers: given [1]"),
         ("distill={matches: [{loss: cos, layers: []}]}", "distill.matches.0.layers: an empty list"),
+        ("distill={matches: [{loss: attention_ce, layers: [[1, 2]]}]}", None),
+        (
+            "distill={matches: [{loss: attention_ce, layers: [[0, 2]]}]}",
+            "distill.matches.0.layers: given [0, 2]; allowed: [student layer, teacher layer], counted from 1",
+        ),
+        (
+            "distill={matches: [{loss: attention_mse, projection: linear}]}",
+            "distill.matches.0.projection: given 'linear' for attention_mse; allowed: auto, none",
+        ),
+        ("distill.temperature_schedule={kind: flsw, beta: 1, gamma: 2}", None),
+        ("distill.temperature_schedule={kind: cwsm, beta: 2}", None),
+        (
+            "distill.temperature_schedule={kind: cwsm, gamma: 2}",
+            "distill.temperature_schedule.gamma: given 2 with kind 'cwsm'; it is of 'flsw'",
+        ),
+        (
+            "distill.temperature_schedule={kind: flsv}",
+            "distill.temperature_schedule.kind: given 'flsv'; allowed: flsw, cwsm; did",
+        ),
+        ("distill.temperature_schedule={kind: flsw, beta: -1}", "distill.temperature_schedule.beta: given -1"),
         ("store.storage_path=s3://bucket/runs", "store.storage_path: given 's3://bucket/runs'"),
         ("sweep={x: 1}", "sweep: this version"),
         ("train.epochs=true", "train.epochs: given True; allowed: a whole number"),
@@ -129,6 +149,34 @@ def test_impossible_combinations(tmp_path: Path, override: str, message: str | N
     with pytest.raises(ConfigError) as caught:
         load_experiment(path, [override], check_files=False)
     assert any(line.startswith(message) for line in caught.value.problems), caught.value
+
+
+@pytest.mark.parametrize(
+    ("matches", "key", "message"),
+    [
+        ("[L3_hiden_mse]", "0", "given 'L3_hiden_mse'; allowed: a section of keys, or a name such as L3_hidden_mse "),
+        ("[L3_hiden_mse]", "0", "did you mean 'L3_hidden_mse'?"),
+        ("[{preset: large_hidden_mse}]", "0", "or a name such as L3_hidden_mse"),
+        ("[L3_hidden_mse, {preset: L3_hidden_smmd, loss: cos}]", "1", "allowed: loss: mmd, or no loss, beside preset"),
+        ("[{preset: L3_hidden_smmd, layers: last}]", "0", "allowed: layers: even, or no layers, beside preset"),
+        ("[{preset: L3_hidden_mse, weigth: 2}]", "0.weigth", "unknown key (given 2); allowed: loss, layers, weight"),
+        ("[3]", "0", "given 3; allowed: a section of keys"),
+    ],
+)
+def test_wrong_names_of_matches(tmp_path: Path, matches: str, key: str, message: str) -> None:
+    (problem,) = problems(tmp_path, GOOD, f"distill.matches={matches}")
+    assert problem.startswith(f"distill.matches.{key}: "), problem
+    assert message in problem
+
+
+def test_attention_cannot_come_from_a_store(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, GOOD, "distill.matches=[L3_attention_mse]", "teacher.source=store")
+    assert problem.startswith("distill.matches.0.loss: given 'attention_mse' with teacher.source 'store'")
+    assert "teacher.source=live" in problem
+    for source in ("auto", "live"):
+        load_experiment(
+            write(tmp_path, GOOD), ["distill.matches=[L3_attention_mse]", f"teacher.source={source}"], check_files=False
+        )
 
 
 def test_unlabelled_rows_need_a_teacher(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from raybrew.config import DistillConfig, MatchConfig
+from raybrew.config.match_names import MATCH_NAMES, MATCH_SETS, match_set
 from raybrew.distillers.matches import pair_layers, resolve_matches
 from raybrew.distillers.objective import build_objective
 from raybrew.errors import ConfigError, LossError
+from raybrew.losses.table import MATCH_LOSSES
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 
 
@@ -36,6 +38,169 @@ def test_layers_that_do_not_exist_are_all_named() -> None:
     assert "teacher layer 13 does not exist; allowed: 0..12" in caught.value.problems[1]
     with pytest.raises(ConfigError, match="needs a student no deeper than its teacher"):
         resolve_matches((MatchConfig(loss="cos"),), 6, 4)
+
+
+def pairs_of(name: str, student: int, teacher: int) -> list[tuple[str, int | None, int | None]]:
+    matches = resolve_matches((MatchConfig.model_validate(name),), student, teacher)
+    return [(match.loss, match.student.layer, match.teacher.layer) for match in matches]
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "loss", "pairs"),
+    [
+        # As TextBrewer's own lists say for a teacher of 12 layers ...
+        ("L3_hidden_mse", 3, 12, "hidden_mse", [(0, 0), (1, 4), (2, 8), (3, 12)]),
+        ("L3_hidden_smmd", 3, 12, "mmd", [(0, 0), (1, 4), (2, 8), (3, 12)]),
+        ("L3n_hidden_mse", 3, 12, "hidden_mse", [(0, 0), (1, 4), (2, 8), (3, 12)]),
+        ("L3_attention_ce_mean", 3, 12, "attention_ce_mean", [(1, 4), (2, 8), (3, 12)]),
+        ("L4_hidden_smmd", 4, 12, "mmd", [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]),
+        ("L4t_hidden_mse", 4, 12, "hidden_mse", [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]),
+        ("L4t_hidden_sgram", 4, 12, "gram", [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]),
+        ("L4_attention_mse_sum", 4, 12, "attention_mse_sum", [(1, 3), (2, 6), (3, 9), (4, 12)]),
+        ("L6_hidden_mse", 6, 12, "hidden_mse", [(i, 2 * i) for i in range(7)]),
+        ("small_hidden_smmd", 12, 12, "mmd", [(i, i) for i in range(13)]),
+        # ... and what that means for others.
+        ("L3_hidden_mse", 3, 6, "hidden_mse", [(0, 0), (1, 2), (2, 4), (3, 6)]),
+        ("L3_hidden_smmd", 3, 24, "mmd", [(0, 0), (1, 8), (2, 16), (3, 24)]),
+        ("L3_attention_mse", 3, 6, "attention_mse", [(1, 2), (2, 4), (3, 6)]),
+        ("small_hidden_mse", 12, 24, "hidden_mse", [(i, 2 * i) for i in range(13)]),
+        ("L2_attention_ce", 2, 4, "attention_ce", [(1, 2), (2, 4)]),
+    ],
+)
+def test_textbrewers_names_are_rules(
+    name: str, student: int, teacher: int, loss: str, pairs: list[tuple[int, int]]
+) -> None:
+    assert pairs_of(name, student, teacher) == [(loss, *pair) for pair in pairs]
+
+
+def test_names_stand_beside_sections_and_add_projections_where_widths_differ() -> None:
+    config = DistillConfig.model_validate(
+        {"matches": ["L3n_hidden_mse", {"preset": "L3_hidden_smmd", "weight": 0.5}, {"loss": "pkd", "layers": "final"}]}
+    )
+    assert config.matches[0].weight == 1.0
+    assert DistillConfig.model_validate(config.model_dump(mode="json")) == config
+    for teacher_layers in (6, 12):
+        matches = resolve_matches(config.matches, 3, teacher_layers)
+        step = teacher_layers // 3
+        expected = [f"{loss}.{i}-{step * i}" for loss in ("hidden_mse", "mmd") for i in range(4)]
+        narrow = build_objective(config, matches, {m.student: 4 for m in matches}, {m.teacher: 8 for m in matches})
+        assert narrow.names == ("kd", *expected, f"pkd.3-{teacher_layers}")
+        assert len(narrow.projections) == 5  # four for hidden_mse, one for pkd; mmd needs none
+        assert [term.weight for term in narrow.terms] == [1.0] * 5 + [0.5] * 4 + [1.0]
+        wide = build_objective(config, matches, {m.student: 8 for m in matches}, {m.teacher: 8 for m in matches})
+        assert len(wide.projections) == 0
+
+
+def test_a_name_for_another_depth_is_refused() -> None:
+    named = tuple(MatchConfig.model_validate(name) for name in ("L6_hidden_mse", "L3_hidden_mse", "small_hidden_smmd"))
+    with pytest.raises(ConfigError) as caught:
+        resolve_matches(named, 3, 12)
+    first, second = caught.value.problems
+    assert first.startswith("distill.matches.0.preset: given 'L6_hidden_mse', which is for students of 6 layers")
+    assert "the student has 3" in first
+    assert "'small_hidden_smmd', which is for students of 12 layers" in second
+
+
+def test_every_name_is_one_and_means_a_loss_that_exists() -> None:
+    assert len(MATCH_NAMES) == len(set(MATCH_NAMES)) == 18
+    for name in MATCH_NAMES:
+        found = match_set(name)
+        assert found is not None
+        match = MatchConfig.model_validate(name)
+        assert (match.loss, match.layers, match.preset) == (found.loss, "even", name)
+        assert match.feature == MATCH_LOSSES[found.loss].needs
+    assert set(MATCH_SETS.values()) <= set(MATCH_LOSSES)
+    for wrong in ("L3_hidden", "hidden_mse", "L0_hidden_mse", "L3_hidden_mse ", "l3_hidden_mse", "small3_hidden_mse"):
+        assert match_set(wrong) is None
+
+
+def test_names_and_attention_losses_are_listed() -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    from raybrew.cli.main import app
+
+    def listed(family: str) -> list[str]:
+        result = CliRunner().invoke(app, ["list", family, "--json"])
+        assert result.exit_code == 0, result.output
+        return [row["name"] for row in json.loads(result.stdout)]
+
+    assert listed("matches") == ["even", "last", "skip", "final", "[[s, t], ...]", *MATCH_NAMES]
+    assert {name for name, entry in MATCH_LOSSES.items() if entry.needs == "attention"} <= set(listed("losses"))
+
+
+def test_a_pair_that_comes_twice_is_refused() -> None:
+    """Two terms of one name would hide each other in the log, and so would their projections."""
+    twice = (MatchConfig(loss="hidden_mse"), MatchConfig(loss="hidden_mse", layers="final", weight=2.0))
+    with pytest.raises(ConfigError, match=r"distill.matches.1.layers: hidden_mse.2-4 is matched twice"):
+        resolve_matches(twice, 2, 4)
+
+
+def test_attention_layers_begin_with_one() -> None:
+    for rule, pairs in (("even", [(1, 2), (2, 4)]), ("last", [(1, 3), (2, 4)]), ("final", [(2, 4)])):
+        matches = resolve_matches((MatchConfig(loss="attention_mse", layers=rule),), 2, 4)  # type: ignore[arg-type]
+        assert [(match.student, match.teacher) for match in matches] == [
+            (Signal("attention", student), Signal("attention", teacher)) for student, teacher in pairs
+        ]
+    with pytest.raises(ConfigError, match=r"student layer 0 does not exist; allowed: 1..2"):
+        resolve_matches((MatchConfig(loss="attention_mse", layers=((0, 1),)),), 2, 4)
+
+
+@pytest.mark.parametrize("loss", ["attention_mse", "attention_ce", "attention_mse_sum", "attention_ce_mean"])
+def test_heads_may_differ_only_where_they_are_joined(loss: str) -> None:
+    config = DistillConfig(matches=(MatchConfig(loss=loss, layers="final"),))  # type: ignore[arg-type]
+    (match,) = matches = resolve_matches(config.matches, 2, 4)
+    if MATCH_LOSSES[loss].same_width:
+        with pytest.raises(LossError, match=rf"{loss}.2-4: the student has 2 attention heads, the teacher 12"):
+            build_objective(config, matches, {match.student: 2}, {match.teacher: 12})
+    objective = build_objective(config, matches, {match.student: 2}, {match.teacher: 2})
+    assert objective.student_request == {LOGITS, Signal("attention", 2)}
+    assert len(objective.projections) == 0
+    if not MATCH_LOSSES[loss].same_width:
+        objective = build_objective(config, matches, {match.student: 2}, {match.teacher: 12})
+        student = {LOGITS: torch.randn(2, 3), match.student: torch.randn(2, 2, 5, 5)}
+        teacher = {LOGITS: torch.randn(2, 3), match.teacher: torch.randn(2, 12, 5, 5)}
+        batch = {"attention_mask": torch.ones(2, 5), "logits_mask": torch.ones(2), "labels": torch.zeros(2)}
+        assert torch.isfinite(objective(student, teacher, batch)[1].sum)
+        with pytest.raises(LossError, match=r"\(2, 2, 5, 5\) and teacher \(2, 12, 4, 4\) are not over the same tokens"):
+            objective(student, {**teacher, match.teacher: torch.randn(2, 12, 4, 4)}, batch)
+
+
+def test_probability_shift_and_temperatures_of_a_file_are_those_of_the_losses() -> None:
+    from raybrew.losses import logits, temperatures
+
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    batch = {
+        "attention_mask": torch.ones(5, 2),
+        "logits_mask": torch.tensor([1.0, 1, 1, 1, 0]),
+        "labels": torch.tensor([0, 2, 1, -1, 0]),
+    }
+
+    def loss(**settings: object) -> torch.Tensor:
+        objective = build_objective(DistillConfig.model_validate({"temperature": 3.0, **settings}))
+        return objective({LOGITS: student}, {LOGITS: teacher}, batch)[0].sum
+
+    mask = batch["logits_mask"]
+    shifted = logits.probability_shift(teacher, batch["labels"])
+    assert not torch.equal(shifted[:4], teacher[:4])
+    squared = {"scale_by_temperature_squared": True}
+    expected = logits.ce(student, shifted, mask, temperature=3.0, **squared).sum
+    assert torch.equal(loss(probability_shift=True), expected)
+    each = temperatures.flsw(student, shifted, 3.0, 2.0, 1.5, mask=mask)
+    assert float(each[:4].std()) > 0.1
+    expected = logits.ce(student, shifted, mask, temperature=each, **squared).sum
+    flsw = {"kind": "flsw", "beta": 2.0, "gamma": 1.5}
+    assert torch.equal(loss(probability_shift=True, temperature_schedule=flsw), expected)
+    each = temperatures.flsw(student, teacher, 3.0, 1.0, 1.0, mask=mask)
+    expected = logits.kl(student, teacher, mask, temperature=each, **squared).sum
+    assert torch.equal(loss(temperature_schedule={"kind": "flsw"}, kd_loss={"kind": "kl"}), expected)
+    each = temperatures.cwsm(student, teacher, 3.0, 2.0, mask=mask)
+    for name in ("ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"):
+        expected = getattr(logits, name)(student, teacher, mask, temperature=each, **squared).sum
+        given = loss(temperature_schedule={"kind": "cwsm", "beta": 2.0}, kd_loss={"kind": name})
+        torch.testing.assert_close(given, expected)
 
 
 def test_the_objective_asks_for_what_it_compares() -> None:
