@@ -135,6 +135,7 @@ def test_every_list_names_what_the_configs_accept(capsys: pytest.CaptureFixture[
     from raybrew.cli.list import Family
     from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, StudentConfig
     from raybrew.config.data import FORMATS
+    from raybrew.config.distill import LAYER_MAPS
 
     listed = {}
     for family in Family:
@@ -152,8 +153,10 @@ def test_every_list_names_what_the_configs_accept(capsys: pytest.CaptureFixture[
     for shape in listed[Family.shapes]:
         StudentConfig(shape=shape)
     for rule in listed[Family.matches]:
-        if not rule.startswith("["):
+        if rule in LAYER_MAPS:
             DistillConfig(matches=(MatchConfig(loss="cos", layers=rule),))
+        elif not rule.startswith("["):
+            assert DistillConfig.model_validate({"matches": [rule]}).matches
 
 
 def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
