@@ -72,6 +72,9 @@ class EncodedProgram:
         objective = self.trainee.objective
         return torch.stack([objective.counts(micro.inputs) for micro in batch.micro_batches]).sum(dim=0)
 
+    def denominators(self, counts: Tensor) -> Tensor:
+        return torch.tensor(self.trainee.objective.denominators(counts), dtype=torch.float64)
+
     def shares(self, batch: StepBatch) -> None:
         return None
 

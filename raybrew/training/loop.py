@@ -4,11 +4,9 @@ It serves every way to train: controls and distillation, one process or many, st
 experiment or any dataloader with adaptors. It knows neither Ray nor files nor what a batch is; what it needs of them
 comes in through `Program`, `Context`, `Hooks` and the state it is given.
 
-Each loss is divided once a step, by its count over all micro-batches and workers. Where a program knows the counts of a
-step beforehand, they are exchanged first. Where they come out of the forward pass (adaptors return masks), a step of
-one micro-batch exchanges them between forward and backward, which costs nothing; a step of several first runs all
-forward passes without gradient to learn the counts, one more student forward for each micro-batch, and so needs no more
-memory than one of them.
+Each loss is divided once a step, by its count over all micro-batches and workers. A program that knows the counts of a
+step says them before its first forward pass. Where they come out of the forward pass (adaptors return masks) and the
+step has one micro-batch, they are exchanged between forward and backward instead.
 """
 
 from __future__ import annotations
@@ -95,7 +93,11 @@ class Program(Protocol):
         ...
 
     def counts(self, batch: Any) -> Tensor | None:
-        """Items of this worker's part as the objective's `denominators` takes them; None: terms tell them."""
+        """Items in this worker's part, float64. None, for a step of one micro-batch: its forward pass tells."""
+        ...
+
+    def denominators(self, counts: Tensor) -> Tensor:
+        """The count of each term, float64, given `counts` summed over all workers."""
         ...
 
     def shares(self, batch: Any) -> list[float] | None:
@@ -201,14 +203,12 @@ def train(
             )
 
     for batch in program.steps():
-        denominators: Tensor | None = None
-        save_soon = False
-        known = program.counts(batch)
+        known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
             # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
             wishes = [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
-            summed = context.add_up(torch.cat([known, torch.tensor(wishes, dtype=torch.float64)]))
-            denominators = torch.tensor(objective.denominators(summed[:-2]), dtype=torch.float64)
+            summed = context.add_up(torch.cat([known, torch.tensor(wishes, dtype=torch.float64, device=known.device)]))
+            denominators = program.denominators(summed[:-2])
             stop, save_soon = summed[-2:].tolist()
             if stop:
                 save(batch.step)
@@ -218,8 +218,6 @@ def train(
         if objective.has_schedules:
             weights = torch.tensor(objective.weights(batch.step / num_steps), dtype=torch.float64, device=device)
         shares = program.shares(batch)
-        if denominators is None and len(batch.micro_batches) > 1:
-            denominators = context.add_up(_counted_beforehand(program, batch, device, precision))
         factors: Tensor | None = None
         sums = torch.zeros(len(objective.terms), device=device)
         for index, cpu_micro in enumerate(batch.micro_batches):
@@ -240,7 +238,7 @@ def train(
         precision.scaler.step(optimizer)
         precision.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        assert denominators is not None  # a step has a micro-batch
+        assert denominators is not None  # a step has a micro-batch, which told them at the latest
         window.add(sums, weights, denominators, shares, batch)
 
         step = batch.step + 1
@@ -278,20 +276,6 @@ def train(
 
     seconds = elapsed_before + time.monotonic() - started
     return Outcome(num_steps, num_steps / program.steps_per_epoch, seconds, best, last_metrics)
-
-
-@torch.no_grad()
-def _counted_beforehand(program: Program, batch: Step, device: torch.device, precision: Precision) -> Tensor:
-    """Count of each term over this worker's micro-batches, from forward passes that draw no random numbers."""
-    trainee = program.trainee
-    trainee.eval()
-    counts = []
-    for micro in batch.micro_batches:
-        moved = micro.to(device)
-        with precision.autocast():
-            counts.append(trainee(moved.inputs, program.targets(moved))[1].double())
-    trainee.train()
-    return torch.stack(counts).sum(dim=0)
 
 
 def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:
