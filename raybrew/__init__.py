@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MultiTaskDistiller,
         MultiTeacherDistiller,
     )
+    from raybrew.textbrewer.emd import EMDDistiller
     from raybrew.textbrewer.presets import (
         ADAPTOR_KEYS,
         KD_LOSS_MAP,
@@ -58,6 +59,7 @@ _WHERE = {
     "TrainingConfig": "raybrew.textbrewer.configs",
     "WEIGHT_SCHEDULER": "raybrew.textbrewer.presets",
     "register_new": "raybrew.textbrewer.presets",
+    "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
@@ -85,6 +87,7 @@ __all__ = [
     "BasicTrainer",
     "CustomMatch",
     "DistillationConfig",
+    "EMDDistiller",
     "Experiment",
     "GeneralDistiller",
     "LineReporter",

@@ -39,7 +39,8 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         moved = {key: move(item, device) for key, item in value.items()}
         # Outputs of Hugging Face models are read by attribute.
-        return type(value)(**moved) if dataclasses.is_dataclass(value) else moved
+        rebuild: Any = type(value)
+        return rebuild(**moved) if hasattr(rebuild, "__dataclass_fields__") else moved
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(move(item, device) for item in value))
     if isinstance(value, (list, tuple)):

@@ -113,11 +113,13 @@ class TrainingConfig(ClosedConfig):
             problems += _truth(name, getattr(self, name))
         if self.fp16_opt_level not in ("O0", "O1", "O2", "O3"):
             problems.append(Problem("fp16_opt_level", f"given {self.fp16_opt_level!r}; allowed: O0, O1, O2, O3"))
-        if not isinstance(self.output_dir, (str, Path)):
-            problems.append(Problem("output_dir", f"given {self.output_dir!r}; allowed: a path"))
-        if not isinstance(self.log_dir, (str, Path, type(None))):
-            problems.append(Problem("log_dir", f"given {self.log_dir!r}; allowed: a path, or None for no TensorBoard"))
-        if self.data_parallel is True and isinstance(self.local_rank, int) and self.local_rank >= 0:
+        given: Any = self.output_dir
+        if not isinstance(given, (str, Path)):
+            problems.append(Problem("output_dir", f"given {given!r}; allowed: a path"))
+        given = self.log_dir
+        if not isinstance(given, (str, Path, type(None))):
+            problems.append(Problem("log_dir", f"given {given!r}; allowed: a path, or None for no TensorBoard"))
+        if self.data_parallel is True and _is_whole(self.local_rank) and self.local_rank >= 0:
             problems.append(Problem("data_parallel", "excludes local_rank >= 0: one process, or one for each device"))
         raise_problems("TrainingConfig", problems)
 
@@ -161,8 +163,9 @@ class IntermediateMatch(ClosedConfig):
         if self.feature not in FEATURES:
             near = near_match(str(self.feature), FEATURES)
             found.append(Problem(f"{key}.feature", f"given {self.feature!r}; allowed: {', '.join(FEATURES)}{near}"))
-        if not isinstance(self.loss, str):
-            found.append(Problem(f"{key}.loss", f"given {self.loss!r}; allowed: a name in MATCH_LOSS_MAP"))
+        loss: Any = self.loss
+        if not isinstance(loss, str):
+            found.append(Problem(f"{key}.loss", f"given {loss!r}; allowed: a name in MATCH_LOSS_MAP"))
         found += number_problems(f"{key}.weight", self.weight, least=0.0)
         found += _whole(f"{key}.teacher", self.teacher, least=0)
         if self.proj is not None:
@@ -188,7 +191,7 @@ class IntermediateMatch(ClosedConfig):
         """The match that a mapping describes, lists made tuples."""
         if isinstance(value, IntermediateMatch):
             return value
-        values = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+        values: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
         if not values.get("proj"):  # TextBrewer takes [] for none as well
             values.pop("proj", None)
         return cls(**values)
@@ -281,7 +284,7 @@ def _whole(key: str, value: Any, least: int) -> list[Problem]:
 def number_problems(key: str, value: Any, *, least: float = 0.0, above: float | None = None) -> list[Problem]:
     """What is wrong with `value` as a finite number >= `least`, or > `above`."""
     bound = f"at least {least:g}" if above is None else f"more than {above:g}"
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, (int, float, numbers.Real)) and type(value) is not bool and math.isfinite(value):
         number = float(value)
         if number >= least if above is None else number > above:
             return []

@@ -193,10 +193,18 @@ class BasicDistiller(_WithModes):
             self._needs_logits,
         )
 
+    def _more_modules(self) -> Mapping[str, nn.Module]:
+        """Modules with state or weights of their own, beside those of matches."""
+        return {}
+
+    def _more_groups(self) -> Sequence[tuple[nn.Module, Mapping[str, Any]]]:
+        """Their optimizer groups: module and options."""
+        return ()
+
     def _job(self) -> Job:
         factory = self._factory()
-        trained: dict[str, nn.Module] = {}
-        groups: list[tuple[nn.Module, Mapping[str, Any]]] = []
+        trained = dict(self._more_modules())
+        groups = list(self._more_groups())
         for index, (match, proj) in enumerate(zip(self.d_config.intermediate_matches, self.projs, strict=True)):
             if proj is not None:
                 trained[f"match_{index}"] = proj
@@ -277,7 +285,7 @@ class MultiTeacherDistiller(BasicDistiller):
         weights: Sequence[float] | None = None,
         average: Literal["logits", "probabilities"] = "logits",
     ) -> None:
-        if (isinstance(model_T, nn.Module) and not isinstance(model_T, nn.ModuleList)) or not len(model_T):
+        if not isinstance(model_T, (list, tuple, nn.ModuleList)) or not len(model_T):
             raise ConfigError("model_T: MultiTeacherDistiller takes a list of teachers")
         if isinstance(adaptor_T, (list, tuple)) and len(adaptor_T) != len(model_T):
             raise ConfigError(

@@ -219,12 +219,13 @@ def _device(job: Job) -> torch.device:
     everyone = [("student", job.student), *(("teacher", model) for models in job.teachers.values() for model in models)]
     for name, model in everyone:
         there = _home(model)
-        if there.type != device.type or (device.index is not None and there.index not in (None, device.index)):
+        elsewhere = ":" in str(device) and str(there) != str(device)
+        if there.type != device.type or elsewhere:
             raise ConfigError(
                 f"device: batches go to {device}, but the {name} is on {there}; call {name}.to({str(device)!r}) first, "
                 "or set TrainingConfig(device=...)"
             )
-    return home if device.index is None else device
+    return device if ":" in str(device) else home
 
 
 def _home(model: nn.Module) -> torch.device:

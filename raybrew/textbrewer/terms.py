@@ -34,7 +34,7 @@ from raybrew.textbrewer.functions import (
 )
 from raybrew.textbrewer.taps import CustomMatch
 
-__all__ = ["Ensemble", "TermFactory", "label_spec"]
+__all__ = ["Ensemble", "ExtraTerm", "TermFactory", "label_spec"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,18 @@ class Ensemble:
         return average_logits(logits, self.weights, average=self.average, temperature=temperature)
 
 
+@dataclasses.dataclass(frozen=True)
+class ExtraTerm:
+    """A term that no configuration describes, over layers that the adaptors list."""
+
+    name: str
+    tag: str
+    weight: float
+    compute: Compute
+    student_layers: Sequence[tuple[str, int]]
+    teacher_layers: Sequence[tuple[str, int]]
+
+
 class TermFactory:
     """The terms of one configuration. Names are looked up here: ConfigError if one is unknown."""
 
@@ -65,6 +77,7 @@ class TermFactory:
         custom: Sequence[CustomMatch],
         ensemble: Ensemble,
         needs_logits: bool,
+        more: Sequence[ExtraTerm] = (),
     ) -> None:
         self.config = config
         self.matches = matches
@@ -72,6 +85,7 @@ class TermFactory:
         self.custom = custom
         self.ensemble = ensemble
         self.needs_logits = needs_logits
+        self.more = more
         self.losses = [match_loss(match.loss, f"intermediate_matches.{i}.loss") for i, match in enumerate(matches)]
         self.custom_losses = [custom_loss(match.loss, f"custom_matches.{i}.loss") for i, match in enumerate(custom)]
         self.kd_loss, self.kd_is_own, self.kd_options = kd_loss(
@@ -86,6 +100,8 @@ class TermFactory:
     def wanted(self, side: str, teacher: int = 0) -> Wanted:
         """The layers that matches compare, of the student (`side` S) or of a teacher (T)."""
         found: dict[tuple[str, int], str] = {}
+        for extra in self.more:
+            found |= dict.fromkeys(extra.student_layers if side == "S" else extra.teacher_layers, extra.name)
         for match in self.matches:
             if side == "S" or match.teacher == teacher:
                 for layer in as_tuple(match.layer_S if side == "S" else match.layer_T):
@@ -126,6 +142,8 @@ class TermFactory:
         for index, (custom, loss_of) in enumerate(zip(self.custom, self.custom_losses, strict=True)):
             compute_custom = _TapPair(index, prefix, custom, loss_of)
             add(f"custom.{index}", f"unweighted_custom_{index}", custom.weight, compute_custom)
+        for extra in self.more:
+            add(extra.name, extra.tag, extra.weight, extra.compute)
         if student.losses:
             weight = config.hard_label_weight
             add("label", "unweighted_hard_label_loss", weight, _labels, self.label_schedule)

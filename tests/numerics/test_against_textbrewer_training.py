@@ -1,4 +1,4 @@
-"""Whole trainings next to TextBrewer's from equal weights and batches: every loss of every step, and the last weights."""
+"""Whole trainings next to TextBrewer's from equal weights and batches: every loss of every step, and the last logits."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ def same(ours: Curve, theirs: Curve, first: nn.Module, second: nn.Module) -> Non
 def test_general(kind: str, ours: Curve, theirs: Curve, tmp_path: Path) -> None:
     import textbrewer
 
-    students = []
+    students: list[nn.Module] = []
+    projections: list[Any] = []
     for package in (textbrewer, raybrew):
         train_config, distill_config = configs(package, tmp_path, GENERAL[kind])
         pupil = student()
@@ -171,9 +172,7 @@ def test_tokens_with_a_mask_by_steps(ours: Curve, theirs: Curve, tmp_path: Path)
     for package in (textbrewer, raybrew):
         train_config, distill_config = configs(package, tmp_path, {"temperature": 3}, ckpt_steps=10)
         pupil = student()
-        distiller = package.BasicDistiller(
-            train_config, distill_config, teacher(), pupil, tags_adaptor, tags_adaptor
-        )
+        distiller = package.BasicDistiller(train_config, distill_config, teacher(), pupil, tags_adaptor, tags_adaptor)
         with distiller:
             distiller.train(optimizer_of(pupil), batches(7), num_epochs=None, num_steps=STEPS, **schedule())
         students.append(pupil)
@@ -224,8 +223,8 @@ def test_multi_task(ours: Curve, theirs: Curve, tmp_path: Path, monkeypatch: pyt
     # Ours names the task of each loss; the other tasks' are 0 in that step.
     for mine in ours:
         for name in [name for name in mine if "/" in name]:
-            task, tag = name.split("/")
+            tag = name.split("/")[1]
             mine[tag] = mine.get(tag, 0.0) + mine.pop(name)
-    for mine, other in zip(ours, theirs, strict=True):
+    for other in theirs:
         other.setdefault("unweighted_hard_label_loss", 0.0)
     same(ours, theirs, students[1], students[0])
