@@ -14,6 +14,25 @@ if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
     from raybrew.store.reader import Store
+    from raybrew.textbrewer.configs import FEATURES, DistillationConfig, TrainingConfig
+    from raybrew.textbrewer.distillers import (
+        BasicDistiller,
+        BasicTrainer,
+        GeneralDistiller,
+        MultiTaskDistiller,
+        MultiTeacherDistiller,
+    )
+    from raybrew.textbrewer.emd import EMDDistiller
+    from raybrew.textbrewer.presets import (
+        ADAPTOR_KEYS,
+        KD_LOSS_MAP,
+        MATCH_LOSS_MAP,
+        PROJ_MAP,
+        TEMPERATURE_SCHEDULER,
+        WEIGHT_SCHEDULER,
+        register_new,
+    )
+    from raybrew.textbrewer.taps import CustomMatch
     from raybrew.verbs.capture import capture
     from raybrew.verbs.distill import distill
     from raybrew.verbs.evaluate import evaluate
@@ -24,6 +43,23 @@ if TYPE_CHECKING:
     from raybrew.verbs.result import RunResult
 
 _WHERE = {
+    "ADAPTOR_KEYS": "raybrew.textbrewer.presets",
+    "BasicDistiller": "raybrew.textbrewer.distillers",
+    "BasicTrainer": "raybrew.textbrewer.distillers",
+    "CustomMatch": "raybrew.textbrewer.taps",
+    "DistillationConfig": "raybrew.textbrewer.configs",
+    "FEATURES": "raybrew.textbrewer.configs",
+    "GeneralDistiller": "raybrew.textbrewer.distillers",
+    "KD_LOSS_MAP": "raybrew.textbrewer.presets",
+    "MATCH_LOSS_MAP": "raybrew.textbrewer.presets",
+    "MultiTaskDistiller": "raybrew.textbrewer.distillers",
+    "MultiTeacherDistiller": "raybrew.textbrewer.distillers",
+    "PROJ_MAP": "raybrew.textbrewer.presets",
+    "TEMPERATURE_SCHEDULER": "raybrew.textbrewer.presets",
+    "TrainingConfig": "raybrew.textbrewer.configs",
+    "WEIGHT_SCHEDULER": "raybrew.textbrewer.presets",
+    "register_new": "raybrew.textbrewer.presets",
+    "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
@@ -40,11 +76,27 @@ _WHERE = {
 }
 
 __all__ = [
+    "ADAPTOR_KEYS",
+    "FEATURES",
+    "KD_LOSS_MAP",
+    "MATCH_LOSS_MAP",
+    "PROJ_MAP",
+    "TEMPERATURE_SCHEDULER",
+    "WEIGHT_SCHEDULER",
+    "BasicDistiller",
+    "BasicTrainer",
+    "CustomMatch",
+    "DistillationConfig",
+    "EMDDistiller",
     "Experiment",
+    "GeneralDistiller",
     "LineReporter",
+    "MultiTaskDistiller",
+    "MultiTeacherDistiller",
     "QuietReporter",
     "RunResult",
     "Store",
+    "TrainingConfig",
     "__version__",
     "build_experiment",
     "capture",
@@ -53,6 +105,7 @@ __all__ = [
     "finetune",
     "load_experiment",
     "predict",
+    "register_new",
     "report",
 ]
 

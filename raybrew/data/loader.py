@@ -64,6 +64,12 @@ class StepBatch:
     tokens: int  #: real tokens of this worker's part
     padded_tokens: int  #: tokens with padding
 
+    @property
+    def amounts(self) -> tuple[int, int, int]:
+        """Rows, tokens and tokens with padding of this worker's part."""
+        rows = sum(int(micro.inputs["logits_mask"].sum()) for micro in self.micro_batches)
+        return rows, self.tokens, self.padded_tokens
+
 
 def collate(rows: np.ndarray, data: TokenRows, pad_token_id: int, teacher: SignalSource | None) -> MicroBatch:
     """A micro-batch of `rows`. Empty rows give one row with `logits_mask` 0, so that every worker takes part."""

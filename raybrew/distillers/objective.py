@@ -1,7 +1,8 @@
 """The objective: every loss term of every way to train, with what each asks of teacher and student.
 
-A term has a sum and a count. Counts follow from masks alone, so a step's denominators are known before its first
-forward pass; sums are divided by them once, over all micro-batches and workers.
+A term has a sum and a count; sums are divided by counts once a step, over all micro-batches and workers. Counts follow
+from masks alone. In experiments the masks are those of the inputs, so that a step's denominators are known before its
+first forward pass; where masks come out of an adaptor, so do the counts.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from raybrew.config.distill import DistillConfig
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.tables import PROJECTIONS
+from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
 from raybrew.errors import LossError
-from raybrew.losses.logits import hard_label_ce, probability_shift
+from raybrew.losses.logits import hard_label_ce
 from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.signals import LOGITS, Signal, sorted_signals
@@ -34,12 +36,17 @@ COUNT_KEYS = ("logits", "labels", "row", "token", "pair")
 
 @dataclasses.dataclass(frozen=True)
 class TermSpec:
-    """One term: `compute(student, teacher, batch)` gives its LossTerm, whose count is that of `count_key`."""
+    """One term: `compute(student, teacher, batch)` gives its LossTerm.
+
+    In experiments `compute` takes signals, signals and a Batch, and its count is that of `count_key`. Elsewhere it
+    takes what the adaptors made of the models' outputs, and `count_key` is None: the count is known when it returns.
+    """
 
     name: str
     weight: float
-    count_key: str
-    compute: Callable[[Mapping[Signal, Tensor], Mapping[Signal, Tensor], Batch], LossTerm]
+    count_key: str | None
+    compute: Callable[[Any, Any, Any], LossTerm]
+    schedule: Callable[[float], float] | None = None  #: progress of training in [0, 1] -> factor on the weight
 
 
 class Objective(nn.Module):
@@ -81,11 +88,18 @@ class Objective(nn.Module):
     def denominators(self, counts: Tensor) -> list[float]:
         """The count of each term in a step with these summed `counts`."""
         by_key = dict(zip(COUNT_KEYS, counts.tolist(), strict=True))
-        return [by_key[term.count_key] for term in self.terms]
+        return [by_key[term.count_key] for term in self.terms if term.count_key is not None]
 
-    def forward(
-        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch
-    ) -> list[LossTerm]:
+    @property
+    def has_schedules(self) -> bool:
+        """Whether some weight changes during training."""
+        return any(term.schedule is not None for term in self.terms)
+
+    def weights(self, progress: float) -> list[float]:
+        """The weight of each term at this share of all steps."""
+        return [term.weight * (term.schedule(progress) if term.schedule else 1.0) for term in self.terms]
+
+    def forward(self, student: Any, teacher: Any, batch: Any) -> list[LossTerm]:
         """The terms over one micro-batch, in the order of `names`."""
         return [term.compute(student, teacher, batch) for term in self.terms]
 
@@ -130,39 +144,32 @@ def build_objective(
 
 class _KD:
     def __init__(self, config: DistillConfig) -> None:
-        self.loss = KD_LOSSES[config.kd_loss.kind].load()
-        self.options: dict[str, Any] = {
-            "temperature": config.temperature,
-            "scale_by_temperature_squared": config.scale_by_temperature_squared,
-        }
+        options: dict[str, Any] = {"scale_by_temperature_squared": config.scale_by_temperature_squared}
         if config.kd_loss.kind == "js":
-            self.options["beta"] = config.kd_loss.beta
+            options["beta"] = config.kd_loss.beta
         if config.kd_loss.kind in ("skew_kl", "skew_reverse_kl"):
-            self.options["alpha"] = config.kd_loss.alpha
-        self.shift = config.probability_shift
-        schedule = config.temperature_schedule
-        self.temperatures = TEMPERATURES[schedule.kind].load() if schedule is not None else None
-        self.schedule = {} if schedule is None else {"beta": schedule.beta}
-        if schedule is not None and schedule.kind == "flsw":
-            self.schedule["gamma"] = 1.0 if schedule.gamma is None else schedule.gamma
+            options["alpha"] = config.kd_loss.alpha
+        schedule, rule = config.temperature_schedule, None
+        if schedule is not None:
+            rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
+        loss = KD_LOSSES[config.kd_loss.kind].load()
+        self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        given, wanted = student[LOGITS], teacher[LOGITS]
-        if given.shape != wanted.shape:
-            raise LossError(
-                f"kd: student logits {tuple(given.shape)} and teacher logits {tuple(wanted.shape)} differ; both models "
-                "need the same classes"
-            )
-        options = self.options
-        if self.shift:
-            wanted = probability_shift(wanted, batch["labels"])
-        if self.temperatures is not None:
-            temperatures = self.temperatures(
-                given, wanted, options["temperature"], **self.schedule, mask=batch["logits_mask"]
-            )
-            options = options | {"temperature": temperatures}
-        term: LossTerm = self.loss(given, wanted, batch["logits_mask"], **options)
-        return term
+        return self.term(student[LOGITS], teacher[LOGITS], batch["logits_mask"], batch["labels"])
+
+
+def _temperature_rule(kind: str, beta: float, gamma: float | None) -> TemperatureRule:
+    function = TEMPERATURES[kind].load()
+    options: dict[str, float] = {"beta": beta}
+    if kind == "flsw":
+        options["gamma"] = 1.0 if gamma is None else gamma
+
+    def rule(student: Tensor, teacher: Tensor, base: float, mask: Tensor | None) -> float | Tensor:
+        temperature: float | Tensor = function(student, teacher, base, **options, mask=mask)
+        return temperature
+
+    return rule
 
 
 def _label_term(student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
@@ -172,8 +179,7 @@ def _label_term(student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tenso
 class _Match:
     def __init__(self, match: LayerMatch, loss: Callable[..., LossTerm], projection: nn.Module | None) -> None:
         self.match = match
-        self.loss = loss
-        self.projection = projection
+        self.term = MatchTerm(match.name, loss, projection)
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
         given, wanted = student[self.match.student], teacher[self.match.teacher]
@@ -184,10 +190,7 @@ class _Match:
                 f"{self.match.name}: student {tuple(given.shape)} and teacher {tuple(wanted.shape)} are not over the "
                 "same tokens"
             )
-        if self.projection is not None:
-            given = self.projection(given)
-        mask = batch["attention_mask"] * batch["logits_mask"].unsqueeze(-1)
-        return self.loss(given, wanted, mask)
+        return self.term(given, wanted, batch["attention_mask"] * batch["logits_mask"].unsqueeze(-1))
 
 
 def _projection_for(

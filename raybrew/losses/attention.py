@@ -2,7 +2,8 @@
 
 With a mask (batch, length) only pairs of real tokens count: padded queries are left out, and padded keys are left out
 of both softmaxes. TextBrewer keeps padded keys in its softmaxes, which is the same whenever the scores carry the usual
-large negative mask there, as BERT's do; without it its value would depend on the content of the padding.
+large negative mask there, as BERT's do; without it its value depends on the content of the padding. The cross entropies
+do so too with `padded_keys=True`, which is here to reproduce TextBrewer's runs.
 
 Without a mask TextBrewer guesses the padding from the scores: where they are <= -1e-3 the score is taken as 0
 (`attention_mse`, `attention_mse_sum`), or the teacher's probability is (`attention_ce`, `attention_ce_mean`). These
@@ -44,21 +45,25 @@ def attention_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor | None = No
 
 
 @full_precision
-def attention_ce(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> LossTerm:
+def attention_ce(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, padded_keys: bool = False
+) -> LossTerm:
     """Cross entropy of the two softmaxes over the keys, mean over heads, per real query token."""
     student, teacher = _with_heads("attention_ce", student), _with_heads("attention_ce", teacher.detach())
     check_same_shape("attention_ce", student, teacher, _HEADS)
-    return _cross_entropy("attention_ce", student, teacher, mask)
+    return _cross_entropy("attention_ce", student, teacher, mask, padded_keys)
 
 
 @full_precision
-def attention_ce_mean(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> LossTerm:
+def attention_ce_mean(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, padded_keys: bool = False
+) -> LossTerm:
     """Cross entropy, per real query token, of the softmaxes of the scores averaged over heads; heads may differ."""
     name = "attention_ce_mean"
     student = _with_heads(name, student).mean(dim=1, keepdim=True)
     teacher = _with_heads(name, teacher.detach()).mean(dim=1, keepdim=True)
     check_same_shape(name, student, teacher, "both must see the same tokens")
-    return _cross_entropy(name, student, teacher, mask)
+    return _cross_entropy(name, student, teacher, mask, padded_keys)
 
 
 def _with_heads(name: str, scores: Tensor) -> Tensor:
@@ -89,14 +94,18 @@ def _squared_error(name: str, student: Tensor, teacher: Tensor, mask: Tensor | N
     return LossTerm(error / student.shape[1], count_items(Per.PAIR, real))
 
 
-def _cross_entropy(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> LossTerm:
+def _cross_entropy(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None, padded_keys: bool) -> LossTerm:
     real = _real_tokens(name, mask, student)
     if mask is None:
         probs = teacher.softmax(dim=-1).masked_fill(teacher <= _PADDING_SCORE, 0.0)
         per_query = -(probs * student.log_softmax(dim=-1)).sum(dim=-1)
     else:
         padding = ~_real_pairs(real)
-        probs = teacher.masked_fill(padding, EXCLUDED).softmax(dim=-1)
-        log_probs = student.masked_fill(padding, EXCLUDED).log_softmax(dim=-1)
+        if padded_keys:
+            probs = teacher.softmax(dim=-1).masked_fill(padding, 0.0)
+            log_probs = student.log_softmax(dim=-1)
+        else:
+            probs = teacher.masked_fill(padding, EXCLUDED).softmax(dim=-1)
+            log_probs = student.masked_fill(padding, EXCLUDED).log_softmax(dim=-1)
         per_query = -(probs * log_probs).sum(dim=-1).masked_fill(~real.unsqueeze(1), 0.0)
     return LossTerm(per_query.sum() / student.shape[1], count_items(Per.TOKEN, real))

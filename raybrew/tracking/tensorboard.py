@@ -1,4 +1,4 @@
-"""TensorBoard event files in `<run folder>/tensorboard`, written without torch."""
+"""TensorBoard event files, written without torch; those of runs lie in `<run folder>/tensorboard`."""
 
 from __future__ import annotations
 
@@ -9,38 +9,51 @@ from typing import Any
 
 from raybrew.tracking.base import Status, scalars
 
-__all__ = ["TensorBoardTracker"]
+__all__ = ["EventWriter", "TensorBoardTracker"]
 
 
-class TensorBoardTracker:
-    """Scalars over steps. A resumed run opens a new file that tells TensorBoard to hide what it repeats."""
+class EventWriter:
+    """Scalars over steps in one event file of `folder`.
 
-    name = "tensorboard"
+    With `resume` its first step hides later ones of older files: a dead process may have written beyond its checkpoint.
+    """
 
-    def __init__(self) -> None:
-        self._writer: Any = None
-        self._hide_later_steps = False
-
-    def start(self, run_id: str, config: Mapping[str, Any], folder: Path, resume: bool) -> None:
+    def __init__(self, folder: Path, resume: bool) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = EventFileWriter(str(folder / "tensorboard"))
+        self._writer = EventFileWriter(str(folder))
         self._hide_later_steps = resume
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def add(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = scalars(record)
-        if self._writer is None or not values:
-            return
-        step, now = int(record["step"]), time.time()
+        now = time.time()
         if self._hide_later_steps:
-            # A dead process may have written steps beyond its checkpoint; the first new step says which.
             self._writer.add_event(Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START)))
             self._hide_later_steps = False
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._writer.add_event(Event(wall_time=now, step=step, summary=summary))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class TensorBoardTracker:
+    """Mirrors the records of a run."""
+
+    name = "tensorboard"
+
+    def __init__(self) -> None:
+        self._writer: EventWriter | None = None
+
+    def start(self, run_id: str, config: Mapping[str, Any], folder: Path, resume: bool) -> None:
+        self._writer = EventWriter(folder / "tensorboard", resume)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        values = scalars(record)
+        if self._writer is not None and values:
+            self._writer.add(int(record["step"]), values)
 
     def finish(self, status: Status) -> None:
         if self._writer is not None:

@@ -1,7 +1,12 @@
 """The training loop, read downwards: fetch, count, forward, backward, step, log, evaluate, save.
 
-It serves every way to train: controls and distillation, one process or many, stored or live teacher. It knows neither
-Ray nor files; what it needs of them comes in through `Context`, `Hooks` and the state it is given.
+It serves every way to train: controls and distillation, one process or many, stored or live teacher, encoded rows of an
+experiment or any dataloader with adaptors. It knows neither Ray nor files nor what a batch is; what it needs of them
+comes in through `Program`, `Context`, `Hooks` and the state it is given.
+
+Each loss is divided once a step, by its count over all micro-batches and workers. A program that knows the counts of a
+step says them before its first forward pass. Where they come out of the forward pass (adaptors return masks) and the
+step has one micro-batch, they are exchanged between forward and backward instead.
 """
 
 from __future__ import annotations
@@ -10,25 +15,115 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from raybrew.config.train import TrainConfig
-from raybrew.data.loader import StepBatch, StepLoader
-from raybrew.data.sampler import num_batches
 from raybrew.distillers.objective import Objective
-from raybrew.distillers.teachers import Teacher
 from raybrew.errors import DivergenceError, Interrupted
-from raybrew.models.forward import forward
-from raybrew.signals import Signal
 from raybrew.training.context import Context
-from raybrew.training.optim import build_optimizer, learning_rate_factor, trained_parameters
+from raybrew.training.optim import trained_parameters
 from raybrew.training.precision import Precision
 
-__all__ = ["Hooks", "Outcome", "Trainee", "total_steps", "train"]
+__all__ = ["Hooks", "Micro", "Outcome", "Program", "Step", "Trained", "train"]
+
+
+class Micro(Protocol):
+    """One forward pass. `inputs` are what the trainee takes."""
+
+    @property
+    def inputs(self) -> Any: ...
+    def to(self, device: torch.device) -> Any: ...
+
+
+class Step(Protocol):
+    """One worker's part of one optimizer step; steps count from 0."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def micro_batches(self) -> Sequence[Any]: ...
+    @property
+    def amounts(self) -> tuple[int, int, int]:
+        """Rows, tokens and tokens with padding; 0 where tokens are unknown."""
+        ...
+
+
+class Trained(Protocol):
+    """The module under training: student and objective; `(inputs, targets)` gives sum and count of each term."""
+
+    @property
+    def student(self) -> nn.Module: ...
+    @property
+    def objective(self) -> Objective: ...
+
+
+class Program(Protocol):
+    """What is trained, on what, and by which schedule."""
+
+    @property
+    def trainee(self) -> Any: ...  # an nn.Module that is Trained
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def find_unused(self) -> bool:
+        """Whether some trained parameters get no gradient in some steps."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """Which metric the best student has the highest value of."""
+        ...
+
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+    @property
+    def save_seconds(self) -> float:
+        """Longest time between two checkpoints."""
+        ...
+
+    def steps(self) -> Iterable[Any]:
+        """The steps that are still to be done, each a `Step`."""
+        ...
+
+    def counts(self, batch: Any) -> Tensor | None:
+        """Items in this worker's part, float64. None, for a step of one micro-batch: its forward pass tells."""
+        ...
+
+    def denominators(self, counts: Tensor) -> Tensor:
+        """The count of each term, float64, given `counts` summed over all workers."""
+        ...
+
+    def shares(self, batch: Any) -> list[float] | None:
+        """Share of the step that each term stands for: below 1 where a step is of several tasks. None: all 1."""
+        ...
+
+    def targets(self, micro: Any) -> Any:
+        """What the teacher says of a micro-batch."""
+        ...
+
+    def start_step(self, step: int, rank: int) -> None:
+        """Learning rates and random numbers of the step."""
+        ...
+
+    def end_step(self) -> None:
+        """After the optimizer's step."""
+        ...
+
+    def logs_at(self, step: int) -> bool: ...
+    def evaluates_at(self, step: int) -> bool: ...
+    def saves_at(self, step: int) -> bool: ...
+    def state_dict(self, context: Context) -> dict[str, Any]:
+        """What changes beside trainee and optimizer. All ranks call it."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any], rank: int) -> None: ...
 
 
 class Hooks(Protocol):
@@ -62,45 +157,17 @@ class Outcome:
     last: dict[str, float]
 
 
-class Trainee(nn.Module):
-    """Student and objective as one module, so that DDP sees one forward pass. Returns the sum of each term."""
-
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-
-    def forward(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]) -> Tensor:
-        outputs = forward(self.student, inputs, self.objective.student_request)
-        return torch.stack([term.sum for term in self.objective(outputs, teacher, inputs)])
-
-
-def total_steps(num_rows: int, config: TrainConfig) -> int:
-    """Optimizer steps of a whole run."""
-    steps = config.epochs * num_batches(num_rows, config.batch_size)
-    return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
 def train(
-    trainee: Trainee,
-    teacher: Teacher,
-    loader: StepLoader,
-    config: TrainConfig,
-    metric: str,
-    context: Context,
-    precision: Precision,
-    hooks: Hooks,
-    state: Mapping[str, Any] | None = None,
+    program: Program, context: Context, precision: Precision, hooks: Hooks, state: Mapping[str, Any] | None = None
 ) -> Outcome:
-    """Train to the last step of `loader` and return the outcome.
+    """Train to the last step of `program` and return the outcome.
 
     `state` is what `hooks.save` was last given; with it training goes on at the very next step. Interrupted is raised
     after a save when a worker was asked to stop; DivergenceError when the loss is no longer finite.
     """
     device = context.device
-    num_steps, steps_per_epoch = loader.num_steps, num_batches(len(loader.data.lengths), config.batch_size)
+    trainee, optimizer, num_steps = program.trainee, program.optimizer, program.num_steps
     objective = trainee.objective
-    optimizer = build_optimizer([trainee], config, device)
     parameters = trained_parameters([trainee])
     window = _Window(len(objective.terms), device)
     best: dict[str, Any] | None = None
@@ -110,15 +177,16 @@ def train(
         trainee.load_state_dict(state["trainee"])
         optimizer.load_state_dict(state["optimizer"])
         precision.scaler.load_state_dict(state["scaler"])
+        program.load_state_dict(state["program"], context.rank)
         window.load(state["window"], on_this_rank=context.rank == 0)
         best, last_metrics, elapsed_before = state["best"], state["last_metrics"], state["seconds"]
-    module = context.wrap(trainee, find_unused=not objective.uses_all_of_student)
-    weights = torch.tensor([term.weight for term in objective.terms], device=device)
+    module = context.wrap(trainee, find_unused=program.find_unused)
+    weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
     started = saved_at = time.monotonic()
     trainee.train()
 
     def save(step: int) -> None:
-        whole_window = window.over_all_ranks(context)
+        whole_window, program_state = window.over_all_ranks(context), program.state_dict(context)
         if context.rank == 0:
             hooks.save(
                 step,
@@ -126,6 +194,7 @@ def train(
                     "trainee": trainee.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "scaler": precision.scaler.state_dict(),
+                    "program": program_state,
                     "window": whole_window,
                     "best": best,
                     "last_metrics": last_metrics,
@@ -133,58 +202,64 @@ def train(
                 },
             )
 
-    for batch in loader:
-        # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
-        wishes = [context.stop_requested(), time.monotonic() - saved_at > 60 * config.checkpoint_minutes]
-        summed = context.add_up(torch.cat([_counts(objective, batch), torch.tensor(wishes, dtype=torch.float64)]))
-        counts, (stop, save_soon) = summed[:-2], summed[-2:].tolist()
-        if stop:
-            save(batch.step)
-            raise Interrupted(f"stopped after step {batch.step} of {num_steps}; the state is saved")
+    for batch in program.steps():
+        known, denominators, save_soon = program.counts(batch), None, False
+        if known is not None:
+            # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
+            wishes = [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
+            summed = context.add_up(torch.cat([known, torch.tensor(wishes, dtype=torch.float64, device=known.device)]))
+            denominators = program.denominators(summed[:-2])
+            stop, save_soon = summed[-2:].tolist()
+            if stop:
+                save(batch.step)
+                raise Interrupted(f"stopped after step {batch.step} of {num_steps}; the state is saved")
 
-        _seed_dropout(config.seed, batch.step, context.rank)
-        learning_rate = config.learning_rate * learning_rate_factor(
-            batch.step, num_steps, config.warmup, config.schedule
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        denominators = objective.denominators(counts)
-        # DDP averages over ranks; multiplying by their number makes it the sum that the one division expects.
-        factors = weights * torch.tensor(
-            [context.world_size / count if count else 0.0 for count in denominators], device=device
-        )
+        program.start_step(batch.step, context.rank)
+        if objective.has_schedules:
+            weights = torch.tensor(objective.weights(batch.step / num_steps), dtype=torch.float64, device=device)
+        shares = program.shares(batch)
+        factors: Tensor | None = None
         sums = torch.zeros(len(objective.terms), device=device)
         for index, cpu_micro in enumerate(batch.micro_batches):
             micro = cpu_micro.to(device)
             last = index + 1 == len(batch.micro_batches)
             with contextlib.nullcontext() if last else _without_sync(module):
-                signals = teacher.signals(micro)
+                targets = program.targets(micro)
                 with precision.autocast():
-                    micro_sums = module(micro.inputs, signals)
+                    micro_sums, micro_counts = module(micro.inputs, targets)
+                if denominators is None:
+                    denominators = context.add_up(micro_counts.double())
+                if factors is None:
+                    factors = _factors(weights, denominators, shares, context.world_size)
                 precision.scaler.scale((micro_sums * factors).sum()).backward()
             sums += micro_sums.detach()
         precision.scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, program.max_grad_norm or math.inf)
         precision.scaler.step(optimizer)
         precision.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        window.add(sums, torch.tensor(denominators, dtype=torch.float64), batch)
+        assert denominators is not None  # a step has a micro-batch, which told them at the latest
+        window.add(sums, weights, denominators, shares, batch)
 
         step = batch.step + 1
         at_end = step == num_steps
-        position = {"step": step, "epoch": round(step / steps_per_epoch, 4)}
-        if step % config.log_steps == 0 or at_end:
-            record = window.record(objective, context, learning_rate, float(grad_norm), time.monotonic() - started)
+        position = {"step": step, "epoch": round(step / program.steps_per_epoch, 4)}
+        if program.logs_at(step) or at_end:
+            rate = optimizer.param_groups[0]["lr"]
+            record = window.record(objective, context, rate, float(grad_norm), time.monotonic() - started)
             if not math.isfinite(record["loss"]):
                 terms = {name: value for name, value in record.items() if name.startswith("loss/")}
                 raise DivergenceError(
-                    f"the loss is no longer finite at step {step}: {terms}; lower train.learning_rate"
+                    f"the loss is no longer finite at step {step}: {terms}; lower the learning rate "
+                    "(train.learning_rate)"
                 )
             if context.rank == 0:
                 hooks.log(position | {"kind": "train", "time": elapsed_before + time.monotonic() - started} | record)
-        due = step % config.eval_steps == 0 if config.eval_steps else step % steps_per_epoch == 0
+        program.end_step()
+        due = program.evaluates_at(step)
         if due or at_end:
             last_metrics = hooks.evaluate(trainee.student)
+            metric = program.metric
             is_best = bool(last_metrics) and (best is None or last_metrics[metric] > best["value"])
             if is_best:
                 best = position | {"metric": metric, "value": last_metrics[metric], "metrics": last_metrics}
@@ -195,37 +270,59 @@ def train(
                 seconds = elapsed_before + time.monotonic() - started
                 hooks.log(position | {"kind": "eval", "time": seconds} | named | {"best": is_best})
             context.report(position | last_metrics)
-        every = config.checkpoint_steps
-        if at_end or save_soon or (step % every == 0 if every else due):
+        if at_end or save_soon or program.saves_at(step):
             save(step)
             saved_at = time.monotonic()
 
     seconds = elapsed_before + time.monotonic() - started
-    return Outcome(num_steps, num_steps / steps_per_epoch, seconds, best, last_metrics)
+    return Outcome(num_steps, num_steps / program.steps_per_epoch, seconds, best, last_metrics)
+
+
+def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:
+    """What each term's sum is multiplied by, float32.
+
+    DDP averages over ranks; multiplying by their number makes it the sum that the one division expects.
+    """
+    per_item = torch.where(counts > 0, world_size / counts, 0.0).to(weights.device, torch.float32)
+    factors = weights.float() * per_item
+    return factors if shares is None else factors * torch.tensor(shares, device=weights.device)
 
 
 class _Window:
     """Sums since the last log line. They stay on the device until they are logged."""
 
     def __init__(self, num_terms: int, device: torch.device) -> None:
-        self.sums = torch.zeros(num_terms, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(2, num_terms, dtype=torch.float64, device=device)  # as they are, and weighted
         self.counts = torch.zeros(num_terms, dtype=torch.float64)
+        self.shares = torch.zeros(num_terms, dtype=torch.float64)
         self.amounts = torch.zeros(3, dtype=torch.float64)  # rows, tokens, padded tokens
+        self.num_steps = 0
         self.since = time.monotonic()
 
-    def add(self, sums: Tensor, counts: Tensor, batch: StepBatch) -> None:
-        self.sums += sums
-        self.counts += counts
-        mine = sum(int(micro.inputs["logits_mask"].sum()) for micro in batch.micro_batches)
-        self.amounts += torch.tensor([mine, batch.tokens, batch.padded_tokens], dtype=torch.float64)
+    def add(self, sums: Tensor, weights: Tensor, counts: Tensor, shares: list[float] | None, batch: Step) -> None:
+        exact = sums.double()
+        # A term that weighs nothing may be anything, NaN included.
+        self.sums += torch.stack([exact, torch.where(weights == 0, 0.0, exact * weights)])
+        self.counts = self.counts.to(counts.device) + counts
+        self.shares += 1.0 if shares is None else torch.tensor(shares, dtype=torch.float64)
+        self.amounts += torch.tensor(batch.amounts, dtype=torch.float64)
+        self.num_steps += 1
 
-    def over_all_ranks(self, context: Context) -> dict[str, list[float]]:
+    def over_all_ranks(self, context: Context) -> dict[str, Any]:
         sums = context.add_up(self.sums)
         amounts = context.add_up(self.amounts)
-        return {"sums": sums.tolist(), "counts": self.counts.tolist(), "amounts": amounts.tolist()}
+        return {
+            "sums": sums.tolist(),
+            "counts": self.counts.tolist(),
+            "shares": self.shares.tolist(),
+            "amounts": amounts.tolist(),
+            "num_steps": self.num_steps,
+        }
 
-    def load(self, saved: Mapping[str, list[float]], on_this_rank: bool) -> None:
+    def load(self, saved: Mapping[str, Any], on_this_rank: bool) -> None:
         self.counts = torch.tensor(saved["counts"], dtype=torch.float64)
+        self.shares = torch.tensor(saved["shares"], dtype=torch.float64)
+        self.num_steps = saved["num_steps"]
         if on_this_rank:  # sums and amounts are added over ranks when they are read
             self.sums.copy_(torch.tensor(saved["sums"], dtype=torch.float64))
             self.amounts = torch.tensor(saved["amounts"], dtype=torch.float64)
@@ -237,10 +334,12 @@ class _Window:
         whole = self.over_all_ranks(context)
         seconds = time.monotonic() - self.since
         rows, tokens, padded = whole["amounts"]
-        means = [total / count if count else 0.0 for total, count in zip(whole["sums"], whole["counts"], strict=True)]
-        record: dict[str, Any] = {
-            "loss": sum(term.weight * mean for term, mean in zip(objective.terms, means, strict=True))
-        }
+        means, weighted = (
+            [total / count if count else 0.0 for total, count in zip(sums, whole["counts"], strict=True)]
+            for sums in whole["sums"]
+        )
+        shares = [share / self.num_steps for share in whole["shares"]]
+        record: dict[str, Any] = {"loss": sum(mean * share for mean, share in zip(weighted, shares, strict=True))}
         record |= {f"loss/{name}": mean for name, mean in zip(objective.names, means, strict=True)}
         record |= {
             "learning_rate": learning_rate,
@@ -254,23 +353,12 @@ class _Window:
         return record
 
 
-def _counts(objective: Objective, batch: StepBatch) -> Tensor:
-    return torch.stack([objective.counts(micro.inputs) for micro in batch.micro_batches]).sum(dim=0)
-
-
 def _without_sync(module: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Gradients of all but the last micro-batch stay on their worker."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         manager: contextlib.AbstractContextManager[Any] = module.no_sync()
         return manager
     return contextlib.nullcontext()
-
-
-def _seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Dropout as a function of (seed, step, rank): a resumed run draws what the unbroken one drew."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
-    mixed ^= mixed >> 31
-    torch.manual_seed(mixed & (2**63 - 1))
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -34,8 +34,9 @@ from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import Context
+from raybrew.training.encoded import EncodedProgram, Trainee, total_steps
 from raybrew.training.evaluation import compute_logits
-from raybrew.training.loop import Trainee, total_steps, train
+from raybrew.training.loop import train
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.prepare import finetune_config, task_of
@@ -94,17 +95,10 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         if description is not None and start_step == 0:
             hooks.note(f"student: {description}")
         try:
-            outcome = train(
-                Trainee(student, objective),
-                teacher,
-                loader,
-                config,
-                experiment.task.metric,
-                context,
-                precision,
-                hooks,
-                state,
+            program = EncodedProgram(
+                Trainee(student, objective), teacher, loader, config, experiment.task.metric, context.device
             )
+            outcome = train(program, context, precision, hooks, state)
         except Interrupted as stop:
             return {"status": "interrupted", "message": str(stop)}
     if outcome.best is None and context.rank == 0:

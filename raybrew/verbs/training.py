@@ -17,8 +17,8 @@ from raybrew.models.inspection import count_parameters, describe, measure_latenc
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.tasks.base import Labels
 from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.encoded import total_steps
 from raybrew.training.launch import launch
-from raybrew.training.loop import total_steps
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.job import run_job
 from raybrew.verbs.reporter import Reporter, follow_metrics

@@ -22,7 +22,8 @@ from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
 from raybrew.errors import DivergenceError, Interrupted
 from raybrew.models.forward import forward
 from raybrew.training.context import Context, DistributedContext, LocalContext
-from raybrew.training.loop import Trainee, total_steps, train
+from raybrew.training.encoded import EncodedProgram, Trainee, total_steps
+from raybrew.training.loop import train
 from raybrew.training.precision import Precision
 
 NUM_ROWS, CLASSES, VOCABULARY = 45, 3, 50
@@ -148,7 +149,8 @@ def run(
     )
     teacher = SignalsInBatch() if stored else LiveTeacher(teacher_model, objective.teacher_request)
     precision = Precision(precision_name, context.device)
-    train(subject, teacher, loader, config, "accuracy", context, precision, recorder, state)
+    program = EncodedProgram(subject, teacher, loader, config, "accuracy", context.device)
+    train(program, context, precision, recorder, state)
     return {name: value.detach().clone() for name, value in subject.state_dict().items()}, recorder
 
 

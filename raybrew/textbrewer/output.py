@@ -1,0 +1,113 @@
+"""What a distiller's training leaves: weights under TextBrewer's names, TensorBoard scalars, a state to resume from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raybrew.errors import CheckpointError, EnvironmentProblem
+from raybrew.textbrewer.configs import TrainingConfig
+from raybrew.tracking.tensorboard import EventWriter
+from raybrew.training.checkpoints import Checkpoints
+
+__all__ = ["Callback", "TrainingOutput"]
+
+log = logging.getLogger(__name__)
+
+#: callback(model=student, step=global_step) after each checkpoint, on rank 0.
+Callback = Callable[..., Any]
+
+
+class TrainingOutput:
+    """The loop's hooks of one `train()`. Files and folders are made when the first thing is written to them."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        student: nn.Module,
+        tags: Mapping[str, str],
+        num_steps: int,
+        callback: Callback | None,
+        identity: str,
+    ) -> None:
+        self.config = config
+        self.student = student
+        self.tags = tags  #: name of a term -> its name in TensorBoard
+        self.num_steps = num_steps
+        self.callback = callback
+        self.folder = Path(config.output_dir)
+        self.states = Checkpoints(self.folder / "state", keep=1)
+        self.identity = hashlib.sha256(identity.encode()).hexdigest()
+        self.resumed = False
+        self._writer: EventWriter | None = None
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """The state to go on from, None to start; CheckpointError if it is of another training."""
+        found = self.states.load_newest() if self.config.resume else None
+        if found is None:
+            return None
+        step, state = found
+        if state["identity"] != self.identity:
+            raise CheckpointError(
+                f"{self.states.folder} holds the state of a training with other settings, so it cannot go on here; "
+                "choose another output_dir, or remove that folder"
+            )
+        log.info("resumed at step %d of %d", step, self.num_steps)
+        self.resumed = True
+        return state
+
+    def log(self, record: dict[str, Any]) -> None:
+        if record["kind"] != "train":
+            return
+        log.info("step %d of %d: loss %.6g", record["step"], self.num_steps, record["loss"])
+        if self.config.log_dir is None:
+            return
+        if self._writer is None:
+            self._writer = EventWriter(Path(self.config.log_dir), self.resumed)
+        values = {"total_loss": record["loss"], "learning_rate": record["learning_rate"]}
+        values["grad_norm"] = record["grad_norm"]
+        for name, tag in self.tags.items():  # heads of one model share a tag, which shows their sum
+            values[tag] = values.get(tag, 0.0) + record[f"loss/{name}"]
+        self._writer.add(record["step"], {f"scalar/{tag}": value for tag, value in values.items()})
+
+    def evaluate(self, student: nn.Module) -> dict[str, float]:
+        return {}
+
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
+        return None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        path = self.folder / f"gs{step}.pkl"
+        log.info("saving %s", path)
+        _write(self.student.state_dict(), path)
+        if self.config.resume:
+            self.states.save(step, state | {"identity": self.identity})
+        if self.callback is not None:
+            modes = {module: module.training for module in self.student.modules()}
+            self.callback(model=self.student, step=step)
+            for module, mode in modes.items():
+                module.training = mode
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _write(weights: Mapping[str, Any], path: Path) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(weights, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise EnvironmentProblem(f"cannot write {path}: {str(error).splitlines()[0]}") from error
