@@ -1,4 +1,4 @@
-"""Whole trainings next to TextBrewer's from equal weights and batches: every loss of every step, and the last logits."""
+"""Whole trainings next to TextBrewer's from equal weights and batches: all losses of all steps, and the last logits."""
 
 from __future__ import annotations
 
