@@ -40,6 +40,7 @@ from raybrew import (
 from raybrew.errors import CheckpointError, ConfigError, DivergenceError, LossError
 from raybrew.losses.averaging import average_logits
 from raybrew.textbrewer.batches import TaskOrder
+from raybrew.training.context import LocalContext
 
 HIDDEN = {"layer_T": 4, "layer_S": 2, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 8, 12]}
 
@@ -897,3 +898,63 @@ def test_temperature_squared_is_an_option(tmp_path: Path) -> None:
     assert norms[2] == pytest.approx(64 * norms[1], rel=1e-3)
     assert norms[0] / norms[1] > 15
     assert 0.3 < norms[0] / norms[2] < 3
+
+
+class TwoRanks(LocalContext):
+    """Rank 0 of two processes, the other of which exists in name alone."""
+
+    world_size = 2
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.wrapped: list[tuple[nn.Module, bool]] = []
+
+    def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
+        self.wrapped.append((module, find_unused))
+        return module
+
+
+@pytest.mark.parametrize("all_used", [True, False])
+def test_ddp_wraps_the_student_alone_and_searches_only_where_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_used: bool
+) -> None:
+    def every_head(batch: Any, outputs: Any) -> dict[str, Any]:
+        return {"logits": [outputs["logits"], outputs["tags"], outputs["spans"]]}
+
+    context = TwoRanks()
+    monkeypatch.setattr("raybrew.textbrewer.run._context", lambda config, device: context)
+    pupil, wise, adaptor = student(), teacher(), every_head if all_used else logits_adaptor
+    one = GeneralDistiller(settings(tmp_path), DistillationConfig(), wise, pupil, adaptor, adaptor)
+    one.train(sgd(pupil), batches(2), num_epochs=1)
+    ((module, find_unused),) = context.wrapped
+    assert find_unused is not all_used
+    inside = set(module.modules())
+    assert pupil in inside
+    assert not inside & set(wise.modules())
+
+
+def test_losses_stay_on_the_device_between_log_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty more steps read not one value more."""
+    reads = [0]
+
+    def counted(name: str) -> Any:
+        original = getattr(Tensor, name)
+
+        def read(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            reads[0] += 1
+            return original(self, *args, **kwargs)
+
+        return read
+
+    for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__"):
+        monkeypatch.setattr(Tensor, name, counted(name))
+    found = []
+    for steps in (10, 30):
+        pupil = student()
+        optimizer = sgd(pupil)
+        one = distiller(tmp_path, pupil, train={"log_steps": 1000}, hard_label_weight=1, intermediate_matches=[HIDDEN])
+        reads[0] = 0
+        one.train(optimizer, batches(10), num_steps=steps)
+        found.append(reads[0])
+    assert found[0] > 0
+    assert found[0] == found[1]
