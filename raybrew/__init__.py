@@ -111,6 +111,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "utils":  # a module of its own, which scripts reach as an attribute
+        return importlib.import_module("raybrew.utils")
     if name not in _WHERE:
         raise AttributeError(f"module 'raybrew' has no attribute {name!r}")
     value = getattr(importlib.import_module(_WHERE[name]), name)

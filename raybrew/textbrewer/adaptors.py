@@ -48,9 +48,10 @@ class Adapted:
 
     def to(self, device: torch.device | str) -> Adapted:
         """The same on `device`."""
+        ahead = torch.device(device).type != "cpu"  # a copy to the host must have arrived before it is read
 
         def moved(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+            return tuple(tensor.to(device, non_blocking=ahead) for tensor in tensors)
 
         return dataclasses.replace(
             self,
@@ -59,7 +60,7 @@ class Adapted:
             labels=moved(self.labels),
             losses=(),  # a teacher's losses are not used
             inputs_mask=None if self.inputs_mask is None else self.inputs_mask.to(device),
-            layers={key: layer.to(device, non_blocking=True) for key, layer in self.layers.items()},
+            layers={key: layer.to(device, non_blocking=ahead) for key, layer in self.layers.items()},
             taps=moved(self.taps),
         )
 

@@ -91,7 +91,7 @@ class TeacherSide:
         for index, (adaptor, batch, (said, taps)) in enumerate(zip(adaptors, batches, outputs, strict=True)):
             name = "adaptor_T" if len(teachers) == 1 else f"adaptor_T of teacher {index}"
             side = adapt(name, adaptor(batch, said), self.wanted[index])
-            # Nothing keeps a teacher's own losses, nor masks and labels that only its student's side needs.
+            # A teacher's own losses and labels are used nowhere, and a cache need not hold them.
             adapted.append(dataclasses.replace(side, losses=(), labels=(), taps=taps))
         return tuple(adapted)
 

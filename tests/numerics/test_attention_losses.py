@@ -156,3 +156,19 @@ def test_errors_name_what_was_given(call: Callable[[Tensor], object], words: lis
         call(draw((2, 3, 4, 4), 1))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["attention_ce", "attention_ce_mean"])
+def test_padded_keys_as_textbrewer_keeps_them(
+    name: str, textbrewer: ModuleType, same_value_and_gradient: Callable[..., None]
+) -> None:
+    """Scores without a mask of their own, probabilities of newer models for instance, spread over padding too."""
+    student, teacher, mask = draw((3, 2, 5, 5), 1), draw((3, 2, 5, 5), 2), right_padded(3, 5)
+    mine, other = getattr(attention, name), textbrewer.MATCH_LOSS_MAP[name]
+    same_value_and_gradient(
+        lambda states: mine(states, teacher, mask, padded_keys=True),
+        lambda states: other(states, teacher, mask),
+        student,
+    )
+    excluded, kept = mine(student, teacher, mask), mine(student, teacher, mask, padded_keys=True)
+    assert abs(float(excluded.sum - kept.sum)) > 0.1
