@@ -1,14 +1,20 @@
-"""Small plain torch models with all that an adaptor may return, and batches for them. Used by tests of distillers."""
+"""Small plain torch models with all that an adaptor may return, batches, distillers. Used by tests of distillers."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raybrew import DistillationConfig, GeneralDistiller, TrainingConfig
+
 VOCABULARY, CLASSES, LENGTH = 30, 3, 7
+
+#: The last layers of `teacher()` and `student()`.
+HIDDEN = {"layer_T": 4, "layer_S": 2, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 8, 12]}
 
 
 class PlainModel(nn.Module):
@@ -104,3 +110,38 @@ def teacher(layers: int = 4, hidden: int = 12, seed: int = 1) -> PlainModel:
 def student(layers: int = 2, hidden: int = 8, seed: int = 2, dropout: float = 0.0) -> PlainModel:
     """A smaller one."""
     return PlainModel(layers, hidden, seed, dropout)
+
+
+def settings(folder: Path, **values: Any) -> TrainingConfig:
+    """A configuration that writes into `folder/out`."""
+    return TrainingConfig(output_dir=folder / "out", **values)
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
+    """Plain steps, in which equal gradients stay equal."""
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def distiller(
+    folder: Path,
+    pupil: nn.Module,
+    adaptor: Any = examples_adaptor,
+    train: dict[str, Any] | None = None,
+    seed: int = 0,
+    **values: Any,
+) -> GeneralDistiller:
+    """A GeneralDistiller of `pupil` with one adaptor for both sides."""
+    torch.manual_seed(seed)  # projections start from torch's global generator
+    return GeneralDistiller(
+        settings(folder, **(train or {})), DistillationConfig(**values), teacher(), pupil, adaptor, adaptor
+    )
+
+
+def weights_of(model: nn.Module) -> Tensor:
+    """All weights in one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def written(folder: Path) -> list[str]:
+    """Names of the files in `folder/out`."""
+    return sorted(path.name for path in (folder / "out").iterdir())
