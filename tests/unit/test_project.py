@@ -34,7 +34,8 @@ def test_the_readme_shows_the_tree_as_it_is(repo_root: Path) -> None:
 
 def test_the_readme_names_every_command_and_no_other(repo_root: Path) -> None:
     readme = (repo_root / "README.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r"^\| `(\w+)[ `]", readme, re.MULTILINE))
+    use = readme.split("## Use")[1].split("\n## ")[0]
+    shown = set(re.findall(r"^\| `(\w+)[ `]", use, re.MULTILINE))
     commands = {command.name for command in app.registered_commands}
     assert shown == commands
     used = set(re.findall(r"^    raybrew (\w+)", readme, re.MULTILINE))
