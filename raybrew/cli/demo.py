@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """The main job on generated reviews: teacher, capture, students, controls without a teacher, a report.
 
-    Offline, about three minutes on two CPU cores. Run again, it continues or shows what is there.
+    Offline, two to three minutes on two CPU cores. Run again, it continues or shows what is there.
     """
     from raybrew.cli.summary import print_runs
     from raybrew.demo.run import run_demo
