@@ -135,8 +135,9 @@ def _run_here(worker: ShardWorker, tasks: list[ShardTask], reporter: ProgressRep
                     reporter.shard(future.result())
                 reporter.rows(worker.rows_done)
         except BaseException:
+            # Until the other shards in hand have ended, at their next batch, nothing here may be removed.
             worker.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 

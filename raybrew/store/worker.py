@@ -162,7 +162,7 @@ class ShardWorker:
                 os.replace(path, self._settings.root / folder / path.name)
         except FileNotFoundError:
             raise Interrupted("the capture was stopped") from None
-        self._check_running()
+        self._check_pending()
         commit_shard(self._settings.root, shard)
 
     def _begin(self, task: ShardTask) -> None:
@@ -185,7 +185,12 @@ class ShardWorker:
             raise Interrupted("the capture was stopped")
 
     def _check_running(self) -> None:
-        if self._stopped.is_set() or not self._settings.pending.is_dir():
+        if self._stopped.is_set():
+            raise Interrupted("the capture was stopped")
+        self._check_pending()
+
+    def _check_pending(self) -> None:
+        if not self._settings.pending.is_dir():
             raise Interrupted("the capture was stopped")
 
 
