@@ -7,12 +7,13 @@ from raybrew.config.distill import DistillConfig, KDLossConfig, MatchConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
-from raybrew.config.task import ClassificationConfig, TaskConfig
+from raybrew.config.task import TASK_CONFIGS, ClassificationConfig, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.tracking import TrackingConfig, WandbConfig
 from raybrew.config.train import FinetuneConfig, TrainConfig
 
 __all__ = [
+    "TASK_CONFIGS",
     "ClassificationConfig",
     "Columns",
     "DataConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "ShapeConfig",
     "StoreConfig",
     "StudentConfig",
+    "TaggingConfig",
     "TaskConfig",
     "TeacherConfig",
     "TrackingConfig",

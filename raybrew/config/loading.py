@@ -15,6 +15,7 @@ from raybrew.config.base import Section
 from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
+from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.errors import ConfigError
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
@@ -49,6 +50,12 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
             )
             continue
         section = field.annotation
+        if key == "task" and (value is None or isinstance(value, Mapping)):
+            # A union: only the config of this kind can say what is wrong with the other keys.
+            section = task_config_of(value or {})
+            if section is None:
+                problems.append(_unknown_kind(value or {}))
+                continue
         if isinstance(section, type) and issubclass(section, Section):
             try:
                 parts[str(key)] = section.model_validate({} if value is None else value)
@@ -58,6 +65,8 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
             problems.append(
                 Problem("sweep", "this version has no `raybrew sweep` yet; remove the section or leave it null")
             )
+        elif key == "task":
+            problems.append(Problem("task", f"given {value!r}; allowed: a section of keys"))
         else:
             parts[str(key)] = value
     try:
@@ -72,6 +81,12 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
 def dump_experiment(experiment: Experiment) -> str:
     """The resolved experiment as YAML; `load_experiment` reads it back to an equal one."""
     return yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
+
+
+def _unknown_kind(task: Mapping[Any, Any]) -> Problem:
+    kind = task["kind"]
+    near = near_match(kind, TASK_CONFIGS) if isinstance(kind, str) else ""
+    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(TASK_CONFIGS)}{near}")
 
 
 def _defaults(values: Mapping[Any, Any]) -> dict[str, Any]:

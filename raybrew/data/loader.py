@@ -22,11 +22,13 @@ class TokenRows(Protocol):
     """Encoded rows, memory-mapped: what `raybrew.data.encoded.EncodedRows` offers."""
 
     @property
-    def labels(self) -> np.ndarray: ...
-    @property
     def lengths(self) -> np.ndarray: ...
     def gather_padded(self, rows: np.ndarray, pad_token_id: int) -> dict[str, np.ndarray]:
         """Token columns (rows, longest) of the given rows, and their `attention_mask`."""
+        ...
+
+    def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`labels` of the given rows and, for tasks with items, `items` and `item_mask` (rows, most items)."""
         ...
 
 
@@ -77,8 +79,10 @@ def collate(rows: np.ndarray, data: TokenRows, pad_token_id: int, teacher: Signa
     # An empty share still needs forward and backward for the gradient exchange; row 0 stands in, weighing nothing.
     used = rows if real else np.zeros(1, dtype=np.int64)
     inputs = {name: torch.from_numpy(array) for name, array in data.gather_padded(used, pad_token_id).items()}
-    inputs["labels"] = torch.from_numpy(data.labels[used].astype(np.int64))
+    inputs |= {name: torch.from_numpy(array) for name, array in data.targets(used).items()}
     inputs["logits_mask"] = torch.full((len(used),), 1.0 if real else 0.0)
+    if not real and "item_mask" in inputs:
+        inputs["item_mask"] = torch.zeros_like(inputs["item_mask"])
     return MicroBatch(used, inputs, dict(teacher(used)) if teacher is not None else {})
 
 

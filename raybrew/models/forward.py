@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from raybrew.errors import ModelError
@@ -19,7 +20,9 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[Signal]) -> dict[Signal, Tensor]:
     """Outputs of `model` for the signals of `request`, in one forward pass.
 
-    `logits`: (batch, classes). `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
+    `logits`: (batch, classes); or, for heads that judge tokens, those at the positions `items` (batch, items) of the
+    inputs: (batch, items, classes), classes being start and end for question answering.
+    `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
     `attention.i`: (batch, heads, length, length), the scores of layer i before the softmax, i from 1.
     ModelError names a layer that the model does not have.
     """
@@ -33,7 +36,7 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[
         )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:
-        result[LOGITS] = outputs.logits
+        result[LOGITS] = _logits(outputs, inputs.get("items"))
     for signal in layers:
         if signal.layer is None or signal.layer >= len(outputs.hidden_states):
             raise ModelError(
@@ -41,3 +44,13 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[
             )
         result[signal] = outputs.hidden_states[signal.layer]
     return result | {signal: scores[layer] for signal, layer in attention.items()}
+
+
+def _logits(outputs: Mapping[str, Tensor], items: Tensor | None) -> Tensor:
+    if "logits" in outputs:
+        logits = outputs["logits"]
+    else:
+        logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+    if items is None:
+        return logits
+    return logits.gather(1, items.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))

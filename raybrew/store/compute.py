@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from raybrew.data.arrow import RaggedColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.models.forward import forward
-from raybrew.signals import Signal, sorted_signals
+from raybrew.signals import LOGITS, Signal, sorted_signals
 from raybrew.store.layout import ELEMENT_TYPES, element_type_of
 from raybrew.tasks.base import Task
 
@@ -68,16 +68,16 @@ class Teacher:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def encode(self, rows: pa.Table) -> pa.Table:
-        """Examples of parsed rows: id, input_ids list<int32> and, where the tokenizer gives them, token_type_ids."""
-        content = {name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("id", "label")}
+        """Examples of units: id, input_ids list<int32>; token_type_ids and items where tokenizer and task give them."""
+        content = {name: rows.column(name).to_pylist() for name in self.task.content_columns}
         encoded = self.task.encode(self.tokenizer, content)
         arrays = {"id": rows.column("id").combine_chunks()}
-        for name, kind in (("input_ids", pa.int32()), ("token_type_ids", pa.int8())):
+        for name, kind in (("input_ids", pa.int32()), ("token_type_ids", pa.int8()), ("items", pa.int32())):
             if name in encoded:
                 arrays[name] = pa.array(encoded[name], pa.list_(kind))
         for index, tokens in enumerate(encoded["input_ids"]):
             if not tokens:
-                text = " | ".join(values[index] for values in content.values())
+                text = " | ".join(str(values[index]) for values in content.values())
                 raise DataError(f"the tokenizer of the teacher makes no tokens of {text[:60]!r}")
         return pa.table(arrays)
 
@@ -94,7 +94,7 @@ class Teacher:
             for name in examples.column_names
             if name != "id"
         }
-        collected = _Collected(columns["input_ids"].lengths, request, self.element_type)
+        collected = _Collected({name: column.lengths for name, column in columns.items()}, request, self.element_type)
         # Results are taken one batch late: the device computes a batch while the last one is put in its place.
         waiting: deque[_Batch] = deque()
         with torch.inference_mode():
@@ -144,13 +144,22 @@ class Teacher:
         longest = int(lengths.max())
         real = np.arange(longest) < lengths[:, None]
         pad_values = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        arrays = {name: column.gather_padded(rows, pad_values[name], longest) for name, column in columns.items()}
+        arrays = {
+            name: columns[name].gather_padded(rows, pad_values[name], longest) for name in pad_values if name in columns
+        }
         arrays["attention_mask"] = real
+        places = {"tokens": real}
+        if "items" in columns:
+            arrays["items"] = columns["items"].gather_padded(rows, 0)
+            places["items"] = np.arange(arrays["items"].shape[1]) < columns["items"].lengths[rows, None]
         inputs = {
             name: torch.from_numpy(array.astype(np.int64)).to(self.device, non_blocking=True)
             for name, array in arrays.items()
         }
-        flat = torch.from_numpy(np.flatnonzero(real)).to(self.device, non_blocking=True)
+        flat = {
+            name: torch.from_numpy(np.flatnonzero(mask)).to(self.device, non_blocking=True)
+            for name, mask in places.items()
+        }
         with torch.autocast(
             self.device.type, dtype=_AUTOCAST_TYPES.get(self.precision), enabled=self.precision in _AUTOCAST_TYPES
         ):
@@ -158,8 +167,9 @@ class Teacher:
         values: dict[Signal, Tensor] = {}
         extremes: dict[Signal, Tensor] = {}
         for signal, output in outputs.items():
-            if signal.layer is not None:
-                output = output.flatten(0, 1).index_select(0, flat)
+            parts = _parts_of(signal, "items" in columns)
+            if parts is not None:
+                output = output.flatten(0, 1).index_select(0, flat[parts])
             kept = output.to(torch_dtype(element_type_of(signal, self.element_type)))
             # Smallest and largest show every NaN and infinity, at a tenth of the cost of counting these.
             extremes[signal] = torch.stack([bound.float() for bound in (*kept.aminmax(), *output.aminmax())])
@@ -168,15 +178,25 @@ class Teacher:
         if self.device.type == "cuda":
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        return _Batch(rows, real, values, extremes, done)
+        return _Batch(rows, places, values, extremes, done)
+
+
+def _parts_of(signal: Signal, has_items: bool) -> str | None:
+    """What of a row `signal` has a vector for: each of its `tokens` or `items`; None: the row as a whole."""
+    if signal.layer is not None:
+        return "tokens"
+    return "items" if signal == LOGITS and has_items else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """Outputs of some rows, perhaps still on their way from the device; `done` says when they are here."""
+    """Outputs of some rows, perhaps still on their way from the device; `done` says when they are here.
+
+    `real` masks what is no padding, (rows, longest), for tokens and items.
+    """
 
     rows: Indices
-    real: npt.NDArray[np.bool_]
+    real: dict[str, npt.NDArray[np.bool_]]
     values: dict[Signal, Tensor]
     extremes: dict[Signal, Tensor]
     done: Any
@@ -185,8 +205,15 @@ class _Batch:
 class _Collected:
     """Outputs of a shard, put in their places batch by batch."""
 
-    def __init__(self, lengths: npt.NDArray[np.int32], request: tuple[Signal, ...], element_type: str) -> None:
-        self._offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    def __init__(
+        self, lengths: dict[str, npt.NDArray[np.int32]], request: tuple[Signal, ...], element_type: str
+    ) -> None:
+        self._num_rows = len(lengths["input_ids"])
+        self._offsets = {
+            name: np.concatenate([[0], np.cumsum(lengths[column], dtype=np.int64)])
+            for name, column in (("tokens", "input_ids"), ("items", "items"))
+            if column in lengths
+        }
         self._request = request
         self._element_type = element_type
         self._values: dict[Signal, npt.NDArray[Any]] = {}
@@ -195,15 +222,19 @@ class _Collected:
     def add(self, batch: _Batch) -> None:
         if batch.done is not None:
             batch.done.synchronize()
-        places = (self._offsets[batch.rows][:, None] + np.arange(batch.real.shape[1]))[batch.real]
+        places = {
+            name: (self._offsets[name][batch.rows][:, None] + np.arange(real.shape[1]))[real]
+            for name, real in batch.real.items()
+        }
         for signal, tensor in batch.values.items():
             values = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
             if tensor.dtype == torch.bfloat16:
                 values = values.view(np.uint16)
-            total = len(self._offsets) - 1 if signal.layer is None else int(self._offsets[-1])
+            parts = _parts_of(signal, "items" in self._offsets)
             if signal not in self._values:
+                total = self._num_rows if parts is None else int(self._offsets[parts][-1])
                 self._values[signal] = np.empty((total, values.shape[-1]), values.dtype)
-            self._values[signal][batch.rows if signal.layer is None else places] = values
+            self._values[signal][batch.rows if parts is None else places[parts]] = values
             self._extremes[signal].append(batch.extremes[signal])
 
     def tables(self) -> dict[Signal, pa.Table]:
@@ -213,8 +244,9 @@ class _Collected:
             values = self._values[signal]
             kind = ELEMENT_TYPES[element_type_of(signal, self._element_type)]
             column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), kind), values.shape[-1])
-            if signal.layer is not None:
-                column = pa.LargeListArray.from_arrays(pa.array(self._offsets, pa.int64()), column)
+            parts = _parts_of(signal, "items" in self._offsets)
+            if parts is not None:
+                column = pa.LargeListArray.from_arrays(pa.array(self._offsets[parts], pa.int64()), column)
             tables[signal] = pa.table({signal.kind: column})
         return tables
 

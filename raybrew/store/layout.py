@@ -3,8 +3,9 @@
     <root>/<fingerprint>/
       manifest.json                     written last; what readers go by
       shards/00000.json                 commit mark of a shard: rows, sizes and hashes; what a restarted capture goes by
-      examples/data-00000.arrow         id, input_ids, token_type_ids where the tokenizer gives them
-      signals/logits/data-00000.arrow   always float32
+      examples/data-00000.arrow         id, input_ids; token_type_ids where the tokenizer gives them; for tasks that
+                                        judge parts of a text, items: the positions of tokens that have logits
+      signals/logits/data-00000.arrow   always float32; one vector a row, or a list of one for each item
       signals/hidden.08/...             float16; other types have folders of their own: hidden.08.bfloat16, .float32
       pending/<token>/                  rows that a running capture still has to compute
 

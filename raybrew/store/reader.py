@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raybrew.data.arrow import ArrowFolder
+from raybrew.data.arrow import ArrowFolder, FlatColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.layout import (
@@ -125,7 +125,7 @@ class Store:
         return positions
 
     def dim(self, signal: Signal) -> int:
-        """Numbers per row (logits) or per token (hidden)."""
+        """Numbers per row or item (logits) or per token (hidden)."""
         column = self._stored(signal).data.column(signal.kind)
         return column.item_shape[0]
 
@@ -139,8 +139,8 @@ class Store:
     def gather(self, signal: Signal, positions: npt.NDArray[np.int64], length: int | None = None) -> Tensor:
         """Outputs of the rows at `positions` in the type they are stored in; StoreError if some have none.
 
-        logits: (n, classes) float32. hidden: (n, length, dim), zeros behind the `lengths` of each row; `length`
-        defaults to that of the longest.
+        logits: (n, classes) float32, or (n, items, classes) for tasks with items. hidden: (n, length, dim). Zeros stand
+        behind the items or tokens of each row; `length` defaults to that of the longest.
         """
         import torch
 
@@ -153,9 +153,10 @@ class Store:
                 f"{int((starts < 0).sum())} of those asked for are not among them; `raybrew capture` adds them"
             )
         places = positions - self._starts[shards] + starts
-        if signal.layer is None:
-            return torch.from_numpy(stored.data.flat(signal.kind).gather(places))
-        values = stored.data.ragged(signal.kind).gather_padded(places, 0, length)
+        column = stored.data.column(signal.kind)
+        if isinstance(column, FlatColumn):
+            return torch.from_numpy(column.gather(places))
+        values = column.gather_padded(places, 0, length)
         if values.dtype == np.uint16:
             return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raybrew.config import Experiment
+from raybrew.config import Experiment, StudentConfig
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
@@ -17,10 +17,10 @@ from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
 from raybrew.verbs.job import objective_of
-from raybrew.verbs.prepare import check_teacher_labels, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import check_teacher_labels, read_rows, task_of, teacher_source, tokenizers_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
-__all__ = ["attention_in", "capture", "capture_table", "request_of", "store_root"]
+__all__ = ["attention_in", "capture", "capture_table", "request_of", "store_root", "tokenizer_source"]
 
 
 def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter: Reporter | None = None) -> Store:
@@ -40,13 +40,24 @@ def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter:
             f"distill.matches: {attention} cannot be captured, and a student that is matched with it runs the teacher "
             "live, so `raybrew distill` needs no capture; remove the attention matches to capture the rest"
         )
-    return capture_table(experiment, teacher, rows.training, request, reporter)
+    other = tokenizer_source(experiment, teacher) if experiment.student != StudentConfig() else None
+    return capture_table(experiment, teacher, rows.training, request, reporter, other)
 
 
 def capture_table(
-    experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: Collection[Signal], reporter: Reporter
+    experiment: Experiment,
+    teacher: ModelSource,
+    rows: pa.Table,
+    request: Collection[Signal],
+    reporter: Reporter,
+    student: ModelSource | None = None,
 ) -> Store:
-    """The store with `request` for all of `rows`, computed where it lacks something."""
+    """The store with `request` for all of `rows`, computed where it lacks something.
+
+    `rows` are source rows. Their units also fit the tokenizer of `student`, so that both models see the same ones.
+    """
+    task = task_of(experiment)
+    units = task.units(rows, tokenizers_of(teacher, student))
     names = ", ".join(signal.name for signal in sorted_signals(request))
     update: Callable[[int, str], None] | None = None
     with contextlib.ExitStack() as stack:
@@ -61,8 +72,8 @@ def capture_table(
             update(progress.done_rows, f"{progress.bytes_written / 2**20:.1f} MiB")
 
         return capture_rows(
-            rows,
-            task_of(experiment),
+            units,
+            task,
             teacher,
             request,
             experiment.store,
@@ -71,6 +82,16 @@ def capture_table(
             experiment.teacher.precision,
             show,
         )
+
+
+def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
+    """Where the student's tokenizer comes from: its own model, or the teacher's for a shape."""
+    student = experiment.student
+    if student.model is not None:
+        return ModelSource(student.model, student.revision, student.trust_remote_code)
+    if teacher is None:
+        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
+    return teacher
 
 
 def store_root(experiment: Experiment) -> Path:

@@ -15,9 +15,9 @@ from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import attention_in, capture_table, request_of, store_root
+from raybrew.verbs.capture import attention_in, capture_table, request_of, store_root, tokenizer_source
 from raybrew.verbs.evaluate import evaluate_teacher
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source, tokenizers_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.training import Inputs, train_run
@@ -50,15 +50,14 @@ def distill(
         check_teacher_labels(teacher, rows.labels)
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
-        store = None
-        if teacher is not None and request and _from_store(experiment, request, reporter):
-            store = _store(experiment, teacher, rows.training, request, reporter)
-        tokens = _tokenizer_source(experiment, teacher)
+        store, tokens = None, tokenizer_source(experiment, teacher)
         if teacher is not None and request:
             _check_tokenizers(experiment, teacher, tokens, request)
+            if _from_store(experiment, request, reporter):
+                store = _store(experiment, teacher, tokens, rows.training, request, reporter)
         inputs = Inputs(
             rows.labels,
-            encode(experiment, rows.training, tokens),
+            encode(experiment, rows.training, tokens, teacher if request else None),
             encode(experiment, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
             rows.num_labelled,
             rows.num_unlabeled,
@@ -86,14 +85,20 @@ def _from_store(experiment: Experiment, request: tuple[Signal, ...], reporter: R
 
 
 def _store(
-    experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: tuple[Signal, ...], reporter: Reporter
+    experiment: Experiment,
+    teacher: ModelSource,
+    student: ModelSource,
+    rows: pa.Table,
+    request: tuple[Signal, ...],
+    reporter: Reporter,
 ) -> Store:
     """The store that the student reads: as it is for `source: store`, completed first for `auto`."""
     if experiment.teacher.source == "auto":
-        return capture_table(experiment, teacher, rows, request, reporter)
+        return capture_table(experiment, teacher, rows, request, reporter, student)
+    task = task_of(experiment)
     return find_store(
-        rows,
-        task_of(experiment),
+        task.units(rows, tokenizers_of(teacher, student)),
+        task,
         teacher,
         request,
         experiment.store,
@@ -101,15 +106,6 @@ def _store(
         experiment.teacher.device,
         experiment.teacher.precision,
     )
-
-
-def _tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
-    student = experiment.student
-    if student.model is not None:
-        return ModelSource(student.model, student.revision, student.trust_remote_code)
-    if teacher is None:
-        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
-    return teacher
 
 
 def _check_tokenizers(

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -58,7 +57,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         assert source is not None  # a finetune spec always names its starting point
         student: nn.Module = load_model(source, experiment.task.kind, labels.names)
         tokenizer = load_tokenizer(source)
-        objective = build_objective(_labels_only(experiment))
+        objective = build_objective(_labels_only(experiment), head=task_of(experiment).head)
     else:
         student, tokenizer, description = build_student(
             experiment.student, source, experiment.task.kind, labels.names, config.seed
@@ -120,7 +119,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
 def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSource | None) -> Objective:
     """The objective of `distill`: matches resolved for the depths and widths of these two models."""
     if not any(match.weight for match in experiment.distill.matches):
-        return build_objective(experiment.distill)
+        return build_objective(experiment.distill, head=task_of(experiment).head)
     assert teacher is not None  # checked with the configuration: matches need a teacher
     teacher_config = load_config(teacher)
     student, wanted = dims_of(student_config), dims_of(teacher_config)
@@ -131,6 +130,7 @@ def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSour
         {match.student: _size(student, match.student) for match in matches},
         {match.teacher: _size(wanted, match.teacher) for match in matches},
         seed=experiment.train.seed,
+        head=task_of(experiment).head,
     )
 
 
@@ -244,7 +244,7 @@ class _RunHooks:
         if self.evaluation is None:
             return {}
         logits = compute_logits(student, self.evaluation, self.tokenizer.pad_token_id, self.context, self.precision)
-        return self.task.metrics(logits, np.asarray(self.evaluation.labels), len(self.labels))
+        return self.task.metrics(logits, self.evaluation, self.evaluation.rows, self.labels)
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
         save_student(student, self.tokenizer, self.run.student, "")

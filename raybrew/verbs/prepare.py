@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig
-from raybrew.data.encoded import EncodedRows, encode_rows
+from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, model_labels
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
 
-__all__ = ["Rows", "Say", "check_teacher_labels", "encode", "read_rows", "task_of", "teacher_source"]
+__all__ = ["Rows", "Say", "check_teacher_labels", "encode", "read_rows", "task_of", "teacher_source", "tokenizers_of"]
 
 #: Takes one line for the user.
 Say = Callable[[str], None]
@@ -24,7 +25,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Parsed rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
+    """Parsed source rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
 
     training: pa.Table
     num_labelled: int
@@ -35,8 +36,7 @@ class Rows:
 
 def task_of(experiment: Experiment) -> Task:
     """The experiment's task, reading its columns."""
-    columns = experiment.data.columns
-    return build_task(experiment.task, columns.text, columns.text_pair, columns.label)
+    return build_task(experiment.task, experiment.data.columns)
 
 
 def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:
@@ -64,7 +64,7 @@ def read_rows(experiment: Experiment, teacher: ModelSource | None, say: Say, *, 
     if data.train is None:
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
     names = model_labels(load_config(teacher)) if teacher is not None else None
-    known = Labels(names) if names is not None and experiment.task.labels is None else None
+    known = Labels(names) if names is not None and task.fixed_labels is None else None
     train = load_rows(data, "train", task, known)
     _say_skipped(train, say)
     tables, num_unlabeled = [train.table], 0
@@ -98,10 +98,26 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
         )
 
 
-def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource) -> EncodedRows:
-    """The rows as token ids of that tokenizer, memory-mapped out of the experiment's cache."""
+def encode(
+    experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, other: ModelSource | None = None
+) -> EncodedRows:
+    """The units of source rows as token ids of that tokenizer, memory-mapped out of the experiment's cache.
+
+    Units are cut so that they also fit the tokenizer of `other`, if one is given.
+    """
     folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
-    return encode_rows(table, task_of(experiment), load_tokenizer(tokenizer_source), folder)
+    tokenizer, *others = tokenizers_of(tokenizer_source, other)
+    return encode_rows(table, task_of(experiment), tokenizer, folder, others=others)
+
+
+def tokenizers_of(source: ModelSource, other: ModelSource | None) -> list[Any]:
+    """The tokenizer of `source`, and that of `other` if it is another one."""
+    tokenizers = [load_tokenizer(source)]
+    if other is not None and other != source:
+        second = load_tokenizer(other)
+        if tokenizer_fingerprint(second) != tokenizer_fingerprint(tokenizers[0]):
+            tokenizers.append(second)
+    return tokenizers
 
 
 def finetune_config(experiment: Experiment) -> FinetuneConfig:
