@@ -26,6 +26,8 @@ class Family(str, enum.Enum):
     projections = "projections"
     formats = "formats"
     signals = "signals"
+    searchers = "searchers"
+    schedulers = "schedulers"
 
 
 def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], as_json: AsJson = False) -> None:
@@ -135,6 +137,18 @@ def _signals() -> tuple[str, Rows]:
     ]
 
 
+def _searchers() -> tuple[str, Rows]:
+    from raybrew.config.sweep import SEARCHERS
+
+    return "sweep.search.kind", list(SEARCHERS.items())
+
+
+def _schedulers() -> tuple[str, Rows]:
+    from raybrew.config.sweep import SCHEDULERS
+
+    return "sweep.scheduler.kind", list(SCHEDULERS.items())
+
+
 def _choices(section: Any, field: str) -> tuple[str, ...]:
     from typing import get_args
 
@@ -151,4 +165,6 @@ _FAMILIES: dict[Family, Callable[[], tuple[str, Rows]]] = {
     Family.projections: _projections,
     Family.formats: _formats,
     Family.signals: _signals,
+    Family.searchers: _searchers,
+    Family.schedulers: _schedulers,
 }

@@ -7,6 +7,7 @@ from raybrew.config.distill import DistillConfig, KDLossConfig, MatchConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import ClassificationConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.tracking import TrackingConfig, WandbConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ShapeConfig",
     "StoreConfig",
     "StudentConfig",
+    "SweepConfig",
     "TaskConfig",
     "TeacherConfig",
     "TrackingConfig",

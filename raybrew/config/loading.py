@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from raybrew.config.base import Section
 from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
+from raybrew.config.space import check_sweep
+from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
@@ -48,16 +51,12 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
                 Problem(str(key), f"unknown section; allowed: {', '.join(allowed)}{near_match(str(key), allowed)}")
             )
             continue
-        section = field.annotation
+        section: Any = SweepConfig if key == "sweep" and value is not None else field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             try:
                 parts[str(key)] = section.model_validate({} if value is None else value)
             except ValidationError as error:
                 problems += problems_of(error, str(key), section)
-        elif key == "sweep" and value is not None:
-            problems.append(
-                Problem("sweep", "this version has no `raybrew sweep` yet; remove the section or leave it null")
-            )
         else:
             parts[str(key)] = value
     try:
@@ -66,7 +65,12 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
         problems += problems_of(error, "", Experiment)
     problems += check_sections(parts | _defaults(values), check_files)
     raise_problems(source, problems)
-    return Experiment.model_validate(parts)
+    experiment = Experiment.model_validate(parts)
+    if experiment.sweep is not None:
+        # The space last: each of its corners is a whole experiment.
+        corner = functools.partial(build_experiment, check_files=check_files)
+        raise_problems(source, check_sweep(experiment, experiment.sweep, corner))
+    return experiment
 
 
 def dump_experiment(experiment: Experiment) -> str:

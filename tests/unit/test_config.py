@@ -134,7 +134,7 @@ store: {actors: [3, 1], signals: [hiddn]}
         ),
         ("distill.temperature_schedule={kind: flsw, beta: -1}", "distill.temperature_schedule.beta: given -1"),
         ("store.storage_path=s3://bucket/runs", "store.storage_path: given 's3://bucket/runs'"),
-        ("sweep={x: 1}", "sweep: this version"),
+        ("sweep={x: 1}", "sweep.x: unknown key"),
         ("train.epochs=true", "train.epochs: given True; allowed: a whole number"),
         ("train.epochs=2.5", "train.epochs: given 2.5; allowed: a whole number"),
         ("task.labels=[a]", "task.labels: given ['a']; allowed: at least two"),
