@@ -240,7 +240,9 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
                 "goes to trials of one worker only",
             )
         )
-    if experiment.data.eval is None:
+    if experiment.task.kind == "multi":
+        problems.append(Problem("sweep", "given with several tasks; a sweep compares students of one task"))
+    elif experiment.data.eval is None:
         problems.append(Problem("data.eval", "required by a sweep: labelled rows on which students are compared"))
     if sweep.scheduler.kind == "pbt":
         missing = [key for key in sweep.scheduler.mutate if key not in sweep.space]
