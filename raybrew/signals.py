@@ -67,6 +67,7 @@ class Signal:
 
     kind: str
     layer: int | None = None
+    teacher: str | None = None  #: whose it is, where one of several teachers is asked; None: the only one, or all
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -81,7 +82,12 @@ class Signal:
     @property
     def name(self) -> str:
         """Folder name in a store: `logits`, `hidden.08`."""
-        return self.kind if self.layer is None else f"{self.kind}.{self.layer:02d}"
+        name = self.kind if self.layer is None else f"{self.kind}.{self.layer:02d}"
+        return name if self.teacher is None else f"{self.teacher}:{name}"
+
+    def of(self, teacher: str | None) -> Signal:
+        """The same of that teacher; of None, as the teacher itself and its store know it."""
+        return dataclasses.replace(self, teacher=teacher)
 
     def __str__(self) -> str:
         return self.name
@@ -94,8 +100,13 @@ LOGITS = Signal("logits")
 POOLED = Signal("pooled")
 
 
-def _sort_key(signal: Signal) -> tuple[int, str, int]:
-    return (signal.layer is not None, signal.kind, -1 if signal.layer is None else signal.layer)
+def _sort_key(signal: Signal) -> tuple[str, int, str, int]:
+    return (
+        signal.teacher or "",
+        signal.layer is not None,
+        signal.kind,
+        -1 if signal.layer is None else signal.layer,
+    )
 
 
 def parse_signal(text: str) -> Signal:

@@ -8,6 +8,8 @@ from typing import Any
 
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
+from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
+from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
@@ -23,16 +25,23 @@ _FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".gz",
 
 def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Problem]:
     """Problems of combinations and, with `check_files`, of missing files."""
+    task = sections.get("task")
+    if isinstance(task, MultiTaskConfig):
+        return check_tasks(sections, task, lambda own: check_sections(own, check_files))
     problems: list[Problem] = []
     for names, rule in _RULES:
         if all(name in sections for name in names):
             problems += rule(*(sections[name] for name in names))
+    problems += check_one_task(sections.get("student"), sections.get("distill"), sections.get("teacher"))
     if check_files:
         if "data" in sections:
             problems += _missing_data(sections["data"])
         for name in ("teacher", "student"):
             if name in sections:
                 problems += _missing_model(name, sections[name].model)
+        if "teacher" in sections:
+            for name, member in sections["teacher"].members.items():
+                problems += _missing_model(f"teacher.members.{name}", member.model)
     return problems
 
 
@@ -79,10 +88,13 @@ def _train(key: str, train: TrainConfig) -> list[Problem]:
 
 
 def _teacher(teacher: TeacherConfig) -> list[Problem]:
-    problems = []
+    problems = check_members(teacher)
+    for name, member in teacher.members.items():
+        if member.finetune is not None:
+            problems += _train(f"teacher.members.{name}.finetune", member.finetune)
     if teacher.finetune is not None:
         problems += _train("teacher.finetune", teacher.finetune)
-        if teacher.model is None:
+        if not teacher.given:
             problems.append(Problem("teacher.model", "required with teacher.finetune: the model that it starts from"))
     return problems
 
@@ -91,7 +103,7 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
     problems = []
     if student.model is not None and student.shape is not None:
         problems.append(Problem("student", f"given both model ({student.model!r}) and shape; allowed: one of them"))
-    if student.shape is not None and teacher.model is None:
+    if student.shape is not None and not teacher.given:
         problems.append(Problem("student.shape", "needs teacher.model, whose architecture and vocabulary it takes"))
     if student.model is not None:
         for key, default in (("init", "auto"), ("init_layers", "even")):
@@ -122,7 +134,7 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
             Problem("distill", "kd_weight, hard_label_weight and all matches are 0: there is nothing to learn from")
         )
     needs_teacher = distill.kd_weight > 0 or any(match.weight for match in distill.matches)
-    if needs_teacher and teacher.model is None:
+    if needs_teacher and not teacher.given:
         problems.append(Problem("teacher.model", "required: distill.kd_weight or distill.matches ask for a teacher"))
     schedule = distill.temperature_schedule
     if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:

@@ -78,6 +78,8 @@ class MatchConfig(Section):
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
     weight: float = Field(default=1.0, ge=0)
     """Weight of each pair."""
+    teacher: str | None = None
+    """Which of several teachers, by name; `rte` or `rte/b` of task rte among several. Not set: each task's only one."""
     projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
     """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
     relations: Many[Literal["query", "key", "value", "attention"]] = ("query", "key", "value")

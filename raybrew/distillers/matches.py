@@ -42,12 +42,12 @@ class LayerMatch:
     @property
     def student_signals(self) -> tuple[Signal, ...]:
         """What the student is asked for: one signal, or the queries and keys of a layer."""
-        return (self.student, Signal("key", self.student.layer)) if self.keys else (self.student,)
+        return (self.student, dataclasses.replace(self.student, kind="key")) if self.keys else (self.student,)
 
     @property
     def teacher_signals(self) -> tuple[Signal, ...]:
         """What the teacher is asked for, as for the student."""
-        return (self.teacher, Signal("key", self.teacher.layer)) if self.keys else (self.teacher,)
+        return (self.teacher, dataclasses.replace(self.teacher, kind="key")) if self.keys else (self.teacher,)
 
 
 def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
