@@ -169,16 +169,6 @@ def test_wrong_names_of_matches(tmp_path: Path, matches: str, key: str, message:
     assert message in problem
 
 
-def test_attention_cannot_come_from_a_store(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, GOOD, "distill.matches=[L3_attention_mse]", "teacher.source=store")
-    assert problem.startswith("distill.matches.0.loss: given 'attention_mse' with teacher.source 'store'")
-    assert "teacher.source=live" in problem
-    for source in ("auto", "live"):
-        load_experiment(
-            write(tmp_path, GOOD), ["distill.matches=[L3_attention_mse]", f"teacher.source={source}"], check_files=False
-        )
-
-
 def test_unlabelled_rows_need_a_teacher(tmp_path: Path) -> None:
     found = problems(
         tmp_path, GOOD, "data.unlabeled=more.csv", "distill={kd_weight: 0, hard_label_weight: 1, matches: []}"
