@@ -94,4 +94,4 @@ def request_of(experiment: Experiment, teacher: ModelSource, labels: tuple[str, 
 
 def attention_in(request: Collection[Signal]) -> str:
     """Names of the attention signals in `request`, which stores do not hold; empty if there are none."""
-    return ", ".join(signal.name for signal in sorted_signals(request) if signal.kind == "attention")
+    return ", ".join(signal.name for signal in sorted_signals(request) if signal.kind not in ("logits", "hidden"))
