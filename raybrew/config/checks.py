@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
@@ -210,11 +211,23 @@ def _store(store: StoreConfig) -> list[Problem]:
             parse_signal(signal)
         except ValueError as error:
             problems.append(Problem("store.signals", str(error)))
-    for key in ("storage_path", "path"):
+    for key in ("storage_path", "cache"):
         value = getattr(store, key)
         if value is not None and "://" in value:
             problems.append(Problem(f"store.{key}", f"given {value!r}; allowed: a local or shared (NFS) folder"))
+    if store.path is not None and "://" in store.path:
+        problems += _store_url(store.path)
     return problems
+
+
+def _store_url(url: str) -> list[Problem]:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        # Not repeated: what stands before the @ is a secret.
+        return [Problem("store.path", "holds credentials; give them in the environment, never in a URL")]
+    if parts.scheme not in ("s3", "gs") or not parts.netloc or parts.query or parts.fragment:
+        return [Problem("store.path", f"given {url!r}; allowed: a folder, s3://bucket/prefix or gs://bucket/prefix")]
+    return []
 
 
 def _missing_data(data: DataConfig) -> list[Problem]:

@@ -67,7 +67,7 @@ def distill(
             rows.num_labelled,
             rows.num_unlabeled,
             teacher,
-            store.path if store is not None else None,
+            store.location if store is not None else None,
             store.fingerprint if store is not None else None,
         )
         finished = run.summary()

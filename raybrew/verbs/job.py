@@ -155,7 +155,7 @@ def _teacher(
     if not objective.teacher_request or source is None:
         return None, SignalsInBatch()
     if spec["store"] is not None:
-        store = Store.open(Path(spec["store"]), spec["fingerprint"], experiment.store.element_type)
+        store = Store.open(spec["store"], spec["fingerprint"], experiment.store.element_type, experiment.store.cache)
         return StoredSignals(store, store.locate(data.ids), objective.teacher_request), SignalsInBatch()
     model: nn.Module = load_model(source, experiment.task.kind)
     model.to(context.device)
