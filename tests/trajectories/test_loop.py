@@ -260,7 +260,7 @@ def test_stop_saves_the_state_between_steps() -> None:
 
 
 def test_an_evaluation_may_end_the_training() -> None:
-    """Whoever is told of an evaluation may stop there; from the state that is kept, training goes on to the same end."""
+    """Whoever is told of an evaluation may stop there; training goes on from the kept state to the same end."""
     told: list[tuple[int, float]] = []
 
     def after_the_second(metrics: dict[str, Any]) -> bool:
