@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from pydantic import ValidationError
 from raybrew.config.base import Section
 from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
+from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
+from raybrew.config.space import check_sweep
+from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.errors import ConfigError
 
@@ -49,33 +53,35 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
                 Problem(str(key), f"unknown section; allowed: {', '.join(allowed)}{near_match(str(key), allowed)}")
             )
             continue
-        section = field.annotation
-        if key == "task" and (value is None or isinstance(value, Mapping)):
-            # A union: only the config of this kind can say what is wrong with the other keys.
-            section = task_config_of(value or {})
-            if section is None:
-                problems.append(_unknown_kind(value or {}))
+        if str(key) == "task":
+            problem = _unfit_task(value)
+            if problem is not None:
+                problems.append(problem)
                 continue
-        if isinstance(section, type) and issubclass(section, Section):
+        section = _section_class(str(key), value, field.annotation)
+        if section is not None:
             try:
                 parts[str(key)] = section.model_validate({} if value is None else value)
             except ValidationError as error:
                 problems += problems_of(error, str(key), section)
-        elif key == "sweep" and value is not None:
-            problems.append(
-                Problem("sweep", "this version has no `raybrew sweep` yet; remove the section or leave it null")
-            )
-        elif key == "task":
-            problems.append(Problem("task", f"given {value!r}; allowed: a section of keys"))
         else:
             parts[str(key)] = value
     try:
         Experiment.model_validate({"name": values.get("name")} if "name" in values else {})
     except ValidationError as error:
         problems += problems_of(error, "", Experiment)
-    problems += check_sections(parts | _defaults(values), check_files)
+    sections = parts | _defaults(values)
+    if _section_class("task", values.get("task"), None) is MultiTaskConfig and "task" not in parts:
+        # Data and teachers are in it, and what it says is not known.
+        sections = {name: section for name, section in sections.items() if name not in ("data", "teacher")}
+    problems += check_sections(sections, check_files)
     raise_problems(source, problems)
-    return Experiment.model_validate(parts)
+    experiment = Experiment.model_validate(parts)
+    if experiment.sweep is not None:
+        # The space last: each of its corners is a whole experiment.
+        corner = functools.partial(build_experiment, check_files=check_files)
+        raise_problems(source, check_sweep(experiment, experiment.sweep, corner))
+    return experiment
 
 
 def dump_experiment(experiment: Experiment) -> str:
@@ -83,10 +89,25 @@ def dump_experiment(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
 
 
-def _unknown_kind(task: Mapping[Any, Any]) -> Problem:
-    kind = task["kind"]
-    near = near_match(kind, TASK_CONFIGS) if isinstance(kind, str) else ""
-    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(TASK_CONFIGS)}{near}")
+def _unfit_task(value: Any) -> Problem | None:
+    """What is wrong with a task of which no config can tell: none at all, or of an unknown kind."""
+    if value is not None and not isinstance(value, Mapping):
+        return Problem("task", f"given {value!r}; allowed: a section of keys")
+    if _section_class("task", value, None) is not None:
+        return None
+    kind, allowed = (value or {})["kind"], [*TASK_CONFIGS, "multi"]
+    near = near_match(kind, allowed) if isinstance(kind, str) else ""
+    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(allowed)}{near}")
+
+
+def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | None:
+    """The model of a section, which for `task` depends on its `kind`."""
+    if key == "task":
+        several = isinstance(value, Mapping) and value.get("kind") == "multi"
+        return MultiTaskConfig if several else task_config_of({} if value is None else value)
+    if key == "sweep":
+        return None if value is None else SweepConfig
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def _defaults(values: Mapping[Any, Any]) -> dict[str, Any]:

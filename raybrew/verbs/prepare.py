@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybrew.config import Experiment, FinetuneConfig
+from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import ConfigError, DataError, RunError
@@ -36,7 +36,10 @@ class Rows:
 
 def task_of(experiment: Experiment) -> Task:
     """The experiment's task, reading its columns."""
-    return build_task(experiment.task, experiment.data.columns)
+    config = experiment.task
+    if isinstance(config, MultiTaskConfig):
+        raise ConfigError(f"task: one task is needed, this experiment has {', '.join(config.tasks)}; choose one")
+    return build_task(config, experiment.data.columns)
 
 
 def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:

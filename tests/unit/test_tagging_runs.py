@@ -117,7 +117,7 @@ def test_every_verb(experiment: Experiment, tmp_path: Path) -> None:
 
 def test_the_store_holds_one_vector_per_word(experiment: Experiment) -> None:
     raybrew.capture(experiment)
-    (path,) = [path for path in store_root(experiment).iterdir() if (path / "manifest.json").is_file()]
+    (path,) = [path for path in Path(store_root(experiment)).iterdir() if (path / "manifest.json").is_file()]
     store = Store.open(path)
     items = store.examples.ragged("items").lengths
     rows = np.arange(store.num_rows)
