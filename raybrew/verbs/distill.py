@@ -15,7 +15,7 @@ from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import attention_in, capture_table, request_of, store_root
+from raybrew.verbs.capture import capture_table, request_of, store_root, usable_rows
 from raybrew.verbs.evaluate import evaluate_teacher
 from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
@@ -35,10 +35,9 @@ def distill(
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
-    `teacher.source: auto` captures what the store lacks first, and runs the teacher live where attention is matched;
-    `store` wants it there; `live` runs the teacher in every step. The same call continues an interrupted run and
-    returns a finished one at once. Raises ConfigError, DataError, ModelError, StoreError before training, and
-    Interrupted when asked to stop (the state is saved).
+    `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
+    step. The same call continues an interrupted run and returns a finished one at once. Raises ConfigError, DataError,
+    ModelError, StoreError before training, and Interrupted when asked to stop (the state is saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
@@ -51,8 +50,9 @@ def distill(
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
         store = None
-        if teacher is not None and request and _from_store(experiment, request, reporter):
+        if teacher is not None and request and experiment.teacher.source != "live":
             store = _store(experiment, teacher, rows.training, request, reporter)
+            rows = rows.without(~usable_rows(experiment, store, rows.training, request))
         tokens = _tokenizer_source(experiment, teacher)
         if teacher is not None and request:
             _check_tokenizers(experiment, teacher, tokens, request)
@@ -77,21 +77,13 @@ def distill(
         return result
 
 
-def _from_store(experiment: Experiment, request: tuple[Signal, ...], reporter: Reporter) -> bool:
-    """Whether a store answers `request`. `auto` runs the teacher live for what no store holds, and says so."""
-    attention = attention_in(request)
-    if attention and experiment.teacher.source == "auto":
-        reporter.say(f"the teacher runs live in every step: stores do not hold {attention}")
-    return experiment.teacher.source == "store" or (experiment.teacher.source == "auto" and not attention)
-
-
 def _store(
     experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: tuple[Signal, ...], reporter: Reporter
 ) -> Store:
     """The store that the student reads: as it is for `source: store`, completed first for `auto`."""
     if experiment.teacher.source == "auto":
         return capture_table(experiment, teacher, rows, request, reporter)
-    return find_store(
+    store = find_store(
         rows,
         task_of(experiment),
         teacher,
@@ -101,6 +93,8 @@ def _store(
         experiment.teacher.device,
         experiment.teacher.precision,
     )
+    usable_rows(experiment, store, rows, request, reporter.say)
+    return store
 
 
 def _tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:

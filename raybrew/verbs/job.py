@@ -156,7 +156,9 @@ def _teacher(
         return None, SignalsInBatch()
     if spec["store"] is not None:
         store = Store.open(spec["store"], spec["fingerprint"], experiment.store.element_type, experiment.store.cache)
-        return StoredSignals(store, store.locate(data.ids), objective.teacher_request), SignalsInBatch()
+        return StoredSignals(
+            store, store.locate_all(data.arrow.flat("id")), objective.teacher_request
+        ), SignalsInBatch()
     model: nn.Module = load_model(source, experiment.task.kind)
     model.to(context.device)
     precision = Precision(pick_precision(experiment.teacher.precision, context.device), context.device)

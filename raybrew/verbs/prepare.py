@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
@@ -31,6 +33,20 @@ class Rows:
     num_unlabeled: int
     evaluation: RowSet | None
     labels: Labels
+
+    def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
+        """The same without these training rows; DataError if none is left."""
+        if not bad.any():
+            return self
+        if bad.all():
+            raise DataError("not one training row is left: the teacher could compute none of them")
+        lost = int(bad[: self.num_labelled].sum())
+        return dataclasses.replace(
+            self,
+            training=self.training.filter(pa.array(~bad)),
+            num_labelled=self.num_labelled - lost,
+            num_unlabeled=self.num_unlabeled - (int(bad.sum()) - lost),
+        )
 
 
 def task_of(experiment: Experiment) -> Task:
