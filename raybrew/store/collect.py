@@ -237,10 +237,13 @@ def _problem(signal: Signal, column: _Column, teacher_is_finite: bool, overflown
     nan_rows = set((np.searchsorted(bounds, nan_places, side="right") - 1).tolist())
     reasons = {}
     for row in rows:
-        if row in overflown:
+        if row in nan_rows:
+            reasons[row] = f"{signal}: the teacher gives NaN"
+        elif row in overflown:
             reasons[row] = f"{signal}: overflows {kept}"
         else:
-            reasons[row] = f"{signal}: the teacher gives {'NaN' if row in nan_rows else 'infinity'}"
+            # Another row of its batch may be the one for which the teacher itself is not finite.
+            reasons[row] = f"{signal}: overflows {kept}, or the teacher gives infinity"
         column.clear(row)
     if teacher_is_finite:
         wider = "float32" if kept == "bfloat16" else "bfloat16 or float32"
