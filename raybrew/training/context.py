@@ -14,10 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["STOP_FILE", "Context", "DistributedContext", "LocalContext", "stop_on_signals"]
+from raybrew.training.parallel import replicate
+
+__all__ = ["FAILURES_FILE", "STOP_FILE", "Context", "DistributedContext", "LocalContext", "Report", "stop_on_signals"]
+
+#: Takes the metrics of an evaluation; what is true of its answer ends the training.
+Report = Callable[[dict[str, Any]], bool | None]
 
 #: A file of this name in the run folder asks all workers to save and stop.
 STOP_FILE = "stop.request"
+#: A file of this name in the run folder tells restarted workers, one JSON line each time, of which died: rank -> error.
+FAILURES_FILE = "failures.jsonl"
 
 
 class Context(Protocol):
@@ -43,8 +50,11 @@ class Context(Protocol):
         """Whether this worker was asked to save and stop."""
         ...
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        """Tell the launcher about an evaluation; every rank calls it equally often."""
+    def report(self, metrics: dict[str, Any]) -> bool:
+        """Tell whoever started the training about an evaluation; every rank calls it equally often.
+
+        True ends the training here, as if this were its last step; all ranks get the same answer.
+        """
         ...
 
 
@@ -54,9 +64,10 @@ class LocalContext:
     rank = 0
     world_size = 1
 
-    def __init__(self, device: torch.device, stop: threading.Event | None = None) -> None:
+    def __init__(self, device: torch.device, stop: threading.Event | None = None, report: Report | None = None) -> None:
         self.device = device
         self.stop = stop or threading.Event()
+        self._report = report
 
     def add_up(self, values: Tensor) -> Tensor:
         return values
@@ -70,16 +81,14 @@ class LocalContext:
     def stop_requested(self) -> bool:
         return self.stop.is_set()
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        return None
+    def report(self, metrics: dict[str, Any]) -> bool:
+        return self._report is not None and bool(self._report(metrics))
 
 
 class DistributedContext:
     """One of several workers in a torch.distributed process group that exists already."""
 
-    def __init__(
-        self, device: torch.device, run_folder: Path, report: Callable[[dict[str, Any]], None] | None = None
-    ) -> None:
+    def __init__(self, device: torch.device, run_folder: Path, report: Report | None = None) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = device
@@ -100,10 +109,7 @@ class DistributedContext:
         return gathered
 
     def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
-        devices = [self.device.index or 0] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=devices, find_unused_parameters=find_unused, gradient_as_bucket_view=True
-        )
+        return replicate(module, self.device, find_unused)
 
     def stop_requested(self) -> bool:
         # One look a second: on a shared file system a look is a round trip.
@@ -113,9 +119,9 @@ class DistributedContext:
             self._stop = self._stop_file.exists()
         return self._stop
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        if self._report is not None:
-            self._report(metrics)
+    def report(self, metrics: dict[str, Any]) -> bool:
+        wish = self._report is not None and bool(self._report(metrics))
+        return bool(self.add_up(torch.tensor([float(wish)]))[0] > 0)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from raybrew.models.inspection import count_parameters, describe, measure_latenc
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.tasks.base import Labels
 from raybrew.training.checkpoints import Checkpoints
-from raybrew.training.encoded import total_steps
+from raybrew.training.context import Report
+from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.job import run_job
@@ -61,8 +62,12 @@ def train_run(
     reporter: Reporter,
     facts: Mapping[str, Any],
     key: str,
+    report: Report | None = None,
 ) -> RunResult:
-    """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop."""
+    """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop.
+
+    `report` gets the metrics of each evaluation, in this process, and may end the training with a true answer.
+    """
     run.prepare(experiment, verb, inputs.fingerprints(), command_line())
     spec = {
         "experiment": experiment.plain(),
@@ -76,9 +81,9 @@ def train_run(
         "store": str(inputs.store) if inputs.store is not None else None,
         "fingerprint": inputs.fingerprint,
     }
-    num_steps = total_steps(inputs.training.num_rows, config)
+    num_steps = total_steps(build_order(inputs.training.lengths, config), config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-        result = launch(run_job, spec, config, run.path, reporter.say, key)
+        result = launch(run_job, spec, config, run.path, reporter.say, key, report)
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
     summary = {
@@ -91,6 +96,7 @@ def train_run(
         "best": result["best"],
         "last": result["last"],
         "steps": result["steps"],
+        "ended_by": result["ended_by"],
         "epochs": result["epochs"],
         "rows": {
             "train": inputs.num_labelled,
