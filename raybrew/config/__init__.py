@@ -5,10 +5,12 @@ from __future__ import annotations
 from raybrew.config.data import Columns, DataConfig
 from raybrew.config.distill import DistillConfig, KDLossConfig, MatchConfig
 from raybrew.config.experiment import Experiment
+from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import ClassificationConfig, TaskConfig
-from raybrew.config.teacher import TeacherConfig
+from raybrew.config.teacher import TeacherConfig, TeacherMember
 from raybrew.config.tracking import TrackingConfig, WandbConfig
 from raybrew.config.train import FinetuneConfig, TrainConfig
 
@@ -21,11 +23,15 @@ __all__ = [
     "FinetuneConfig",
     "KDLossConfig",
     "MatchConfig",
+    "MultiTaskConfig",
     "ShapeConfig",
     "StoreConfig",
     "StudentConfig",
+    "SweepConfig",
     "TaskConfig",
+    "TaskPart",
     "TeacherConfig",
+    "TeacherMember",
     "TrackingConfig",
     "TrainConfig",
     "WandbConfig",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-__all__ = ["NOT_IDENTITY", "Many", "Section", "identity_of"]
+__all__ = ["NOT_IDENTITY", "Many", "Name", "Section", "identity_of"]
 
 Item = TypeVar("Item")
 
 #: A tuple that a YAML list may fill (strict mode would ask for a Python tuple).
 Many = Annotated[tuple[Item, ...], Field(strict=False)]
+
+#: What a teacher or task may be called: it becomes part of keys, of names of losses, and of folders.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=50)]
 
 #: Mark of fields that change how a run is executed but not what it computes; they stay out of a run's identity.
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
@@ -41,4 +44,6 @@ def _plain(value: Any) -> Any:
         return identity_of(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return value

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
+from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
+from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
@@ -23,16 +26,23 @@ _FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".gz",
 
 def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Problem]:
     """Problems of combinations and, with `check_files`, of missing files."""
+    task = sections.get("task")
+    if isinstance(task, MultiTaskConfig):
+        return check_tasks(sections, task, lambda own: check_sections(own, check_files))
     problems: list[Problem] = []
     for names, rule in _RULES:
         if all(name in sections for name in names):
             problems += rule(*(sections[name] for name in names))
+    problems += check_one_task(sections.get("student"), sections.get("distill"), sections.get("teacher"))
     if check_files:
         if "data" in sections:
             problems += _missing_data(sections["data"])
         for name in ("teacher", "student"):
             if name in sections:
                 problems += _missing_model(name, sections[name].model)
+        if "teacher" in sections:
+            for name, member in sections["teacher"].members.items():
+                problems += _missing_model(f"teacher.members.{name}", member.model)
     return problems
 
 
@@ -97,10 +107,13 @@ def _workers(key: str, train: TrainConfig) -> list[Problem]:
 
 
 def _teacher(teacher: TeacherConfig) -> list[Problem]:
-    problems = []
+    problems = check_members(teacher)
+    for name, member in teacher.members.items():
+        if member.finetune is not None:
+            problems += _train(f"teacher.members.{name}.finetune", member.finetune)
     if teacher.finetune is not None:
         problems += _train("teacher.finetune", teacher.finetune)
-        if teacher.model is None:
+        if not teacher.given:
             problems.append(Problem("teacher.model", "required with teacher.finetune: the model that it starts from"))
     return problems
 
@@ -109,7 +122,7 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
     problems = []
     if student.model is not None and student.shape is not None:
         problems.append(Problem("student", f"given both model ({student.model!r}) and shape; allowed: one of them"))
-    if student.shape is not None and teacher.model is None:
+    if student.shape is not None and not teacher.given:
         problems.append(Problem("student.shape", "needs teacher.model, whose architecture and vocabulary it takes"))
     if student.model is not None:
         for key, default in (("init", "auto"), ("init_layers", "even")):
@@ -140,7 +153,7 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
             Problem("distill", "kd_weight, hard_label_weight and all matches are 0: there is nothing to learn from")
         )
     needs_teacher = distill.kd_weight > 0 or any(match.weight for match in distill.matches)
-    if needs_teacher and teacher.model is None:
+    if needs_teacher and not teacher.given:
         problems.append(Problem("teacher.model", "required: distill.kd_weight or distill.matches ask for a teacher"))
     schedule = distill.temperature_schedule
     if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
@@ -148,15 +161,20 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
             Problem("distill.temperature_schedule.gamma", f"given {schedule.gamma:g} with kind 'cwsm'; it is of 'flsw'")
         )
     for index, match in enumerate(distill.matches):
-        problems += _match(f"distill.matches.{index}", match, teacher)
+        problems += _match(f"distill.matches.{index}", match)
     return problems
 
 
-def _match(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Problem]:
+def _match(key: str, match: MatchConfig) -> list[Problem]:
     problems = []
-    attention = match.feature == "attention"
-    first, counted = (1, "counted from 1") if attention else (0, "0 being the embeddings")
-    if isinstance(match.layers, tuple):
+    first = match.first_layer
+    if first is None:
+        if match.layers != "even":
+            problems.append(
+                Problem(f"{key}.layers", f"given for {match.loss}, which compares one vector per row; remove layers")
+            )
+    elif isinstance(match.layers, tuple):
+        counted = "0 being the embeddings" if first == 0 else "counted from 1"
         problems += [
             Problem(f"{key}.layers", f"given {list(pair)}; allowed: [student layer, teacher layer], {counted}")
             for pair in match.layers
@@ -164,21 +182,27 @@ def _match(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Problem
         ]
         if not match.layers:
             problems.append(Problem(f"{key}.layers", "an empty list matches nothing"))
-    if attention and match.projection not in ("auto", "none"):
+    if match.projection not in ("auto", "none") and match.feature not in ("hidden", "pooled"):
         problems.append(
             Problem(
                 f"{key}.projection",
-                f"given {match.projection!r} for {match.loss}; allowed: auto, none (attention has no width to project)",
+                f"given {match.projection!r} for {match.loss}; allowed: auto, none (it has no width to project)",
             )
         )
-    if attention and match.weight > 0 and teacher.source == "store":
-        problems.append(
-            Problem(
-                f"{key}.loss",
-                f"given {match.loss!r} with teacher.source 'store', which holds no attention; use teacher.source=live "
-                "(or auto, which then runs the teacher live)",
+    if match.feature == "qkv":
+        if not match.relations or len(set(match.relations)) != len(match.relations):
+            problems.append(
+                Problem(
+                    f"{key}.relations",
+                    f"given {list(match.relations)}; allowed: some of query, key, value, attention, each once",
+                )
             )
-        )
+    else:
+        problems += [
+            Problem(f"{key}.{name}", f"given for {match.loss}; it is of relation_kl")
+            for name in ("relations", "relation_heads")
+            if getattr(match, name) != MatchConfig.model_fields[name].default
+        ]
     return problems
 
 
@@ -205,22 +229,39 @@ def _store(store: StoreConfig) -> list[Problem]:
             parse_signal(signal)
         except ValueError as error:
             problems.append(Problem("store.signals", str(error)))
-    for key in ("storage_path", "path"):
+    for key in ("storage_path", "cache"):
         value = getattr(store, key)
         if value is not None and "://" in value:
             problems.append(Problem(f"store.{key}", f"given {value!r}; allowed: a local or shared (NFS) folder"))
+    if store.path is not None and "://" in store.path:
+        problems += _store_url(store.path)
     return problems
 
 
 def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
-    """Attention scores are collected while a layer runs once, as it is written."""
-    if not any(match.feature == "attention" and match.weight > 0 for match in distill.matches):
+    """What is not among a model's outputs is collected while a layer runs once, as it is written."""
+    inside = sorted({match.loss for match in distill.matches if match.feature != "hidden" and match.weight > 0})
+    if not inside:
         return []
     return [
-        Problem(f"train.{key}", f"given with matches on attention (distill.matches); allowed: {key}=false, or others")
+        Problem(
+            f"train.{key}",
+            f"given with {', '.join(inside)} in distill.matches, which look inside layers; allowed: {key}=false, or "
+            "matches on hidden states",
+        )
         for key in ("compile", "gradient_checkpointing")
         if getattr(train, key)
     ]
+
+
+def _store_url(url: str) -> list[Problem]:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        # Not repeated: what stands before the @ is a secret.
+        return [Problem("store.path", "holds credentials; give them in the environment, never in a URL")]
+    if parts.scheme not in ("s3", "gs") or not parts.netloc or parts.query or parts.fragment:
+        return [Problem("store.path", f"given {url!r}; allowed: a folder, s3://bucket/prefix or gs://bucket/prefix")]
+    return []
 
 
 def _missing_data(data: DataConfig) -> list[Problem]:

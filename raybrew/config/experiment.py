@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from raybrew.config.base import Section, identity_of
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
+from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import StudentConfig
+from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import ClassificationConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.tracking import TrackingConfig
@@ -27,12 +29,23 @@ VERB_SECTIONS = {
 }
 
 
+def _number_of_tasks(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "several" if kind == "multi" else "one"
+
+
+#: The `task` section: one task, or several.
+AnyTaskConfig = Annotated[
+    Annotated[TaskConfig, Tag("one")] | Annotated[MultiTaskConfig, Tag("several")], Discriminator(_number_of_tasks)
+]
+
+
 class Experiment(Section):
     """A resolved experiment. `raybrew.config.loading.load_experiment` reads one from YAML and overrides."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the experiment; a folder of this name holds its runs."""
-    task: TaskConfig = ClassificationConfig()
+    task: AnyTaskConfig = ClassificationConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
@@ -40,8 +53,8 @@ class Experiment(Section):
     train: TrainConfig = TrainConfig()
     store: StoreConfig = StoreConfig()
     tracking: TrackingConfig = TrackingConfig()
-    sweep: None = None
-    """Search space of `raybrew sweep`, which this version does not have yet."""
+    sweep: SweepConfig | None = None
+    """What `raybrew sweep` tries. Not set: there is nothing to sweep."""
 
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types."""

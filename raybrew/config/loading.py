@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from pydantic import ValidationError
 from raybrew.config.base import Section
 from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
+from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
+from raybrew.config.space import check_sweep
+from raybrew.config.sweep import SweepConfig
+from raybrew.config.task import TaskConfig
 from raybrew.errors import ConfigError
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
@@ -48,30 +53,45 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
                 Problem(str(key), f"unknown section; allowed: {', '.join(allowed)}{near_match(str(key), allowed)}")
             )
             continue
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
+        section = _section_class(str(key), value, field.annotation)
+        if section is not None:
             try:
                 parts[str(key)] = section.model_validate({} if value is None else value)
             except ValidationError as error:
                 problems += problems_of(error, str(key), section)
-        elif key == "sweep" and value is not None:
-            problems.append(
-                Problem("sweep", "this version has no `raybrew sweep` yet; remove the section or leave it null")
-            )
         else:
             parts[str(key)] = value
     try:
         Experiment.model_validate({"name": values.get("name")} if "name" in values else {})
     except ValidationError as error:
         problems += problems_of(error, "", Experiment)
-    problems += check_sections(parts | _defaults(values), check_files)
+    sections = parts | _defaults(values)
+    if _section_class("task", values.get("task"), None) is MultiTaskConfig and "task" not in parts:
+        # Data and teachers are in it, and what it says is not known.
+        sections = {name: section for name, section in sections.items() if name not in ("data", "teacher")}
+    problems += check_sections(sections, check_files)
     raise_problems(source, problems)
-    return Experiment.model_validate(parts)
+    experiment = Experiment.model_validate(parts)
+    if experiment.sweep is not None:
+        # The space last: each of its corners is a whole experiment.
+        corner = functools.partial(build_experiment, check_files=check_files)
+        raise_problems(source, check_sweep(experiment, experiment.sweep, corner))
+    return experiment
 
 
 def dump_experiment(experiment: Experiment) -> str:
     """The resolved experiment as YAML; `load_experiment` reads it back to an equal one."""
     return yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
+
+
+def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | None:
+    """The model of a section, which for `task` depends on its `kind`."""
+    if key == "task":
+        several = isinstance(value, Mapping) and value.get("kind") == "multi"
+        return MultiTaskConfig if several else TaskConfig
+    if key == "sweep":
+        return None if value is None else SweepConfig
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
 def _defaults(values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -117,6 +117,13 @@ def _plain_path(location: Sequence[str | int], model: type[BaseModel]) -> list[s
             path.append(str(part))
             here = _item_type(here)
             continue
+        if part == "[key]":  # pydantic's mark of a wrong name
+            continue
+        values = _values_of_mapping(here)
+        if values is not None:
+            path.append(part)
+            here = values
+            continue
         owner = _as_model(here)
         if owner is not None and part in owner.model_fields:
             path.append(part)
@@ -124,6 +131,11 @@ def _plain_path(location: Sequence[str | int], model: type[BaseModel]) -> list[s
         elif owner is not None and part != owner.__name__ and not _names_member(here, part):
             path.append(part)  # an unknown key
     return path
+
+
+def _values_of_mapping(annotation: Any) -> Any:
+    """The annotation of the values of a mapping, None for anything else."""
+    return get_args(annotation)[1] if get_origin(annotation) is dict else None
 
 
 def _names_member(annotation: Any, part: str) -> bool:
@@ -165,6 +177,9 @@ def _model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | 
     for part in path:
         if part.isdigit():
             here = _item_type(here)
+            continue
+        if _values_of_mapping(here) is not None:
+            here = _values_of_mapping(here)
             continue
         owner = _as_model(here)
         if owner is None or part not in owner.model_fields:

@@ -43,6 +43,8 @@ class StudentConfig(Section):
     """Allow the model's own Python code to run. Only for code you have read."""
     shape: ShapeConfig | str | None = None
     """A shape by name (`raybrew list shapes`) or by its numbers; architecture and vocabulary are the teacher's."""
+    teacher: str | None = None
+    """Which of several teachers a shape is made after, by name; `rte` or `rte/b` of task rte. Default: the first."""
     init: Literal["auto", "teacher", "random"] = "auto"
     """Weights of a shape: copied from `teacher` layers, or `random`; `auto`: copied if the shape is as wide as the
     teacher, else random."""

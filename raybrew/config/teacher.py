@@ -1,4 +1,4 @@
-"""`teacher`: the model that is imitated."""
+"""`teacher`: the model that is imitated, or several of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,33 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import NOT_IDENTITY, Section
+from raybrew.config.base import NOT_IDENTITY, Name, Section
 from raybrew.config.train import FinetuneConfig
 
-__all__ = ["TeacherConfig"]
+__all__ = ["TeacherConfig", "TeacherMember"]
+
+
+class TeacherMember(Section):
+    """One of several teachers of a task."""
+
+    model: str
+    """Folder or hub name of this teacher (of its starting point when `finetune` is set)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Allow the model's own Python code to run. Only for code you have read."""
+    finetune: FinetuneConfig | None = None
+    """How `raybrew finetune` trains this teacher on labels. Not set: the model is used as it is."""
+    source: Literal["auto", "store", "live"] = "auto"
+    """Where its outputs come from, as `teacher.source`."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of its forward pass."""
+    weight: float = Field(default=1.0, ge=0)
+    """Its share of the average, relative to the other teachers'; 0: only its layers are matched."""
 
 
 class TeacherConfig(Section):
-    """A Hugging Face model folder or hub name, fine-tuned already or by `raybrew finetune`."""
+    """A Hugging Face model folder or hub name, fine-tuned already or by `raybrew finetune`; or `members`."""
 
     model: str | None = None
     """Folder or hub name of the teacher (of its starting point when `teacher.finetune` is set)."""
@@ -30,3 +49,26 @@ class TeacherConfig(Section):
     """Precision of the teacher's forward pass; `auto`: bf16 on GPUs that have it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
     """Where teacher actors run; fixed by `train.device` for a live teacher."""
+    members: dict[Name, TeacherMember] = Field(default={})
+    """Several teachers of one task instead of `model`, by name: {big: {model: ..., weight: 2}, other: {model: ...}},
+    each with the keys model, revision, trust_remote_code, finetune, source, precision and weight."""
+    average: Literal["logits", "probabilities"] = "logits"
+    """What of several teachers is averaged: their logits, or their softmaxes at `distill.temperature`."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a teacher at all."""
+        return self.model is not None or bool(self.members)
+
+    def member(self, name: str) -> TeacherConfig:
+        """One of `members` as an only teacher."""
+        chosen = self.members[name]
+        return TeacherConfig(
+            model=chosen.model,
+            revision=chosen.revision,
+            trust_remote_code=chosen.trust_remote_code,
+            finetune=chosen.finetune,
+            source=chosen.source,
+            precision=chosen.precision,
+            device=self.device,
+        )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raybrew.errors import ModelError
-from raybrew.models.attention import attention_scores
+from raybrew.models.attention import attention_signals
+from raybrew.models.pooled import pooled_output
 from raybrew.signals import LOGITS, Signal
 
 __all__ = ["MODEL_INPUTS", "checkpoint_layers", "compiled", "forward"]
@@ -29,13 +30,16 @@ def forward(
 
     `run` stands in for calling the model, such as what `compiled` gives.
 
-    `logits`: (batch, classes). `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
-    `attention.i`: (batch, heads, length, length), the scores of layer i before the softmax, i from 1.
-    ModelError names a layer that the model does not have.
+    `logits`: (batch, classes). `pooled`: (batch, dim). `hidden.i`: (batch, length, dim), 0 the embedding output, i that
+    of layer i. From layer 1 on: `attention.i` (batch, heads, length, length), scores before the softmax,
+    `attention_probs.i`, their softmax over the real tokens, and `query.i`, `key.i`, `value.i` (batch, length, dim).
+    ModelError names a layer that the model does not have, and what it cannot give.
     """
     layers = [signal for signal in request if signal.kind == "hidden"]
-    attention = {signal: signal.layer for signal in request if signal.kind == "attention" and signal.layer is not None}
-    with attention_scores(model, attention.values()) as scores:
+    with (
+        attention_signals(model, request, inputs.get("attention_mask")) as attention,
+        pooled_output(model, request) as pooled,
+    ):
         outputs = (run or model)(
             **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
             output_hidden_states=bool(layers),
@@ -50,7 +54,7 @@ def forward(
                 f"{signal} was asked for, but the model has layers 0 (embeddings) to {len(outputs.hidden_states) - 1}"
             )
         result[signal] = outputs.hidden_states[signal.layer]
-    return result | {signal: scores[layer] for signal, layer in attention.items()}
+    return result | attention | pooled
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:

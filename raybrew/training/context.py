@@ -16,10 +16,18 @@ from torch import Tensor, nn
 
 from raybrew.training.parallel import replicate
 
-__all__ = ["FAILURES_FILE", "STOP_FILE", "Context", "DistributedContext", "LocalContext", "Report", "stop_on_signals"]
+__all__ = [
+    "FAILURES_FILE",
+    "STOP_FILE",
+    "Context",
+    "DistributedContext",
+    "LocalContext",
+    "OnEvaluation",
+    "stop_on_signals",
+]
 
-#: Takes the metrics of an evaluation; what is true of its answer ends the training.
-Report = Callable[[dict[str, Any]], bool | None]
+#: Takes step, epoch, share of all steps and metrics of an evaluation; says whether training is to stop there.
+OnEvaluation = Callable[[dict[str, Any]], bool]
 
 #: A file of this name in the run folder asks all workers to save and stop.
 STOP_FILE = "stop.request"
@@ -51,9 +59,9 @@ class Context(Protocol):
         ...
 
     def report(self, metrics: dict[str, Any]) -> bool:
-        """Tell whoever started the training about an evaluation; every rank calls it equally often.
+        """Tell the launcher about an evaluation, and learn whether to save and stop here.
 
-        True ends the training here, as if this were its last step; all ranks get the same answer.
+        Every rank calls it equally often and is told the same.
         """
         ...
 
@@ -64,10 +72,12 @@ class LocalContext:
     rank = 0
     world_size = 1
 
-    def __init__(self, device: torch.device, stop: threading.Event | None = None, report: Report | None = None) -> None:
+    def __init__(
+        self, device: torch.device, stop: threading.Event | None = None, on_evaluation: OnEvaluation | None = None
+    ) -> None:
         self.device = device
         self.stop = stop or threading.Event()
-        self._report = report
+        self.on_evaluation = on_evaluation
 
     def add_up(self, values: Tensor) -> Tensor:
         return values
@@ -82,13 +92,15 @@ class LocalContext:
         return self.stop.is_set()
 
     def report(self, metrics: dict[str, Any]) -> bool:
-        return self._report is not None and bool(self._report(metrics))
+        return self.on_evaluation is not None and self.on_evaluation(metrics)
 
 
 class DistributedContext:
     """One of several workers in a torch.distributed process group that exists already."""
 
-    def __init__(self, device: torch.device, run_folder: Path, report: Report | None = None) -> None:
+    def __init__(
+        self, device: torch.device, run_folder: Path, report: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = device
@@ -120,8 +132,9 @@ class DistributedContext:
         return self._stop
 
     def report(self, metrics: dict[str, Any]) -> bool:
-        wish = self._report is not None and bool(self._report(metrics))
-        return bool(self.add_up(torch.tensor([float(wish)]))[0] > 0)
+        if self._report is not None:
+            self._report(metrics)
+        return False  # who wants to stop several workers asks by the stop file
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from raybrew.config.train import TrainConfig
-from raybrew.errors import ClusterError, ConfigError, RaybrewError, RunError
+from raybrew.errors import ClusterError, RaybrewError, RunError
 from raybrew.models.loading import pick_device
 from raybrew.runtime import check_resources, ensure_ray
 from raybrew.training.context import (
@@ -24,7 +24,7 @@ from raybrew.training.context import (
     Context,
     DistributedContext,
     LocalContext,
-    Report,
+    OnEvaluation,
     stop_on_signals,
 )
 
@@ -50,33 +50,29 @@ def launch(
     run_folder: Path,
     say: Callable[[str], None],
     key: str = "train",
-    report: Report | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> dict[str, Any]:
     """Run `job` on `config.workers` workers and return rank 0's result.
 
-    Ctrl-C and SIGTERM ask the workers to save and stop; the job's result says so. `report` gets the metrics of each
-    evaluation and may end the training; ConfigError where it cannot be called, in workers of other processes.
+    Ctrl-C and SIGTERM ask the workers to save and stop; the job's result says so. `on_evaluation` is asked after each
+    evaluation of a job in this process; Ray's workers are stopped by a STOP_FILE in the run folder.
     """
     for left_over in (STOP_FILE, FAILURES_FILE):
         (run_folder / left_over).unlink(missing_ok=True)
     if choose_launcher(config) == "local":
-        return _in_process(job, spec, config, key, report)
-    if report is not None:
-        raise ConfigError(
-            f"{key}.launcher: evaluations are reported to the calling process, which needs {key}.launcher=local"
-        )
+        return _in_process(job, spec, config, key, on_evaluation)
     return _on_ray(job, spec, config, run_folder, say, key)
 
 
 def _in_process(
-    job: Job, spec: Mapping[str, Any], config: TrainConfig, key: str, report: Report | None
+    job: Job, spec: Mapping[str, Any], config: TrainConfig, key: str, on_evaluation: OnEvaluation | None
 ) -> dict[str, Any]:
     device = pick_device(config.device, f"{key}.device")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     stop = threading.Event()
     with stop_on_signals(stop.set):
-        return job(spec, LocalContext(device, stop, report))
+        return job(spec, LocalContext(device, stop, on_evaluation))
 
 
 def _on_ray(

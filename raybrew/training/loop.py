@@ -174,7 +174,7 @@ class Outcome:
     seconds: float
     best: dict[str, Any] | None
     last: dict[str, float]
-    ended_by: str | None = None  #: what ended it before its last step: `early_stopping` or `report`
+    ended_by: str | None = None  #: `early_stopping`, if that ended it before its last step
 
 
 def train(
@@ -284,12 +284,11 @@ def train(
             if context.rank == 0:
                 named = {f"eval/{name}": value for name, value in last_metrics.items()}
                 hooks.log(position | {"kind": "eval", "time": seconds()} | named | {"best": is_best})
-            if program.gives_up(last_metrics):
+            if program.gives_up(last_metrics) and not at_end:
                 ended_by = "early_stopping"
-            if context.report(position | last_metrics):
-                ended_by = ended_by or "report"
-            if at_end:
-                ended_by = None  # it was the last step anyway
+            if context.report(position | {"share": step / num_steps} | last_metrics) and not at_end:
+                save(step)
+                raise Interrupted(f"stopped after step {step} of {num_steps} by its launcher; the state is saved")
         if at_end or ended_by or save_soon or program.saves_at(step):
             save(step)
             saved_at = time.monotonic()

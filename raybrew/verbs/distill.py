@@ -14,7 +14,7 @@ from raybrew.reports.html import write_report
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
-from raybrew.training.context import Report
+from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import attention_in, capture_table, request_of, store_root
 from raybrew.verbs.evaluate import evaluate_teacher
@@ -33,15 +33,16 @@ def distill(
     teacher_run: str | None = None,
     report: bool = True,
     reporter: Reporter | None = None,
-    on_evaluation: Report | None = None,
+    command: str | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
     `teacher.source: auto` captures what the store lacks first, and runs the teacher live where attention is matched;
     `store` wants it there; `live` runs the teacher in every step. The same call continues an interrupted run and
-    returns a finished one at once. `on_evaluation` gets step, epoch and metrics of each evaluation; a true answer ends
-    the training there (launcher local). Raises ConfigError, DataError, ModelError, StoreError before training, and
-    Interrupted when asked to stop (the state is saved).
+    returns a finished one at once. `on_evaluation` hears of each evaluation and may end the training of one worker;
+    `command` is what the run notes as its command. Raises ConfigError, DataError, ModelError, StoreError before
+    training, and Interrupted when asked to stop (the state is saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
@@ -66,7 +67,7 @@ def distill(
             rows.num_labelled,
             rows.num_unlabeled,
             teacher,
-            store.path if store is not None else None,
+            store.location if store is not None else None,
             store.fingerprint if store is not None else None,
         )
         finished = run.summary()
@@ -75,7 +76,7 @@ def distill(
             return RunResult(run.path, finished, already_done=True)
         facts = _facts(experiment, teacher, rows, inputs, bool(request), reporter)
         result = train_run(
-            experiment, "distill", run, inputs, experiment.train, reporter, facts, "train", on_evaluation
+            experiment, "distill", run, inputs, experiment.train, reporter, facts, "train", command, on_evaluation
         )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
@@ -87,7 +88,7 @@ def _from_store(experiment: Experiment, request: tuple[Signal, ...], reporter: R
     attention = attention_in(request)
     if attention and experiment.teacher.source == "auto":
         reporter.say(f"the teacher runs live in every step: stores do not hold {attention}")
-    return experiment.teacher.source != "live" and not attention
+    return experiment.teacher.source == "store" or (experiment.teacher.source == "auto" and not attention)
 
 
 def _store(

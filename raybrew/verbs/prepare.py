@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raybrew.config import Experiment, FinetuneConfig
+from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import ConfigError, DataError, RunError
@@ -35,8 +35,10 @@ class Rows:
 
 def task_of(experiment: Experiment) -> Task:
     """The experiment's task, reading its columns."""
-    columns = experiment.data.columns
-    return build_task(experiment.task, columns.text, columns.text_pair, columns.label)
+    columns, config = experiment.data.columns, experiment.task
+    if isinstance(config, MultiTaskConfig):
+        raise ConfigError(f"task: one task is needed, this experiment has {', '.join(config.tasks)}; choose one")
+    return build_task(config, columns.text, columns.text_pair, columns.label)
 
 
 def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:
@@ -64,7 +66,7 @@ def read_rows(experiment: Experiment, teacher: ModelSource | None, say: Say, *, 
     if data.train is None:
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
     names = model_labels(load_config(teacher)) if teacher is not None else None
-    known = Labels(names) if names is not None and experiment.task.labels is None else None
+    known = Labels(names) if names is not None and task.fixed_labels is None else None
     train = load_rows(data, "train", task, known)
     _say_skipped(train, say)
     tables, num_unlabeled = [train.table], 0

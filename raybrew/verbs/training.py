@@ -17,7 +17,7 @@ from raybrew.models.inspection import count_parameters, describe, measure_latenc
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.tasks.base import Labels
 from raybrew.training.checkpoints import Checkpoints
-from raybrew.training.context import Report
+from raybrew.training.context import OnEvaluation
 from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
@@ -41,7 +41,7 @@ class Inputs:
     num_labelled: int
     num_unlabeled: int
     teacher: ModelSource | None
-    store: Path | None = None
+    store: str | None = None
     fingerprint: str | None = None
 
     def fingerprints(self) -> dict[str, Any]:
@@ -62,13 +62,15 @@ def train_run(
     reporter: Reporter,
     facts: Mapping[str, Any],
     key: str,
-    report: Report | None = None,
+    command: str | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
     """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop.
 
-    `report` gets the metrics of each evaluation, in this process, and may end the training with a true answer.
+    `command` is what the run notes as its command; default: the command line of this process.
     """
-    run.prepare(experiment, verb, inputs.fingerprints(), command_line())
+    command = command or command_line()
+    run.prepare(experiment, verb, inputs.fingerprints(), command)
     spec = {
         "experiment": experiment.plain(),
         "verb": verb,
@@ -78,12 +80,12 @@ def train_run(
         "training_rows": str(inputs.training.folder),
         "evaluation_rows": str(inputs.evaluation.folder) if inputs.evaluation is not None else None,
         "teacher": dataclasses.asdict(inputs.teacher) if inputs.teacher is not None else None,
-        "store": str(inputs.store) if inputs.store is not None else None,
+        "store": inputs.store,
         "fingerprint": inputs.fingerprint,
     }
     num_steps = total_steps(build_order(inputs.training.lengths, config), config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-        result = launch(run_job, spec, config, run.path, reporter.say, key, report)
+        result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
     summary = {
@@ -110,7 +112,7 @@ def train_run(
         **facts,
     }
     summary["latency_ms"] = summary["student"].pop("latency_ms")
-    write_card(run.student, model_card(summary | {"command": command_line()}))
+    write_card(run.student, model_card(summary | {"command": command}))
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()

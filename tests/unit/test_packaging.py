@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -215,3 +216,25 @@ def test_every_layer_is_listed_once_and_ray_is_confined(project: dict[str, Any])
         "raybrew.sweep",
         "raybrew.sweep.**",
     }
+
+
+def test_every_imported_package_is_a_dependency_of_ours(project: dict[str, Any]) -> None:
+    # A development environment holds much that a user's does not, so a missing dependency only shows there.
+    imported: dict[str, str] = {}
+    for path in sorted((ROOT / "raybrew").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module]
+            imported |= {name.partition(".")[0]: f"{path.relative_to(ROOT)}:{node.lineno}" for name in names}
+    known = metadata.packages_distributions()
+    extras = project["project"]["optional-dependencies"]["export"]
+    ours = {canonicalize_name(Requirement(text).name) for text in (*project["project"]["dependencies"], *extras)}
+    others = {name: where for name, where in imported.items() if name not in sys.stdlib_module_names | {"raybrew"}}
+    assert len(others) > 10
+    missing = {
+        name: where for name, where in others.items() if not ours & {canonicalize_name(d) for d in known.get(name, [])}
+    }
+    assert missing == {}

@@ -1,0 +1,148 @@
+"""Rules for experiments of several tasks or teachers: each task is checked as an experiment of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from raybrew.config.data import DataConfig
+from raybrew.config.distill import DistillConfig, MatchConfig
+from raybrew.config.multi_task import MultiTaskConfig
+from raybrew.config.problems import Problem, near_match
+from raybrew.config.student import StudentConfig
+from raybrew.config.teacher import TeacherConfig
+from raybrew.config.views import matches_of_task
+
+__all__ = ["check_members", "check_one_task", "check_tasks"]
+
+#: Sections that each task has for itself.
+_OWN = ("task", "data", "teacher")
+
+
+def check_members(teacher: TeacherConfig) -> list[Problem]:
+    """Problems of `teacher.members` beside those of each one."""
+    problems = []
+    if not teacher.members:
+        if teacher.average != "logits":
+            problems.append(
+                Problem("teacher.average", f"given {teacher.average!r}, but there is one teacher; name teacher.members")
+            )
+        return problems
+    defaults = TeacherConfig()
+    problems += [
+        Problem(f"teacher.{key}", f"given beside teacher.members; it is a key of each of them: {_of(teacher)}")
+        for key in ("model", "revision", "trust_remote_code", "finetune", "source", "precision")
+        if getattr(teacher, key) != getattr(defaults, key)
+    ]
+    if not any(member.weight for member in teacher.members.values()):
+        problems.append(Problem("teacher.members", "all weights are 0: there is nothing to average"))
+    return problems
+
+
+def check_one_task(
+    student: StudentConfig | None, distill: DistillConfig | None, teacher: TeacherConfig | None
+) -> list[Problem]:
+    """What `student.teacher` and the matches of an experiment of one task say about its teachers."""
+    problems: list[Problem] = []
+    if teacher is None:
+        return problems
+    if student is not None and student.teacher is not None:
+        problems += _student_teacher(
+            student, list(teacher.members), "it has one teacher; teacher.members names several"
+        )
+    for index, match in enumerate(distill.matches if distill is not None else ()):
+        key = f"distill.matches.{index}.teacher"
+        if match.teacher is None:
+            if teacher.members:
+                problems.append(Problem(key, f"required with several teachers; allowed: {_of(teacher)}"))
+        elif match.teacher not in teacher.members:
+            problems.append(_unknown(key, match.teacher, list(teacher.members), "there is one teacher"))
+    if distill is not None and teacher.members and teacher.average == "probabilities" and distill.kd_loss.kind == "mse":
+        problems.append(
+            Problem("teacher.average", "given 'probabilities' with distill.kd_loss.kind 'mse', which compares logits")
+        )
+    return problems
+
+
+def check_tasks(
+    sections: Mapping[str, Any], task: MultiTaskConfig, check: Callable[[Mapping[str, Any]], list[Problem]]
+) -> list[Problem]:
+    """Problems of several tasks; `check` is what an experiment of one task is checked with."""
+    problems = _top_level(sections)
+    student, distill = sections.get("student"), sections.get("distill")
+    named = _names(task)
+    if student is not None:
+        problems += _student_teacher(student, named, "")
+    for index, match in enumerate(distill.matches if distill is not None else ()):
+        problems += _match_teacher(f"distill.matches.{index}.teacher", match.teacher, task, named)
+    for name, part in task.tasks.items():
+        own = {**sections, "task": part.task, "data": part.data, "teacher": part.teacher}
+        if student is not None:
+            own["student"] = student.model_copy(update={"teacher": None})
+        if distill is not None:
+            own["distill"] = distill.model_copy(
+                update={"matches": tuple(_seen_by(match, name, part.teacher) for match in distill.matches)}
+            )
+        for problem in check(own):
+            mine = problem.key.split(".")[0] in _OWN
+            problems.append(Problem(f"task.tasks.{name}.{problem.key}", problem.message) if mine else problem)
+    return list(dict.fromkeys(problems))
+
+
+def _top_level(sections: Mapping[str, Any]) -> list[Problem]:
+    """What stands in `data` or `teacher` although each task has its own."""
+    problems = []
+    data, teacher = sections.get("data"), sections.get("teacher")
+    if data is not None and data.model_copy(update={"cache": None}) != DataConfig():
+        problems.append(Problem("data", "given beside task.tasks; rows belong to each task: task.tasks.<name>.data"))
+    if teacher is not None and teacher != TeacherConfig():
+        problems.append(
+            Problem("teacher", "given beside task.tasks; teachers belong to each: task.tasks.<name>.teacher")
+        )
+    return problems
+
+
+def _names(task: MultiTaskConfig) -> list[str]:
+    names: list[str] = []
+    for name, part in task.tasks.items():
+        names += [name, *(f"{name}/{member}" for member in part.teacher.members)]
+    return names
+
+
+def _match_teacher(key: str, given: str | None, task: MultiTaskConfig, named: list[str]) -> list[Problem]:
+    if given is not None and given not in named:
+        return [_unknown(key, given, named, "")]
+    owners = [given] if given is not None else list(task.tasks)
+    several = [name for name in owners if name in task.tasks and task.tasks[name].teacher.members]
+    if several:
+        choice = ", ".join(f"{name}/{member}" for name in several for member in task.tasks[name].teacher.members)
+        return [Problem(key, f"{several[0]} has several teachers; name one of them: {choice}")]
+    return []
+
+
+def _student_teacher(student: StudentConfig, allowed: list[str], otherwise: str) -> list[Problem]:
+    if student.teacher is None:
+        return []
+    if student.shape is None:
+        return [Problem("student.teacher", "applies to student.shape only, which is made after a teacher")]
+    return [] if student.teacher in allowed else [_unknown("student.teacher", student.teacher, allowed, otherwise)]
+
+
+def _unknown(key: str, given: str, allowed: Iterable[str], otherwise: str) -> Problem:
+    allowed = list(allowed)
+    if not allowed:
+        return Problem(key, f"given {given!r}, but {otherwise}; leave it out")
+    return Problem(key, f"given {given!r}; allowed: {', '.join(allowed)}{near_match(given, allowed)}")
+
+
+def _seen_by(match: MatchConfig, task: str, teacher: TeacherConfig) -> MatchConfig:
+    """`match` as task `task` has it: without weight if it is another's. Its teacher's name was looked at before."""
+    mine = matches_of_task((match,), task)
+    member = mine[0].teacher if mine else None
+    fits = bool(mine) and (member in teacher.members if teacher.members else member is None)
+    stand_in = next(iter(teacher.members), None)
+    return match.model_copy(update={"teacher": member if fits else stand_in, "weight": match.weight if fits else 0.0})
+
+
+def _of(teacher: TeacherConfig) -> str:
+    return ", ".join(teacher.members)

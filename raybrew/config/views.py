@@ -1,0 +1,86 @@
+"""An experiment of several tasks or teachers as experiments of one: what all but training itself works on."""
+
+from __future__ import annotations
+
+from raybrew.config.distill import MatchConfig
+from raybrew.config.experiment import Experiment
+from raybrew.config.multi_task import MultiTaskConfig, TaskPart
+from raybrew.config.problems import near_match
+from raybrew.errors import ConfigError
+
+__all__ = ["choose_task", "matches_of_task", "one_teacher", "task_views", "teacher_names", "teacher_views"]
+
+
+def task_views(experiment: Experiment) -> dict[str | None, Experiment]:
+    """Name -> experiment of that task alone, in the order of the file; None -> itself for an experiment of one task.
+
+    A view's `student`, `train` and other sections are the whole experiment's; its matches are those for its teachers.
+    """
+    if not isinstance(experiment.task, MultiTaskConfig):
+        return {None: experiment}
+    return {name: _view(experiment, name, part) for name, part in experiment.task.tasks.items()}
+
+
+def choose_task(experiment: Experiment, name: str | None) -> Experiment:
+    """The view of task `name`; ConfigError if there is none, or several and no name."""
+    views = task_views(experiment)
+    if name in views:
+        return views[name]
+    names = [view for view in views if view is not None]
+    if not names:
+        raise ConfigError(f"--task: given {name!r}, but this experiment has one task only; leave it out")
+    if name is None:
+        raise ConfigError(f"--task: required, as this experiment has several tasks: {', '.join(names)}")
+    raise ConfigError(f"--task: given {name!r}; allowed: {', '.join(names)}{near_match(name, names)}")
+
+
+def teacher_views(view: Experiment) -> dict[str | None, Experiment]:
+    """Name -> experiment with that teacher alone, for an experiment of one task; a single teacher is named None.
+
+    Matches are left out: what they ask of which teacher is the whole experiment's matter.
+    """
+    teacher = view.teacher
+    if not teacher.members:
+        return {None: view} if teacher.given else {}
+    return {name: one_teacher(view, name) for name in teacher.members}
+
+
+def one_teacher(view: Experiment, name: str | None) -> Experiment:
+    """`view` with one of its teachers as the only one."""
+    if name is None:
+        return view
+    distill = view.distill.model_copy(update={"matches": ()})
+    return view.model_copy(update={"teacher": view.teacher.member(name), "distill": distill})
+
+
+def teacher_names(experiment: Experiment) -> list[str]:
+    """What `--teacher` and `student.teacher` may say: `b` of several teachers, `rte` or `rte/b` of several tasks."""
+    names: list[str] = []
+    for task, view in task_views(experiment).items():
+        if task is not None and view.teacher.given:
+            names.append(task)
+        names += [name if task is None else f"{task}/{name}" for name in view.teacher.members]
+    return names
+
+
+def matches_of_task(matches: tuple[MatchConfig, ...], task: str) -> tuple[MatchConfig, ...]:
+    """The matches that hold for `task`, their `teacher` without its name: `rte/b` becomes b, `rte` the only one."""
+    found = []
+    for match in matches:
+        if match.teacher is None:
+            found.append(match)
+        elif match.teacher.split("/")[0] == task:
+            found.append(match.model_copy(update={"teacher": match.teacher.partition("/")[2] or None}))
+    return tuple(found)
+
+
+def _view(experiment: Experiment, name: str, part: TaskPart) -> Experiment:
+    distill = experiment.distill
+    return experiment.model_copy(
+        update={
+            "task": part.task,
+            "data": part.data if part.data.cache else part.data.model_copy(update={"cache": experiment.data.cache}),
+            "teacher": part.teacher,
+            "distill": distill.model_copy(update={"matches": matches_of_task(distill.matches, name)}),
+        }
+    )
