@@ -18,7 +18,14 @@ from raybrew.config.train import TrainConfig
 from raybrew.errors import ClusterError, RaybrewError, RunError
 from raybrew.models.loading import pick_device
 from raybrew.runtime import check_resources, ensure_ray
-from raybrew.training.context import STOP_FILE, Context, DistributedContext, LocalContext, stop_on_signals
+from raybrew.training.context import (
+    STOP_FILE,
+    Context,
+    DistributedContext,
+    LocalContext,
+    OnEvaluation,
+    stop_on_signals,
+)
 
 __all__ = ["Job", "choose_launcher", "launch"]
 
@@ -39,24 +46,28 @@ def launch(
     run_folder: Path,
     say: Callable[[str], None],
     key: str = "train",
+    on_evaluation: OnEvaluation | None = None,
 ) -> dict[str, Any]:
     """Run `job` on `config.workers` workers and return rank 0's result.
 
-    Ctrl-C and SIGTERM ask the workers to save and stop; the job's result says so.
+    Ctrl-C and SIGTERM ask the workers to save and stop; the job's result says so. `on_evaluation` is asked after each
+    evaluation of a job in this process; Ray's workers are stopped by a STOP_FILE in the run folder.
     """
     (run_folder / STOP_FILE).unlink(missing_ok=True)
     if choose_launcher(config) == "local":
-        return _in_process(job, spec, config, key)
+        return _in_process(job, spec, config, key, on_evaluation)
     return _on_ray(job, spec, config, run_folder, say, key)
 
 
-def _in_process(job: Job, spec: Mapping[str, Any], config: TrainConfig, key: str) -> dict[str, Any]:
+def _in_process(
+    job: Job, spec: Mapping[str, Any], config: TrainConfig, key: str, on_evaluation: OnEvaluation | None
+) -> dict[str, Any]:
     device = pick_device(config.device, f"{key}.device")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     stop = threading.Event()
     with stop_on_signals(stop.set):
-        return job(spec, LocalContext(device, stop))
+        return job(spec, LocalContext(device, stop, on_evaluation))
 
 
 def _on_ray(

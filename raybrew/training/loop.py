@@ -269,7 +269,9 @@ def train(
                 named = {f"eval/{name}": value for name, value in last_metrics.items()}
                 seconds = elapsed_before + time.monotonic() - started
                 hooks.log(position | {"kind": "eval", "time": seconds} | named | {"best": is_best})
-            context.report(position | last_metrics)
+            if context.report(position | {"share": step / num_steps} | last_metrics) and not at_end:
+                save(step)
+                raise Interrupted(f"stopped after step {step} of {num_steps} by its launcher; the state is saved")
         if at_end or save_soon or program.saves_at(step):
             save(step)
             saved_at = time.monotonic()

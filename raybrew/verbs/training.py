@@ -17,6 +17,7 @@ from raybrew.models.inspection import count_parameters, describe, measure_latenc
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.tasks.base import Labels
 from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.context import OnEvaluation
 from raybrew.training.encoded import total_steps
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
@@ -61,9 +62,15 @@ def train_run(
     reporter: Reporter,
     facts: Mapping[str, Any],
     key: str,
+    command: str | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
-    """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop."""
-    run.prepare(experiment, verb, inputs.fingerprints(), command_line())
+    """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop.
+
+    `command` is what the run notes as its command; default: the command line of this process.
+    """
+    command = command or command_line()
+    run.prepare(experiment, verb, inputs.fingerprints(), command)
     spec = {
         "experiment": experiment.plain(),
         "verb": verb,
@@ -78,7 +85,7 @@ def train_run(
     }
     num_steps = total_steps(inputs.training.num_rows, config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-        result = launch(run_job, spec, config, run.path, reporter.say, key)
+        result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
     summary = {
@@ -104,7 +111,7 @@ def train_run(
         **facts,
     }
     summary["latency_ms"] = summary["student"].pop("latency_ms")
-    write_card(run.student, model_card(summary | {"command": command_line()}))
+    write_card(run.student, model_card(summary | {"command": command}))
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()

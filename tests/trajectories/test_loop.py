@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import multiprocessing
 from collections.abc import Callable, Mapping
@@ -256,6 +257,26 @@ def test_stop_saves_the_state_between_steps() -> None:
     with pytest.raises(Interrupted, match="step 0 of 18") as caught:
         run("logits", settings(), context)
     assert caught.value.exit_code == 130
+
+
+def test_an_evaluation_may_end_the_training() -> None:
+    """Whoever is told of an evaluation may stop there; training goes on from the kept state to the same end."""
+    told: list[tuple[int, float]] = []
+
+    def after_the_second(metrics: dict[str, Any]) -> bool:
+        told.append((metrics["step"], metrics["share"]))
+        return len(told) == 2
+
+    states: dict[int, dict[str, Any]] = {}
+    keeping = LocalContext(torch.device("cpu"), on_evaluation=after_the_second)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "save", lambda self, step, state: states.update({step: copy.deepcopy(state)}))
+        with pytest.raises(Interrupted, match="stopped after step 12 of 18 by its launcher"):
+            run("logits", settings(), keeping)
+    assert told == [(6, 6 / 18), (12, 12 / 18)]
+    resumed, _ = run("logits", settings(), state=states[12], start_step=12)
+    weights, _ = run("logits", settings(), LocalContext(torch.device("cpu"), on_evaluation=lambda metrics: False))
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
 def test_divergence_names_step_and_terms() -> None:
