@@ -14,6 +14,7 @@ from raybrew.reports.html import write_report
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
+from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import attention_in, capture_table, request_of, store_root
 from raybrew.verbs.evaluate import evaluate_teacher
@@ -32,13 +33,16 @@ def distill(
     teacher_run: str | None = None,
     report: bool = True,
     reporter: Reporter | None = None,
+    command: str | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
     `teacher.source: auto` captures what the store lacks first, and runs the teacher live where attention is matched;
     `store` wants it there; `live` runs the teacher in every step. The same call continues an interrupted run and
-    returns a finished one at once. Raises ConfigError, DataError, ModelError, StoreError before training, and
-    Interrupted when asked to stop (the state is saved).
+    returns a finished one at once. `on_evaluation` hears of each evaluation and may end the training of one worker;
+    `command` is what the run notes as its command. Raises ConfigError, DataError, ModelError, StoreError before
+    training, and Interrupted when asked to stop (the state is saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
@@ -71,7 +75,9 @@ def distill(
             run.prepare(experiment, "distill", inputs.fingerprints(), None)
             return RunResult(run.path, finished, already_done=True)
         facts = _facts(experiment, teacher, rows, inputs, bool(request), reporter)
-        result = train_run(experiment, "distill", run, inputs, experiment.train, reporter, facts, "train")
+        result = train_run(
+            experiment, "distill", run, inputs, experiment.train, reporter, facts, "train", command, on_evaluation
+        )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
         return result

@@ -17,7 +17,8 @@ from raybrew.models.inspection import count_parameters, describe, measure_latenc
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.tasks.base import Labels
 from raybrew.training.checkpoints import Checkpoints
-from raybrew.training.encoded import total_steps
+from raybrew.training.context import OnEvaluation
+from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.job import run_job
@@ -61,9 +62,15 @@ def train_run(
     reporter: Reporter,
     facts: Mapping[str, Any],
     key: str,
+    command: str | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
-    """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop."""
-    run.prepare(experiment, verb, inputs.fingerprints(), command_line())
+    """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop.
+
+    `command` is what the run notes as its command; default: the command line of this process.
+    """
+    command = command or command_line()
+    run.prepare(experiment, verb, inputs.fingerprints(), command)
     spec = {
         "experiment": experiment.plain(),
         "verb": verb,
@@ -76,9 +83,9 @@ def train_run(
         "store": inputs.store,
         "fingerprint": inputs.fingerprint,
     }
-    num_steps = total_steps(inputs.training.num_rows, config)
+    num_steps = total_steps(build_order(inputs.training.lengths, config), config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-        result = launch(run_job, spec, config, run.path, reporter.say, key)
+        result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
     summary = {
@@ -91,6 +98,7 @@ def train_run(
         "best": result["best"],
         "last": result["last"],
         "steps": result["steps"],
+        "ended_by": result["ended_by"],
         "epochs": result["epochs"],
         "rows": {
             "train": inputs.num_labelled,
@@ -104,7 +112,7 @@ def train_run(
         **facts,
     }
     summary["latency_ms"] = summary["student"].pop("latency_ms")
-    write_card(run.student, model_card(summary | {"command": command_line()}))
+    write_card(run.student, model_card(summary | {"command": command}))
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()
