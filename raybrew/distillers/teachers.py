@@ -60,5 +60,6 @@ class StoredSignals:
         self.positions = positions
         self.request = sorted(request)
 
-    def __call__(self, rows: np.ndarray) -> dict[Signal, Tensor]:
-        return {signal: self.store.gather(signal, self.positions[rows]) for signal in self.request}
+    def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Tensor]:
+        """Those of `rows`, signals of tokens padded to `length`, by default to the longest row."""
+        return {signal: self.store.gather(signal, self.positions[rows], length) for signal in self.request}
