@@ -98,31 +98,49 @@ def _tagging(task: TaskConfig) -> list[Problem]:
 
 def _train(key: str, train: TrainConfig) -> list[Problem]:
     problems = []
-    if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
-        problems.append(
-            Problem(
-                f"{key}.micro_batch_size",
-                f"given {train.micro_batch_size}; allowed: at most {key}.batch_size "
-                f"({train.batch_size}), of which it is a part",
+    for part, whole in (("micro_batch_size", "batch_size"), ("micro_batch_tokens", "batch_tokens")):
+        small, large = getattr(train, part), getattr(train, whole)
+        if part == "micro_batch_size" and train.batch_tokens is not None:
+            continue  # batch_size is not used
+        if small is not None and large is not None and small > large:
+            problems.append(
+                Problem(
+                    f"{key}.{part}", f"given {small}; allowed: at most {key}.{whole} ({large}), of which it is a part"
+                )
             )
-        )
-    if train.workers > train.batch_size:
+    problems += _workers(key, train)
+    for steps, epochs in (("eval_steps", "eval_epochs"), ("checkpoint_steps", "checkpoint_epochs")):
+        if getattr(train, steps) is not None and getattr(train, epochs) is not None:
+            problems.append(Problem(f"{key}.{epochs}", f"given beside {key}.{steps}; allowed: one of them"))
+    if train.precision == "fp16" and train.device == "cpu":
+        problems.append(Problem(f"{key}.precision", "given 'fp16' with device 'cpu'; allowed there: fp32, bf16"))
+    if train.compile and train.parallel == "fsdp":
+        problems.append(Problem(f"{key}.compile", "given with parallel 'fsdp'; allowed with 'ddp' only"))
+    return problems
+
+
+def _workers(key: str, train: TrainConfig) -> list[Problem]:
+    given = list(train.workers) if isinstance(train.workers, tuple) else train.workers
+    fewest, most = train.worker_range if given != [] else (0, 0)
+    if (isinstance(given, list) and len(given) != 2) or fewest < 1 or most < fewest:
+        allowed = "allowed: a number of at least 1, or [fewest, most] of them"
+        return [Problem(f"{key}.workers", f"given {given}; {allowed}")]
+    problems = []
+    if most > train.batch_size and train.batch_tokens is None:
         problems.append(
             Problem(
                 f"{key}.workers",
-                f"given {train.workers}; allowed: at most {key}.batch_size ({train.batch_size}), "
+                f"given {given}; allowed: at most {key}.batch_size ({train.batch_size}), "
                 "which is divided among the workers",
             )
         )
-    if train.launcher == "local" and train.workers > 1:
+    if train.launcher == "local" and most > 1:
         problems.append(
             Problem(
                 f"{key}.launcher",
-                f"given 'local' with {key}.workers={train.workers}; `local` runs one worker, use 'ray' or 'auto'",
+                f"given 'local' with {key}.workers={given}; `local` runs one worker, use 'ray' or 'auto'",
             )
         )
-    if train.precision == "fp16" and train.device == "cpu":
-        problems.append(Problem(f"{key}.precision", "given 'fp16' with device 'cpu'; allowed there: fp32, bf16"))
     return problems
 
 
@@ -258,6 +276,22 @@ def _store(store: StoreConfig) -> list[Problem]:
     return problems
 
 
+def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
+    """What is not among a model's outputs is collected while a layer runs once, as it is written."""
+    inside = sorted({match.loss for match in distill.matches if match.feature != "hidden" and match.weight > 0})
+    if not inside:
+        return []
+    return [
+        Problem(
+            f"train.{key}",
+            f"given with {', '.join(inside)} in distill.matches, which look inside layers; allowed: {key}=false, or "
+            "matches on hidden states",
+        )
+        for key in ("compile", "gradient_checkpointing")
+        if getattr(train, key)
+    ]
+
+
 def _store_url(url: str) -> list[Problem]:
     parts = urlsplit(url)
     if "@" in parts.netloc:
@@ -299,5 +333,6 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
     (("data", "distill"), _unlabeled),
+    (("distill", "train"), _student_layers),
     (("store",), _store),
 )

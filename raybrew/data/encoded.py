@@ -111,15 +111,20 @@ class EncodedRows:
         """Token columns of the rows without padding: name -> (flat values, lengths)."""
         return {name: self.arrow.ragged(name).gather(indices) for name in self.token_columns}
 
-    def gather_padded(self, indices: npt.ArrayLike, pad_token_id: int) -> dict[str, npt.NDArray[np.int64]]:
-        """Token columns and `attention_mask` of the rows, (rows, longest) int64, padded on the right."""
+    def gather_padded(
+        self, indices: npt.ArrayLike, pad_token_id: int, length: int | None = None
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Token columns and `attention_mask` of the rows, (rows, length) int64, padded on the right.
+
+        `length` defaults to that of the longest row.
+        """
         rows = np.asarray(indices, dtype=np.int64)
         batch: dict[str, npt.NDArray[np.int64]] = {}
         for name in self.token_columns:
-            padded = self.arrow.ragged(name).gather_padded(rows, pad_token_id if name == "input_ids" else 0)
+            padded = self.arrow.ragged(name).gather_padded(rows, pad_token_id if name == "input_ids" else 0, length)
             batch[name] = padded.astype(np.int64)
-        longest = batch["input_ids"].shape[1]
-        batch["attention_mask"] = (np.arange(longest) < self.lengths[rows, None]).astype(np.int64)
+        width = batch["input_ids"].shape[1]
+        batch["attention_mask"] = (np.arange(width) < self.lengths[rows, None]).astype(np.int64)
         return batch
 
     def targets(self, indices: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:

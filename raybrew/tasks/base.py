@@ -130,7 +130,7 @@ class Task(Protocol):
         """
         ...
 
-    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Columns for models, of a batch of units (column -> values): `input_ids`, `token_type_ids` if the model has
         them, `items` (positions of tokens) if the task has items, and `label` where it depends on tokens."""
         ...

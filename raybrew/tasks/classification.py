@@ -87,7 +87,7 @@ class Classification:
     def units(self, rows: pa.Table, tokenizers: Sequence[Any]) -> pa.Table:
         return rows
 
-    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         return encode_texts(tokenizer, units, self.content_columns, self.config.max_length)
 
     def encode_settings(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Classification:
 
 def encode_texts(
     tokenizer: Any, units: Mapping[str, Sequence[Any]], columns: Sequence[str], max_length: int
-) -> dict[str, Sequence[Any]]:
+) -> dict[str, list[Any]]:
     """Token ids of one text or of pairs of texts, truncated to `max_length`."""
     texts = [list(units[name]) for name in columns]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)

@@ -170,7 +170,7 @@ class Tagging:
             cuts.append([*found, len(words)])
         return cuts
 
-    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Token ids, and in `items` the position of the first piece of each word."""
         encoded, _ = _tokenize(tokenizer, units["tokens"], self.config.max_length)
         items = []

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
@@ -17,7 +19,18 @@ from raybrew.models.loading import ModelSource, load_config, load_tokenizer, mod
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
 
-__all__ = ["Rows", "Say", "check_teacher_labels", "encode", "read_rows", "task_of", "teacher_source", "tokenizers_of"]
+__all__ = [
+    "Rows",
+    "Say",
+    "check_teacher_labels",
+    "encode",
+    "read_rows",
+    "rows_with",
+    "task_of",
+    "teacher_source",
+    "tokenizers_of",
+    "units_of",
+]
 
 #: Takes one line for the user.
 Say = Callable[[str], None]
@@ -32,6 +45,20 @@ class Rows:
     num_unlabeled: int
     evaluation: RowSet | None
     labels: Labels
+
+    def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
+        """The same without these training rows; DataError if none is left."""
+        if not bad.any():
+            return self
+        if bad.all():
+            raise DataError("not one training row is left: the teacher could compute none of them")
+        lost = int(bad[: self.num_labelled].sum())
+        return dataclasses.replace(
+            self,
+            training=self.training.filter(pa.array(~bad)),
+            num_labelled=self.num_labelled - lost,
+            num_unlabeled=self.num_unlabeled - (int(bad.sum()) - lost),
+        )
 
 
 def task_of(experiment: Experiment) -> Task:
@@ -111,6 +138,20 @@ def encode(
     folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
     tokenizer, *others = tokenizers_of(tokenizer_source, other)
     return encode_rows(table, task_of(experiment), tokenizer, folder, others=others)
+
+
+def units_of(experiment: Experiment, rows: pa.Table, teacher: ModelSource, student: ModelSource | None) -> pa.Table:
+    """The units of source rows, cut so that they fit the tokenizers of both models."""
+    return task_of(experiment).units(rows, tokenizers_of(teacher, student))
+
+
+def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> npt.NDArray[np.bool_]:
+    """Which of `num_rows` source rows have one of the `chosen` (units,) units."""
+    if "row" not in units.column_names:
+        return chosen
+    found = np.zeros(num_rows, np.bool_)
+    found[units.column("row").to_numpy()[chosen]] = True
+    return found
 
 
 def tokenizers_of(source: ModelSource, other: ModelSource | None) -> list[Any]:

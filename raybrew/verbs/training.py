@@ -18,7 +18,7 @@ from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.tasks.base import Labels
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
-from raybrew.training.encoded import total_steps
+from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.job import run_job
@@ -83,7 +83,7 @@ def train_run(
         "store": inputs.store,
         "fingerprint": inputs.fingerprint,
     }
-    num_steps = total_steps(inputs.training.num_rows, config)
+    num_steps = total_steps(build_order(inputs.training.lengths, config), config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
         result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
@@ -98,6 +98,7 @@ def train_run(
         "best": result["best"],
         "last": result["last"],
         "steps": result["steps"],
+        "ended_by": result["ended_by"],
         "epochs": result["epochs"],
         "rows": {
             "train": inputs.num_labelled,
