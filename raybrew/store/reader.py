@@ -207,9 +207,9 @@ class Store:
         """Outputs of the rows at `positions` in the type they are stored in; StoreError if some have none.
 
         logits: (n, classes) float32, or (n, items, classes) up to the most items of a row, for tasks with items.
-        pooled: (n, dim). hidden, query, key, value: (n, length, dim); `length` defaults to that of the longest. attention,
-        attention_probs: (n, heads, length, length). Zeros stand behind the items or tokens of each row. What is stored
-        as int8 comes as float32.
+        pooled: (n, dim). hidden, query, key, value: (n, length, dim). attention, attention_probs: (n, heads, length,
+        length). Zeros stand behind the items or tokens of each row; `length` defaults to that of the longest. What is
+        stored as int8 comes as float32.
         """
         import torch
 
