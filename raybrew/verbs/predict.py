@@ -42,7 +42,8 @@ def predict(
     encoded = encode(experiment, rows.table, chosen)
     network = load_model(chosen, experiment.task.kind)
     logits = logits_of(experiment, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
-    content = rows.table.drop_columns(["id", "label"]).to_pylist()
+    hidden = {"id", "label", "scored"} & set(rows.table.column_names)
+    content = rows.table.drop_columns(sorted(hidden)).to_pylist()
     predictions = task.predictions(logits, encoded, rows.table, labels)
     return [row | found for row, found in zip(content, predictions, strict=True)]
 
