@@ -61,7 +61,7 @@ class EncodedProgram:
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, device)
         self.find_unused = not trainee.objective.uses_all_of_student
         self.num_steps = loader.num_steps
-        self.steps_per_epoch = num_batches(len(loader.data.lengths), config.batch_size)
+        self.steps_per_epoch = loader.steps_per_epoch
         self.max_grad_norm = config.max_grad_norm
         self.save_seconds = 60 * config.checkpoint_minutes
 
