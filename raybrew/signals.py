@@ -1,9 +1,9 @@
 """Names of what a teacher (or student) can be asked for, shared by stores, live models and objectives.
 
 A `Signal` is a kind and, for kinds that exist per layer, a layer index. `hidden` 0 are the embeddings, i the output
-of the i-th transformer layer; `hidden.08` is the folder name and text form of `Signal("hidden", 8)`. `attention` i are
-the scores (before the softmax) of the i-th layer too, so a model gives them from 1 on. (The list of attentions that
-Hugging Face models return begins with that of layer 1.)
+of the i-th transformer layer; `hidden.08` is the folder name and text form of `Signal("hidden", 8)`. What belongs to
+attention (scores, probabilities, queries, keys, values) is counted like that too, so a model gives it from 1 on. (The
+list of attentions that Hugging Face models return begins with that of layer 1.)
 """
 
 from __future__ import annotations
@@ -11,14 +11,53 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
-__all__ = ["LAYER_KINDS", "LOGITS", "PLAIN_KINDS", "Signal", "parse_signal", "sorted_signals"]
+__all__ = [
+    "KINDS",
+    "LAYER_KINDS",
+    "LOGITS",
+    "PAIR_KINDS",
+    "PLAIN_KINDS",
+    "POOLED",
+    "VECTOR_KINDS",
+    "Kind",
+    "Signal",
+    "parse_signal",
+    "sorted_signals",
+]
 
-#: Kinds that exist once per layer.
-LAYER_KINDS = ("hidden", "attention")
-#: Kinds that exist once per model.
-PLAIN_KINDS = ("logits",)
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of signal. `first_layer` is None where there is one per model."""
+
+    summary: str
+    first_layer: int | None = None
+
+
+#: Every kind there is, in the order of lists for people.
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "logits": Kind("outputs before the softmax, float32"),
+        "pooled": Kind("the vector of a row that the classifier reads"),
+        "hidden": Kind("hidden states of every token; hidden.00 are the embeddings", 0),
+        "attention": Kind("attention scores of every pair of tokens and head, before the softmax", 1),
+        "attention_probs": Kind("attention probabilities of every pair of tokens and head", 1),
+        "query": Kind("queries of every token, all heads side by side (MiniLM's relations)", 1),
+        "key": Kind("keys of every token, all heads side by side (MiniLM's relations)", 1),
+        "value": Kind("values of every token, all heads side by side (MiniLM's relations)", 1),
+    }
+)
+
+#: Kinds that exist once per layer, and once per model.
+LAYER_KINDS = tuple(name for name, kind in KINDS.items() if kind.first_layer is not None)
+PLAIN_KINDS = tuple(name for name, kind in KINDS.items() if kind.first_layer is None)
+#: Kinds with a number for every pair of tokens: (batch, heads, length, length).
+PAIR_KINDS = ("attention", "attention_probs")
+#: Projections of a token inside attention: (batch, length, heads * head_dim).
+VECTOR_KINDS = ("query", "key", "value")
 
 
 @functools.total_ordering
@@ -31,14 +70,14 @@ class Signal:
     teacher: str | None = None  #: whose it is, where one of several teachers is asked; None: the only one, or all
 
     def __post_init__(self) -> None:
-        if self.kind in LAYER_KINDS:
-            if self.layer is None or self.layer < 0:
-                raise ValueError(f"signal {self.kind!r} needs a layer >= 0, got {self.layer!r}")
-        elif self.kind in PLAIN_KINDS:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown signal {self.kind!r}; known: {', '.join(KINDS)}")
+        first = KINDS[self.kind].first_layer
+        if first is None:
             if self.layer is not None:
                 raise ValueError(f"signal {self.kind!r} has no layers, got layer {self.layer!r}")
-        else:
-            raise ValueError(f"unknown signal {self.kind!r}; known: {', '.join((*PLAIN_KINDS, *LAYER_KINDS))}")
+        elif self.layer is None or self.layer < first:
+            raise ValueError(f"signal {self.kind!r} needs a layer >= {first}, got {self.layer!r}")
 
     @property
     def name(self) -> str:
@@ -58,6 +97,7 @@ class Signal:
 
 
 LOGITS = Signal("logits")
+POOLED = Signal("pooled")
 
 
 def _sort_key(signal: Signal) -> tuple[str, int, str, int]:

@@ -26,6 +26,8 @@ class Family(str, enum.Enum):
     projections = "projections"
     formats = "formats"
     signals = "signals"
+    searchers = "searchers"
+    schedulers = "schedulers"
 
 
 def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], as_json: AsJson = False) -> None:
@@ -55,8 +57,10 @@ def _losses() -> tuple[str, Rows]:
 
     usable = _choices(KDLossConfig, "kind"), _choices(MatchConfig, "loss")
     rows = [(name, f"logits: {line(KD_LOSSES[name])}") for name in usable[0]]
-    rows += [(name, f"layers: {line(MATCH_LOSSES[name])}") for name in usable[1]]
-    return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers)", rows
+    for name in usable[1]:
+        entry = MATCH_LOSSES[name]
+        rows.append((name, f"{'rows' if entry.needs == 'pooled' else 'layers'}: {line(entry)}"))
+    return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers, rows)", rows
 
 
 def _matches() -> tuple[str, Rows]:
@@ -129,10 +133,22 @@ def _formats() -> tuple[str, Rows]:
 
 
 def _signals() -> tuple[str, Rows]:
-    return "store.signals", [
-        ("logits", "outputs before the softmax, float32"),
-        ("hidden.NN", "hidden states of layer NN for every token; hidden.00 are the embeddings"),
-    ]
+    from raybrew.signals import KINDS
+
+    rows = [(name if kind.first_layer is None else f"{name}.NN", kind.summary) for name, kind in KINDS.items()]
+    return "store.signals (NN: number of a layer)", rows
+
+
+def _searchers() -> tuple[str, Rows]:
+    from raybrew.config.sweep import SEARCHERS
+
+    return "sweep.search.kind", list(SEARCHERS.items())
+
+
+def _schedulers() -> tuple[str, Rows]:
+    from raybrew.config.sweep import SCHEDULERS
+
+    return "sweep.scheduler.kind", list(SCHEDULERS.items())
 
 
 def _choices(section: Any, field: str) -> tuple[str, ...]:
@@ -151,4 +167,6 @@ _FAMILIES: dict[Family, Callable[[], tuple[str, Rows]]] = {
     Family.projections: _projections,
     Family.formats: _formats,
     Family.signals: _signals,
+    Family.searchers: _searchers,
+    Family.schedulers: _schedulers,
 }

@@ -11,6 +11,7 @@ import typer
 from raybrew.cli.options import AsJson
 from raybrew.cli.terminal import print_json, write_line
 from raybrew.config.loading import load_experiment
+from raybrew.config.space import space_notes
 from raybrew.errors import ConfigError
 
 __all__ = ["validate"]
@@ -28,20 +29,29 @@ def validate(
     paths = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     found: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
     for path in paths:
         try:
-            load_experiment(Path(path), overrides, check_files=files)
+            experiment = load_experiment(Path(path), overrides, check_files=files)
             found[path] = []
+            notes[path] = space_notes(experiment)
         except ConfigError as error:
             found[path] = list(error.problems) or [str(error)]
             if not as_json:
                 write_line(f"raybrew: {error}", sys.stderr)
     valid = sum(not problems for problems in found.values())
     if as_json:
-        print_json([{"file": path, "valid": not problems, "problems": problems} for path, problems in found.items()])
+        print_json(
+            [
+                {"file": path, "valid": not problems, "problems": problems, "notes": notes.get(path, [])}
+                for path, problems in found.items()
+            ]
+        )
     else:
         for path, problems in found.items():
             if not problems:
                 write_line(f"{path}: valid")
+                for note in notes[path]:
+                    write_line(f"  {note}")
         write_line(f"{valid} of {len(found)} valid")
     return 0 if valid == len(found) else 3

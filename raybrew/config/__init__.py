@@ -8,6 +8,7 @@ from raybrew.config.experiment import Experiment
 from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import ClassificationConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig, TeacherMember
 from raybrew.config.tracking import TrackingConfig, WandbConfig
@@ -26,6 +27,7 @@ __all__ = [
     "ShapeConfig",
     "StoreConfig",
     "StudentConfig",
+    "SweepConfig",
     "TaskConfig",
     "TaskPart",
     "TeacherConfig",

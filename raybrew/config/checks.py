@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
@@ -142,15 +143,20 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
             Problem("distill.temperature_schedule.gamma", f"given {schedule.gamma:g} with kind 'cwsm'; it is of 'flsw'")
         )
     for index, match in enumerate(distill.matches):
-        problems += _match(f"distill.matches.{index}", match, teacher)
+        problems += _match(f"distill.matches.{index}", match)
     return problems
 
 
-def _match(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Problem]:
+def _match(key: str, match: MatchConfig) -> list[Problem]:
     problems = []
-    attention = match.feature == "attention"
-    first, counted = (1, "counted from 1") if attention else (0, "0 being the embeddings")
-    if isinstance(match.layers, tuple):
+    first = match.first_layer
+    if first is None:
+        if match.layers != "even":
+            problems.append(
+                Problem(f"{key}.layers", f"given for {match.loss}, which compares one vector per row; remove layers")
+            )
+    elif isinstance(match.layers, tuple):
+        counted = "0 being the embeddings" if first == 0 else "counted from 1"
         problems += [
             Problem(f"{key}.layers", f"given {list(pair)}; allowed: [student layer, teacher layer], {counted}")
             for pair in match.layers
@@ -158,24 +164,27 @@ def _match(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Problem
         ]
         if not match.layers:
             problems.append(Problem(f"{key}.layers", "an empty list matches nothing"))
-    if attention and match.projection not in ("auto", "none"):
+    if match.projection not in ("auto", "none") and match.feature not in ("hidden", "pooled"):
         problems.append(
             Problem(
                 f"{key}.projection",
-                f"given {match.projection!r} for {match.loss}; allowed: auto, none (attention has no width to project)",
+                f"given {match.projection!r} for {match.loss}; allowed: auto, none (it has no width to project)",
             )
         )
-    member = teacher.members.get(match.teacher or "")
-    owner = "teacher" if member is None else f"teacher.members.{match.teacher}"
-    source = (member or teacher).source
-    if attention and match.weight > 0 and source == "store":
-        problems.append(
-            Problem(
-                f"{key}.loss",
-                f"given {match.loss!r} with {owner}.source 'store', which holds no attention; use {owner}.source=live "
-                "(or auto, which then runs the teacher live)",
+    if match.feature == "qkv":
+        if not match.relations or len(set(match.relations)) != len(match.relations):
+            problems.append(
+                Problem(
+                    f"{key}.relations",
+                    f"given {list(match.relations)}; allowed: some of query, key, value, attention, each once",
+                )
             )
-        )
+    else:
+        problems += [
+            Problem(f"{key}.{name}", f"given for {match.loss}; it is of relation_kl")
+            for name in ("relations", "relation_heads")
+            if getattr(match, name) != MatchConfig.model_fields[name].default
+        ]
     return problems
 
 
@@ -202,11 +211,23 @@ def _store(store: StoreConfig) -> list[Problem]:
             parse_signal(signal)
         except ValueError as error:
             problems.append(Problem("store.signals", str(error)))
-    for key in ("storage_path", "path"):
+    for key in ("storage_path", "cache"):
         value = getattr(store, key)
         if value is not None and "://" in value:
             problems.append(Problem(f"store.{key}", f"given {value!r}; allowed: a local or shared (NFS) folder"))
+    if store.path is not None and "://" in store.path:
+        problems += _store_url(store.path)
     return problems
+
+
+def _store_url(url: str) -> list[Problem]:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        # Not repeated: what stands before the @ is a secret.
+        return [Problem("store.path", "holds credentials; give them in the environment, never in a URL")]
+    if parts.scheme not in ("s3", "gs") or not parts.netloc or parts.query or parts.fragment:
+        return [Problem("store.path", f"given {url!r}; allowed: a folder, s3://bucket/prefix or gs://bucket/prefix")]
+    return []
 
 
 def _missing_data(data: DataConfig) -> list[Problem]:

@@ -21,6 +21,15 @@ LAYER_MAPS = {
 }
 
 
+#: What a name of a loss begins with -> what it compares, first fit; all others compare hidden states.
+_FEATURES: tuple[tuple[str, Literal["attention", "attention_probs", "qkv", "pooled"]], ...] = (
+    ("attention_probs_", "attention_probs"),
+    ("attention_", "attention"),
+    ("relation_", "qkv"),
+    ("pooled_", "pooled"),
+)
+
+
 class KDLossConfig(Section):
     """The loss between student and teacher logits, and its options."""
 
@@ -59,8 +68,12 @@ class MatchConfig(Section):
         "attention_mse_sum",
         "attention_ce",
         "attention_ce_mean",
+        "attention_probs_mse",
+        "relation_kl",
+        "pooled_mse",
+        "pooled_cos",
     ]
-    """Which loss; `raybrew list losses` explains each. Those on attention run the teacher live."""
+    """Which loss; `raybrew list losses` explains each."""
     layers: Literal["even", "last", "skip", "final"] | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
     weight: float = Field(default=1.0, ge=0)
@@ -69,13 +82,25 @@ class MatchConfig(Section):
     """Which of several teachers, by name; `rte` or `rte/b` of task rte among several. Not set: each task's only one."""
     projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
     """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
+    relations: Many[Literal["query", "key", "value", "attention"]] = ("query", "key", "value")
+    """Of `relation_kl`: queries, keys, values with themselves (MiniLMv2); `attention` relates queries to keys."""
+    relation_heads: int | None = Field(default=None, ge=1)
+    """Of `relation_kl`: heads that both widths are cut into. Not set: as many as the teacher has attention heads."""
     preset: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """TextBrewer's name, which gives `loss` and `layers`; the depth in it must be the student's."""
 
     @property
-    def feature(self) -> Literal["hidden", "attention"]:
-        """What of a layer is compared."""
-        return "attention" if self.loss.startswith("attention_") else "hidden"
+    def feature(self) -> Literal["hidden", "attention", "attention_probs", "qkv", "pooled"]:
+        """What is compared, in the words of the table of losses."""
+        for start, feature in _FEATURES:
+            if self.loss.startswith(start):
+                return feature
+        return "hidden"
+
+    @property
+    def first_layer(self) -> int | None:
+        """Number of the first layer that has such a thing: 0 are the embeddings; None for what has no layers."""
+        return {"hidden": 0, "pooled": None}.get(self.feature, 1)
 
     @model_validator(mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from raybrew.config.distill import DistillConfig
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import StudentConfig
+from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import ClassificationConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.tracking import TrackingConfig
@@ -52,8 +53,8 @@ class Experiment(Section):
     train: TrainConfig = TrainConfig()
     store: StoreConfig = StoreConfig()
     tracking: TrackingConfig = TrackingConfig()
-    sweep: None = None
-    """Search space of `raybrew sweep`, which this version does not have yet."""
+    sweep: SweepConfig | None = None
+    """What `raybrew sweep` tries. Not set: there is nothing to sweep."""
 
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
+from raybrew.config.space import check_sweep
+from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import TaskConfig
 from raybrew.errors import ConfigError
 
@@ -56,10 +59,6 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
                 parts[str(key)] = section.model_validate({} if value is None else value)
             except ValidationError as error:
                 problems += problems_of(error, str(key), section)
-        elif key == "sweep" and value is not None:
-            problems.append(
-                Problem("sweep", "this version has no `raybrew sweep` yet; remove the section or leave it null")
-            )
         else:
             parts[str(key)] = value
     try:
@@ -72,7 +71,12 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
         sections = {name: section for name, section in sections.items() if name not in ("data", "teacher")}
     problems += check_sections(sections, check_files)
     raise_problems(source, problems)
-    return Experiment.model_validate(parts)
+    experiment = Experiment.model_validate(parts)
+    if experiment.sweep is not None:
+        # The space last: each of its corners is a whole experiment.
+        corner = functools.partial(build_experiment, check_files=check_files)
+        raise_problems(source, check_sweep(experiment, experiment.sweep, corner))
+    return experiment
 
 
 def dump_experiment(experiment: Experiment) -> str:
@@ -85,6 +89,8 @@ def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | Non
     if key == "task":
         several = isinstance(value, Mapping) and value.get("kind") == "multi"
         return MultiTaskConfig if several else TaskConfig
+    if key == "sweep":
+        return None if value is None else SweepConfig
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 

@@ -17,7 +17,9 @@ class StoreConfig(Section):
     storage_path: str = "runs"
     """Folder of all runs: `<storage_path>/<name>/<run id>/`."""
     path: str | None = None
-    """Folder of teacher stores. Default: `<storage_path>/store`."""
+    """Folder of teacher stores, or `s3://bucket/prefix`, `gs://bucket/prefix`. Default: `<storage_path>/store`."""
+    cache: str | None = None
+    """Folder on each node for copies of what is read from s3:// or gs://. Default: `~/.cache/raybrew/stores`."""
     element_type: Literal["float32", "float16", "bfloat16"] = "float16"
     """How stored numbers are kept; logits are always float32."""
     signals: Many[str] = ()

@@ -11,15 +11,17 @@ from pydantic.fields import FieldInfo
 
 from raybrew.config.base import Section
 from raybrew.config.experiment import Experiment
+from raybrew.config.sweep import SweepConfig
 
 __all__ = ["experiment_template"]
 
 _INTRODUCTION = """\
-# An experiment of raybrew: finetune, capture and distill read this file.
+# An experiment of raybrew: finetune, capture, distill and sweep read this file.
 #   raybrew validate {file}      check it
 #   raybrew finetune {file}      train the teacher on labels
 #   raybrew capture {file}       run the teacher once, keep its outputs
 #   raybrew distill {file}       train the student, write a report
+#   raybrew sweep {file}         try many students on one teacher pass, write a report
 # Any value can be overridden on the command line: raybrew distill {file} train.seed=1
 # Lines that are commented out show the defaults. `raybrew list` names the losses, matches, shapes and tasks.
 """
@@ -38,6 +40,9 @@ _SET: Mapping[str, Any] = {
     "train.learning_rate": 1.0e-4,
 }
 
+#: An example of a space, for a section that is commented out as a whole.
+_SPACE = {"distill.temperature": [1, 4, 8], "student.shape": ["T3", "T6"]}
+
 
 def experiment_template(file: str = "experiment.yaml") -> str:
     """The text of a new experiment file called `file`."""
@@ -51,8 +56,8 @@ def experiment_template(file: str = "experiment.yaml") -> str:
             parts += _lines(section, name, "  ")
         elif name == "name":
             parts += [*_comment(field, ""), f"name: {_SET['name']}"]
-        else:
-            parts += [*_comment(field, ""), f"{name}: null"]
+        else:  # a section that may be missing is shown, but not set
+            parts += [*_comment(field, ""), f"# {name}:", *(f"# {line}" for line in _lines(SweepConfig, name, "  "))]
     return "\n".join(parts) + "\n"
 
 
@@ -60,7 +65,9 @@ def _lines(section: type[Section], prefix: str, indent: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         key = f"{prefix}.{name}"
         yield from _comment(field, indent)
-        if key in _SET:
+        if key == "sweep.space":
+            yield f"{indent}{name}: {_flow(_SPACE)}"
+        elif key in _SET:
             yield f"{indent}{name}: {_flow(_SET[key])}"
         else:
             default = field.get_default(call_default_factory=True)

@@ -26,8 +26,12 @@ __all__ = [
     "FlatColumn",
     "RaggedColumn",
     "ShardInfo",
+    "folder_state",
     "hash_file",
+    "item_shape",
+    "json_bytes",
     "shard_name",
+    "write_bytes",
     "write_folder_state",
     "write_json",
     "write_shard",
@@ -81,13 +85,22 @@ def write_shard(path: Path, table: pa.Table) -> ShardInfo:
     return ShardInfo(path.name, table.num_rows, sink.bytes, sink.digest.hexdigest())
 
 
+def json_bytes(value: Any) -> bytes:
+    """`value` as the JSON of our files."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; the file appears whole or not at all."""
+    write_bytes(path, json_bytes(value))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file; it appears whole or not at all."""
     temporary = _temporary(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -105,7 +118,15 @@ def write_folder_state(folder: Path, files: Sequence[str], fingerprint: str | No
         stats = [(name, (folder / name).stat()) for name in files]
         text = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
         fingerprint = xxhash.xxh3_128_hexdigest(text.encode())
-    write_json(folder / "dataset_info.json", {})
+    for name, value in folder_state(files, fingerprint).items():
+        write_json(folder / name, value)
+
+
+def folder_state(files: Sequence[str], fingerprint: str) -> dict[str, dict[str, Any]]:
+    """Names and values of the JSON files by which `datasets` opens a folder, in the order in which to write them.
+
+    `fingerprint` names the content in caches of `datasets`.
+    """
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": fingerprint,
@@ -115,7 +136,7 @@ def write_folder_state(folder: Path, files: Sequence[str], fingerprint: str | No
         "_output_all_columns": False,
         "_split": None,
     }
-    write_json(folder / "state.json", state)
+    return {"dataset_info.json": {}, "state.json": state}
 
 
 class ArrowFolder:
@@ -182,6 +203,12 @@ class ArrowFolder:
         if not isinstance(column, FlatColumn):
             raise DataError(f"{self.folder}: column {name!r} holds lists")
         return column
+
+
+def item_shape(kind: pa.DataType) -> tuple[int, ...]:
+    """Shape of one item of a column: of one token where rows are lists, else of one row."""
+    ragged = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return _empty(kind.value_type if ragged else kind).shape[1:]
 
 
 class RaggedColumn:

@@ -3,31 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from raybrew.config.distill import MatchConfig
 from raybrew.config.match_names import match_set
 from raybrew.config.problems import Problem, raise_problems
-from raybrew.signals import Signal
+from raybrew.signals import VECTOR_KINDS, Signal
 
 __all__ = ["LayerMatch", "pair_layers", "resolve_matches"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerMatch:
-    """One loss between one layer of the student and one of the teacher; hidden 0 is the embedding output."""
+    """One loss between one layer of the student and one of the teacher; hidden 0 is the embedding output.
+
+    `keys`: queries are related to the keys of the same layer, instead of vectors to themselves. `heads`: into how many
+    relation heads `relation_kl` cuts both sides, None for the teacher's number.
+    """
 
     loss: str
     student: Signal
     teacher: Signal
     weight: float
     projection: str
+    keys: bool = False
+    heads: int | None = None
 
     @property
     def name(self) -> str:
-        """Name in logs and errors: `hidden_mse.1-2` compares student layer 1 with teacher layer 2, `b.` before it says whose."""
-        name = f"{self.loss}.{self.student.layer}-{self.teacher.layer}"
-        return name if self.teacher.teacher is None else f"{self.teacher.teacher}.{name}"
+        """Name in logs and errors: `hidden_mse.1-2` compares student layer 1 with teacher layer 2.
+
+        `b.` before it says that it is of teacher b.
+        """
+        owner = "" if self.teacher.teacher is None else f"{self.teacher.teacher}."
+        if self.student.layer is None:
+            return f"{owner}{self.loss}"
+        relation = ""
+        if self.student.kind in VECTOR_KINDS:
+            relation = "_attention" if self.keys else f"_{self.student.kind}"
+        return f"{owner}{self.loss}{relation}.{self.student.layer}-{self.teacher.layer}"
+
+    @property
+    def student_signals(self) -> tuple[Signal, ...]:
+        """What the student is asked for: one signal, or the queries and keys of a layer."""
+        return (self.student, dataclasses.replace(self.student, kind="key")) if self.keys else (self.student,)
+
+    @property
+    def teacher_signals(self) -> tuple[Signal, ...]:
+        """What the teacher is asked for, as for the student."""
+        return (self.teacher, dataclasses.replace(self.teacher, kind="key")) if self.keys else (self.teacher,)
 
 
 def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
@@ -50,7 +74,8 @@ def resolve_matches(
 ) -> tuple[LayerMatch, ...]:
     """All layer pairs of all matches; ConfigError names every pair that points outside a model or comes twice.
 
-    `teacher_depth` is the number of the teacher's layers, or of each of several teachers' by name. Rules leave out the embeddings for losses on attention, whose layers begin with 1.
+    `teacher_depth` is the number of the teacher's layers, or of each of several teachers' by name. Rules leave out the
+    embeddings for what belongs to attention, whose layers begin with 1.
     """
     problems: list[Problem] = []
     resolved: dict[str, LayerMatch] = {}
@@ -62,40 +87,66 @@ def resolve_matches(
         if problem is not None:
             problems.append(Problem(f"{key}.{problem[0]}", problem[1]))
             continue
-        first = 1 if match.feature == "attention" else 0
-        pairs = pair_layers(match.layers, student_layers, teacher_layers)
-        if isinstance(match.layers, str):
-            pairs = [pair for pair in pairs if min(pair) >= first]
-        if not pairs:
-            problems.append(
-                Problem(
-                    f"{key}.layers",
-                    f"rule {match.layers!r} pairs no layers of a student with {student_layers} layers",
-                )
-            )
-        for student, teacher in pairs:
-            for side, layer, depth in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
-                if not first <= layer <= depth:
-                    problems.append(
-                        Problem(f"{key}.layers", f"{side} layer {layer} does not exist; allowed: {first}..{depth}")
+        first = match.first_layer
+        pairs: list[tuple[int | None, int | None]] = [(None, None)]
+        if first is not None:
+            given = pair_layers(match.layers, student_layers, teacher_layers)
+            if isinstance(match.layers, str):
+                given = [pair for pair in given if min(pair) >= first]
+            if not given:
+                problems.append(
+                    Problem(
+                        f"{key}.layers",
+                        f"rule {match.layers!r} pairs no layers of a student with {student_layers} layers",
                     )
-                    break
-            else:
-                found = LayerMatch(
-                    match.loss,
-                    Signal(match.feature, student),
-                    Signal(match.feature, teacher, match.teacher),
-                    match.weight,
-                    match.projection,
                 )
-                if found.name in resolved:
-                    problems.append(
-                        Problem(f"{key}.layers", f"{found.name} is matched twice; keep one, with the weight of both")
-                    )
-                elif match.weight > 0:
-                    resolved[found.name] = found
+            beyond = _beyond(given, first, student_layers, teacher_layers)
+            problems += [Problem(f"{key}.layers", words) for words in beyond.values()]
+            pairs = [pair for pair in given if pair not in beyond]
+        for found in (found for pair in pairs for found in _matches_of(match, *pair)):
+            if found.name in resolved:
+                problems.append(Problem(f"{key}.layers", f"{found.name} is matched twice; keep one, with both weights"))
+            elif match.weight > 0:
+                resolved[found.name] = found
     raise_problems("distill.matches", problems)
     return tuple(resolved.values())
+
+
+def _matches_of(match: MatchConfig, student: int | None, teacher: int | None) -> Iterator[LayerMatch]:
+    """One match, or one for each relation, between two layers."""
+    if match.feature != "qkv":
+        yield LayerMatch(
+            match.loss,
+            Signal(match.feature, student),
+            Signal(match.feature, teacher, match.teacher),
+            match.weight,
+            match.projection,
+        )
+        return
+    for relation in match.relations:
+        keys = relation == "attention"
+        kind = "query" if keys else relation
+        yield LayerMatch(
+            match.loss,
+            Signal(kind, student),
+            Signal(kind, teacher, match.teacher),
+            match.weight,
+            match.projection,
+            keys,
+            match.relation_heads,
+        )
+
+
+def _beyond(
+    pairs: Sequence[tuple[int, int]], first: int, student_layers: int, teacher_layers: int
+) -> dict[tuple[int, int], str]:
+    """Pairs that point outside a model, and how."""
+    problems: dict[tuple[int, int], str] = {}
+    for pair in pairs:
+        for side, layer, depth in zip(("student", "teacher"), pair, (student_layers, teacher_layers), strict=True):
+            if not first <= layer <= depth:
+                problems.setdefault(pair, f"{side} layer {layer} does not exist; allowed: {first}..{depth}")
+    return problems
 
 
 def _unfit_rule(match: MatchConfig, student_layers: int, teacher_layers: int) -> tuple[str, str] | None:

@@ -8,6 +8,8 @@ first forward pass; where masks come out of an adaptor, so do the counts.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +24,7 @@ from raybrew.errors import LossError
 from raybrew.losses.logits import hard_label_ce
 from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
-from raybrew.signals import LOGITS, Signal, sorted_signals
+from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals
 
 __all__ = ["Batch", "Objective", "TermSpec", "build_objective"]
 
@@ -110,12 +112,14 @@ def build_objective(
     student_dims: Mapping[Signal, int] | None = None,
     teacher_dims: Mapping[Signal, int] | None = None,
     seed: int = 0,
+    teacher_heads: int | None = None,
 ) -> Objective:
     """The objective of an experiment: KD on logits, labels, and layer matches.
 
-    `student_dims` and `teacher_dims` give the width of each hidden signal that `matches` names, and the number of heads
-    of each attention signal. LossError names a match in which these differ where the loss needs them equal and
-    no projection helps. Projections start from `seed`.
+    `student_dims` and `teacher_dims` give the width of each signal that `matches` names, and the number of heads of
+    each attention signal; `teacher_heads` are the relation heads of matches that set none. LossError names a match in
+    which these differ where the loss needs them equal and no projection helps, or that cannot be cut into its heads.
+    Projections start from `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     student_dims, teacher_dims = student_dims or {}, teacher_dims or {}
@@ -132,13 +136,17 @@ def build_objective(
         student.add(LOGITS)
     for match in matches:
         entry = MATCH_LOSSES[match.loss]
+        loss = entry.load()
+        if entry.needs == "qkv":
+            sizes = student_dims[match.student], teacher_dims[match.teacher]
+            loss = functools.partial(loss, num_heads=_relation_heads(match, *sizes, teacher_heads))
         projection = _projection_for(match, student_dims[match.student], teacher_dims[match.teacher], entry, generator)
         key = match.name.replace(".", "_")
         if projection is not None:
             projections[key] = projection
-        terms.append(TermSpec(match.name, match.weight, entry.per, _Match(match, entry.load(), projection)))
-        student.add(match.student)
-        teacher.add(match.teacher)
+        terms.append(TermSpec(match.name, match.weight, entry.per, _Match(match, loss, projection)))
+        student.update(match.student_signals)
+        teacher.update(match.teacher_signals)
     return Objective(tuple(terms), frozenset(sorted_signals(student)), frozenset(sorted_signals(teacher)), projections)
 
 
@@ -182,25 +190,47 @@ class _Match:
         self.term = MatchTerm(match.name, loss, projection)
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        given, wanted = student[self.match.student], teacher[self.match.teacher]
-        # Hidden states are (batch, length, dim), attention (batch, heads, length, length).
-        length = -1 if self.match.student.kind == "attention" else 1
-        if given.shape[0] != wanted.shape[0] or given.shape[length] != wanted.shape[length]:
-            raise LossError(
-                f"{self.match.name}: student {tuple(given.shape)} and teacher {tuple(wanted.shape)} are not over the "
-                "same tokens"
-            )
-        return self.term(given, wanted, batch["attention_mask"] * batch["logits_mask"].unsqueeze(-1))
+        given = [student[signal] for signal in self.match.student_signals]
+        wanted = [teacher[signal] for signal in self.match.teacher_signals]
+        mask = batch["logits_mask"]
+        if self.match.student.layer is not None:
+            mask = batch["attention_mask"] * mask.unsqueeze(-1)
+            # Attention is (batch, heads, length, length), all else (batch, length, dim).
+            length = -1 if self.match.student.kind in PAIR_KINDS else 1
+            for one, other in zip(given, wanted, strict=True):
+                if one.shape[0] != other.shape[0] or one.shape[length] != other.shape[length]:
+                    raise LossError(
+                        f"{self.match.name}: student {tuple(one.shape)} and teacher {tuple(other.shape)} are not over "
+                        "the same tokens"
+                    )
+        if len(given) == 1:
+            return self.term(given[0], wanted[0], mask)
+        return self.term(given, wanted, mask)
+
+
+def _relation_heads(match: LayerMatch, student_dim: int, teacher_dim: int, teacher_heads: int | None) -> int:
+    heads = match.heads or teacher_heads or 1
+    if student_dim % heads or teacher_dim % heads:
+        common = math.gcd(student_dim, teacher_dim)
+        allowed = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
+        given = f"relation_heads={heads}" if match.heads else f"the teacher's {heads} heads"
+        raise LossError(
+            f"{match.name}: {given} do not divide the student's width {student_dim} and the teacher's {teacher_dim}; "
+            f"set relation_heads to one of {allowed}"
+        )
+    return heads
 
 
 def _projection_for(
     match: LayerMatch, student_dim: int, teacher_dim: int, entry: LossEntry, generator: torch.Generator
 ) -> nn.Module | None:
-    if match.student.kind == "attention":
+    if entry.needs == "qkv":
+        return None
+    if match.student.kind in PAIR_KINDS:
         if entry.same_width and student_dim != teacher_dim:
             raise LossError(
                 f"{match.name}: the student has {student_dim} attention heads, the teacher {teacher_dim}, and "
-                f"{match.loss} compares head by head; use attention_mse_sum or attention_ce_mean"
+                f"{match.loss} compares head by head; use attention_mse_sum, attention_ce_mean or relation_kl"
             )
         return None
     kind = match.projection

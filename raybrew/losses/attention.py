@@ -18,7 +18,7 @@ from raybrew.errors import LossError
 from raybrew.losses.masking import EXCLUDED, check_same_shape, full_precision, real_items, squared_error
 from raybrew.losses.term import LossTerm, Per, count_items
 
-__all__ = ["attention_ce", "attention_ce_mean", "attention_mse", "attention_mse_sum"]
+__all__ = ["attention_ce", "attention_ce_mean", "attention_mse", "attention_mse_sum", "attention_probs_mse"]
 
 _HEADS = "the number of heads must agree: use attention_mse_sum, attention_ce_mean or another layer"
 
@@ -32,6 +32,21 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) 
     student, teacher = _with_heads("attention_mse", student), _with_heads("attention_mse", teacher.detach())
     check_same_shape("attention_mse", student, teacher, _HEADS)
     return _squared_error("attention_mse", student, teacher, mask)
+
+
+@full_precision
+def attention_probs_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> LossTerm:
+    """Squared error of attention probabilities per pair of real tokens, mean over heads.
+
+    What TextBrewer's `attention_mse` becomes where an adaptor gives the `attentions` of Hugging Face models, which are
+    probabilities. Without a mask all pairs count.
+    """
+    name = "attention_probs_mse"
+    student, teacher = _with_heads(name, student), _with_heads(name, teacher.detach())
+    check_same_shape(name, student, teacher, _HEADS)
+    real = _real_tokens(name, mask, student)
+    error = squared_error(student, teacher, None if mask is None else ~_real_pairs(real))
+    return LossTerm(error / student.shape[1], count_items(Per.PAIR, real))
 
 
 @full_precision

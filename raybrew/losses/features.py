@@ -1,5 +1,7 @@
 """Losses on hidden states (batch, length, dim) with mask (batch, length): token by token, first token, or relations.
 
+`pooled_mse` and `pooled_cos` compare one vector of each row, (batch, dim) with mask (batch,).
+
 `mmd` compares (length, length) matrices, so widths may differ; all others need one width, by a projection of the
 student where its own differs.
 """
@@ -15,7 +17,7 @@ from raybrew.errors import LossError
 from raybrew.losses.masking import Layers, as_pair, check_same_shape, full_precision, real_items, squared_error
 from raybrew.losses.term import LossTerm, Per, count_items
 
-__all__ = ["cos", "gram", "hidden_mse", "mmd", "pkd"]
+__all__ = ["cos", "gram", "hidden_mse", "mmd", "pkd", "pooled_cos", "pooled_mse"]
 
 _PROJECT = "add a projection from the student's width to the teacher's"
 
@@ -120,6 +122,24 @@ def mmd(
     teacher_matrix = _product(first_teacher, second_teacher, real, mask, over_tokens=False) / first_teacher.shape[axis]
     # Masked tokens are zero vectors by now, so pairs with one of them are zero on both sides.
     return LossTerm(squared_error(student_matrix, teacher_matrix), count_items(Per.PAIR, real))
+
+
+def pooled_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> LossTerm:
+    """Squared error per element of pooled vectors (batch, dim), mean over dim, per unmasked row."""
+    _check_pooled("pooled_mse", student, teacher)
+    return hidden_mse(student, teacher, mask)
+
+
+def pooled_cos(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> LossTerm:
+    """1 - cosine of pooled vectors (batch, dim), per unmasked row."""
+    _check_pooled("pooled_cos", student, teacher)
+    return cos(student, teacher, mask)
+
+
+def _check_pooled(name: str, *sides: Tensor) -> None:
+    for vectors in sides:
+        if vectors.dim() != 2:
+            raise LossError(f"{name}: expected one vector per row (batch, dim), got {tuple(vectors.shape)}")
 
 
 def _real_tokens(name: str, mask: Tensor | None, states: Tensor) -> Tensor:

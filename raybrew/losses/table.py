@@ -22,7 +22,7 @@ class LossEntry:
     name: str
     target: str  #: module:function
     per: str  #: value of the `Per` that its count follows from; KD losses count entries of their mask ("token")
-    needs: str  #: what it compares: logits, hidden, attention, or qkv (queries, keys, values of a layer)
+    needs: str  #: what it compares: logits, pooled, hidden, attention, attention_probs, or qkv (queries, keys, values)
     summary: str  #: one line
     paper: str = ""
     pairs: bool = False  #: each side may be two layers
@@ -150,14 +150,35 @@ MATCH_LOSSES: Mapping[str, LossEntry] = _by_name(
         same_width=False,
     ),
     LossEntry(
+        name="attention_probs_mse",
+        target="raybrew.losses.attention:attention_probs_mse",
+        per="pair",
+        needs="attention_probs",
+        summary="squared error of attention probabilities, head by head",
+    ),
+    LossEntry(
         name="relation_kl",
         target="raybrew.losses.relations:relation_kl",
         per="token",
         needs="qkv",
-        summary="KL of query, key or value relations (MiniLM); option num_heads",
+        summary="KL of query, key, value or attention relations (MiniLM); keys relations, relation_heads",
         paper="arXiv:2002.10957, arXiv:2012.15828",
         pairs=True,
         same_width=False,
+    ),
+    LossEntry(
+        name="pooled_mse",
+        target="raybrew.losses.features:pooled_mse",
+        per="row",
+        needs="pooled",
+        summary="squared error of pooled outputs, the vectors that the classifiers read",
+    ),
+    LossEntry(
+        name="pooled_cos",
+        target="raybrew.losses.features:pooled_cos",
+        per="row",
+        needs="pooled",
+        summary="1 - cosine of pooled outputs",
     ),
     fsp=_GRAM,
     nst=_MMD,

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from raybrew.errors import ModelError
-from raybrew.models.attention import attention_scores
+from raybrew.models.attention import attention_signals
+from raybrew.models.pooled import pooled_output
 from raybrew.signals import LOGITS, Signal
 
 __all__ = ["MODEL_INPUTS", "forward"]
@@ -19,13 +20,16 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[Signal]) -> dict[Signal, Tensor]:
     """Outputs of `model` for the signals of `request`, in one forward pass.
 
-    `logits`: (batch, classes). `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
-    `attention.i`: (batch, heads, length, length), the scores of layer i before the softmax, i from 1.
-    ModelError names a layer that the model does not have.
+    `logits`: (batch, classes). `pooled`: (batch, dim). `hidden.i`: (batch, length, dim), 0 the embedding output, i that
+    of layer i. From layer 1 on: `attention.i` (batch, heads, length, length), scores before the softmax,
+    `attention_probs.i`, their softmax over the real tokens, and `query.i`, `key.i`, `value.i` (batch, length, dim).
+    ModelError names a layer that the model does not have, and what it cannot give.
     """
     layers = [signal for signal in request if signal.kind == "hidden"]
-    attention = {signal: signal.layer for signal in request if signal.kind == "attention" and signal.layer is not None}
-    with attention_scores(model, attention.values()) as scores:
+    with (
+        attention_signals(model, request, inputs.get("attention_mask")) as attention,
+        pooled_output(model, request) as pooled,
+    ):
         outputs = model(
             **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
             output_hidden_states=bool(layers),
@@ -40,4 +44,4 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[
                 f"{signal} was asked for, but the model has layers 0 (embeddings) to {len(outputs.hidden_states) - 1}"
             )
         result[signal] = outputs.hidden_states[signal.layer]
-    return result | {signal: scores[layer] for signal, layer in attention.items()}
+    return result | attention | pooled

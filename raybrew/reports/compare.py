@@ -46,6 +46,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     rows = [
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
+    rows = _time_by_architecture(rows)
     rows += _teachers_by_facts(rows)
     rows = [_against_teacher(_against_control(row, rows), rows) for row in rows]
     named = Counter(row.metric for row in rows if row.quality is not None)
@@ -90,6 +91,31 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
                 seed = "" if rows[index].done else f"seed {groups[index][0].seed}"
                 variants[index] = ", ".join(part for part in (name, seed) if part)
     return variants
+
+
+def _time_by_architecture(rows: list[Row]) -> list[Row]:
+    """All timings of one architecture on one machine, for each of its rows.
+
+    Weights do not change how long a model takes, so a difference between a student and its control is noise.
+    """
+    together: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        timings = together.setdefault(_architecture(row), {})
+        for batch, stat in row.latency_ms.items():
+            timings.setdefault(batch, []).extend(stat.values)
+    return [
+        dataclasses.replace(
+            row, latency_ms={batch: Stat(tuple(together[_architecture(row)][batch])) for batch in row.latency_ms}
+        )
+        for row in rows
+    ]
+
+
+def _architecture(row: Row) -> str:
+    """What decides how long a model takes; a key of its own for a model whose summary does not say."""
+    facts = dict_at(row.runs[0].summary or {}, "student")
+    sizes = {name: value for name, value in facts.items() if name not in ("description", "megabytes")}
+    return json.dumps([sizes if "architecture" in sizes else row.name, _bench(row.runs[0])], default=str)
 
 
 def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:

@@ -10,16 +10,17 @@ import dataclasses
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import StoreConfig
-from raybrew.data.arrow import write_shard
+from raybrew.data.arrow import shard_name, write_shard
 from raybrew.data.rows import row_ids
 from raybrew.errors import ClusterError, ConfigError, DataError, RaybrewError, StoreError
 from raybrew.models.loading import ModelSource
@@ -27,18 +28,17 @@ from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.find import checked_rows, identify
 from raybrew.store.layout import Shard, committed_shards, publish, read_manifest
-from raybrew.store.lock import locked_store, remove_orphans
+from raybrew.store.lock import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
+from raybrew.store.storage import Storage, open_storage, storage_errors
 from raybrew.store.worker import (
     ShardResult,
     ShardWorker,
     WorkerSettings,
     build_teacher,
     load_teacher,
-    pending_file,
-    storage_errors,
 )
 from raybrew.tasks.base import Task
 
@@ -55,13 +55,14 @@ def capture(
     teacher: ModelSource,
     request: Iterable[Signal],
     store: StoreConfig,
-    store_root: Path,
+    store_root: str | Path,
     device: str,
     precision: str,
     progress: Callable[[CaptureProgress], None] | None = None,
 ) -> Store:
-    """The store below `store_root` that holds the signals of `request` for all `rows`; computes what is missing.
+    """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
+    What it lacks is computed.
     `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored once. `auto` precision is decided
     on this machine, `auto` device by each worker. Raises DataError, ModelError, ClusterError, and StoreError, among
     others while another capture writes this store.
@@ -70,30 +71,40 @@ def capture(
     rows = checked_rows(rows, task, request)
     _check_actors(store)
     known, model, tokenizer = identify(task, teacher, request, device, precision)
-    root, ids = store_root.absolute() / known.fingerprint, row_ids(rows)
+    storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
+    ids = row_ids(rows)
 
-    shards, stored_ids = _readable_shards(root)
+    shards, stored_ids = _readable_shards(storage)
     tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
-    if tasks or not _is_published(root, shards):
-        with locked_store(root) as pending:
+    if tasks or not _is_published(storage, shards):
+        with locked_store(storage) as pending:
             # Again, now that nobody else writes.
-            shards, stored_ids = _readable_shards(root)
+            shards, stored_ids = _readable_shards(storage)
             tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
-            remove_orphans(root, shards)
+            remove_orphans(storage, shards)
             settings = WorkerSettings(
-                root, pending, known.source, task, device, known.precision, store.element_type, store.batch_tokens
+                pending, known.source, task, device, known.precision, store.element_type, store.batch_tokens
             )
             reporter = ProgressReporter(tasks, progress)
-            with storage_errors(root, "the capture cannot go on"):
-                for index, places in sources.items():
-                    write_shard(pending_file(pending, index), rows.take(places))
+            with storage_errors(storage, "the capture cannot go on"):
+                _write_pending(pending, rows, sources)
                 if tasks and _runs_here(store, tasks):
                     _run_here(ShardWorker(settings, build_teacher(settings, model, tokenizer)), tasks, reporter)
                 elif tasks:
                     del model  # the actors load their own
                     _run_on_ray(settings, tasks, store, reporter)
-                publish(root, known.parts, teacher.model, committed_shards(root))
-    return Store.open(root, known.fingerprint, store.element_type)
+                pending.check()
+                publish(storage, known.parts, teacher.model, committed_shards(storage))
+    return Store.open(storage, known.fingerprint, store.element_type)
+
+
+def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.NDArray[np.int64]]) -> None:
+    """Put the rows of new shards where workers on any node find them."""
+    with pending.storage.scratch(pending.token) as scratch:
+        for index, places in sources.items():
+            path = scratch / shard_name(index)
+            write_shard(path, rows.take(places))
+            pending.storage.put(path, pending.name(path.name))
 
 
 def _check_actors(store: StoreConfig) -> None:
@@ -102,21 +113,21 @@ def _check_actors(store: StoreConfig) -> None:
         raise ConfigError(message, (message,))
 
 
-def _readable_shards(root: Path) -> tuple[list[Shard], Ids]:
+def _readable_shards(storage: Storage) -> tuple[list[Shard], Ids]:
     """Committed shards whose examples can be read, and the ids of all their rows."""
     shards, ids = [], []
-    for shard in committed_shards(root):
+    for shard in committed_shards(storage):
         try:
-            ids.append(ids_of(root, [shard]))
+            ids.append(ids_of(storage, [shard]))
         except DataError:
             continue
         shards.append(shard)
-    return shards, np.concatenate([ids_of(root, []), *ids])
+    return shards, np.concatenate([ids_of(storage, []), *ids])
 
 
-def _is_published(root: Path, shards: list[Shard]) -> bool:
+def _is_published(storage: Storage, shards: list[Shard]) -> bool:
     try:
-        return bool(read_manifest(root)["shards"] == shards)
+        return bool(read_manifest(storage)["shards"] == shards)
     except StoreError:
         return False
 

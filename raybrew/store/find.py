@@ -18,6 +18,7 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.fingerprint import store_parts, teacher_fingerprint
 from raybrew.store.reader import Store
+from raybrew.store.storage import open_storage
 from raybrew.tasks.base import Task
 
 __all__ = ["StoreIdentity", "checked_rows", "find_store", "identify"]
@@ -29,7 +30,7 @@ def find_store(
     teacher: ModelSource,
     request: Iterable[Signal],
     store: StoreConfig,
-    store_root: Path,
+    store_root: str | Path,
     device: str,
     precision: str,
 ) -> Store:
@@ -37,11 +38,14 @@ def find_store(
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
     known, _, _ = identify(task, teacher, request, device, precision)
-    found = Store.open(store_root.absolute() / known.fingerprint, known.fingerprint, store.element_type)
+    storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
+    found = Store.open(storage, known.fingerprint, store.element_type)
     positions = found.locate(row_ids(rows))
     lacking = [signal.name for signal in request if not found.has(signal, positions)]
     if lacking:
-        raise StoreError(f"{found.path}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it")
+        raise StoreError(
+            f"{found.location}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it"
+        )
     return found
 
 

@@ -17,7 +17,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, hash_file, shard_name, write_folder_state, write_json
+from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name
 from raybrew.errors import StoreError
 from raybrew.signals import LOGITS, Signal, parse_signal
+from raybrew.store.storage import Storage
 from raybrew.version import __version__
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "committed_shards",
     "element_type_of",
     "fingerprint_of_parts",
+    "open_shards",
     "problems_of",
     "publish",
     "read_manifest",
@@ -59,6 +60,7 @@ ELEMENT_TYPES: Mapping[str, pa.DataType] = {
     "bfloat16": pa.uint16(),
 }
 _BARE_TYPE = "float16"
+_MARK = re.compile(r"shards/(\d+)\.json")
 _SIGNAL_FOLDER = re.compile(r"signals/([a-z]+(?:\.\d{2,3})?)(?:\.(float32|bfloat16))?")
 
 
@@ -148,52 +150,54 @@ def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
     return np.ascontiguousarray(ids).view("S16").reshape(-1)
 
 
-def commit_shard(root: Path, shard: Shard) -> None:
+def commit_shard(storage: Storage, shard: Shard) -> None:
     """Write the commit mark of `shard`, whose files must be in place."""
-    path = _mark(root, shard.index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, shard.plain())
+    storage.write(_mark(shard.index), json_bytes(shard.plain()))
 
 
-def committed_shards(root: Path) -> list[Shard]:
+def committed_shards(storage: Storage) -> list[Shard]:
     """Shards with a commit mark, by number, without those files that are missing or not of the size they should be.
 
     So what was damaged is computed again. A shard without its examples is not committed at all.
     """
-    numbers = sorted(int(path.stem) for path in (root / "shards").glob("*.json") if path.stem.isdecimal())
-    return [shard for number in numbers if (shard := committed_shard(root, number)) is not None]
+    sizes = storage.files()
+    marks = {int(found[1]): name for name in sizes if (found := _MARK.fullmatch(name)) is not None}
+    contents = storage.read_many(list(marks.values()))
+    parsed = [_parsed(number, contents[marks[number]]) for number in sorted(marks) if marks[number] in contents]
+    return [whole for shard in parsed if shard is not None and (whole := _whole(shard, sizes)) is not None]
 
 
-def committed_shard(root: Path, index: int) -> Shard | None:
+def committed_shard(storage: Storage, index: int) -> Shard | None:
     """Shard `index` as `committed_shards` gives it; None if it is not committed."""
-    path = _mark(root, index)
-    try:
-        shard = Shard.parse(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    files = {folder: info for folder, info in shard.files.items() if _size(root / folder / shard.file) == info.bytes}
-    if shard.index != index or EXAMPLES not in files:
-        return None
-    return dataclasses.replace(shard, files=files)
+    name = _mark(index)
+    content = storage.read_many([name]).get(name)
+    shard = None if content is None else _parsed(index, content)
+    return None if shard is None else _whole(shard, storage.sizes([f"{folder}/{shard.file}" for folder in shard.files]))
 
 
-def problems_of(root: Path, shards: Iterable[Shard], hashes: bool) -> tuple[str, ...]:
+def open_shards(storage: Storage, folder: str, shards: Iterable[Shard]) -> ArrowFolder:
+    """Shards of `folder` as one table of memory maps, staged where they are remote; DataError names a bad file."""
+    path, names = storage.staged(folder, [shard.files[folder] for shard in shards])
+    return ArrowFolder.open(path, names)
+
+
+def problems_of(storage: Storage, shards: Iterable[Shard], hashes: bool) -> tuple[str, ...]:
     """One line for each file that is missing, of another size or, with `hashes`, of other bytes than was committed."""
-    problems = []
+    problems, sizes = [], storage.files()
     for shard in shards:
         for folder, info in shard.files.items():
-            path = root / folder / shard.file
-            size = _size(path)
+            name = f"{folder}/{shard.file}"
+            size = sizes.get(name)
             if size is None:
-                problems.append(f"{folder}/{shard.file} is missing")
+                problems.append(f"{name} is missing")
             elif size != info.bytes:
-                problems.append(f"{folder}/{shard.file} has {size} bytes instead of {info.bytes}")
-            elif hashes and hash_file(path) != info.xxh3:
-                problems.append(f"{folder}/{shard.file} holds other bytes than were written")
+                problems.append(f"{name} has {size} bytes instead of {info.bytes}")
+            elif hashes and storage.hash_of(name) != info.xxh3:
+                problems.append(f"{name} holds other bytes than were written")
     return tuple(problems)
 
 
-def publish(root: Path, parts: Mapping[str, Any], teacher: str, shards: Sequence[Shard]) -> None:
+def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Sequence[Shard]) -> None:
     """Write the state files of all folders and then the manifest, which makes `shards` visible to readers."""
     from raybrew.data.rows import rows_fingerprint
 
@@ -202,20 +206,19 @@ def publish(root: Path, parts: Mapping[str, Any], teacher: str, shards: Sequence
     for folder in folders:
         members = [shard for shard in shards if folder in shard.files]
         text = "".join(shard.files[folder].xxh3 for shard in members)
-        write_folder_state(
-            root / folder, [shard.file for shard in members], xxhash.xxh3_128_hexdigest(f"{folder}:{text}".encode())
-        )
+        fingerprint = xxhash.xxh3_128_hexdigest(f"{folder}:{text}".encode())
+        for name, value in folder_state([shard.file for shard in members], fingerprint).items():
+            storage.write(f"{folder}/{name}", json_bytes(value))
         found = signal_of(folder)
         if found is not None:
             signal, element_type = found
-            column = ArrowFolder.open(root / folder, [members[0].file]).column(signal.kind)
+            kind = storage.schema_of(f"{folder}/{members[0].file}").field(signal.kind).type
             signals[folder] = {
                 "signal": signal.name,
                 "element_type": element_type,
-                "dim": column.item_shape[0],
+                "dim": item_shape(kind)[0],
                 "rows": sum(shard.rows for shard in members),
             }
-    examples = ArrowFolder.open(root / EXAMPLES, [shard.file for shard in shards])
     manifest = {
         "kind": _KIND,
         "format_version": FORMAT_VERSION,
@@ -223,26 +226,29 @@ def publish(root: Path, parts: Mapping[str, Any], teacher: str, shards: Sequence
         "parts": dict(parts),
         "teacher": teacher,
         "rows": sum(shard.rows for shard in shards),
-        "rows_fingerprint": rows_fingerprint(examples.table()),
+        "rows_fingerprint": rows_fingerprint(open_shards(storage, EXAMPLES, shards).table()),
         "signals": signals,
         "raybrew": __version__,
         "shards": [shard.plain() for shard in shards],
     }
-    write_json(root / "manifest.json", manifest)
+    storage.write("manifest.json", json_bytes(manifest))
 
 
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of the store at `root`, checked for form and version; `shards` parsed. StoreError otherwise."""
-    path = root / "manifest.json"
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """The manifest of a store, checked for form and version; `shards` parsed. StoreError otherwise."""
+    path = f"{storage.location}/manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(storage.read("manifest.json"))
     except FileNotFoundError:
-        if not root.is_dir():
-            raise StoreError(f"{root}: no teacher store here; `raybrew capture` makes one") from None
-        count = len(committed_shards(root))
+        if not storage.exists():
+            raise StoreError(f"{storage.location}: no teacher store here; `raybrew capture` makes one") from None
+        count = len(committed_shards(storage))
         raise StoreError(
-            f"{root}: the capture was not finished ({count} shards are committed); the same command continues it"
+            f"{storage.location}: the capture was not finished ({count} shards are committed); "
+            "the same command continues it"
         ) from None
+    except StoreError:
+        raise
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: damaged, no readable JSON ({error}); capture again to rewrite it") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
@@ -273,12 +279,20 @@ def fingerprint_of_parts(parts: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def _mark(root: Path, index: int) -> Path:
-    return root / "shards" / f"{index:05d}.json"
-
-
-def _size(path: Path) -> int | None:
+def _parsed(index: int, content: bytes) -> Shard | None:
+    """The shard of a commit mark; None if it cannot be read."""
     try:
-        return path.stat().st_size
-    except OSError:
+        shard = Shard.parse(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return shard if shard.index == index else None
+
+
+def _whole(shard: Shard, sizes: Mapping[str, int]) -> Shard | None:
+    """`shard` with those of its files that are of the size they should be; None if its examples are not."""
+    files = {folder: info for folder, info in shard.files.items() if sizes.get(f"{folder}/{shard.file}") == info.bytes}
+    return dataclasses.replace(shard, files=files) if EXAMPLES in files else None
+
+
+def _mark(index: int) -> str:
+    return f"shards/{index:05d}.json"

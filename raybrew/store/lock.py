@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -15,53 +16,80 @@ from pathlib import Path
 import filelock
 
 from raybrew.data.arrow import write_json
-from raybrew.errors import StoreError
+from raybrew.errors import Interrupted, StoreError
 from raybrew.store.layout import Shard
-from raybrew.store.worker import storage_errors
+from raybrew.store.storage import PENDING, Storage, storage_errors
 
-__all__ = ["locked_store", "remove_orphans"]
+__all__ = ["Pending", "locked_folder", "locked_store", "remove_orphans"]
 
-_PENDING = "pending"
 _HOLDER = ".capture.json"
 _LOCK = ".lock"
 
 
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """What one running capture still has to compute, in a folder of the store that is gone when that capture is."""
+
+    storage: Storage
+    token: str
+
+    def name(self, file: str) -> str:
+        """Name in the store of a file of this capture."""
+        return f"{PENDING}/{self.token}/{file}"
+
+    def check(self) -> None:
+        """Interrupted if the capture has ended, or another one has taken its place."""
+        if not self.storage.holds(self.token):
+            raise Interrupted("the capture was stopped")
+
+
 @contextlib.contextmanager
-def locked_store(root: Path) -> Iterator[Path]:
-    """Hold the store at `root`, made if need be; gives the folder of this capture's pending rows, removed at the end.
+def locked_store(storage: Storage) -> Iterator[Pending]:
+    """Hold the store, made if need be, as its one writer; pending files are removed at the end.
 
-    StoreError says who holds it otherwise. The lock goes with its process, however that ends.
+    StoreError says who holds it otherwise.
     """
-    with storage_errors(root, "the store cannot be written"):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(root / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise StoreError(f"{root}: {_holder(root)} is capturing into this store; wait for it, or stop it") from None
-        try:
-            since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            write_json(root / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-            _discard(root / _PENDING)
-            pending = root / _PENDING / uuid.uuid4().hex
-            pending.mkdir(parents=True)
-            yield pending
-        finally:
-            _discard(root / _PENDING)
-            (root / _HOLDER).unlink(missing_ok=True)
-            lock.release()
+    with contextlib.ExitStack() as stack:
+        with storage_errors(storage, "the store cannot be written"):
+            token = stack.enter_context(storage.claim())
+        yield Pending(storage, token)
 
 
-def remove_orphans(root: Path, shards: Sequence[Shard]) -> None:
-    """Remove files that no commit mark knows, left by a capture that died between two renames. Needs the lock."""
-    known = {root / folder / shard.file for shard in shards for folder in shard.files}
-    marks = {f"{shard.index:05d}.json" for shard in shards}
-    for path in root.rglob("*"):
-        temporary = path.name.startswith(".") and path.name.endswith(".tmp")
-        data = path.suffix == ".arrow" and path not in known and _PENDING not in path.relative_to(root).parts
-        mark = path.parent == root / "shards" and path.suffix == ".json" and path.name not in marks
-        if temporary or data or mark:
-            path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def locked_folder(root: Path) -> Iterator[str]:
+    """The lock on a store in a folder. It goes with its process, however that ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(root / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise StoreError(f"{root}: {_holder(root)} is capturing into this store; wait for it, or stop it") from None
+    try:
+        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        write_json(root / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        _discard(root / PENDING)
+        token = uuid.uuid4().hex
+        (root / PENDING / token).mkdir(parents=True)
+        yield token
+    finally:
+        _discard(root / PENDING)
+        (root / _HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def remove_orphans(storage: Storage, shards: Sequence[Shard]) -> None:
+    """Remove files that no commit mark knows, left by a capture that died between two steps. Needs the lock."""
+    known = {f"{folder}/{shard.file}" for shard in shards for folder in shard.files}
+    known |= {f"shards/{shard.index:05d}.json" for shard in shards}
+    orphans = []
+    for name in storage.files():
+        folder, _, file = name.rpartition("/")
+        temporary = file.startswith(".") and file.endswith(".tmp")
+        data = file.endswith(".arrow") and not name.startswith(f"{PENDING}/")
+        mark = folder == "shards" and file.endswith(".json")
+        if temporary or ((data or mark) and name not in known):
+            orphans.append(name)
+    storage.delete(orphans)
 
 
 def _discard(folder: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from raybrew.data.arrow import ArrowFolder
 from raybrew.signals import Signal, sorted_signals
-from raybrew.store.layout import EXAMPLES, IdIndex, Shard, element_type_of, signal_folder
+from raybrew.store.layout import EXAMPLES, IdIndex, Shard, element_type_of, open_shards, signal_folder
+from raybrew.store.storage import Storage
 
 __all__ = ["ShardTask", "ids_of", "plan_shards", "unique_rows"]
 
@@ -34,11 +33,11 @@ def unique_rows(ids: Ids) -> npt.NDArray[np.int64]:
     return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)
 
 
-def ids_of(root: Path, shards: Sequence[Shard]) -> Ids:
+def ids_of(storage: Storage, shards: Sequence[Shard]) -> Ids:
     """Example ids of all rows of `shards`, (rows, 16). DataError names a file that cannot be read."""
     if not shards:
         return np.empty((0, 16), np.uint8)
-    return ArrowFolder.open(root / EXAMPLES, [shard.file for shard in shards]).flat("id").read()
+    return open_shards(storage, EXAMPLES, shards).flat("id").read()
 
 
 def plan_shards(

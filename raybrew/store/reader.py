@@ -20,11 +20,13 @@ from raybrew.store.layout import (
     IdIndex,
     Shard,
     element_type_of,
+    open_shards,
     problems_of,
     read_manifest,
     signal_folder,
     signal_of,
 )
+from raybrew.store.storage import Storage, open_storage, stores_below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +45,12 @@ class _Stored:
 class Store:
     """An open store. Rows have positions 0..num_rows-1; those stay as they are while a store grows.
 
-    Pickles as path, fingerprint and element type, and is opened anew in the other process.
+    The files of a remote store are copied to this node when they are first read, once for all processes of it. Pickles
+    as storage, fingerprint and element type, and is opened anew in the other process.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], element_type: str | None) -> None:
-        self.path = path
+    def __init__(self, storage: Storage, manifest: Mapping[str, Any], element_type: str | None) -> None:
+        self.storage = storage
         self.manifest = manifest
         self.element_type = element_type
         self._shards: list[Shard] = manifest["shards"]
@@ -55,25 +58,44 @@ class Store:
         self._open: dict[Signal, _Stored] = {}
 
     @classmethod
-    def open(cls, path: Path, expect_fingerprint: str | None = None, element_type: str | None = None) -> Store:
-        """The store in folder `path`. `element_type` chooses among signals stored in several; None: the most exact.
+    def open(
+        cls,
+        where: str | Path | Storage,
+        expect_fingerprint: str | None = None,
+        element_type: str | None = None,
+        cache: str | None = None,
+    ) -> Store:
+        """The store in a folder, at a URL or in a storage; `cache` is where copies of a remote one go.
+
+        `element_type` chooses among signals stored in several; None: the most exact.
 
         StoreError if there is none, it was computed from something else than `expect_fingerprint`, is of another
         version, unfinished or damaged. Sizes are checked here, hashes by `verify`.
         """
-        manifest = read_manifest(path)
+        storage = open_storage(where, cache) if isinstance(where, (str, Path)) else where
+        manifest = read_manifest(storage)
         if expect_fingerprint is not None and manifest["fingerprint"] != expect_fingerprint:
             raise StoreError(
-                f"{path}: holds {manifest['fingerprint']}, but {expect_fingerprint} is needed: "
+                f"{storage.location}: holds {manifest['fingerprint']}, but {expect_fingerprint} is needed: "
                 "the teacher, its tokenizer, the encoding or the precision is another one; capture again"
             )
-        problems = problems_of(path, manifest["shards"], hashes=False)
+        problems = problems_of(storage, manifest["shards"], hashes=False)
         if problems:
-            raise StoreError(_damage(path, problems))
-        return cls(path, manifest, element_type)
+            raise StoreError(_damage(storage.location, problems))
+        return cls(storage, manifest, element_type)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return Store.open, (self.path, self.fingerprint, self.element_type)
+        return Store.open, (self.storage, self.fingerprint, self.element_type)
+
+    @property
+    def location(self) -> str:
+        """Its folder or URL."""
+        return self.storage.location
+
+    @property
+    def path(self) -> Path:
+        """The folder that its files are mapped from: the store itself, or the copies of a remote one on this node."""
+        return self.storage.path
 
     @property
     def fingerprint(self) -> str:
@@ -120,7 +142,8 @@ class Store:
         missing = int((positions < 0).sum())
         if missing:
             raise StoreError(
-                f"{self.path}: {missing} of {len(positions)} rows are not in this store; `raybrew capture` adds them"
+                f"{self.location}: {missing} of {len(positions)} rows are not in this store; "
+                "`raybrew capture` adds them"
             )
         return positions
 
@@ -149,7 +172,7 @@ class Store:
         starts = stored.starts[shards]
         if (starts < 0).any():
             raise StoreError(
-                f"{self.path}: {signal} is stored for {stored.data.num_rows} of {self.num_rows} rows, and "
+                f"{self.location}: {signal} is stored for {stored.data.num_rows} of {self.num_rows} rows, and "
                 f"{int((starts < 0).sum())} of those asked for are not among them; `raybrew capture` adds them"
             )
         places = positions - self._starts[shards] + starts
@@ -162,7 +185,7 @@ class Store:
 
     def verify(self) -> tuple[str, ...]:
         """One line for each file whose bytes are not those that were written; reads the whole store."""
-        return problems_of(self.path, self._shards, hashes=True)
+        return problems_of(self.storage, self._shards, hashes=True)
 
     def _stored(self, signal: Signal) -> _Stored:
         if signal not in self._open:
@@ -172,7 +195,9 @@ class Store:
             if folder is None:
                 kept = ", ".join(sorted(name.removeprefix("signals/") for name in self.manifest["signals"]))
                 wanted = "" if self.element_type is None else f" as {element_type_of(signal, self.element_type)}"
-                raise StoreError(f"{self.path}: {signal} is not stored{wanted}, only {kept}; `raybrew capture` adds it")
+                raise StoreError(
+                    f"{self.location}: {signal} is not stored{wanted}, only {kept}; `raybrew capture` adds it"
+                )
             members = [shard for shard in self._shards if folder in shard.files]
             rows = np.array([shard.rows if folder in shard.files else 0 for shard in self._shards], np.int64)
             starts = np.where(rows > 0, np.cumsum(rows) - rows, -1)
@@ -181,12 +206,12 @@ class Store:
 
     def _folder(self, folder: str, shards: list[Shard]) -> ArrowFolder:
         try:
-            data = ArrowFolder.open(self.path / folder, [shard.file for shard in shards])
+            data = open_shards(self.storage, folder, shards)
         except DataError as error:
-            raise StoreError(_damage(self.path, (str(error),))) from error
+            raise StoreError(_damage(self.location, (str(error),))) from error
         if data.num_rows != sum(shard.rows for shard in shards):
             raise StoreError(
-                _damage(self.path, (f"{folder} has {data.num_rows} rows instead of those of the manifest",))
+                _damage(self.location, (f"{folder} has {data.num_rows} rows instead of those of the manifest",))
             )
         return data
 
@@ -195,21 +220,24 @@ class Store:
 class StoreEntry:
     """A folder among stores: an open store, or why it cannot be opened."""
 
-    path: Path
+    location: str
     store: Store | None
     problem: str | None
 
+    @property
+    def path(self) -> Path:
+        """Its folder (of a store that is not remote)."""
+        return Path(self.location)
 
-def list_stores(root: Path) -> tuple[StoreEntry, ...]:
-    """All stores below `root`, finished or not, by name."""
+
+def list_stores(root: str | Path, cache: str | None = None) -> tuple[StoreEntry, ...]:
+    """All stores below the folder or URL `root`, finished or not, by name."""
     entries = []
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        if not (path / "manifest.json").is_file() and not (path / "shards").is_dir():
-            continue
+    for storage in stores_below(root, cache):
         try:
-            entries.append(StoreEntry(path, Store.open(path), None))
+            entries.append(StoreEntry(storage.location, Store.open(storage), None))
         except StoreError as error:
-            entries.append(StoreEntry(path, None, str(error)))
+            entries.append(StoreEntry(storage.location, None, str(error)))
     return tuple(entries)
 
 
@@ -217,7 +245,7 @@ def describe(store: Store) -> dict[str, Any]:
     """What a store holds and from what it was computed, as plain values."""
     shards: list[Shard] = store.manifest["shards"]
     return {
-        "path": str(store.path),
+        "path": store.location,
         "fingerprint": store.fingerprint,
         "teacher": store.manifest["teacher"],
         "parts": store.manifest["parts"],
@@ -231,6 +259,6 @@ def describe(store: Store) -> dict[str, Any]:
     }
 
 
-def _damage(path: Path, problems: tuple[str, ...]) -> str:
+def _damage(location: str, problems: tuple[str, ...]) -> str:
     shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-    return f"{path}: damaged: {shown}. Delete what is damaged and capture again: only that is computed anew"
+    return f"{location}: damaged: {shown}. Delete what is damaged and capture again: only that is computed anew"

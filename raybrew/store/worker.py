@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +18,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, shard_name, write_shard
+from raybrew.data.arrow import ShardInfo, shard_name, write_shard
 from raybrew.errors import Interrupted, StoreError
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device
 from raybrew.signals import Signal
 from raybrew.store.compute import Teacher
-from raybrew.store.layout import EXAMPLES, Shard, commit_shard, committed_shard, element_type_of, signal_folder
+from raybrew.store.layout import (
+    EXAMPLES,
+    Shard,
+    commit_shard,
+    committed_shard,
+    element_type_of,
+    open_shards,
+    signal_folder,
+)
+from raybrew.store.lock import Pending
 from raybrew.store.plan import ShardTask
+from raybrew.store.storage import storage_errors
 from raybrew.tasks.base import Task
 
 __all__ = [
@@ -37,8 +44,6 @@ __all__ = [
     "WorkerSettings",
     "build_teacher",
     "load_teacher",
-    "pending_file",
-    "storage_errors",
 ]
 
 #: A shard that is begun more often than this has killed its workers before.
@@ -47,10 +52,9 @@ MAX_ATTEMPTS = 3
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """All a worker needs to know. `pending` is the folder of one running capture, and gone when that is."""
+    """All a worker needs to know. `pending` names the rows of one running capture, in the store that it fills."""
 
-    root: Path
-    pending: Path
+    pending: Pending
     teacher: ModelSource
     task: Task
     device: str
@@ -116,32 +120,35 @@ class ShardWorker:
     def run(self, task: ShardTask) -> ShardResult:
         """Compute and commit one shard. StoreError names a shard that cannot be computed or written."""
         self._begin(task)
-        settings, written = self._settings, dict[str, Path]()
-        try:
-            with storage_errors(settings.root, f"shard {task.index:05d} was not written"):
-                old = None if task.new else committed_shard(settings.root, task.index)
-                if old is None:
-                    examples = self._teacher.encode(_read_shard(pending_file(settings.pending, task.index)))
-                else:
-                    examples = _read_shard(settings.root / EXAMPLES / old.file)
-                tables = self._forward_thread.submit(
-                    self._teacher.compute, examples, task.signals, self._count
-                ).result()
-                outputs = {self._folder(signal): table for signal, table in tables.items()}
-                if old is None:
-                    outputs[EXAMPLES] = examples
-                infos: dict[str, ShardInfo] = dict(old.files) if old is not None else {}
+        pending, storage = self._settings.pending, self._settings.pending.storage
+        with (
+            storage_errors(storage, f"shard {task.index:05d} was not written"),
+            storage.scratch(pending.token) as scratch,
+        ):
+            old = None if task.new else committed_shard(storage, task.index)
+            if old is None:
+                examples = self._teacher.encode(storage.table_of(pending.name(shard_name(task.index))))
+            else:
+                examples = open_shards(storage, EXAMPLES, [old]).table()
+            tables = self._forward_thread.submit(self._teacher.compute, examples, task.signals, self._count).result()
+            outputs = {self._folder(signal): table for signal, table in tables.items()}
+            if old is None:
+                outputs[EXAMPLES] = examples
+            infos: dict[str, ShardInfo] = dict(old.files) if old is not None else {}
+            written: dict[str, Path] = {}
+            try:
                 for folder, table in outputs.items():
                     self._check_running()
-                    written[folder] = settings.pending / folder / shard_name(task.index)
-                    written[folder].parent.mkdir(parents=True, exist_ok=True)
-                    infos[folder] = write_shard(written[folder], table)
+                    written[folder] = scratch / folder.rpartition("/")[2] / shard_name(task.index)
+                    with _interrupted_where_gone():
+                        written[folder].parent.mkdir(exist_ok=True)
+                        infos[folder] = write_shard(written[folder], table)
                 shard = _shard_of(task.index, examples, infos)
                 self._commit(shard, written)
-        except BaseException:
-            for path in written.values():
-                path.unlink(missing_ok=True)
-            raise
+            except BaseException:
+                for path in written.values():
+                    path.unlink(missing_ok=True)
+                raise
         return ShardResult(
             task.index,
             task.rows,
@@ -155,25 +162,25 @@ class ShardWorker:
 
     def _commit(self, shard: Shard, written: Mapping[str, Path]) -> None:
         # A worker can outlive its capture for a while (Ray ends actors later than their driver) and must not write
-        # into a store that the next capture is writing. That one removes `pending` first, so these moves fail.
-        try:
-            for folder, path in written.items():
-                (self._settings.root / folder).mkdir(parents=True, exist_ok=True)
-                os.replace(path, self._settings.root / folder / path.name)
-        except FileNotFoundError:
-            raise Interrupted("the capture was stopped") from None
-        self._check_pending()
-        commit_shard(self._settings.root, shard)
+        # into a store that the next capture is writing. That one removes what is pending first: in a folder these
+        # moves then fail; in an object store the check before each of them does, but for the moment of the upload.
+        pending = self._settings.pending
+        for folder, path in written.items():
+            pending.check()
+            with _interrupted_where_gone():
+                pending.storage.put(path, f"{folder}/{path.name}")
+        pending.check()
+        commit_shard(pending.storage, shard)
 
     def _begin(self, task: ShardTask) -> None:
         """Count the attempts of a shard in a file: Ray would start a shard that kills its worker again for ever."""
         self._check_running()
-        path = self._settings.pending / f"{task.index:05d}.attempts"
-        with storage_errors(self._settings.root, "the capture cannot go on"):
-            with path.open("ab") as file:
-                file.write(b".")
-            attempts = path.stat().st_size
-        if attempts > MAX_ATTEMPTS:
+        pending = self._settings.pending
+        name = pending.name(f"{task.index:05d}.attempts")
+        with storage_errors(pending.storage, "the capture cannot go on"), _interrupted_where_gone():
+            attempts = pending.storage.read_many([name]).get(name, b"") + b"."
+            pending.storage.write(name, attempts)
+        if len(attempts) > MAX_ATTEMPTS:
             raise StoreError(
                 f"shard {task.index:05d} ({task.rows} rows) ended its teacher process {MAX_ATTEMPTS} times, perhaps "
                 "for lack of memory; set a smaller store.batch_tokens or store.rows_per_shard"
@@ -187,40 +194,16 @@ class ShardWorker:
     def _check_running(self) -> None:
         if self._stopped.is_set():
             raise Interrupted("the capture was stopped")
-        self._check_pending()
-
-    def _check_pending(self) -> None:
-        if not self._settings.pending.is_dir():
-            raise Interrupted("the capture was stopped")
-
-
-def _read_shard(path: Path) -> pa.Table:
-    """A shard file as a table of views; DataError if it cannot be read."""
-    return ArrowFolder.open(path.parent, [path.name]).table()
-
-
-def pending_file(folder: Path, index: int) -> Path:
-    """File of the rows of a new shard, below the folder of a running capture."""
-    return folder / shard_name(index)
+        self._settings.pending.check()
 
 
 @contextlib.contextmanager
-def storage_errors(root: Path, what: str) -> Iterator[None]:
-    """A full disk or missing rights as a StoreError of one line; other errors pass."""
+def _interrupted_where_gone() -> Iterator[None]:
+    """The folder of a capture that has ended is gone: that is no fault of this worker's files."""
     try:
         yield
-    except StoreError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**20
-            raise StoreError(
-                f"{what}: no space left ({free:.0f} MiB free) in {root}; finished shards are kept: "
-                "free some space or set store.path, and run the same command again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"{what}: {root} cannot be written ({error.strerror}); set store.path") from error
-        raise
+    except FileNotFoundError:
+        raise Interrupted("the capture was stopped") from None
 
 
 def _shard_of(index: int, examples: pa.Table, files: dict[str, ShardInfo]) -> Shard:

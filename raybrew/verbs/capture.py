@@ -16,6 +16,7 @@ from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
+from raybrew.store.storage import is_remote
 from raybrew.verbs.job import objective_of
 from raybrew.verbs.prepare import check_teacher_labels, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
@@ -73,9 +74,12 @@ def capture_table(
         )
 
 
-def store_root(experiment: Experiment) -> Path:
-    """Folder of all teacher stores."""
-    return Path(experiment.store.path or Path(experiment.store.storage_path) / "store").absolute()
+def store_root(experiment: Experiment) -> str:
+    """Folder or URL of all teacher stores."""
+    given = experiment.store.path
+    if given is not None and is_remote(given):
+        return given.rstrip("/")
+    return str(Path(given or Path(experiment.store.storage_path) / "store").absolute())
 
 
 def request_of(experiment: Experiment, teacher: ModelSource, labels: tuple[str, ...]) -> tuple[Signal, ...]:
@@ -90,4 +94,4 @@ def request_of(experiment: Experiment, teacher: ModelSource, labels: tuple[str, 
 
 def attention_in(request: Collection[Signal]) -> str:
     """Names of the attention signals in `request`, which stores do not hold; empty if there are none."""
-    return ", ".join(signal.name for signal in sorted_signals(request) if signal.kind == "attention")
+    return ", ".join(signal.name for signal in sorted_signals(request) if signal.kind not in ("logits", "hidden"))

@@ -63,7 +63,7 @@ def distill(
             rows.num_labelled,
             rows.num_unlabeled,
             teacher,
-            store.path if store is not None else None,
+            store.location if store is not None else None,
             store.fingerprint if store is not None else None,
         )
         finished = run.summary()
@@ -82,7 +82,7 @@ def _from_store(experiment: Experiment, request: tuple[Signal, ...], reporter: R
     attention = attention_in(request)
     if attention and experiment.teacher.source == "auto":
         reporter.say(f"the teacher runs live in every step: stores do not hold {attention}")
-    return experiment.teacher.source != "live" and not attention
+    return experiment.teacher.source == "store" or (experiment.teacher.source == "auto" and not attention)
 
 
 def _store(

@@ -27,7 +27,7 @@ from raybrew.export.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, pick_precision
 from raybrew.models.shapes import TeacherDims, dims_of
 from raybrew.models.students import build_student
-from raybrew.signals import Signal
+from raybrew.signals import PAIR_KINDS, Signal
 from raybrew.store.reader import Store
 from raybrew.tasks.base import Labels
 from raybrew.tracking.jsonl import MetricsLog
@@ -131,11 +131,12 @@ def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSour
         {match.student: _size(student, match.student) for match in matches},
         {match.teacher: _size(wanted, match.teacher) for match in matches},
         seed=experiment.train.seed,
+        teacher_heads=wanted.heads,
     )
 
 
 def _size(dims: TeacherDims, signal: Signal) -> int:
-    return dims.heads if signal.kind == "attention" else dims.hidden
+    return dims.heads if signal.kind in PAIR_KINDS else dims.hidden
 
 
 def _labels_only(experiment: Experiment) -> Any:
@@ -154,7 +155,7 @@ def _teacher(
     if not objective.teacher_request or source is None:
         return None, SignalsInBatch()
     if spec["store"] is not None:
-        store = Store.open(Path(spec["store"]), spec["fingerprint"], experiment.store.element_type)
+        store = Store.open(spec["store"], spec["fingerprint"], experiment.store.element_type, experiment.store.cache)
         return StoredSignals(store, store.locate(data.ids), objective.teacher_request), SignalsInBatch()
     model: nn.Module = load_model(source, experiment.task.kind)
     model.to(context.device)

@@ -40,7 +40,7 @@ class Inputs:
     num_labelled: int
     num_unlabeled: int
     teacher: ModelSource | None
-    store: Path | None = None
+    store: str | None = None
     fingerprint: str | None = None
 
     def fingerprints(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def train_run(
         "training_rows": str(inputs.training.folder),
         "evaluation_rows": str(inputs.evaluation.folder) if inputs.evaluation is not None else None,
         "teacher": dataclasses.asdict(inputs.teacher) if inputs.teacher is not None else None,
-        "store": str(inputs.store) if inputs.store is not None else None,
+        "store": inputs.store,
         "fingerprint": inputs.fingerprint,
     }
     num_steps = total_steps(inputs.training.num_rows, config)

@@ -172,3 +172,27 @@ def test_padded_keys_as_textbrewer_keeps_them(
     )
     excluded, kept = mine(student, teacher, mask), mine(student, teacher, mask, padded_keys=True)
     assert abs(float(excluded.sum - kept.sum)) > 0.1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_probabilities_are_compared_pair_by_pair(shape: tuple[int, ...]) -> None:
+    student, teacher = draw(shape, 1).softmax(-1).requires_grad_(), draw(shape, 2).softmax(-1)
+    mask = right_padded(shape[0], shape[-1])
+    term = attention.attention_probs_mse(student, teacher, mask)
+    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    heads = 1 if len(shape) == 3 else shape[1]
+    for row in range(shape[0]):
+        for query in range(shape[-1]):
+            for key in range(shape[-1]):
+                if mask[row, query] and mask[row, key]:
+                    pairs += 1
+                    for head in range(heads):
+                        place = (row, query, key) if len(shape) == 3 else (row, head, query, key)
+                        total = total + (student[place].double() - teacher[place].double()) ** 2 / heads
+    assert int(term.count) == pairs > 0
+    torch.testing.assert_close(term.sum.double(), total, rtol=1e-5, atol=1e-7)
+    (expected,) = torch.autograd.grad(total, student)
+    (found,) = torch.autograd.grad(term.sum, student)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    with pytest.raises(LossError, match="attention_probs_mse"):
+        attention.attention_probs_mse(torch.ones(2, 3), torch.ones(2, 3))

@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from raybrew.errors import ModelError
 from raybrew.models import attention
-from raybrew.models.attention import attention_scores
+from raybrew.models.attention import attention_signals
 from raybrew.models.forward import forward
-from raybrew.signals import LOGITS, Signal
+from raybrew.signals import LOGITS, POOLED, Signal
 
 LAYERS, HEADS = 3, 4
 _SIZES = {
@@ -223,6 +223,73 @@ def test_a_failing_forward_pass_leaves_nothing_behind(family: str) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("family", [*HOOKED, "Albert"])
+def test_probabilities_are_those_of_eager_attention(family: str) -> None:
+    inputs, layer = batch(), 2
+    found = forward(make(family), inputs, [Signal("attention_probs", layer)])[Signal("attention_probs", layer)]
+    reference = eager_probabilities(make(family), inputs)[layer - 1]
+    torch.testing.assert_close(found * inputs["attention_mask"][:, None, :, None], reference, rtol=1e-5, atol=1e-5)
+    assert not found[1, :, :, 6:].any()  # padded keys get nothing
+
+
+@pytest.mark.parametrize("family", HOOKED)
+def test_queries_keys_and_values_are_those_of_the_model(family: str) -> None:
+    """Attention rebuilt from the three is what the layer hands to its output projection."""
+    model, inputs = make(family), batch()
+    kinds = ("query", "key", "value")
+    seen: list[Tensor] = []
+    (output,) = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith(("layer.1.attention.output.dense", "layer.1.attention.out_lin"))
+    ]
+    output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    found = forward(model, inputs, [Signal(kind, 2) for kind in kinds])
+    assert set(found) == {Signal(kind, 2) for kind in kinds}
+    heads = [found[Signal(kind, 2)].unflatten(-1, (HEADS, -1)).transpose(1, 2) for kind in kinds]
+    probs = probabilities(heads[0] @ heads[1].transpose(2, 3) / 4**0.5, inputs["attention_mask"])
+    real = inputs["attention_mask"].bool()
+    rebuilt = (probs @ heads[2]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(rebuilt[real], seen[0][real], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", HOOKED)
+def test_pooled_output_is_what_the_last_layer_reads_without_dropout(family: str) -> None:
+    model, inputs = make(family), batch()
+    last = getattr(model.classifier, "out_proj", model.classifier)
+    found = forward(model, inputs, [LOGITS, POOLED])
+    assert found[POOLED].shape == (3, 16)
+    torch.testing.assert_close(last(found[POOLED]), found[LOGITS], rtol=1e-6, atol=1e-6)
+    if family == "Bert":
+        torch.testing.assert_close(found[POOLED], model.bert(**inputs).pooler_output)
+    # In training, with all dropout but that before the last layer off, it stays what it is.
+    trained = make(
+        family, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attention_dropout=0.0, dropout=0.0
+    )
+    (trained.classifier.dropout if hasattr(trained.classifier, "dropout") else trained.dropout).p = 0.5
+    if not hasattr(trained.classifier, "dropout"):
+        pooled = forward(trained.train(), inputs, [POOLED])[POOLED]
+        torch.testing.assert_close(pooled, found[POOLED], rtol=1e-5, atol=1e-5)
+        return
+    # RoBERTa's and ELECTRA's heads use one dropout twice, so the second use is looked at alone.
+    trained.classifier.dense.register_forward_pre_hook(lambda module, args: (given[0],))
+    given = [torch.randn(3, 16)]
+    dense = nn.functional.linear(given[0], trained.classifier.dense.weight, trained.classifier.dense.bias)
+    activated = nn.functional.gelu(dense) if family == "Electra" else dense.tanh()
+    torch.testing.assert_close(forward(trained.train(), inputs, [POOLED])[POOLED], activated, rtol=1e-5, atol=1e-5)
+
+
+def test_models_without_a_pooled_output_are_named() -> None:
+    with torch.random.fork_rng():
+        config = transformers.BertConfig(**_SIZES)
+        tagger = transformers.AutoModelForTokenClassification.from_config(config).eval()
+        bare = transformers.BertModel(config).eval()
+    with pytest.raises(ModelError, match=r"pooled .* BertForTokenClassification reads \(3, 9, 16\) instead of one"):
+        forward(tagger, batch(), [POOLED])
+    with pytest.raises(ModelError, match=r"BertModel has no linear layer that gives"):
+        forward(bare, batch(), [POOLED])
+
+
 def test_an_unknown_architecture_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     model = make("MPNet")
     with caplog.at_level(logging.WARNING, "raybrew"):
@@ -242,16 +309,19 @@ def test_masked_scores_of_an_eager_model_are_finite_when_summed() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    for layer in (0, 4):
-        with pytest.raises(ModelError, match=rf"attention.0{layer} was asked for, but BertFor.* layers 1 to 3"):
-            forward(make("Bert"), batch(), [Signal("attention", layer)])
+    for signal in (Signal("attention", 4), Signal("attention_probs", 4), Signal("value", 4)):
+        with pytest.raises(ModelError, match=rf"{signal.name} was asked for, but BertFor.* layers 1 to 3"):
+            forward(make("Bert"), batch(), [signal])
+    with pytest.raises(ModelError, match=r"value.02 was asked for, but where MPNetFor.* is not known; known: bert, "):
+        forward(make("MPNet"), batch(), [Signal("value", 2)])
     with pytest.raises(ModelError, match=r"attention.07 was asked for, but MPNetFor.* layers 1 to 3"):
         forward(make("MPNet"), batch(), [Signal("attention", 7)])
     checkpointed = make("Bert").train()
     checkpointed.bert.encoder.layer[1].gradient_checkpointing = True
     with pytest.raises(ModelError, match="gradient checkpointing"):
         forward(checkpointed, batch(), [Signal("attention", 1)])
-    with pytest.raises(ModelError, match="Linear: no Hugging Face model"), attention_scores(nn.Linear(2, 2), [1]):
+    scores = [Signal("attention", 1)]
+    with pytest.raises(ModelError, match="Linear: no Hugging Face model"), attention_signals(nn.Linear(2, 2), scores):
         pass
     odd = make("MPNet")
     odd.config.num_hidden_layers = 2
@@ -260,7 +330,7 @@ def test_what_cannot_work_is_refused() -> None:
     twice = make("Bert")
 
     def run_twice() -> None:
-        with attention_scores(twice, [1]):
+        with attention_signals(twice, [Signal("attention", 1)]):
             twice(**batch())
             twice(**batch())
 

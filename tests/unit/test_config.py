@@ -134,7 +134,7 @@ store: {actors: [3, 1], signals: [hiddn]}
         ),
         ("distill.temperature_schedule={kind: flsw, beta: -1}", "distill.temperature_schedule.beta: given -1"),
         ("store.storage_path=s3://bucket/runs", "store.storage_path: given 's3://bucket/runs'"),
-        ("sweep={x: 1}", "sweep: this version"),
+        ("sweep={x: 1}", "sweep.x: unknown key"),
         ("train.epochs=true", "train.epochs: given True; allowed: a whole number"),
         ("train.epochs=2.5", "train.epochs: given 2.5; allowed: a whole number"),
         ("task.labels=[a]", "task.labels: given ['a']; allowed: at least two"),
@@ -167,16 +167,6 @@ def test_wrong_names_of_matches(tmp_path: Path, matches: str, key: str, message:
     (problem,) = problems(tmp_path, GOOD, f"distill.matches={matches}")
     assert problem.startswith(f"distill.matches.{key}: "), problem
     assert message in problem
-
-
-def test_attention_cannot_come_from_a_store(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, GOOD, "distill.matches=[L3_attention_mse]", "teacher.source=store")
-    assert problem.startswith("distill.matches.0.loss: given 'attention_mse' with teacher.source 'store'")
-    assert "teacher.source=live" in problem
-    for source in ("auto", "live"):
-        load_experiment(
-            write(tmp_path, GOOD), ["distill.matches=[L3_attention_mse]", f"teacher.source={source}"], check_files=False
-        )
 
 
 def test_unlabelled_rows_need_a_teacher(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_rows_load_and_say_what_they_are(name: str) -> None:
     assert function.__name__ in sys.modules[function.__module__].__all__
     assert function.__doc__
     assert Per(entry.per) in Per
-    assert entry.needs in ("logits", "hidden", "attention", "qkv")
+    assert entry.needs in ("logits", "pooled", "hidden", "attention", "attention_probs", "qkv")
     assert 0 < len(entry.summary) <= 100
     assert "\n" not in entry.summary
     assert list(inspect.signature(function).parameters)[:2] == ["student", "teacher"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import pytest
 import torch
 
 from raybrew.config import DistillConfig, MatchConfig
+from raybrew.config.loading import build_experiment
 from raybrew.config.match_names import MATCH_NAMES, MATCH_SETS, match_set
 from raybrew.distillers.matches import pair_layers, resolve_matches
 from raybrew.distillers.objective import build_objective
 from raybrew.errors import ConfigError, LossError
+from raybrew.losses.attention import attention_probs_mse
+from raybrew.losses.features import pooled_mse
+from raybrew.losses.relations import relation_kl
 from raybrew.losses.table import MATCH_LOSSES
-from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
+from raybrew.signals import LOGITS, POOLED, Signal, parse_signal, sorted_signals
 
 
 @pytest.mark.parametrize(
@@ -270,8 +276,104 @@ def test_signal_names() -> None:
         "hidden.08",
         "hidden.08",
     ]
-    given = [Signal("hidden", 2), LOGITS, Signal("attention", 0), Signal("hidden", 10), LOGITS]
-    assert [str(s) for s in sorted_signals(given)] == ["logits", "attention.00", "hidden.02", "hidden.10"]
-    for wrong in ("hidden", "logits.1", "hiddn.1", "hidden.x", ""):
+    given = [Signal("hidden", 2), LOGITS, Signal("attention", 1), Signal("hidden", 10), POOLED, LOGITS]
+    assert [str(s) for s in sorted_signals(given)] == ["logits", "pooled", "attention.01", "hidden.02", "hidden.10"]
+    for wrong in ("hidden", "logits.1", "pooled.1", "attention.00", "value.00", "query", "hiddn.1", "hidden.x", ""):
         with pytest.raises(ValueError, match=r"signal|layers"):
             parse_signal(wrong)
+
+
+def test_relations_are_a_match_each_and_attention_takes_the_keys() -> None:
+    value = {"loss": "relation_kl", "layers": "final", "relations": ["attention", "value"], "relation_heads": 2}
+    first, second = resolve_matches((MatchConfig.model_validate(value),), 2, 4)
+    assert (first.name, second.name) == ("relation_kl_attention.2-4", "relation_kl_value.2-4")
+    assert first.student_signals == (Signal("query", 2), Signal("key", 2))
+    assert first.teacher_signals == (Signal("query", 4), Signal("key", 4))
+    assert second.teacher_signals == (Signal("value", 4),)
+    even = resolve_matches((MatchConfig(loss="relation_kl"),), 2, 4)
+    assert [match.name for match in even] == [
+        f"relation_kl_{kind}.{pair}" for pair in ("1-2", "2-4") for kind in ("query", "key", "value")
+    ]
+
+
+def test_every_match_loss_says_what_it_compares() -> None:
+    usable = get_args(MatchConfig.model_fields["loss"].annotation)
+    assert len(usable) == 13
+    for name in usable:
+        assert MatchConfig(loss=name).feature == MATCH_LOSSES[name].needs
+
+
+@pytest.mark.parametrize(
+    ("match", "words"),
+    [
+        ({"loss": "pooled_mse", "layers": "last"}, "layers: given for pooled_mse, which compares one vector per row"),
+        ({"loss": "relation_kl", "layers": [[0, 1]]}, r"layers: given \[0, 1\]; allowed: .* counted from 1"),
+        ({"loss": "relation_kl", "projection": "linear"}, "projection: given 'linear' for relation_kl"),
+        ({"loss": "relation_kl", "relations": []}, r"relations: given \[\]; allowed: some of query, key"),
+        ({"loss": "relation_kl", "relations": ["key", "key"]}, "relations: .*each once"),
+        ({"loss": "cos", "relation_heads": 2}, "relation_heads: given for cos; it is of relation_kl"),
+        ({"loss": "cos", "relations": ["key"]}, "relations: given for cos; it is of relation_kl"),
+    ],
+)
+def test_options_of_other_losses_are_refused(match: dict[str, Any], words: str) -> None:
+    values = {"name": "x", "teacher": {"model": "t"}, "student": {"model": "s"}, "distill": {"matches": [match]}}
+    with pytest.raises(ConfigError, match=f"distill.matches.0.{words}"):
+        build_experiment(values)
+
+
+def test_relation_and_pooled_terms_are_what_the_losses_give() -> None:
+    matches = resolve_matches(
+        (
+            MatchConfig(loss="relation_kl", layers="final", relations=("attention", "value")),
+            MatchConfig(loss="pooled_mse"),
+            MatchConfig(loss="attention_probs_mse", layers="final"),
+        ),
+        1,
+        2,
+    )
+    signals = [match.student for match in matches] + [match.teacher for match in matches]
+    width = {signal: 4 if signal.kind != "attention_probs" else 2 for signal in signals}
+    objective = build_objective(DistillConfig(kd_weight=0), matches, width, width, teacher_heads=2)
+    assert {signal.name for signal in objective.teacher_request} == {
+        "query.02", "key.02", "value.02", "pooled", "attention_probs.02",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    student = {s: torch.randn(3, 5, 4) for s in (Signal("query", 1), Signal("key", 1), Signal("value", 1))}
+    teacher = {s: torch.randn(3, 5, 4) for s in (Signal("query", 2), Signal("key", 2), Signal("value", 2))}
+    for side, layer in ((student, 1), (teacher, 2)):
+        side[POOLED] = torch.randn(3, 4)
+        side[Signal("attention_probs", layer)] = torch.rand(3, 2, 5, 5)
+    batch = {
+        "attention_mask": torch.tensor([[1] * 5, [1] * 3 + [0] * 2, [1] * 5]),
+        "logits_mask": torch.tensor([1.0, 1.0, 0.0]),
+        "labels": torch.tensor([0, 1, 0]),
+    }
+    terms = dict(zip(objective.names, objective(student, teacher, batch), strict=True))
+    mask = batch["attention_mask"] * batch["logits_mask"].unsqueeze(-1)
+    expected = {
+        "relation_kl_attention.1-2": relation_kl(
+            (student[Signal("query", 1)], student[Signal("key", 1)]),
+            (teacher[Signal("query", 2)], teacher[Signal("key", 2)]),
+            mask,
+            num_heads=2,
+        ),
+        "relation_kl_value.1-2": relation_kl(
+            student[Signal("value", 1)], teacher[Signal("value", 2)], mask, num_heads=2
+        ),
+        "pooled_mse": pooled_mse(student[POOLED][:2], teacher[POOLED][:2]),
+        "attention_probs_mse.1-2": attention_probs_mse(
+            student[Signal("attention_probs", 1)], teacher[Signal("attention_probs", 2)], mask
+        ),
+    }
+    assert set(terms) == set(expected)
+    counts = objective.denominators(objective.counts(batch))
+    for (name, term), count in zip(terms.items(), counts, strict=True):
+        torch.testing.assert_close(term.sum, expected[name].sum)
+        assert float(term.count) == float(expected[name].count) == count
+    assert float(terms["relation_kl_value.1-2"].sum) > 0
+
+
+def test_heads_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    (match,) = resolve_matches((MatchConfig(loss="relation_kl", layers="final", relations=("value",)),), 1, 2)
+    with pytest.raises(LossError, match=r"the teacher's 4 heads do not divide .* 6 and .* 8; .* one of 1, 2"):
+        build_objective(DistillConfig(), (match,), {match.student: 6}, {match.teacher: 8}, teacher_heads=4)

@@ -290,3 +290,15 @@ def test_a_decision_admits_that_distillation_did_not_help(tmp_path: Path, contro
 def test_a_student_may_beat_its_teacher(tmp_path: Path) -> None:
     make_run(tmp_path, accuracy=0.96, teacher_accuracy=0.95)
     assert "beats its teacher" in decide(comparison(tmp_path)).headline
+
+
+def test_latency_is_that_of_the_architecture_not_of_one_measurement(tmp_path: Path) -> None:
+    shape = {"architecture": "BertForSequenceClassification", "layers": 4, "hidden": 312}
+    make_run(tmp_path, "student", latency=(2.0, 0.4), student=shape)
+    make_run(tmp_path, "control", latency=(1.0, 0.2), student=shape)
+    make_run(tmp_path, "teacher", latency=(6.0, 1.2))
+    rows = {row.role: row for row in compare(load_runs([tmp_path])).rows}
+    assert rows["student"].latency_ms == rows["control"].latency_ms
+    assert sorted(rows["student"].latency_ms["batch_1"].values) == [1.0, 2.0]
+    assert rows["teacher"].latency_ms["batch_1"].values == (6.0,)
+    assert rows["student"].faster["batch_1"] == pytest.approx(4.0)

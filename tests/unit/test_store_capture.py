@@ -29,6 +29,7 @@ from raybrew.store.find import find_store
 from raybrew.store.lock import locked_store
 from raybrew.store.plan import ShardTask
 from raybrew.store.reader import Store, describe, list_stores
+from raybrew.store.storage import LocalFolder
 from raybrew.store.worker import ShardWorker, WorkerSettings
 
 HIDDEN = Signal("hidden", 1)
@@ -324,8 +325,8 @@ def test_damage_is_found_named_and_repaired(
 def test_only_one_capture_writes_a_store(copied: Path, finished: Store, teacher: ModelSource, rows: pa.Table) -> None:
     root = copied / finished.path.name
     code = (
-        "import sys, time; from pathlib import Path; from raybrew.store.lock import locked_store\n"
-        "with locked_store(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from raybrew.store.lock import locked_folder\n"
+        "with locked_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, text=True, cwd=_root())
     try:
@@ -346,8 +347,8 @@ def test_a_worker_that_outlives_its_capture_commits_nothing(
 ) -> None:
     root = copied / finished.path.name
     before = tree(root)
-    with locked_store(root) as pending:
-        settings = WorkerSettings(root, pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+    with locked_store(LocalFolder(root)) as pending:
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
         real = worker_module.write_shard
 
@@ -367,10 +368,10 @@ def test_a_worker_that_outlives_its_capture_commits_nothing(
 
 def test_a_shard_that_kills_its_workers_is_named(copied: Path, finished: Store, teacher: ModelSource) -> None:
     root = copied / finished.path.name
-    with locked_store(root) as pending:
-        settings = WorkerSettings(root, pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+    with locked_store(LocalFolder(root)) as pending:
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
-        (pending / "00003.attempts").write_bytes(b"...")
+        pending.storage.write(pending.name("00003.attempts"), b"...")
         with pytest.raises(StoreError, match=r"shard 00003 \(5 rows\) ended its teacher process 3 times"):
             worker.run(ShardTask(3, 5, (LAST,), new=False))
         worker.run(ShardTask(2, 10, (LAST,), new=False))

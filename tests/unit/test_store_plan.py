@@ -21,6 +21,7 @@ from raybrew.store.layout import (
     signal_of,
 )
 from raybrew.store.plan import plan_shards, unique_rows
+from raybrew.store.storage import LocalFolder
 
 HIDDEN = Signal("hidden", 1)
 
@@ -102,12 +103,12 @@ def test_commit_marks_without_their_files_do_not_count(tmp_path: Path) -> None:
         for index in range(3):
             (tmp_path / folder / f"data-{index:05d}.arrow").write_bytes(b"x" * 8)
     for index in range(3):
-        commit_shard(tmp_path, shard(index, 2, "signals/logits"))
-    assert committed_shards(tmp_path) == [shard(index, 2, "signals/logits") for index in range(3)]
+        commit_shard(LocalFolder(tmp_path), shard(index, 2, "signals/logits"))
+    assert committed_shards(LocalFolder(tmp_path)) == [shard(index, 2, "signals/logits") for index in range(3)]
     (tmp_path / "examples/data-00000.arrow").unlink()
     (tmp_path / "signals/logits/data-00001.arrow").write_bytes(b"x" * 7)
     (tmp_path / "shards/00002.json").write_text("{")
-    assert committed_shards(tmp_path) == [shard(1, 2)]
+    assert committed_shards(LocalFolder(tmp_path)) == [shard(1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -133,18 +134,18 @@ def test_manifests_that_are_refused(tmp_path: Path, change: dict[str, object], m
         "shards": [],
     }
     (tmp_path / "manifest.json").write_text(json.dumps(good))
-    assert read_manifest(tmp_path)["parts"] == {"weights": "a"}
+    assert read_manifest(LocalFolder(tmp_path))["parts"] == {"weights": "a"}
     (tmp_path / "manifest.json").write_text(json.dumps({**good, **change}))
     with pytest.raises(StoreError, match=message) as caught:
-        read_manifest(tmp_path)
+        read_manifest(LocalFolder(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_a_store_without_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no teacher store here"):
-        read_manifest(tmp_path / "none")
+        read_manifest(LocalFolder(tmp_path / "none"))
     with pytest.raises(StoreError, match=r"not finished \(0 shards are committed\); the same command continues"):
-        read_manifest(tmp_path)
+        read_manifest(LocalFolder(tmp_path))
     (tmp_path / "manifest.json").write_text('{"kind": ')
     with pytest.raises(StoreError, match="no readable JSON"):
-        read_manifest(tmp_path)
+        read_manifest(LocalFolder(tmp_path))

@@ -1,0 +1,268 @@
+"""The space of a sweep: which values go together, and what an experiment with them looks like. Draws nothing itself."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from raybrew.config.experiment import Experiment
+from raybrew.config.problems import Problem, near_match
+from raybrew.config.sweep import PBT_KEYS, ParameterConfig, SweepConfig
+from raybrew.errors import ConfigError
+
+__all__ = [
+    "CORNER_LIMIT",
+    "apply_values",
+    "check_sweep",
+    "corner_count",
+    "corners",
+    "is_active",
+    "is_excluded",
+    "show_value_of",
+    "space_notes",
+]
+
+#: More corners than this are sampled.
+CORNER_LIMIT = 400
+#: More impossible combinations than this are counted rather than listed.
+_SHOWN = 20
+
+#: Sections whose keys may vary: those that decide what a student learns.
+_SECTIONS = ("task", "data", "teacher", "student", "distill", "train")
+#: Keys that must not vary, and why.
+_FIXED = {
+    "train.seed": "seeds are set by sweep.seeds and sweep.rerun_best",
+    "task.metric": "students must be judged by one metric",
+    "task.kind": "students must be judged by one metric",
+    "data.eval": "students must be judged on the same rows",
+    "data.eval_rows": "students must be judged on the same rows",
+    "data.cache": "it does not change what is learnt",
+}
+
+
+def is_active(parameter: ParameterConfig, values: Mapping[str, Any]) -> bool:
+    """Whether `values`, chosen so far, meet the parameter's condition."""
+    return all(key in values and _matches(values[key], wanted) for key, wanted in parameter.when.items())
+
+
+def is_excluded(sweep: SweepConfig, values: Mapping[str, Any]) -> bool:
+    """Whether a constraint leaves this combination out."""
+    return any(
+        rule and all(key in values and _matches(values[key], wanted) for key, wanted in rule.items())
+        for rule in sweep.exclude
+    )
+
+
+def apply_values(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The experiment `plain` with `values` at their dotted keys, and without its `sweep`.
+
+    A whole section (`distill`) is laid over what the section says; any other value takes the place of the old one.
+    """
+    result: dict[str, Any] = copy.deepcopy({key: value for key, value in plain.items() if key != "sweep"})
+    for key, value in values.items():
+        *path, last = key.split(".")
+        here: Any = result
+        for part in path:
+            if isinstance(here, list):
+                here = here[_index(part, here, key)]
+                continue
+            if not isinstance(here.get(part), dict | list):
+                here[part] = {}
+            here = here[part]
+        if isinstance(here, list):
+            here[_index(last, here, key)] = copy.deepcopy(value)
+        elif not path and isinstance(value, Mapping) and isinstance(here.get(last), Mapping):
+            here[last] = {**here[last], **copy.deepcopy(dict(value))}
+        else:
+            here[last] = copy.deepcopy(value)
+    return result
+
+
+def corner_count(sweep: SweepConfig) -> int:
+    """Combinations of all values and bounds, conditions and constraints left aside."""
+    count = 1
+    for parameter in sweep.space.values():
+        count *= len(parameter.values)
+    return count
+
+
+def corners(sweep: SweepConfig, limit: int = CORNER_LIMIT) -> list[dict[str, Any]]:
+    """Combinations of values and bounds that conditions and constraints allow, each once.
+
+    A space of more than `limit` corners is sampled, always in the same way, so that every value of every key occurs.
+    """
+    keys = list(sweep.space)
+    if corner_count(sweep) <= limit:
+        picked: Iterator[tuple[Any, ...]] = itertools.product(*(sweep.space[key].values for key in keys))
+    else:
+        draw = random.Random(0)
+        rows = [
+            tuple(value if key == other else draw.choice(sweep.space[key].values) for key in keys)
+            for other in keys
+            for value in sweep.space[other].values
+        ]
+        rows += [tuple(draw.choice(sweep.space[key].values) for key in keys) for _ in range(max(0, limit - len(rows)))]
+        picked = iter(rows)
+    found: dict[str, dict[str, Any]] = {}
+    for row in picked:
+        values: dict[str, Any] = {}
+        for key, value in zip(keys, row, strict=True):
+            if is_active(sweep.space[key], values):
+                values[key] = value
+        if not is_excluded(sweep, values):
+            found.setdefault(json.dumps(values, sort_keys=True, default=str), values)
+    return list(found.values())
+
+
+def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any], Experiment]) -> list[Problem]:
+    """Everything wrong with a sweep of a valid `experiment`: its keys, its budget, and each corner of its space."""
+    problems = [*_keys(sweep), *_settings(sweep, experiment)]
+    if problems:
+        return problems
+    plain = experiment.plain()
+    bad: dict[str, list[dict[str, Any]]] = {}
+    found = corners(sweep)
+    for values in found:
+        try:
+            build(apply_values(plain, values))
+        except ConfigError as error:
+            for text in error.problems or (str(error),):
+                bad.setdefault(text, []).append(values)
+    if not found:
+        return [Problem("sweep.exclude", "leaves nothing of the space")]
+    listed = [Problem("sweep.space", _impossible(text, where, found)) for text, where in bad.items()]
+    if len(listed) > _SHOWN:
+        rest = len(listed) - _SHOWN
+        listed = [*listed[:_SHOWN], Problem("sweep.space", f"and {rest} further impossible combinations")]
+    return listed
+
+
+def space_notes(experiment: Experiment) -> list[str]:
+    """What a user should know about a valid sweep before it starts."""
+    sweep = experiment.sweep
+    if sweep is None:
+        return []
+    notes = []
+    total = corner_count(sweep)
+    if total > CORNER_LIMIT:
+        notes.append(f"sweep.space: {len(corners(sweep))} of {total} corners were checked, every value among them")
+    elif sweep.space:
+        notes.append(f"sweep.space: all {len(corners(sweep))} corners are valid")
+    unscaled = [experiment.distill.scale_by_temperature_squared]
+    for key, parameter in sweep.space.items():
+        if key == "distill.scale_by_temperature_squared":
+            unscaled += parameter.values
+    if "distill.temperature" in sweep.space and False in unscaled:
+        notes.append(
+            "warning: distill.temperature varies while distill.scale_by_temperature_squared is false: the KD gradient "
+            "falls with 1/T^2, so temperature and weight of the KD loss are confounded"
+        )
+    return notes
+
+
+def show_value_of(value: Any) -> str:
+    """A value of the space in a few characters, for tables, figures and messages."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if "loss" in value:
+            layers = value.get("layers", "even")
+            rule = "" if layers == "even" else f" {layers}" if isinstance(layers, str) else f" {len(layers)} pairs"
+            weight = value.get("weight", 1.0)
+            return f"{value['loss']}{rule}" + (f" x{weight:g}" if weight != 1 else "")
+        if "layers" in value and set(value) <= {"layers", "hidden", "heads", "feed_forward"}:
+            return f"{value['layers']}x{value['hidden']}" if value.get("hidden") else f"{value['layers']} layers"
+        return ", ".join(f"{key}={show_value_of(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " + ".join(show_value_of(item) for item in value) if value else "none"
+    return str(value)
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    return bool(value == wanted) or (isinstance(wanted, list | tuple) and any(value == item for item in wanted))
+
+
+def _index(part: str, items: list[Any], key: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigError(f"{key}: the list has {len(items)} entries, counted from 0", (f"{key}: no such entry",))
+    return int(part)
+
+
+def _keys(sweep: SweepConfig) -> list[Problem]:
+    problems = []
+    if not sweep.space:
+        problems.append(Problem("sweep.space", "empty; name keys and values, such as distill.temperature: [1, 4, 8]"))
+    for key in sweep.space:
+        section = key.split(".")[0]
+        if section not in _SECTIONS:
+            near = near_match(section, _SECTIONS)
+            allowed = ", ".join(_SECTIONS)
+            problems.append(Problem(f"sweep.space.{key}", f"cannot vary; allowed: keys of {allowed}{near}"))
+        elif key in _FIXED:
+            problems.append(Problem(f"sweep.space.{key}", f"cannot vary: {_FIXED[key]}"))
+    for index, rule in enumerate(sweep.exclude):
+        problems += [
+            Problem(f"sweep.exclude.{index}.{key}", f"no key of the space{near_match(key, sweep.space)}")
+            for key in rule
+            if key not in sweep.space
+        ]
+    return problems
+
+
+def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
+    problems = []
+    continuous = [key for key, parameter in sweep.space.items() if not parameter.discrete]
+    if sweep.search.kind == "grid" and continuous:
+        problems.append(
+            Problem("sweep.search.kind", f"given 'grid', but {', '.join(continuous)} has no values to list")
+        )
+    if len(sweep.search.objectives) != len(set(sweep.search.objectives)) or not sweep.search.objectives:
+        problems.append(Problem("sweep.search.objectives", "at least one, each once"))
+    if len(sweep.search.objectives) > 1 and sweep.scheduler.kind != "none":
+        problems.append(
+            Problem("sweep.scheduler.kind", f"given {sweep.scheduler.kind!r} with several objectives; allowed: none")
+        )
+    if sweep.budget.money is not None and sweep.budget.price_per_hour is None:
+        problems.append(Problem("sweep.budget.price_per_hour", "required with sweep.budget.money"))
+    if 0 < sweep.resources.gpus < 1 and experiment.train.workers > 1:
+        problems.append(
+            Problem(
+                "sweep.resources.gpus",
+                f"given {sweep.resources.gpus:g} with train.workers={experiment.train.workers}; a part of a GPU "
+                "goes to trials of one worker only",
+            )
+        )
+    if experiment.task.kind == "multi":
+        problems.append(Problem("sweep", "given with several tasks; a sweep compares students of one task"))
+    elif experiment.data.eval is None:
+        problems.append(Problem("data.eval", "required by a sweep: labelled rows on which students are compared"))
+    if sweep.scheduler.kind == "pbt":
+        missing = [key for key in sweep.scheduler.mutate if key not in sweep.space]
+        if missing:
+            problems.append(
+                Problem("sweep.scheduler.mutate", f"{', '.join(missing)}: no key of the space; allowed: {PBT_KEYS}")
+            )
+        if experiment.train.workers > 1:
+            problems.append(Problem("sweep.scheduler.kind", "given 'pbt'; allowed with several workers: others"))
+    return problems
+
+
+def _impossible(text: str, where: list[dict[str, Any]], all_corners: list[dict[str, Any]]) -> str:
+    """The problem and the values that bring it about: those shared by all corners that have it."""
+    shared = {
+        key: value
+        for key, value in where[0].items()
+        if all(key in values and values[key] == value for values in where)
+        and any(values.get(key, value) != value for values in all_corners)
+    }
+    named = ", ".join(f"{key}={show_value_of(value)}" for key, value in shared.items())
+    count = f"{len(where)} of {len(all_corners)} corners"
+    return f"impossible{' with ' + named if named else ''} ({count}): {text}"

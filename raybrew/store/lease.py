@@ -1,0 +1,159 @@
+"""One capture at a time in an object store: a lease object whose holder keeps it beating.
+
+Object stores (as pyarrow reaches them) have no write that fails when the object exists, so this is a lease, not a lock:
+two captures that start within the same instant settle who is first by what lies there a moment later; one that was cut
+off for longer than the lease lasts may be taken over, and finds that out at its next beat or commit. Until then both
+may write. No reader takes harm: a mark names sizes and hashes, so an object that another capture has overwritten with
+other rows is found by `verify`, by staging and by the next capture, and computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raybrew.data.arrow import json_bytes
+from raybrew.errors import StoreError
+
+if TYPE_CHECKING:
+    from raybrew.store.objects import ObjectFolder
+
+__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "Holder", "holder_of", "leased"]
+
+log = logging.getLogger("raybrew.store")
+
+#: A holder writes its lease this often; one that has not changed for `LEASE_SECONDS` while watched is nobody's.
+BEAT_SECONDS = 5.0
+LEASE_SECONDS = 30.0
+#: After writing a lease, how long to wait before looking whose it is.
+SETTLE_SECONDS = 1.0
+_LEASE = ".lease.json"
+_PENDING = "pending"
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Who captures into a store. `machine` tells machines, and containers on one, apart."""
+
+    token: str
+    pid: int
+    host: str
+    machine: str
+    since: str
+    beat: int
+
+    @property
+    def gone(self) -> bool:
+        """Known to have ended: a process of this machine that is no more."""
+        if self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (since {self.since})"
+
+
+def holder_of(storage: ObjectFolder) -> Holder | None:
+    """Whose lease lies in the store; None if there is none."""
+    try:
+        values = json.loads(storage.read(_LEASE))
+        return Holder(**values)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{storage.location}/{_LEASE}: no lease of this version ({error}); delete it") from error
+
+
+@contextlib.contextmanager
+def leased(storage: ObjectFolder) -> Iterator[str]:
+    """Hold the store for the length of the block; gives a token. StoreError says who holds it otherwise.
+
+    Waits up to `LEASE_SECONDS` for the lease of a capture that may have been killed on another machine.
+    """
+    _wait_for_end(storage)
+    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    mine = Holder(uuid.uuid4().hex, os.getpid(), socket.gethostname(), _machine(), since, 0)
+    storage.write(_LEASE, json_bytes(dataclasses.asdict(mine)))
+    time.sleep(SETTLE_SECONDS)
+    found = holder_of(storage)
+    if found is None or found.token != mine.token:
+        raise StoreError(_held(storage, found))
+    storage.delete(storage.files(_PENDING))
+    done = threading.Event()
+    beating = threading.Thread(target=_beat, args=(storage, mine, done), name="lease", daemon=True)
+    beating.start()
+    try:
+        yield mine.token
+    finally:
+        done.set()
+        beating.join()
+        with contextlib.suppress(StoreError):
+            # An error that ended the block is worth more than one of tidying up.
+            if storage.holds(mine.token):
+                storage.delete([*storage.files(_PENDING), _LEASE])
+
+
+def _wait_for_end(storage: ObjectFolder) -> None:
+    found = holder_of(storage)
+    if found is None or found.gone:
+        return
+    log.warning(
+        "%s: %s may be capturing into this store; waiting up to %.0f s for a sign of it",
+        storage.location,
+        found,
+        LEASE_SECONDS,
+    )
+    # Watched, not dated: the clocks of two machines and of the service need not agree.
+    end = time.monotonic() + LEASE_SECONDS
+    while time.monotonic() < end:
+        time.sleep(min(1.0, BEAT_SECONDS / 2))
+        now = holder_of(storage)
+        if now is None:
+            return
+        if now != found:
+            raise StoreError(_held(storage, now))
+
+
+def _beat(storage: ObjectFolder, mine: Holder, done: threading.Event) -> None:
+    """Write the lease anew until `done`, or until it is another's; an outage is waited out."""
+    beat = 0
+    while not done.wait(BEAT_SECONDS):
+        try:
+            if not storage.holds(mine.token):
+                return
+            beat += 1
+            storage.write_once(_LEASE, json_bytes(dataclasses.asdict(dataclasses.replace(mine, beat=beat))))
+        except OSError:
+            continue
+
+
+def _held(storage: ObjectFolder, holder: Holder | None) -> str:
+    who = "another process" if holder is None else str(holder)
+    return f"{storage.location}: {who} is capturing into this store; wait for it, or stop it"
+
+
+def _machine() -> str:
+    """A name that only processes share that see each other's process ids."""
+    names = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+    with contextlib.suppress(OSError):
+        names.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(names)

@@ -1,0 +1,254 @@
+"""A store below a prefix of an object store: s3:// and gs:// by pyarrow's file systems.
+
+An object appears when its upload is completed, never in part. What fails in passing is tried again with growing pauses;
+after that one StoreError says what the service said. Credentials and regions come from the environment or the machine's
+role, as the AWS and Google tools find them; AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) names another S3 service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs
+import xxhash
+
+from raybrew.data.arrow import ShardInfo
+from raybrew.errors import DataError, StoreError
+from raybrew.store.staging import cache_root, stage
+
+__all__ = ["RETRY_PAUSES", "ObjectFolder"]
+
+log = logging.getLogger("raybrew.store")
+
+#: Seconds between the tries of one operation, about a minute in all; each a quarter longer or shorter by chance.
+RETRY_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_CONNECT_SECONDS, _REQUEST_SECONDS = 5.0, 30.0
+_READERS = 16
+_BLOCK_BYTES = 1 << 22
+#: Parts of messages of services that no second try will mend.
+_FINAL = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "INVALID_CLIENT_TOKEN_ID",
+    "MISSING_AUTHENTICATION_TOKEN",
+    "NO_SUCH_BUCKET",
+    "PERMANENT_REDIRECT",
+    "PERMISSION_DENIED",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "UNAUTHENTICATED",
+    "bucket does not exist",
+)
+
+Result = TypeVar("Result")
+
+
+class ObjectFolder:
+    """The objects below `scheme://bucket/prefix`. `cache` is the folder of copies; None: the user's cache folder."""
+
+    def __init__(self, url: str, cache: str | None = None) -> None:
+        self.location = url.rstrip("/")
+        self.cache = cache
+        parts = urlsplit(self.location)
+        if parts.scheme not in ("s3", "gs") or not parts.netloc or "@" in parts.netloc or parts.query:
+            raise StoreError(f"{self.location}: no URL of an object store; s3://bucket/prefix or gs://bucket/prefix")
+        self._root = f"{parts.netloc}{parts.path}".rstrip("/")
+
+    def __reduce__(self) -> tuple[type[ObjectFolder], tuple[str, str | None]]:
+        return ObjectFolder, (self.location, self.cache)
+
+    @property
+    def path(self) -> Path:
+        return cache_root(self.cache) / self._root.rpartition("/")[2]
+
+    def exists(self) -> bool:
+        return bool(self._list(self._root, recursive=False))
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below, sorted."""
+        found = self._list(self._root, recursive=False)
+        return sorted(info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory)
+
+    def files(self, below: str = "") -> dict[str, int]:
+        found = self._list(f"{self._root}/{below}".rstrip("/"), recursive=True)
+        start = len(self._root) + 1
+        return {info.path[start:]: info.size for info in found if info.type == pyarrow.fs.FileType.File}
+
+    def sizes(self, names: Collection[str]) -> dict[str, int]:
+        paths = [f"{self._root}/{name}" for name in names]
+        infos = self._try("looked for", "", lambda: self._system.get_file_info(paths)) if paths else []
+        return {
+            name: info.size for name, info in zip(names, infos, strict=True) if info.type == pyarrow.fs.FileType.File
+        }
+
+    def read(self, name: str) -> bytes:
+        def read() -> bytes:
+            with self._system.open_input_stream(f"{self._root}/{name}", compression=None) as stream:
+                return bytes(stream.read())
+
+        return self._try("read", name, read)
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        def read(name: str) -> bytes | None:
+            try:
+                return self.read(name)
+            except FileNotFoundError:
+                return None
+
+        with ThreadPoolExecutor(_READERS, "read") as pool:
+            found = pool.map(read, names)
+            return {name: data for name, data in zip(names, found, strict=True) if data is not None}
+
+    def write(self, name: str, data: bytes) -> None:
+        self._try("written", name, lambda: self.write_once(name, data))
+
+    def write_once(self, name: str, data: bytes) -> None:
+        """`write` without a second try; OSError."""
+        # Not `with`: that would complete the object after an error. A stream that is dropped open is given up.
+        stream = self._system.open_output_stream(f"{self._root}/{name}", compression=None)
+        stream.write(data)
+        stream.close()
+
+    def put(self, path: Path, name: str) -> None:
+        size = path.stat().st_size
+        target = f"{self._root}/{name}"
+
+        def upload() -> None:
+            # In parts where it is large. Sizes and checksums of the parts are the service's to check.
+            pyarrow.fs.copy_files(str(path), target, pyarrow.fs.LocalFileSystem(), self._system)
+            found = self._system.get_file_info(target)
+            if found.size != size:
+                raise OSError(f"{found.size} of {size} bytes have arrived")
+
+        self._try("uploaded", name, upload)
+        path.unlink()
+
+    def delete(self, names: Collection[str]) -> None:
+        def delete(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._try("deleted", name, lambda: self._system.delete_file(f"{self._root}/{name}"))
+
+        with ThreadPoolExecutor(_READERS, "delete") as pool:
+            list(pool.map(delete, names))
+
+    def hash_of(self, name: str) -> str:
+        def read() -> str:
+            digest = xxhash.xxh3_128()
+            with self._system.open_input_stream(f"{self._root}/{name}", compression=None) as stream:
+                while block := stream.read(_BLOCK_BYTES):
+                    digest.update(block)
+            return digest.hexdigest()
+
+        return self._try("read", name, read)
+
+    def schema_of(self, name: str) -> pa.Schema:
+        def read() -> pa.Schema:
+            with self._system.open_input_file(f"{self._root}/{name}") as stream:
+                return pa.ipc.open_stream(stream).schema
+
+        return self._try("read", name, read)
+
+    def table_of(self, name: str) -> pa.Table:
+        try:
+            return pa.ipc.open_stream(pa.py_buffer(self.read(name))).read_all()
+        except (FileNotFoundError, pa.ArrowException) as error:
+            raise DataError(f"{self.location}/{name}: no readable Arrow stream ({error})") from None
+
+    def staged(self, folder: str, shards: Sequence[ShardInfo]) -> tuple[Path, tuple[str, ...]]:
+        here = self.path / folder
+
+        def download(name: str, path: Path) -> None:
+            self._try(
+                "read",
+                name,
+                lambda: pyarrow.fs.copy_files(
+                    f"{self._root}/{name}", str(path), self._system, pyarrow.fs.LocalFileSystem()
+                ),
+            )
+
+        wanted = {f"{folder}/{shard.file}": shard for shard in shards}
+        return here, stage(here, wanted, download, self.location)
+
+    def claim(self) -> contextlib.AbstractContextManager[str]:
+        from raybrew.store.lease import leased
+
+        return leased(self)
+
+    def holds(self, token: str) -> bool:
+        from raybrew.store.lease import holder_of
+
+        found = holder_of(self)
+        return found is not None and found.token == token
+
+    @contextlib.contextmanager
+    def scratch(self, token: str) -> Iterator[Path]:
+        root = cache_root(self.cache)
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".put-{token[:8]}-", dir=root))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _system(self) -> Any:
+        parts, settings = urlsplit(self.location), os.environ.get
+        endpoint = settings("AWS_ENDPOINT_URL_S3") or settings("AWS_ENDPOINT_URL")
+        region = settings("AWS_REGION") or settings("AWS_DEFAULT_REGION")
+        return _file_system(parts.scheme, parts.netloc, endpoint, region, os.getpid())
+
+    def _list(self, path: str, recursive: bool) -> list[Any]:
+        selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+        return list(self._try("listed", "", lambda: self._system.get_file_info(selector)))
+
+    def _try(self, verb: str, name: str, work: Callable[[], Result]) -> Result:
+        """Do `work`, again after errors that may pass; StoreError when they do not."""
+        what = f"{self.location}/{name}".rstrip("/")
+        for pause in (*RETRY_PAUSES, None):
+            try:
+                return work()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                told = " ".join(str(error).split())[:300]
+                if isinstance(error, PermissionError) or any(word in told for word in _FINAL):
+                    raise StoreError(f"{what}: cannot be {verb}: {told}") from error
+                if pause is None:
+                    raise StoreError(
+                        f"{what}: cannot be {verb} after {len(RETRY_PAUSES) + 1} tries in {sum(RETRY_PAUSES):.0f} s "
+                        f"({told}); what is committed is kept: run the same command again when the service answers"
+                    ) from error
+                log.warning("%s: cannot be %s (%s); trying again in %.1f s", what, verb, told[:120], pause)
+                time.sleep(pause * random.uniform(0.75, 1.25))
+        raise AssertionError("the last try returns or raises")
+
+
+@functools.lru_cache(maxsize=64)
+def _file_system(scheme: str, bucket: str, endpoint: str | None, region: str | None, process: int) -> Any:
+    """pyarrow's file system for a bucket, one per process: connections do not survive a fork."""
+    if scheme == "gs":
+        return pyarrow.fs.GcsFileSystem()
+    return pyarrow.fs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=region or (None if endpoint else pyarrow.fs.resolve_s3_region(bucket)),
+        connect_timeout=_CONNECT_SECONDS,
+        request_timeout=_REQUEST_SECONDS,
+        # A small object is one request; only large ones are uploaded in parts.
+        allow_delayed_open=True,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=2),
+    )
