@@ -8,49 +8,21 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from raybrew.config import Experiment
-from raybrew.config.views import choose_task, one_teacher, task_views, teacher_names, teacher_views
+from raybrew.config.views import one_teacher
 from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.distillers.ensemble import request_of_member
-from raybrew.errors import ConfigError, ModelError
+from raybrew.errors import ModelError
 from raybrew.models.loading import ModelSource, load_tokenizer
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.verbs.capture import attention_in, capture_table, store_root
+from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
-from raybrew.verbs.prepare import task_of, teacher_source
+from raybrew.verbs.prepare import task_of
 from raybrew.verbs.reporter import Reporter
 
-__all__ = ["check_tokenizers", "ready_teachers", "student_teacher", "teacher_sources", "weight_of"]
-
-
-def teacher_sources(view: Experiment, teacher_run: str | None = None) -> dict[str | None, ModelSource]:
-    """Name -> where that teacher of a task is; a single one is named None. RunError where one is not trained yet."""
-    views = teacher_views(view)
-    if teacher_run is not None and len(views) > 1:
-        raise ConfigError(f"teacher_run: names one finetune run, but there are several teachers: {_names(view)}")
-    return {name: teacher_source(one, teacher_run) for name, one in views.items()}
-
-
-def student_teacher(experiment: Experiment, teacher_run: str | None = None) -> ModelSource | None:
-    """The teacher whose architecture, vocabulary and layers a shape takes: `student.teacher`, else the first."""
-    named = experiment.student.teacher
-    views = task_views(experiment)
-    if named is None:
-        view = next((view for view in views.values() if view.teacher.given), None)
-        member = next(iter(view.teacher.members), None) if view is not None else None
-    elif None in views:
-        view, member = experiment, named
-    else:
-        task, _, rest = named.partition("/")
-        view = choose_task(experiment, task)
-        member = rest or next(iter(view.teacher.members), None)
-    return None if view is None else teacher_source(one_teacher(view, member), teacher_run)
-
-
-def weight_of(view: Experiment, name: str | None) -> float:
-    """A teacher's share of the average, relative to the others'."""
-    return 1.0 if name is None else view.teacher.members[name].weight
+__all__ = ["check_tokenizers", "ready_teachers"]
 
 
 def ready_teachers(
@@ -60,6 +32,7 @@ def ready_teachers(
     rows: pa.Table,
     student: ModelSource,
     reporter: Reporter,
+    task: str | None = None,
 ) -> tuple[TeacherInput, ...]:
     """The teachers that `request` asks for, each live or with a store that has all it will be asked.
 
@@ -74,8 +47,9 @@ def ready_teachers(
         check_tokenizers(one, source, student, asked, name)
         given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
         if _from_store(one, asked, name, reporter):
-            store = _store(one, source, rows, asked, reporter)
-            given = dataclasses.replace(given, store=str(store.path), fingerprint=store.fingerprint)
+            label = "/".join(part for part in (task, name) if part)
+            store = _store(one, source, rows, asked, reporter, label)
+            given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint)
         found.append(given)
     return tuple(found)
 
@@ -114,11 +88,16 @@ def _from_store(one: Experiment, request: tuple[Signal, ...], name: str | None, 
 
 
 def _store(
-    one: Experiment, teacher: ModelSource, rows: pa.Table, request: tuple[Signal, ...], reporter: Reporter
+    one: Experiment,
+    teacher: ModelSource,
+    rows: pa.Table,
+    request: tuple[Signal, ...],
+    reporter: Reporter,
+    label: str,
 ) -> Store:
     """The store that the student reads: as it is for `source: store`, completed first for `auto`."""
     if one.teacher.source == "auto":
-        return capture_table(one, teacher, rows, request, reporter)
+        return capture_table(one, teacher, rows, request, reporter, label)
     return find_store(
         rows,
         task_of(one),
@@ -129,7 +108,3 @@ def _store(
         one.teacher.device,
         one.teacher.precision,
     )
-
-
-def _names(view: Experiment) -> str:
-    return ", ".join(teacher_names(view))
