@@ -32,7 +32,8 @@ def evaluate(
 
     for name, one in found.items():
         title = f"{f'{name}: ' if name else ''}{one.model}, {one.rows} rows"
-        table = Table("metric", "value", title=title, title_justify="left")
+        results().print(title, markup=False, soft_wrap=True)
+        table = Table("metric", "value")
         table.columns[1].justify = "right"
         for metric, value in one.metrics.items():
             table.add_row(metric, f"{value:.4f}")

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raybrew.config import Experiment
+from raybrew.config import Experiment, TeacherConfig
 from raybrew.models.loading import ModelSource
+from raybrew.reports.rows import model_name
 from raybrew.signals import Signal
 from raybrew.verbs.evaluate import Evaluation, average_name, evaluate_ensemble, evaluate_teacher
 from raybrew.verbs.inputs import Inputs
@@ -44,7 +45,7 @@ def described_teachers(
     if not members:
         return None
     whole: dict[str, Any] = {
-        "model": ", ".join(f"{name}: {facts['model']}" for name, facts in members.items()),
+        "model": ", ".join(f"{task.name}: {_short_name(task.view.teacher)}" for task in tasks if task.sources),
         "fingerprint": None,
         "members": members,
     }
@@ -53,8 +54,13 @@ def described_teachers(
         metrics = {str(task.name): task.view.task.metric for task in tasks}
         whole["metrics"] = joint_metrics(measured, metrics)
         for key in ("parameters", "megabytes"):
-            whole[key] = sum(facts[key] for facts in members.values())
+            whole[key] = round(sum(facts[key] for facts in members.values()), 2)
     return whole
+
+
+def _short_name(teacher: TeacherConfig) -> str:
+    """What the experiment calls it, which says more than the folder of a finetune run."""
+    return average_name(teacher) if teacher.members else model_name(teacher.model or "")
 
 
 def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, Any] | None:

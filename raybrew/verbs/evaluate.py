@@ -152,19 +152,26 @@ def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter) ->
 
 
 def evaluate_rows(
-    experiment: Experiment, source: ModelSource, rows: EncodedRows, labels: Labels, reporter: Reporter
+    experiment: Experiment,
+    source: ModelSource,
+    rows: EncodedRows,
+    labels: Labels,
+    reporter: Reporter,
+    name: str = "",
 ) -> Evaluation:
-    """Metrics of `source` over encoded rows."""
+    """Metrics of `source` over encoded rows; `name` is what progress calls it."""
     started = time.monotonic()
     network = load_model(source, experiment.task.kind)
-    logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {Path(source.model).name}")
+    logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {name or Path(source.model).name}")
     metrics = task_of(experiment).metrics(logits, np.asarray(rows.labels), len(labels))
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
     return Evaluation(source.model, metrics, rows.num_rows, count_parameters(network), size, seconds)
 
 
-def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, reporter: Reporter) -> Evaluation:
+def evaluate_teacher(
+    experiment: Experiment, teacher: ModelSource, rows: Rows, reporter: Reporter, name: str = "teacher"
+) -> Evaluation:
     """Metrics, size and latency of the teacher on the evaluation rows, computed once for all students."""
     assert rows.evaluation is not None  # the caller looked
     encoded = encode(experiment, rows.evaluation.table, teacher)
@@ -174,7 +181,7 @@ def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, r
         return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         pass  # not computed yet, or by another version
-    found = evaluate_rows(experiment, teacher, encoded, rows.labels, reporter)
+    found = evaluate_rows(experiment, teacher, encoded, rows.labels, reporter, name)
     device = pick_device(experiment.train.device)
     length = max(2, int(np.median(encoded.lengths)))
     latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
@@ -191,7 +198,7 @@ def evaluate_ensemble(
     Its size and latency are those of all teachers together.
     """
     assert rows.evaluation is not None  # the caller looked
-    members = {name: evaluate_teacher(view, source, rows, reporter) for name, source in sources.items()}
+    members = {name: evaluate_teacher(view, source, rows, reporter, name) for name, source in sources.items()}
     weights = {name: member.weight for name, member in view.teacher.members.items()}
     encoded = {name: encode(view, rows.evaluation.table, source) for name, source in sources.items()}
     hashes = {

@@ -115,9 +115,9 @@ def facts_of_model(
         parameters += count_parameters(other) - count_parameters(other.base_model)
         megabytes += model_megabytes(other) - model_megabytes(other.base_model)
     return {
+        **facts,
         "parameters": parameters,
         "megabytes": round(megabytes, 2),
-        **facts,
         "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()} | {"tokens": length},
     }
 
