@@ -232,7 +232,7 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
         )
     if sweep.budget.money is not None and sweep.budget.price_per_hour is None:
         problems.append(Problem("sweep.budget.price_per_hour", "required with sweep.budget.money"))
-    if 0 < sweep.resources.gpus < 1 and experiment.train.workers > 1:
+    if 0 < sweep.resources.gpus < 1 and experiment.train.worker_range[1] > 1:
         problems.append(
             Problem(
                 "sweep.resources.gpus",
@@ -250,7 +250,7 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
             problems.append(
                 Problem("sweep.scheduler.mutate", f"{', '.join(missing)}: no key of the space; allowed: {PBT_KEYS}")
             )
-        if experiment.train.workers > 1:
+        if experiment.train.worker_range[1] > 1:
             problems.append(Problem("sweep.scheduler.kind", "given 'pbt'; allowed with several workers: others"))
     return problems
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from raybrew.data.loader import MicroBatch, StepBatch, StepLoader, prefetched
-from raybrew.data.sampler import num_batches
+from raybrew.data.sampler import Order
 
 __all__ = ["MultiTaskLoader", "TaskSchedule", "TaskStep"]
 
@@ -19,16 +19,28 @@ __all__ = ["MultiTaskLoader", "TaskSchedule", "TaskStep"]
 class TaskSchedule:
     """The task of each step, drawn with probability proportional to the task's rows ** tau.
 
-    An epoch has as many steps as all tasks have batches together. With tau 1 each task's rows are then seen once in
-    it on average; smaller ones bring small tasks up. The draws of an epoch depend on (seed, epoch) alone.
+    An epoch has as many steps as all tasks have batches together in their first one. With tau 1 each task's rows are
+    then seen once in it on average; smaller ones bring small tasks up. The draws of an epoch depend on (seed, epoch) alone.
     """
 
-    def __init__(self, rows: Mapping[str, int], batch_size: int, tau: float, seed: int) -> None:
-        self.tasks = list(rows)
-        weights = np.array(list(rows.values()), dtype=np.float64) ** tau
+    def __init__(self, orders: Mapping[str, Order], tau: float, seed: int) -> None:
+        self.tasks = list(orders)
+        weights = np.array([len(order.lengths) for order in orders.values()], dtype=np.float64) ** tau
         self.shares = weights / weights.sum()
         self.seed = seed
-        self.steps_per_epoch = sum(num_batches(count, batch_size) for count in rows.values())
+        self.steps_per_epoch = sum(order.first_step(1) for order in orders.values())
+
+    def first_step(self, epoch: int) -> int:
+        """Steps of all epochs before `epoch`."""
+        return epoch * self.steps_per_epoch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that `step`, counted from 0 over all epochs, belongs to."""
+        return step // self.steps_per_epoch
+
+    def progress(self, finished_steps: int) -> float:
+        """Epochs that `finished_steps` steps make, with the part of the last one."""
+        return finished_steps / self.steps_per_epoch
 
     def epoch(self, epoch: int) -> list[str]:
         """The task of each step of `epoch`."""
@@ -81,17 +93,23 @@ class MultiTaskLoader:
         self, loaders: Mapping[str, StepLoader], schedule: TaskSchedule, num_steps: int, start_step: int = 0
     ) -> None:
         self.loaders = loaders
-        self.schedule = schedule
+        self.order = schedule
         self.num_steps = num_steps
         self.start_step = start_step
-        self.steps_per_epoch = schedule.steps_per_epoch
         self.depth = 4
 
     def __iter__(self) -> Iterator[TaskStep]:
         return prefetched(self.steps(), self.depth)
 
+    def example_ids(self, step: int) -> list[str]:
+        """Ids of the global batch of `step`."""
+        ((_, task),) = self.order.steps(step, step + 1)
+        loader = self.loaders[task]
+        rows = loader.order.batch(self.order.before(step)[task])
+        return [loader.data.ids[row].tobytes().hex() for row in rows]
+
     def steps(self) -> Iterator[TaskStep]:
         """The same steps without a thread."""
         batches = {task: loader.steps() for task, loader in self.loaders.items()}
-        for step, task in self.schedule.steps(self.start_step, self.num_steps):
+        for step, task in self.order.steps(self.start_step, self.num_steps):
             yield TaskStep(step, task, next(batches[task]))

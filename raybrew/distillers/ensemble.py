@@ -71,7 +71,9 @@ class EnsembleSignals:
     def __init__(self, members: Mapping[str, SignalSource]) -> None:
         self.members = members
 
-    def __call__(self, rows: np.ndarray) -> dict[Signal, Tensor]:
+    def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Tensor]:
         return {
-            signal.of(name): value for name, stored in self.members.items() for signal, value in stored(rows).items()
+            signal.of(name): value
+            for name, stored in self.members.items()
+            for signal, value in stored(rows, length).items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raybrew.errors import ModelError
@@ -34,6 +34,11 @@ class MultiTaskStudent(nn.Module):
     def __getitem__(self, task: str) -> PreTrainedModel:
         model: PreTrainedModel = self.models[task]  # type: ignore[assignment]
         return model
+
+    def weights_of(self, task: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of one task's model out of `weights`, a state of this module, under the names that it has itself."""
+        start = f"models.{task}."
+        return {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
 
 
 def _base_of(model: PreTrainedModel, task: str) -> nn.Module:

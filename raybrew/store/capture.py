@@ -59,13 +59,14 @@ def capture(
     device: str,
     precision: str,
     progress: Callable[[CaptureProgress], None] | None = None,
+    skip_bad_rows: bool = False,
 ) -> Store:
     """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
-    What it lacks is computed.
-    `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored once. `auto` precision is decided
-    on this machine, `auto` device by each worker. Raises DataError, ModelError, ClusterError, and StoreError, among
-    others while another capture writes this store.
+    What it lacks is computed. `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored
+    once. `auto` precision is decided on this machine, `auto` device by each worker. A row that the teacher cannot
+    compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. Raises DataError, ModelError,
+    ClusterError, and StoreError, among others while another capture writes this store.
     """
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
@@ -83,7 +84,14 @@ def capture(
             tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
             remove_orphans(storage, shards)
             settings = WorkerSettings(
-                pending, known.source, task, device, known.precision, store.element_type, store.batch_tokens
+                pending,
+                known.source,
+                task,
+                device,
+                known.precision,
+                store.element_type,
+                store.batch_tokens,
+                skip_bad_rows,
             )
             reporter = ProgressReporter(tasks, progress)
             with storage_errors(storage, "the capture cannot go on"):

@@ -14,10 +14,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["STOP_FILE", "Context", "DistributedContext", "LocalContext", "stop_on_signals"]
+from raybrew.training.parallel import replicate
+
+__all__ = [
+    "FAILURES_FILE",
+    "STOP_FILE",
+    "Context",
+    "DistributedContext",
+    "LocalContext",
+    "OnEvaluation",
+    "stop_on_signals",
+]
+
+#: Takes step, epoch, share of all steps and metrics of an evaluation; says whether training is to stop there.
+OnEvaluation = Callable[[dict[str, Any]], bool]
 
 #: A file of this name in the run folder asks all workers to save and stop.
 STOP_FILE = "stop.request"
+#: A file of this name in the run folder tells restarted workers, one JSON line each time, of which died: rank -> error.
+FAILURES_FILE = "failures.jsonl"
 
 
 class Context(Protocol):
@@ -43,8 +58,11 @@ class Context(Protocol):
         """Whether this worker was asked to save and stop."""
         ...
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        """Tell the launcher about an evaluation; every rank calls it equally often."""
+    def report(self, metrics: dict[str, Any]) -> bool:
+        """Tell the launcher about an evaluation, and learn whether to save and stop here.
+
+        Every rank calls it equally often and is told the same.
+        """
         ...
 
 
@@ -54,9 +72,12 @@ class LocalContext:
     rank = 0
     world_size = 1
 
-    def __init__(self, device: torch.device, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, device: torch.device, stop: threading.Event | None = None, on_evaluation: OnEvaluation | None = None
+    ) -> None:
         self.device = device
         self.stop = stop or threading.Event()
+        self.on_evaluation = on_evaluation
 
     def add_up(self, values: Tensor) -> Tensor:
         return values
@@ -70,8 +91,8 @@ class LocalContext:
     def stop_requested(self) -> bool:
         return self.stop.is_set()
 
-    def report(self, metrics: dict[str, Any]) -> None:
-        return None
+    def report(self, metrics: dict[str, Any]) -> bool:
+        return self.on_evaluation is not None and self.on_evaluation(metrics)
 
 
 class DistributedContext:
@@ -100,10 +121,7 @@ class DistributedContext:
         return gathered
 
     def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
-        devices = [self.device.index or 0] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=devices, find_unused_parameters=find_unused, gradient_as_bucket_view=True
-        )
+        return replicate(module, self.device, find_unused)
 
     def stop_requested(self) -> bool:
         # One look a second: on a shared file system a look is a round trip.
@@ -113,9 +131,10 @@ class DistributedContext:
             self._stop = self._stop_file.exists()
         return self._stop
 
-    def report(self, metrics: dict[str, Any]) -> None:
+    def report(self, metrics: dict[str, Any]) -> bool:
         if self._report is not None:
             self._report(metrics)
+        return False  # who wants to stop several workers asks by the stop file
 
 
 @contextmanager

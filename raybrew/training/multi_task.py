@@ -7,7 +7,7 @@ optimizer see; a step has those of its task alone, the others count nothing in i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from raybrew.config.train import TrainConfig
 from raybrew.data.loader import MicroBatch
 from raybrew.data.multi_task import MultiTaskLoader, TaskStep
-from raybrew.data.sampler import num_batches
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import Teacher
 from raybrew.models.forward import forward
@@ -24,13 +23,7 @@ from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.signals import Signal
 from raybrew.training.encoded import EncodedProgram
 
-__all__ = ["MultiTaskProgram", "MultiTaskTrainee", "joint_objective", "total_task_steps"]
-
-
-def total_task_steps(rows: Sequence[int], config: TrainConfig) -> int:
-    """Optimizer steps of a whole run over tasks of these sizes."""
-    steps = config.epochs * sum(num_batches(count, config.batch_size) for count in rows)
-    return steps if config.max_steps is None else min(steps, config.max_steps)
+__all__ = ["MultiTaskProgram", "MultiTaskTrainee", "joint_objective"]
 
 
 def joint_objective(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> Objective:
@@ -54,11 +47,16 @@ class MultiTaskTrainee(nn.Module):
     """Student and objective as one module, so that DDP sees one forward pass, of one task."""
 
     def __init__(
-        self, student: MultiTaskStudent, objectives: Mapping[str, Objective], weights: Mapping[str, float]
+        self,
+        student: MultiTaskStudent,
+        objectives: Mapping[str, Objective],
+        weights: Mapping[str, float],
+        runs: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.objective = joint_objective(objectives, weights)
+        self.runs = runs or {}  #: stand in for calling the models of tasks
         # Not modules of this one: their projections are the joint objective's.
         self._objectives = dict(objectives)
         starts = [0]
@@ -73,7 +71,9 @@ class MultiTaskTrainee(nn.Module):
     def forward(self, inputs: TaskInputs, teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
         """Sum and count of every task's terms; 0 for those of other tasks than that of `inputs`."""
         objective = self._objectives[inputs.task]
-        outputs = forward(self.student[inputs.task], inputs.batch, objective.student_request)
+        outputs = forward(
+            self.student[inputs.task], inputs.batch, objective.student_request, self.runs.get(inputs.task)
+        )
         terms = objective(outputs, teacher, inputs.batch)
         before = self.spans[inputs.task].start
         after = len(self.objective.terms) - self.spans[inputs.task].stop
@@ -126,15 +126,17 @@ class MultiTaskProgram(EncodedProgram):
         loader: MultiTaskLoader,
         config: TrainConfig,
         metric: str,
-        device: torch.device,
     ) -> None:
-        super().__init__(trainee, None, loader, config, metric, device)  # type: ignore[arg-type]
+        super().__init__(trainee, None, loader, config, metric)  # type: ignore[arg-type]
         self.teachers = {task: teachers[task] for task in trainee.spans}
         self._places = {task: place for place, task in enumerate(trainee.spans)}
         self.find_unused = True  # the other tasks' heads
 
     def steps(self) -> Any:
         return map(_as_step, self.loader)
+
+    def example_ids(self, step: int) -> Sequence[str]:
+        return self.loader.example_ids(step)
 
     def counts(self, batch: Any) -> Tensor:
         # A row for each task, so that a step says how many items there are of its own, and 0 of the others.

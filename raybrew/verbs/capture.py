@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from raybrew.config import Experiment
+from raybrew.config import Experiment, StudentConfig
 from raybrew.config.views import one_teacher
 from raybrew.distillers.ensemble import request_of_member
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, DataError
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
@@ -21,10 +23,10 @@ from raybrew.store.reader import Store
 from raybrew.store.storage import is_remote
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.objective import objective_of
-from raybrew.verbs.prepare import check_teacher_labels, read_rows, task_of
+from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
-__all__ = ["attention_in", "capture", "capture_all", "capture_table", "request_of", "store_root"]
+__all__ = ["capture", "capture_all", "capture_table", "request_of", "store_root", "tokenizer_source", "usable_rows"]
 
 
 def capture(
@@ -64,24 +66,21 @@ def capture_all(
         chosen = chosen_teachers(list(sources), teacher)
         rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
         request = request_of(view, sources, rows.labels.names, shape)
+        student = [] if experiment.student == StudentConfig() else [tokenizer_source(experiment, shape)]
+        asks = [each for each in sources if request_of_member(request, each, weight_of(view, each))]
+        together = [*student, *(sources[each] for each in asks)]
         for member in chosen:
             source = sources[member]
             check_teacher_labels(source, rows.labels)
             one = one_teacher(view, member)
             asked = set(request_of_member(request, member, weight_of(view, member)))
             asked |= {parse_signal(signal) for signal in experiment.store.signals}
-            attention = attention_in(asked)
-            if attention:
-                raise ConfigError(
-                    f"distill.matches: {attention} cannot be captured, and a student that is matched with it runs the "
-                    "teacher live, so `raybrew distill` needs no capture; remove the attention matches to capture the "
-                    "rest"
-                )
             label = "/".join(part for part in (name, member) if part)
             if one.teacher.source == "live" and len(views) + len(sources) > 2:
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
-            found[label] = capture_table(one, source, rows.training, asked or {LOGITS}, reporter, label)
+            units = units_of(view, rows.training, source, *together)
+            found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label)
     if not found:
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
     return found
@@ -95,7 +94,11 @@ def capture_table(
     reporter: Reporter,
     label: str = "",
 ) -> Store:
-    """The store with `request` for all of `rows`, computed where it lacks something. `label` tells several apart."""
+    """The store with `request` for all of `rows`, computed where it lacks something. `label` tells several apart.
+
+    `rows` are units. Says which of them the teacher could not compute (`data.on_bad_row: skip`), or is a DataError that
+    names them.
+    """
     names = ", ".join(signal.name for signal in sorted_signals(request))
     update: Callable[[int, str], None] | None = None
     with contextlib.ExitStack() as stack:
@@ -109,7 +112,7 @@ def capture_table(
                 reporter.say(progress.note)
             update(progress.done_rows, f"{progress.bytes_written / 2**20:.1f} MiB")
 
-        return capture_rows(
+        store = capture_rows(
             rows,
             task_of(experiment),
             teacher,
@@ -119,7 +122,49 @@ def capture_table(
             experiment.teacher.device,
             experiment.teacher.precision,
             show,
+            experiment.data.on_bad_row == "skip",
         )
+    usable_rows(experiment, store, rows, request, reporter.say)
+    return store
+
+
+def usable_rows(
+    experiment: Experiment, store: Store, rows: pa.Table, request: Collection[Signal], say: Say | None = None
+) -> npt.NDArray[np.bool_]:
+    """Which of `rows` the teacher could compute, (rows,).
+
+    The others are told to `say`, or are a DataError where `data.on_bad_row` is `error`.
+    """
+    aside = store.set_aside(request)
+    names = [row.hex() for row in rows.column("id").to_pylist()] if aside else []
+    found = [name for name in dict.fromkeys(names) if name in aside]
+    if not found:
+        return np.ones(rows.num_rows, np.bool_)
+    shown = [f"row {name}: {aside[name]}" for name in found[:10]]
+    if experiment.data.on_bad_row == "error":
+        raise DataError(
+            f"{store.location}: {len(found)} rows were set aside, which the teacher could not compute ({shown[0]}); "
+            "data.on_bad_row=skip leaves them out"
+        )
+    good = np.array([name not in aside for name in names])
+    if say is None:
+        return good
+    say(f"left out {len(found)} rows that the teacher could not compute")
+    for line in shown:
+        say(f"  {line}")
+    if len(found) > len(shown):
+        say(f"  ... and {len(found) - len(shown)} more: `raybrew store show {store.location}`")
+    return good
+
+
+def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
+    """Where the student's tokenizer comes from: its own model, or the teacher's for a shape."""
+    student = experiment.student
+    if student.model is not None:
+        return ModelSource(student.model, student.revision, student.trust_remote_code)
+    if teacher is None:
+        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
+    return teacher
 
 
 def store_root(experiment: Experiment) -> str:
@@ -140,14 +185,5 @@ def request_of(
 
     `shape` is the teacher that a student's shape is made after.
     """
-    wanted = {parse_signal(name) for name in view.store.signals}
-    attention = attention_in(wanted)
-    if attention:
-        raise ConfigError(f"store.signals: {attention} cannot be captured; allowed: logits, hidden.NN")
     config = empty_student(view.student, shape, view.task.kind, labels).config
     return sorted_signals(objective_of(view, config, teachers).teacher_request)
-
-
-def attention_in(request: Collection[Signal]) -> str:
-    """Names of the attention signals in `request`, which stores do not hold; empty if there are none."""
-    return ", ".join(signal.name for signal in sorted_signals(request) if signal.kind not in ("logits", "hidden"))

@@ -11,8 +11,9 @@ from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource
 from raybrew.reports.html import write_report
+from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import request_of
+from raybrew.verbs.capture import request_of, tokenizer_source
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.inputs import Inputs, fingerprints_of
@@ -32,19 +33,22 @@ def distill(
     teacher_run: str | None = None,
     report: bool = True,
     reporter: Reporter | None = None,
+    command: str | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
-    `teacher.source: auto` captures what the store lacks first, and runs the teacher live where attention is matched;
-    `store` wants it there; `live` runs the teacher in every step. The same call continues an interrupted run and
-    returns a finished one at once. Raises ConfigError, DataError, ModelError, StoreError before training, and
-    Interrupted when asked to stop (the state is saved).
+    `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
+    step. The same call continues an interrupted run and returns a finished one at once. `on_evaluation` hears of each
+    evaluation and may end the training of one worker; `command` is what the run notes as its command. Raises
+    ConfigError, DataError, ModelError, StoreError before training, and Interrupted when asked to stop (the state is
+    saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
         raise ConfigError("student: required by `raybrew distill`; give student.model or student.shape")
     shape = student_teacher(experiment, teacher_run)
-    tokens = _tokenizer_source(experiment, shape)
+    tokens = tokenizer_source(experiment, shape)
     tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
@@ -60,7 +64,19 @@ def distill(
         }
         if len(inputs) > 1:
             facts["tasks"] = {str(part.task): _described_task(part) for part in inputs}
-        result = train_run(experiment, "distill", run, inputs, shape, experiment.train, reporter, facts, "train")
+        result = train_run(
+            experiment,
+            "distill",
+            run,
+            inputs,
+            shape,
+            experiment.train,
+            reporter,
+            facts,
+            "train",
+            command,
+            on_evaluation,
+        )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
         return result
@@ -80,12 +96,12 @@ def _read(
 
 
 def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:
-    rows, view = task.rows, task.view
-    teachers = ready_teachers(view, task.sources, task.request, rows.training, tokens, reporter, task.name)
+    view = task.view
+    teachers, rows, others = ready_teachers(view, task.sources, task.request, task.rows, tokens, reporter, task.name)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
     return Inputs(
         rows.labels,
-        encode(view, rows.training, tokens),
+        encode(view, rows.training, tokens, *others),
         encode(view, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
         rows.num_labelled,
         rows.num_unlabeled,
@@ -93,15 +109,6 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
         task.name,
         several.tasks[str(task.name)].weight if several is not None else 1.0,
     )
-
-
-def _tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
-    student = experiment.student
-    if student.model is not None:
-        return ModelSource(student.model, student.revision, student.trust_remote_code)
-    if teacher is None:
-        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
-    return teacher
 
 
 def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[str, Any]:

@@ -143,8 +143,9 @@ def _evaluated(
     rows = _labelled_rows(view, source, reporter)
     check_teacher_labels(source, rows.labels)
     assert rows.evaluation is not None  # data.eval is given
-    encoded = encode(view, rows.evaluation.table, source)
-    return {"": evaluate_rows(view, source, encoded, rows.labels, reporter)}
+    table = rows.evaluation.table
+    encoded = encode(view, table, source)
+    return {"": evaluate_rows(view, source, encoded, table.num_rows, rows.labels, reporter)}
 
 
 def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> Rows:
@@ -155,18 +156,19 @@ def evaluate_rows(
     experiment: Experiment,
     source: ModelSource,
     rows: EncodedRows,
+    num_rows: int,
     labels: Labels,
     reporter: Reporter,
     name: str = "",
 ) -> Evaluation:
-    """Metrics of `source` over encoded rows; `name` is what progress calls it."""
+    """Metrics of `source` over the encoded units of `num_rows` source rows; `name` is what progress calls it."""
     started = time.monotonic()
     network = load_model(source, experiment.task.kind)
     logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {name or Path(source.model).name}")
-    metrics = task_of(experiment).metrics(logits, np.asarray(rows.labels), len(labels))
+    metrics = task_of(experiment).metrics(logits, rows, rows.rows, labels)
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
-    return Evaluation(source.model, metrics, rows.num_rows, count_parameters(network), size, seconds)
+    return Evaluation(source.model, metrics, num_rows, count_parameters(network), size, seconds)
 
 
 def evaluate_teacher(
@@ -181,7 +183,7 @@ def evaluate_teacher(
         return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         pass  # not computed yet, or by another version
-    found = evaluate_rows(experiment, teacher, encoded, rows.labels, reporter, name)
+    found = evaluate_rows(experiment, teacher, encoded, len(rows.evaluation), rows.labels, reporter, name)
     device = pick_device(experiment.train.device)
     length = max(2, int(np.median(encoded.lengths)))
     latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
@@ -200,7 +202,8 @@ def evaluate_ensemble(
     assert rows.evaluation is not None  # the caller looked
     members = {name: evaluate_teacher(view, source, rows, reporter, name) for name, source in sources.items()}
     weights = {name: member.weight for name, member in view.teacher.members.items()}
-    encoded = {name: encode(view, rows.evaluation.table, source) for name, source in sources.items()}
+    # Units that fit all tokenizers, so that all teachers speak of the same ones.
+    encoded = {name: encode(view, rows.evaluation.table, source, *sources.values()) for name, source in sources.items()}
     hashes = {
         name: f"{hash_weights(load_model(source, view.task.kind))} {encoded[name].key} {weights[name]}"
         for name, source in sources.items()
@@ -213,18 +216,18 @@ def evaluate_ensemble(
         return Evaluation(**json.loads(path.read_text(encoding="utf-8"))), members
     except (OSError, ValueError, TypeError):
         pass  # not computed yet, or by another version
-    said: dict[Signal, torch.Tensor] = {}
+    said: dict[Signal, np.ndarray | list[np.ndarray]] = {}
     for name, source in sources.items():
         network = load_model(source, view.task.kind)
         logits = logits_of(view, network, source, encoded[name], reporter, f"evaluate {name} for the average")
-        said[LOGITS.of(name)] = torch.from_numpy(logits)
+        said[LOGITS.of(name)] = logits
     first = next(iter(encoded.values()))
-    metrics = task_of(view).metrics(average(said)[LOGITS].numpy(), np.asarray(first.labels), len(rows.labels))
+    metrics = task_of(view).metrics(_averaged(average, said), first, first.rows, rows.labels)
     batches = dict.fromkeys(batch for member in members.values() for batch in member.latency_ms)
     found = Evaluation(
         average_name(view.teacher),
         metrics,
-        first.num_rows,
+        len(rows.evaluation),
         sum(member.parameters for member in members.values()),
         round(sum(member.megabytes for member in members.values()), 2),
         round(sum(member.seconds for member in members.values()), 3),
@@ -232,6 +235,18 @@ def evaluate_ensemble(
     )
     write_json(path, found.plain())
     return found, members
+
+
+def _averaged(average: Average, said: Mapping[Signal, np.ndarray | list[np.ndarray]]) -> np.ndarray | list[np.ndarray]:
+    """The average of all teachers' logits, in the form that each of them has."""
+    first = next(iter(said.values()))
+    if isinstance(first, np.ndarray):
+        whole = {signal: torch.from_numpy(np.asarray(values)) for signal, values in said.items()}
+        return average(whole)[LOGITS].numpy()
+    return [
+        average({signal: torch.from_numpy(values[row]) for signal, values in said.items()})[LOGITS].numpy()
+        for row in range(len(first))
+    ]
 
 
 def average_name(teacher: TeacherConfig) -> str:
@@ -244,8 +259,8 @@ def average_name(teacher: TeacherConfig) -> str:
 
 def logits_of(
     experiment: Experiment, network: Any, source: ModelSource, rows: EncodedRows, reporter: Reporter, title: str
-) -> np.ndarray:
-    """float32 (rows, classes) logits of a loaded model, in this process."""
+) -> np.ndarray | list[np.ndarray]:
+    """float32 logits of a loaded model, in this process: (rows, classes), or (items, classes) for each row."""
     device = pick_device(experiment.train.device)
     precision = Precision(pick_precision(experiment.train.precision, device), device)
     pad_token_id = load_tokenizer(source).pad_token_id

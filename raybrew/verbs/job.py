@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raybrew.config import Experiment, TrainConfig
-from raybrew.errors import Interrupted
+from raybrew.data.arrow import write_json
+from raybrew.data.encoded import EncodedRows
+from raybrew.errors import DivergenceError, Interrupted
 from raybrew.export.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers
 from raybrew.training.checkpoints import Checkpoints
-from raybrew.training.context import Context
+from raybrew.training.context import FAILURES_FILE, Context
 from raybrew.training.loop import train
+from raybrew.training.parallel import full_state
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.inputs import Inputs
@@ -49,22 +54,22 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     if context.rank == 0:
         for part in parts.tasks:
             recover_student(run.student / part.name)
-    state, start_step = None, 0
-    found = checkpoints.load_newest()
-    if found is not None:
-        start_step, state = found
+    start_step, state = newest_state(checkpoints, context)
     hooks = _RunHooks(spec, experiment, run, checkpoints, parts, context, precision)
-    with hooks.open(start_step, num_steps_of(inputs, config)):
+    with hooks.open(start_step, num_steps_of(experiment, inputs, config)):
         if parts.description is not None and start_step == 0:
             hooks.note(f"student: {parts.description}")
         try:
             program = build_program(experiment, parts, config, start_step, context)
             outcome = train(program, context, precision, hooks, state)
+            if outcome.best is None:
+                # Without evaluation rows the last student is the one to keep.
+                student = program.trainee.student
+                weights = full_state(student)
+                if context.rank == 0:
+                    hooks.keep_best(student, {}, weights)
         except Interrupted as stop:
             return {"status": "interrupted", "message": str(stop)}
-    if outcome.best is None and context.rank == 0:
-        # Without evaluation rows the last student is the one to keep.
-        hooks.keep_best(program.trainee.student, {})
     return {
         "status": "done",
         "steps": outcome.steps,
@@ -72,10 +77,20 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "best": outcome.best,
         "last": {"metrics": outcome.last},
+        "ended_by": outcome.ended_by,
         "workers": context.world_size,
         "precision": precision.name,
         "device": str(context.device),
     }
+
+
+def newest_state(checkpoints: Checkpoints, context: Context) -> tuple[int, dict[str, Any] | None]:
+    """Step and state to go on from; (0, None) to begin. Rank 0 chooses, so that all ranks take the same one."""
+    found = checkpoints.load_newest() if context.rank == 0 else None
+    step = context.gather(None if found is None else found[0])[0]
+    if step is None:
+        return 0, None
+    return step, found[1] if found is not None else checkpoints.load(step)
 
 
 def joint_metrics(found: Mapping[str, Mapping[str, float]], judged_by: Mapping[str, str]) -> dict[str, float]:
@@ -123,6 +138,8 @@ class _RunHooks:
             yield
             return
         repeated = self.metrics.truncate_after(start_step)
+        for failure in self._failures():
+            self._event(start_step, "failure", failure)
         verb = "resumed" if start_step else "started"
         workers = self.context.world_size
         message = f"{verb} at step {start_step} of {num_steps} with {workers} worker{'s' if workers > 1 else ''}"
@@ -140,15 +157,28 @@ class _RunHooks:
         status, message = "finished", "finished"
         try:
             yield
+            self.checkpoints.wait()
         except BaseException as error:
             status = "interrupted" if isinstance(error, Interrupted) else "failed"
             message = (str(error).splitlines() or [type(error).__name__])[0]
+            if isinstance(error, DivergenceError):
+                self._keep_examples(error)
+            self.checkpoints.wait()
             raise
         finally:
             self.trackers.finish("done" if status == "finished" else status)
             logger.removeHandler(notes)
             self._event(self.step, status, message)
             self.metrics.close()
+
+    def _failures(self) -> list[str]:
+        """What happened to the workers that these ones replace, each told once."""
+        path = self.run.path / FAILURES_FILE
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        path.unlink()
+        return [describe_failure(json.loads(line)) for line in lines]
 
     def _event(self, step: int, event: str, message: str) -> None:
         self.step = step
@@ -173,15 +203,51 @@ class _RunHooks:
         }
         return joint_metrics(found, {part.name: part.view.task.metric for part in self.parts.tasks})
 
-    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         for part in self.parts.tasks:
-            model = student[part.name] if isinstance(student, MultiTaskStudent) else student
-            save_student(model, self.parts.tokenizer, self.run.student / part.name, "")
+            model, own = student, weights
+            if isinstance(student, MultiTaskStudent):
+                model, own = student[part.name], student.weights_of(part.name, weights)
+            save_student(model, self.parts.tokenizer, self.run.student / part.name, "", own)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.step = step
-        self.metrics.sync()
+        self.metrics.sync()  # lines of this step are on the disk before the checkpoint that counts on them
         self.checkpoints.save(step, state)
+
+    def _keep_examples(self, error: DivergenceError) -> None:
+        """`divergence.json`: the batch in which the loss stopped being a number, with its texts."""
+        examples = [found for part in self.parts.tasks for found in self._examples(part.inputs.training, error)]
+        content = {
+            "step": error.step,
+            "terms": {name: str(value) for name, value in error.terms.items()},
+            "grad_norm": str(error.grad_norm),
+            "examples": examples,
+        }
+        write_json(self.run.path / "divergence.json", content)
+
+    def _examples(self, training: EncodedRows, error: DivergenceError) -> list[dict[str, str]]:
+        """Those of `training` that the error names, each with its id and text."""
+        wanted = {bytes.fromhex(name) for name in error.example_ids}
+        rows = [row for row, each in enumerate(training.ids) if each.tobytes() in wanted]
+        if not rows:
+            return []
+        tokens, lengths = training.gather(np.array(rows, dtype=np.int64))["input_ids"]
+        ends = np.cumsum(lengths)
+        decode = self.parts.tokenizer.decode
+        texts = [decode(tokens[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+        ids = [training.ids[row].tobytes().hex() for row in rows]
+        return [{"id": name, "text": text} for name, text in zip(ids, texts, strict=True)]
+
+
+def describe_failure(reasons: Mapping[str, str]) -> str:
+    """One line about workers that failed together; `reasons` gives the error of each rank."""
+    ranks = sorted(reasons, key=int)
+    if not ranks:
+        return "the workers failed; they are started again from the last checkpoint"
+    who = f"worker {ranks[0]}" if len(ranks) == 1 else f"workers {', '.join(ranks)}"
+    last_line = reasons[ranks[0]].splitlines()[-1].strip()
+    return f"{who} failed ({last_line[:200]}); training starts again from the last checkpoint"
 
 
 class _EventHandler(logging.Handler):

@@ -11,6 +11,7 @@ from raybrew.distillers.objective import Objective, build_objective
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.shapes import TeacherDims, dims_of
 from raybrew.signals import PAIR_KINDS, Signal
+from raybrew.verbs.prepare import task_of
 
 __all__ = ["labels_only", "objective_of"]
 
@@ -18,7 +19,7 @@ __all__ = ["labels_only", "objective_of"]
 def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource]) -> Objective:
     """The objective of an experiment of one task; `teachers` are its teachers by name, a single one under None."""
     if not any(match.weight for match in view.distill.matches):
-        return build_objective(view.distill)
+        return build_objective(view.distill, head=task_of(view).head)
     dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}
     student = dims_of(student_config)
     depths = {name or "": found.layers for name, found in dims.items()}
@@ -30,6 +31,7 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
         {match.teacher: _size(dims[match.teacher.teacher], match.teacher) for match in matches},
         seed=view.train.seed,
         teacher_heads={name: found.heads for name, found in dims.items()},
+        head=task_of(view).head,
     )
 
 

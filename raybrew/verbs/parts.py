@@ -6,25 +6,27 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import nn
 
 from raybrew.config import Experiment, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
 from raybrew.data.loader import SignalSource, StepLoader
 from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
+from raybrew.data.sampler import Order
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
 from raybrew.distillers.objective import Objective, build_objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
+from raybrew.models.forward import checkpoint_layers, compiled
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.students import build_student
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
-from raybrew.training.encoded import EncodedProgram, Trainee, total_steps
+from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
 from raybrew.training.evaluation import compute_logits
-from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee, total_task_steps
+from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
+from raybrew.training.parallel import shard
 from raybrew.training.precision import Precision
 from raybrew.verbs.inputs import Inputs, TeacherInput
 from raybrew.verbs.objective import labels_only, objective_of
@@ -58,7 +60,7 @@ class Part:
             return {}
         model = student[self.name] if isinstance(student, MultiTaskStudent) else student
         logits = compute_logits(model, rows, pad_token_id, context, precision)
-        return task_of(self.view).metrics(logits, np.asarray(rows.labels), len(self.inputs.labels))
+        return task_of(self.view).metrics(logits, rows, rows.rows, self.inputs.labels)
 
 
 class Parts(NamedTuple):
@@ -86,11 +88,13 @@ def build_parts(
             assert source is not None  # a finetune spec always names its starting point
             model: Any = load_model(source, view.task.kind, labels)
             tokenizer = tokenizer or load_tokenizer(source)
-            objective = build_objective(labels_only(view.distill))
+            objective = build_objective(labels_only(view.distill), head=task_of(view).head)
         else:
             built = build_student(experiment.student, source, view.task.kind, labels, config.seed)
             model, tokenizer, description = built.model, tokenizer or built.tokenizer, description or built.description
             objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
+        if config.gradient_checkpointing:
+            checkpoint_layers(model)
         stored, teacher = _teachers(view, each, objective, context)
         parts.append(Part(view, each, model.to(context.device), objective.to(context.device), stored, teacher))
     if len(parts) > 1 and description is not None:
@@ -98,55 +102,75 @@ def build_parts(
     return Parts(tuple(parts), tokenizer, description)
 
 
-def num_steps_of(inputs: Sequence[Inputs], config: TrainConfig) -> int:
+def num_steps_of(experiment: Experiment, inputs: Sequence[Inputs], config: TrainConfig) -> int:
     """Optimizer steps of a whole run."""
-    rows = [part.training.num_rows for part in inputs]
-    return total_steps(rows[0], config) if len(rows) == 1 else total_task_steps(rows, config)
+    orders = _orders(inputs, config)
+    task = experiment.task
+    if isinstance(task, MultiTaskConfig):
+        return total_steps(TaskSchedule(orders, task.tau, config.seed), config)
+    return total_steps(orders[""], config)
 
 
 def build_program(
     experiment: Experiment, parts: Parts, config: TrainConfig, start_step: int, context: Context
 ) -> EncodedProgram:
     """What the loop trains: the model of one task, or a MultiTaskStudent of several."""
-    num_steps = num_steps_of([part.inputs for part in parts.tasks], config)
+    inputs = [part.inputs for part in parts.tasks]
+    num_steps = num_steps_of(experiment, inputs, config)
+    orders = _orders(inputs, config)
     task, metric = experiment.task, experiment.task.metric
     if not isinstance(task, MultiTaskConfig):
         part = parts.tasks[0]
-        loader = _loader(part, parts, config, num_steps, start_step, context)
-        return EncodedProgram(Trainee(part.model, part.objective), part.teacher, loader, config, metric, context.device)
+        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context)
+        trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None)
+        if config.parallel == "fsdp" and context.world_size > 1:
+            shard(trainee, part.model, context.device)
+        return EncodedProgram(trainee, part.teacher, loader, config, metric)
     by_name = {part.name: part for part in parts.tasks}
-    rows = {name: part.inputs.training.num_rows for name, part in by_name.items()}
-    schedule = TaskSchedule(rows, config.batch_size, task.tau, config.seed)
+    schedule = TaskSchedule(orders, task.tau, config.seed)
     done = schedule.before(start_step)
-    loaders = {name: _loader(part, parts, config, num_steps, done[name], context) for name, part in by_name.items()}
-    trainee = MultiTaskTrainee(
+    loaders = {
+        name: _loader(part, parts, config, orders[name], num_steps, done[name], context)
+        for name, part in by_name.items()
+    }
+    several = MultiTaskTrainee(
         MultiTaskStudent({name: part.model for name, part in by_name.items()}),
         {name: part.objective for name, part in by_name.items()},
         {name: part.inputs.weight for name, part in by_name.items()},
+        {name: compiled(part.model) for name, part in by_name.items()} if config.compile else None,
     )
     return MultiTaskProgram(
-        trainee,
+        several,
         {name: part.teacher for name, part in by_name.items()},
         MultiTaskLoader(loaders, schedule, num_steps, start_step),
         config,
         metric,
-        context.device,
     )
 
 
+def _orders(inputs: Sequence[Inputs], config: TrainConfig) -> dict[str, Order]:
+    return {part.task or "": build_order(part.training.lengths, config) for part in inputs}
+
+
 def _loader(
-    part: Part, parts: Parts, config: TrainConfig, num_steps: int, start_step: int, context: Context
+    part: Part,
+    parts: Parts,
+    config: TrainConfig,
+    order: Order,
+    num_steps: int,
+    start_step: int,
+    context: Context,
 ) -> StepLoader:
     return StepLoader(
         part.inputs.training,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        seed=config.seed,
+        order,
         rank=context.rank,
         world_size=context.world_size,
         num_steps=num_steps,
         start_step=start_step,
         pad_token_id=parts.tokenizer.pad_token_id,
+        micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
         teacher=part.stored,
         pin_memory=context.device.type == "cuda",
     )
@@ -165,7 +189,7 @@ def _teachers(
             continue
         if given.store is not None:
             store = Store.open(given.store, given.fingerprint, view.store.element_type, view.store.cache)
-            stored[given.name] = StoredSignals(store, store.locate(inputs.training.ids), asked)
+            stored[given.name] = StoredSignals(store, store.locate_all(inputs.training.arrow.flat("id")), asked)
         else:
             live[given.name] = _live(view, given, asked, context)
     if None in stored:

@@ -1,4 +1,4 @@
-"""predict: labels and probabilities of new rows."""
+"""predict: what a model says of new rows."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Predictions for the rows of `source` (any format that `data.train` may have; labels are ignored), in its order.
 
-    Each is the row's content with `label`, `score` (its probability) and `scores` of all labels. `task` chooses one of
-    several tasks.
+    Each is the row's content with what the task predicts: README, "Tasks", lists it. `task` chooses one of several.
     """
     reporter = reporter or QuietReporter()
     view = choose_task(experiment, task)
@@ -47,7 +46,8 @@ def predict(
     network = load_model(chosen, view.task.kind)
     logits = logits_of(view, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
     content = rows.table.drop_columns(["id", "label"]).to_pylist()
-    return [row | found for row, found in zip(content, kind.predictions(logits, labels), strict=True)]
+    predictions = kind.predictions(logits, encoded, rows.table, labels)
+    return [row | found for row, found in zip(content, predictions, strict=True)]
 
 
 def write_predictions(predictions: list[dict[str, Any]], path: Path) -> None:

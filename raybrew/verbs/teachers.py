@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 
 from raybrew.config import Experiment
@@ -16,10 +17,10 @@ from raybrew.models.loading import ModelSource, load_tokenizer
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
-from raybrew.verbs.capture import attention_in, capture_table, store_root
+from raybrew.verbs.capture import capture_table, store_root, usable_rows
 from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
-from raybrew.verbs.prepare import task_of
+from raybrew.verbs.prepare import Rows, rows_with, task_of, units_of
 from raybrew.verbs.reporter import Reporter
 
 __all__ = ["check_tokenizers", "ready_teachers"]
@@ -29,29 +30,34 @@ def ready_teachers(
     view: Experiment,
     sources: Mapping[str | None, ModelSource],
     request: tuple[Signal, ...],
-    rows: pa.Table,
+    rows: Rows,
     student: ModelSource,
     reporter: Reporter,
     task: str | None = None,
-) -> tuple[TeacherInput, ...]:
-    """The teachers that `request` asks for, each live or with a store that has all it will be asked.
+) -> tuple[tuple[TeacherInput, ...], Rows, list[ModelSource]]:
+    """The teachers that `request` asks for, the rows that all of them could compute, and whose tokenizers these fit.
 
-    `auto` captures what the store lacks, and runs a teacher live for what no store holds. ModelError where a teacher's
-    tokenizer is not the student's and tokens are compared, or it runs live.
+    Each teacher runs live or has a store with all that it will be asked; `auto` captures what the store lacks.
+    ModelError where a teacher's tokenizer is not the student's and tokens are compared, or it runs live.
     """
-    found = []
+    asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
+    others = [sources[name] for name in sources if asked[name]]
+    found: list[TeacherInput] = []
+    units = units_of(view, rows.training, student, *others) if others else rows.training
+    bad = np.zeros(units.num_rows, np.bool_)
     for name, source in sources.items():
-        one, asked = one_teacher(view, name), request_of_member(request, name, weight_of(view, name))
-        if not asked:
+        if not asked[name]:
             continue
-        check_tokenizers(one, source, student, asked, name)
+        one = one_teacher(view, name)
+        check_tokenizers(one, source, student, asked[name], name)
         given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
-        if _from_store(one, asked, name, reporter):
+        if one.teacher.source != "live":
             label = "/".join(part for part in (task, name) if part)
-            store = _store(one, source, rows, asked, reporter, label)
+            store = _store(one, source, units, asked[name], reporter, label)
+            bad |= ~usable_rows(one, store, units, asked[name])
             given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint)
         found.append(given)
-    return tuple(found)
+    return tuple(found), rows.without(rows_with(units, bad, rows.training.num_rows)), others
 
 
 def check_tokenizers(
@@ -78,15 +84,6 @@ def check_tokenizers(
         )
 
 
-def _from_store(one: Experiment, request: tuple[Signal, ...], name: str | None, reporter: Reporter) -> bool:
-    """Whether a store answers `request`. `auto` runs the teacher live for what no store holds, and says so."""
-    attention = attention_in(request)
-    if attention and one.teacher.source == "auto":
-        who = "the teacher" if name is None else f"teacher {name}"
-        reporter.say(f"{who} runs live in every step: stores do not hold {attention}")
-    return one.teacher.source != "live" and not attention
-
-
 def _store(
     one: Experiment,
     teacher: ModelSource,
@@ -95,10 +92,10 @@ def _store(
     reporter: Reporter,
     label: str,
 ) -> Store:
-    """The store that the student reads: as it is for `source: store`, completed first for `auto`."""
+    """The store that the student reads: as it is for `source: store`, completed first for `auto`. `rows` are units."""
     if one.teacher.source == "auto":
         return capture_table(one, teacher, rows, request, reporter, label)
-    return find_store(
+    store = find_store(
         rows,
         task_of(one),
         teacher,
@@ -108,3 +105,5 @@ def _store(
         one.teacher.device,
         one.teacher.precision,
     )
+    usable_rows(one, store, rows, request, reporter.say)
+    return store

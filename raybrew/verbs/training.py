@@ -16,6 +16,7 @@ from raybrew.export.folder import write_card
 from raybrew.models.inspection import count_parameters, describe, measure_latency, model_megabytes
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.inputs import Inputs, fingerprints_of
@@ -40,12 +41,16 @@ def train_run(
     reporter: Reporter,
     facts: Mapping[str, Any],
     key: str,
+    command: str | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
     """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
 
     `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
+    `command` is what the run notes as its command; default: the command line of this process.
     """
-    run.prepare(experiment, verb, fingerprints_of(inputs), command_line())
+    command = command or command_line()
+    run.prepare(experiment, verb, fingerprints_of(inputs), command)
     spec = {
         "experiment": experiment.plain(),
         "verb": verb,
@@ -54,9 +59,9 @@ def train_run(
         "inputs": [part.plain() for part in inputs],
         "source": dataclasses.asdict(source) if source is not None else None,
     }
-    num_steps = num_steps_of(inputs, config)
+    num_steps = num_steps_of(experiment, inputs, config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-        result = launch(run_job, spec, config, run.path, reporter.say, key)
+        result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
     summary = {
@@ -69,6 +74,7 @@ def train_run(
         "best": result["best"],
         "last": result["last"],
         "steps": result["steps"],
+        "ended_by": result["ended_by"],
         "epochs": result["epochs"],
         "rows": {
             "train": sum(part.num_labelled for part in inputs),
@@ -83,9 +89,7 @@ def train_run(
     }
     summary["latency_ms"] = summary["student"].pop("latency_ms")
     for part in inputs:
-        write_card(
-            run.student / (part.task or ""), model_card(_of_task(summary, part.task) | {"command": command_line()})
-        )
+        write_card(run.student / (part.task or ""), model_card(_of_task(summary, part.task) | {"command": command}))
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()

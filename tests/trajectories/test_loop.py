@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import multiprocessing
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
 from raybrew.errors import DivergenceError, Interrupted
 from raybrew.models.forward import forward
 from raybrew.training.context import Context, DistributedContext, LocalContext
-from raybrew.training.encoded import EncodedProgram, Trainee, total_steps
+from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
 from raybrew.training.loop import train
 from raybrew.training.precision import Precision
 
@@ -49,10 +50,15 @@ class Rows:
         random = np.random.default_rng(7)
         self.lengths = random.integers(2, 12, NUM_ROWS).astype(np.int32)
         self.tokens = [random.integers(1, VOCABULARY, length) for length in self.lengths]
+        self.ids = np.arange(NUM_ROWS * 16, dtype=np.uint16).astype(np.uint8).reshape(NUM_ROWS, 16)
+        self.ids[:, 0] = np.arange(NUM_ROWS)
         self.labels = random.integers(-1, CLASSES, NUM_ROWS).astype(np.int32)
 
-    def gather_padded(self, rows: np.ndarray, pad_token_id: int) -> dict[str, np.ndarray]:
-        longest = max(len(self.tokens[row]) for row in rows)
+    def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"labels": self.labels[rows].astype(np.int64)}
+
+    def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
+        longest = length or max(len(self.tokens[row]) for row in rows)
         ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)
         for place, row in enumerate(rows):
@@ -105,7 +111,7 @@ class Recorder:
     def evaluate(self, student: nn.Module) -> dict[str, float]:
         return {"accuracy": float(sum(p.detach().double().sum() for p in student.parameters()))}
 
-    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
         self.kept.append(int(best["step"]))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -135,28 +141,29 @@ def run(
     teacher_model = model(4, 12, seed=2).eval()
     rows, recorder = Rows(), Recorder()
     objective = subject.objective
+    order = build_order(rows.lengths, config)
     loader = StepLoader(
         rows,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        seed=config.seed,
+        order,
         rank=context.rank,
         world_size=context.world_size,
-        num_steps=total_steps(NUM_ROWS, config),
+        num_steps=total_steps(order, config),
+        micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
         start_step=start_step,
         pad_token_id=0,
         teacher=stored_signals(teacher_model, rows, objective) if stored else None,
     )
     teacher = SignalsInBatch() if stored else LiveTeacher(teacher_model, objective.teacher_request)
     precision = Precision(precision_name, context.device)
-    program = EncodedProgram(subject, teacher, loader, config, "accuracy", context.device)
+    program = EncodedProgram(subject, teacher, loader, config, "accuracy")
     train(program, context, precision, recorder, state)
     return {name: value.detach().clone() for name, value in subject.state_dict().items()}, recorder
 
 
 def stored_signals(
     teacher: nn.Module, rows: Rows, objective: Objective
-) -> Callable[[np.ndarray], dict[Any, torch.Tensor]]:
+) -> Callable[[np.ndarray, int | None], dict[Any, torch.Tensor]]:
     """Signals computed row by row beforehand, as a store holds them, padded on request."""
     kept = []
     for row in range(NUM_ROWS):
@@ -164,16 +171,16 @@ def stored_signals(
         with torch.no_grad():
             kept.append({s: value[0] for s, value in forward(teacher, inputs, objective.teacher_request).items()})
 
-    def gather(wanted: np.ndarray) -> dict[Any, torch.Tensor]:
+    def gather(wanted: np.ndarray, length: int | None) -> dict[Any, torch.Tensor]:
         return {
             signal: torch.stack([kept[row][signal] for row in wanted])
             if signal.kind == "logits"
-            else padded([kept[row][signal] for row in wanted], signal.kind == "attention")
+            else padded([kept[row][signal] for row in wanted], signal.kind == "attention", length)
             for signal in objective.teacher_request
         }
 
-    def padded(values: list[torch.Tensor], pairs: bool) -> torch.Tensor:
-        longest = max(value.shape[1 if pairs else 0] for value in values)
+    def padded(values: list[torch.Tensor], pairs: bool, length: int | None) -> torch.Tensor:
+        longest = length or max(value.shape[1 if pairs else 0] for value in values)
         missing = [longest - value.shape[1 if pairs else 0] for value in values]
         sizes = [(0, rest, 0, rest) if pairs else (0, 0, 0, rest) for rest in missing]
         return torch.stack([nn.functional.pad(value, size) for value, size in zip(values, sizes, strict=True)])
@@ -256,6 +263,26 @@ def test_stop_saves_the_state_between_steps() -> None:
     with pytest.raises(Interrupted, match="step 0 of 18") as caught:
         run("logits", settings(), context)
     assert caught.value.exit_code == 130
+
+
+def test_an_evaluation_may_end_the_training() -> None:
+    """Whoever is told of an evaluation may stop there; training goes on from the kept state to the same end."""
+    told: list[tuple[int, float]] = []
+
+    def after_the_second(metrics: dict[str, Any]) -> bool:
+        told.append((metrics["step"], metrics["share"]))
+        return len(told) == 2
+
+    states: dict[int, dict[str, Any]] = {}
+    keeping = LocalContext(torch.device("cpu"), on_evaluation=after_the_second)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "save", lambda self, step, state: states.update({step: copy.deepcopy(state)}))
+        with pytest.raises(Interrupted, match="stopped after step 12 of 18 by its launcher"):
+            run("logits", settings(), keeping)
+    assert told == [(6, 6 / 18), (12, 12 / 18)]
+    resumed, _ = run("logits", settings(), state=states[12], start_step=12)
+    weights, _ = run("logits", settings(), LocalContext(torch.device("cpu"), on_evaluation=lambda metrics: False))
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
 def test_divergence_names_step_and_terms() -> None:
