@@ -20,7 +20,7 @@ class TaskSchedule:
     """The task of each step, drawn with probability proportional to the task's rows ** tau.
 
     An epoch has as many steps as all tasks have batches together in their first one. With tau 1 each task's rows are
-    then seen once in it on average; smaller ones bring small tasks up. The draws of an epoch depend on (seed, epoch) alone.
+    then seen once in it on average; smaller ones bring small tasks up. Draws depend on (seed, epoch) alone.
     """
 
     def __init__(self, orders: Mapping[str, Order], tau: float, seed: int) -> None:
