@@ -111,17 +111,18 @@ def test_multilabel(tmp_path: Path) -> None:
         {"kind": "multilabel", "max_length": 16, "separator": "/"},
         rows,
         (*PARTS, *FILLERS),
+        rate=3e-3,
         distill={"kd_loss": {"kind": "bce"}, "temperature": 2.0, "hard_label_weight": 0.5},
     )
     assert raybrew.finetune(experiment).metrics["micro_f1"] > 0.8
     run = raybrew.distill(experiment)
     assert set(run.metrics) == {"micro_f1", "macro_f1", "subset_accuracy"}
     assert run.metrics["micro_f1"] > 0.75
-    new = write(tmp_path / "new.jsonl", [{"text": "good poor ka"}, {"text": "fair ti"}])
+    new = write(tmp_path / "new.jsonl", [{"text": "good awful ka"}, {"text": "fair ti"}])
     both, none = raybrew.predict(experiment, new)
-    assert both["labels"] == ["good", "poor"]
+    assert both["labels"] == ["awful", "good"]
     assert none["labels"] == []
-    found = pipeline("text-classification", model=str(run.student), top_k=None)("good poor ka")
+    found = pipeline("text-classification", model=str(run.student), top_k=None)("good awful ka")
     assert {entry["label"]: round(entry["score"], 4) for entry in found} == {
         name: round(score, 4) for name, score in both["scores"].items()
     }
