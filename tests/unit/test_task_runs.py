@@ -122,7 +122,7 @@ def test_multilabel(tmp_path: Path) -> None:
     both, none = raybrew.predict(experiment, new)
     assert both["labels"] == ["awful", "good"]
     assert none["labels"] == []
-    found = pipeline("text-classification", model=str(run.student), top_k=None)("good awful ka")
+    found = pipeline("text-classification", model=str(run.student), top_k=None)(["good awful ka"])[0]
     assert {entry["label"]: round(entry["score"], 4) for entry in found} == {
         name: round(score, 4) for name, score in both["scores"].items()
     }
