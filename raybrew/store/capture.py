@@ -59,12 +59,14 @@ def capture(
     device: str,
     precision: str,
     progress: Callable[[CaptureProgress], None] | None = None,
+    verify: bool = False,
 ) -> Store:
     """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
     What it lacks is computed.
     `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored once. `auto` precision is decided
-    on this machine, `auto` device by each worker. Raises DataError, ModelError, ClusterError, and StoreError, among
+    on this machine, `auto` device by each worker. `verify` reads what is stored already and computes anew what does not
+    hold the bytes that were written. Raises DataError, ModelError, ClusterError, and StoreError, among
     others while another capture writes this store.
     """
     request = sorted_signals(request)
@@ -74,12 +76,12 @@ def capture(
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     ids = row_ids(rows)
 
-    shards, stored_ids = _readable_shards(storage)
+    shards, stored_ids = _readable_shards(storage, verify)
     tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
     if tasks or not _is_published(storage, shards):
         with locked_store(storage) as pending:
             # Again, now that nobody else writes.
-            shards, stored_ids = _readable_shards(storage)
+            shards, stored_ids = _readable_shards(storage, verify)
             tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
             remove_orphans(storage, shards)
             settings = WorkerSettings(
@@ -113,10 +115,10 @@ def _check_actors(store: StoreConfig) -> None:
         raise ConfigError(message, (message,))
 
 
-def _readable_shards(storage: Storage) -> tuple[list[Shard], Ids]:
+def _readable_shards(storage: Storage, verify: bool) -> tuple[list[Shard], Ids]:
     """Committed shards whose examples can be read, and the ids of all their rows."""
     shards, ids = [], []
-    for shard in committed_shards(storage):
+    for shard in committed_shards(storage, verify):
         try:
             ids.append(ids_of(storage, [shard]))
         except DataError:

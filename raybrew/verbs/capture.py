@@ -24,11 +24,13 @@ from raybrew.verbs.reporter import QuietReporter, Reporter
 __all__ = ["attention_in", "capture", "capture_table", "request_of", "store_root"]
 
 
-def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter: Reporter | None = None) -> Store:
+def capture(
+    experiment: Experiment, *, teacher_run: str | None = None, reporter: Reporter | None = None, verify: bool = False
+) -> Store:
     """The teacher's store for this experiment, with everything its objective and `store.signals` ask for.
 
     Rows, signals and whole stores that exist are not computed again; killed at any moment, the same call finishes the
-    missing shards.
+    missing shards. `verify` also reads all that is stored and computes anew what is damaged.
     """
     reporter = reporter or QuietReporter()
     teacher = teacher_source(experiment, teacher_run)
@@ -41,13 +43,18 @@ def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter:
             f"distill.matches: {attention} cannot be captured, and a student that is matched with it runs the teacher "
             "live, so `raybrew distill` needs no capture; remove the attention matches to capture the rest"
         )
-    return capture_table(experiment, teacher, rows.training, request, reporter)
+    return capture_table(experiment, teacher, rows.training, request, reporter, verify)
 
 
 def capture_table(
-    experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: Collection[Signal], reporter: Reporter
+    experiment: Experiment,
+    teacher: ModelSource,
+    rows: pa.Table,
+    request: Collection[Signal],
+    reporter: Reporter,
+    verify: bool = False,
 ) -> Store:
-    """The store with `request` for all of `rows`, computed where it lacks something."""
+    """The store with `request` for all of `rows`, computed where it lacks something (or is damaged: `verify`)."""
     names = ", ".join(signal.name for signal in sorted_signals(request))
     update: Callable[[int, str], None] | None = None
     with contextlib.ExitStack() as stack:
@@ -71,6 +78,7 @@ def capture_table(
             experiment.teacher.device,
             experiment.teacher.precision,
             show,
+            verify,
         )
 
 
