@@ -15,7 +15,7 @@ from raybrew.models.forward import forward
 from raybrew.signals import Signal
 
 if TYPE_CHECKING:
-    from raybrew.store.reader import Store
+    from raybrew.store.reader import RowPositions, Store
 
 __all__ = ["LiveTeacher", "SignalsInBatch", "StoredSignals", "Teacher"]
 
@@ -55,7 +55,7 @@ class LiveTeacher:
 class StoredSignals:
     """Signals of training rows out of a store; `positions` maps each row to the store's row of the same content."""
 
-    def __init__(self, store: Store, positions: np.ndarray, request: Collection[Signal]) -> None:
+    def __init__(self, store: Store, positions: RowPositions | np.ndarray, request: Collection[Signal]) -> None:
         self.store = store
         self.positions = positions
         self.request = sorted(request)

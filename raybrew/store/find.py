@@ -14,8 +14,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, ModelError, StoreError
+from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
-from raybrew.signals import Signal, sorted_signals
+from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
 from raybrew.store.fingerprint import store_parts, teacher_fingerprint
 from raybrew.store.reader import Store
 from raybrew.store.storage import open_storage
@@ -80,24 +81,29 @@ def identify(
 
 def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:
     """The columns of `rows` that are captured; DataError or StoreError if there is nothing to capture."""
-    names = ["id", *(name for name in task.schema().names if name != "label")]
+    names = ["id", *task.content_columns]
     missing = [name for name in names if name not in rows.column_names]
     if missing:
         raise DataError(f"rows to capture lack {', '.join(missing)}; they have {', '.join(rows.column_names)}")
     if rows.num_rows == 0:
         raise DataError("there are no rows to capture")
     if not request:
-        raise StoreError("no signal was asked for; logits and hidden layers can be captured")
+        raise StoreError("no signal was asked for; `raybrew list signals` shows what can be captured")
     return rows.select(names)
 
 
 def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:
     layers = getattr(config, "num_hidden_layers", None)
     for signal in request:
-        if signal.kind not in ("logits", "hidden"):
-            raise ModelError(f"{signal} cannot be captured; a teacher gives logits and hidden layers")
+        if signal.kind in VECTOR_KINDS and config.model_type not in PROJECTED_MODELS:
+            raise ModelError(
+                f"{signal} was asked for, but where {config.model_type} models such as {name} have queries, keys "
+                f"and values is not known; known: {', '.join(PROJECTED_MODELS)}"
+            )
         if signal.layer is not None and layers is not None and signal.layer > layers:
-            raise ModelError(f"{signal} was asked for, but {name} has layers 0 (embeddings) to {layers}")
+            first = KINDS[signal.kind].first_layer
+            embeddings = " (embeddings)" if first == 0 else ""
+            raise ModelError(f"{signal} was asked for, but {name} has layers {first}{embeddings} to {layers}")
 
 
 def _absolute(model: str) -> str:

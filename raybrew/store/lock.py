@@ -17,7 +17,7 @@ import filelock
 
 from raybrew.data.arrow import write_json
 from raybrew.errors import Interrupted, StoreError
-from raybrew.store.layout import Shard
+from raybrew.store.layout import INDEX, Shard
 from raybrew.store.storage import PENDING, Storage, storage_errors
 
 __all__ = ["Pending", "locked_folder", "locked_store", "remove_orphans"]
@@ -86,7 +86,7 @@ def remove_orphans(storage: Storage, shards: Sequence[Shard]) -> None:
     for name in storage.files():
         folder, _, file = name.rpartition("/")
         temporary = file.startswith(".") and file.endswith(".tmp")
-        data = file.endswith(".arrow") and not name.startswith(f"{PENDING}/")
+        data = file.endswith(".arrow") and not name.startswith((f"{PENDING}/", f"{INDEX}/"))
         mark = folder == "shards" and file.endswith(".json")
         if temporary or ((data or mark) and name not in known):
             orphans.append(name)

@@ -16,9 +16,18 @@ from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import attention_in, capture_table, request_of, store_root
+from raybrew.verbs.capture import capture_table, request_of, store_root, tokenizer_source, usable_rows
 from raybrew.verbs.evaluate import evaluate_teacher
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import (
+    Rows,
+    check_teacher_labels,
+    encode,
+    read_rows,
+    rows_with,
+    task_of,
+    teacher_source,
+    units_of,
+)
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.training import Inputs, train_run
@@ -38,11 +47,11 @@ def distill(
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
-    `teacher.source: auto` captures what the store lacks first, and runs the teacher live where attention is matched;
-    `store` wants it there; `live` runs the teacher in every step. The same call continues an interrupted run and
-    returns a finished one at once. `on_evaluation` hears of each evaluation and may end the training of one worker;
-    `command` is what the run notes as its command. Raises ConfigError, DataError, ModelError, StoreError before
-    training, and Interrupted when asked to stop (the state is saved).
+    `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
+    step. The same call continues an interrupted run and returns a finished one at once. `on_evaluation` hears of each
+    evaluation and may end the training of one worker; `command` is what the run notes as its command. Raises
+    ConfigError, DataError, ModelError, StoreError before training, and Interrupted when asked to stop (the state is
+    saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
@@ -54,15 +63,17 @@ def distill(
         check_teacher_labels(teacher, rows.labels)
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
-        store = None
-        if teacher is not None and request and _from_store(experiment, request, reporter):
-            store = _store(experiment, teacher, rows.training, request, reporter)
-        tokens = _tokenizer_source(experiment, teacher)
+        store, tokens = None, tokenizer_source(experiment, teacher)
         if teacher is not None and request:
             _check_tokenizers(experiment, teacher, tokens, request)
+            if experiment.teacher.source != "live":
+                units = units_of(experiment, rows.training, teacher, tokens)
+                store = _store(experiment, teacher, units, request, reporter)
+                bad = ~usable_rows(experiment, store, units, request)
+                rows = rows.without(rows_with(units, bad, rows.training.num_rows))
         inputs = Inputs(
             rows.labels,
-            encode(experiment, rows.training, tokens),
+            encode(experiment, rows.training, tokens, teacher if request else None),
             encode(experiment, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
             rows.num_labelled,
             rows.num_unlabeled,
@@ -83,21 +94,13 @@ def distill(
         return result
 
 
-def _from_store(experiment: Experiment, request: tuple[Signal, ...], reporter: Reporter) -> bool:
-    """Whether a store answers `request`. `auto` runs the teacher live for what no store holds, and says so."""
-    attention = attention_in(request)
-    if attention and experiment.teacher.source == "auto":
-        reporter.say(f"the teacher runs live in every step: stores do not hold {attention}")
-    return experiment.teacher.source == "store" or (experiment.teacher.source == "auto" and not attention)
-
-
 def _store(
     experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: tuple[Signal, ...], reporter: Reporter
 ) -> Store:
-    """The store that the student reads: as it is for `source: store`, completed first for `auto`."""
+    """The store that the student reads: as it is for `source: store`, completed first for `auto`. `rows` are units."""
     if experiment.teacher.source == "auto":
         return capture_table(experiment, teacher, rows, request, reporter)
-    return find_store(
+    store = find_store(
         rows,
         task_of(experiment),
         teacher,
@@ -107,15 +110,8 @@ def _store(
         experiment.teacher.device,
         experiment.teacher.precision,
     )
-
-
-def _tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
-    student = experiment.student
-    if student.model is not None:
-        return ModelSource(student.model, student.revision, student.trust_remote_code)
-    if teacher is None:
-        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
-    return teacher
+    usable_rows(experiment, store, rows, request, reporter.say)
+    return store
 
 
 def _check_tokenizers(

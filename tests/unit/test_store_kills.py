@@ -95,7 +95,7 @@ def content(root: Path) -> dict[str, str]:
 
 def damage(root: Path, rng: random.Random, kind: str) -> str | None:
     """Truncate or flip a bit of one shard file, if there is one."""
-    files = sorted(path for path in root.rglob("*.arrow") if "pending" not in path.parts)
+    files = sorted(path for path in root.rglob("*.arrow") if {"pending", "index"}.isdisjoint(path.parts))
     if not files:
         return None
     path = rng.choice(files)
@@ -139,6 +139,11 @@ def test_shards_damaged_after_a_kill(
         os.kill(child, signals.SIGKILL)
         os.waitpid(child, 0)
     damaged = [damage(tmp_path, rng, kind) for _ in range(3)]
+    for index in tmp_path.glob("*/index/*.arrow"):
+        data = bytearray(index.read_bytes())
+        data[rng.randrange(len(data))] ^= 1
+        index.write_bytes(data)
+        damaged.append(str(index.relative_to(tmp_path)))
     if seed == 0:
         assert all(damaged)
         if kind == "flipped":
