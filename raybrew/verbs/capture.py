@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
-from raybrew.store.storage import is_remote
+from raybrew.store.storage import stores_root
 from raybrew.verbs.job import objective_of
 from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
@@ -107,10 +106,7 @@ def usable_rows(
 
 def store_root(experiment: Experiment) -> str:
     """Folder or URL of all teacher stores."""
-    given = experiment.store.path
-    if given is not None and is_remote(given):
-        return given.rstrip("/")
-    return str(Path(given or Path(experiment.store.storage_path) / "store").absolute())
+    return stores_root(experiment.store)
 
 
 def request_of(experiment: Experiment, teacher: ModelSource, labels: tuple[str, ...]) -> tuple[Signal, ...]:
