@@ -9,12 +9,13 @@ from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.task import ClassificationConfig, TaskConfig
+from raybrew.config.task import TASK_CONFIGS, ClassificationConfig, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig, TeacherMember
 from raybrew.config.tracking import TrackingConfig, WandbConfig
 from raybrew.config.train import FinetuneConfig, TrainConfig
 
 __all__ = [
+    "TASK_CONFIGS",
     "ClassificationConfig",
     "Columns",
     "DataConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "StoreConfig",
     "StudentConfig",
     "SweepConfig",
+    "TaggingConfig",
     "TaskConfig",
     "TaskPart",
     "TeacherConfig",

@@ -14,6 +14,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.task import TASK_COLUMNS, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
 from raybrew.signals import parse_signal
@@ -52,10 +53,47 @@ def _data(data: DataConfig) -> list[Problem]:
         name = rows.removesuffix("_rows")
         if getattr(data, rows) is not None and source is None:
             problems.append(Problem(f"data.{rows}", f"given {getattr(data, rows)}, but data.{name} names no source"))
-    columns = [data.columns.text, data.columns.label] + ([data.columns.text_pair] if data.columns.text_pair else [])
-    if len(set(columns)) != len(columns):
-        problems.append(Problem("data.columns", f"given {', '.join(columns)}; each column must be another one"))
     return problems
+
+
+def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
+    problems, used = [], TASK_COLUMNS[task.kind]
+    for key in sorted(data.columns.model_fields_set - set(used)):
+        value = getattr(data.columns, key)
+        if value != type(data.columns).model_fields[key].get_default():
+            problems.append(
+                Problem(f"data.columns.{key}", f"given {value!r}, but task.kind {task.kind!r} reads {', '.join(used)}")
+            )
+    columns = [value for key in used if (value := getattr(data.columns, key)) is not None]
+    if len(set(columns)) != len(columns):
+        shown = ", ".join(map(str, columns))
+        problems.append(Problem("data.columns", f"given {shown}; each column must be another one"))
+    if data.format == "conll" and task.kind != "tagging":
+        problems.append(
+            Problem("data.format", f"given 'conll', which task.kind tagging reads, but task.kind is {task.kind!r}")
+        )
+    for key in ("tokens", "tags"):
+        value = getattr(data.columns, key)
+        if isinstance(value, int) and data.format not in ("auto", "conll"):
+            problems.append(
+                Problem(
+                    f"data.columns.{key}", f"given {value}; numbers are for columns of CoNLL files, data.format=conll"
+                )
+            )
+        if isinstance(value, str) and value != key and data.format == "conll":
+            problems.append(
+                Problem(
+                    f"data.columns.{key}", f"given {value!r}; columns of CoNLL files have numbers, from 0 or -1 back"
+                )
+            )
+    return problems
+
+
+def _tagging(task: TaskConfig) -> list[Problem]:
+    if isinstance(task, TaggingConfig) and task.scheme == "none" and task.metric in ("f1", "precision", "recall"):
+        allowed = "accuracy, macro_f1, as task.scheme 'none' has no spans"
+        return [Problem("task.metric", f"given {task.metric!r}; allowed: {allowed}")]
+    return []
 
 
 def _train(key: str, train: TrainConfig) -> list[Problem]:
@@ -288,6 +326,8 @@ def _missing_model(name: str, model: str | None) -> list[Problem]:
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("data",), _data),
+    (("task", "data"), _columns),
+    (("task",), _tagging),
     (("train",), lambda train: _train("train", train)),
     (("teacher",), _teacher),
     (("student", "teacher"), _student),

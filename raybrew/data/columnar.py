@@ -81,10 +81,11 @@ class DatasetRows:
         return self._load()
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
-        """Names of the ClassLabel feature `column`."""
+        """Names of the ClassLabel feature `column`, or of the list of them that it is."""
         import datasets
 
         feature = self.dataset.features.get(column)
+        feature = getattr(feature, "feature", feature)
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def rows(self, columns: Sequence[str]) -> Iterator[Record]:
@@ -138,6 +139,7 @@ def _text(value: Any) -> Any:
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        feature = feature.get("feature", feature)
         if feature["_type"] == "ClassLabel":
             return tuple(str(name) for name in feature["names"])
     except (KeyError, TypeError, ValueError):

@@ -27,11 +27,13 @@ class TokenRows(Protocol):
         ...
 
     @property
-    def labels(self) -> np.ndarray: ...
-    @property
     def lengths(self) -> np.ndarray: ...
     def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
         """Token columns (rows, length) of the given rows, and their `attention_mask`; None: up to the longest."""
+        ...
+
+    def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`labels` of the given rows and, for tasks with items, `items` and `item_mask` (rows, most items)."""
         ...
 
 
@@ -94,8 +96,10 @@ def collate(
     used = rows if missing <= 0 else np.concatenate([rows, np.full(missing, filler, dtype=np.int64)])
     length = None if shape is None else shape[1]
     inputs = {name: torch.from_numpy(array) for name, array in data.gather_padded(used, pad_token_id, length).items()}
-    inputs["labels"] = torch.from_numpy(data.labels[used].astype(np.int64))
+    inputs |= {name: torch.from_numpy(array) for name, array in data.targets(used).items()}
     inputs["logits_mask"] = (torch.arange(len(used)) < len(rows)).float()
+    if "item_mask" in inputs:
+        inputs["item_mask"] = inputs["item_mask"] * inputs["logits_mask"].unsqueeze(-1)
     return MicroBatch(used, inputs, dict(teacher(used, length)) if teacher is not None else {})
 
 

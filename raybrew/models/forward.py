@@ -30,9 +30,11 @@ def forward(
 
     `run` stands in for calling the model, such as what `compiled` gives.
 
-    `logits`: (batch, classes). `pooled`: (batch, dim). `hidden.i`: (batch, length, dim), 0 the embedding output, i that
-    of layer i. From layer 1 on: `attention.i` (batch, heads, length, length), scores before the softmax,
-    `attention_probs.i`, their softmax over the real tokens, and `query.i`, `key.i`, `value.i` (batch, length, dim).
+    `logits`: (batch, classes); or, for heads that judge tokens, those at the positions `items` (batch, items) of the
+    inputs: (batch, items, classes), classes being start and end for question answering. `pooled`: (batch, dim).
+    `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
+    From layer 1 on: `attention.i` (batch, heads, length, length), scores before the softmax, `attention_probs.i`,
+    their softmax over the real tokens, and `query.i`, `key.i`, `value.i` (batch, length, dim).
     ModelError names a layer that the model does not have, and what it cannot give.
     """
     layers = [signal for signal in request if signal.kind == "hidden"]
@@ -47,7 +49,7 @@ def forward(
         )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:
-        result[LOGITS] = outputs.logits
+        result[LOGITS] = _logits(outputs, inputs.get("items"))
     for signal in layers:
         if signal.layer is None or signal.layer >= len(outputs.hidden_states):
             raise ModelError(
@@ -55,6 +57,16 @@ def forward(
             )
         result[signal] = outputs.hidden_states[signal.layer]
     return result | attention | pooled
+
+
+def _logits(outputs: Mapping[str, Tensor], items: Tensor | None) -> Tensor:
+    if "logits" in outputs:
+        logits = outputs["logits"]
+    else:
+        logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+    if items is None:
+        return logits
+    return logits.gather(1, items.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -31,7 +32,10 @@ __all__ = [
 ]
 
 #: Task kind -> the Auto class that gives its head.
-AUTO_CLASSES: dict[str, Any] = {"classification": AutoModelForSequenceClassification}
+AUTO_CLASSES: dict[str, Any] = {
+    "classification": AutoModelForSequenceClassification,
+    "tagging": AutoModelForTokenClassification,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,15 +67,15 @@ class Teacher:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def encode(self, rows: pa.Table, aside: dict[int, str] | None = None) -> pa.Table:
-        """Examples of parsed rows: id, input_ids list<int32> and, where the tokenizer gives them, token_type_ids.
+        """Examples of units: id, input_ids list<int32>; token_type_ids and items where tokenizer and task give them.
 
         A row that has no tokens, or whose tokenising fails, is a DataError; with `aside` it becomes an example without
         tokens, and `aside` gets its number and the reason.
         """
-        content = {name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("id", "label")}
+        content = {name: rows.column(name).to_pylist() for name in self.task.content_columns}
         encoded, reasons = self._tokens(content, rows.num_rows)
         arrays = {"id": rows.column("id").combine_chunks()}
-        for name, kind in (("input_ids", pa.int32()), ("token_type_ids", pa.int8())):
+        for name, kind in (("input_ids", pa.int32()), ("token_type_ids", pa.int8()), ("items", pa.int32())):
             if name in encoded:
                 arrays[name] = pa.array(encoded[name], pa.list_(kind))
         if reasons and aside is None:
@@ -87,9 +87,7 @@ class Teacher:
             aside.update(reasons)
         return pa.table(arrays)
 
-    def _tokens(
-        self, content: dict[str, list[Any]], num_rows: int
-    ) -> tuple[dict[str, list[list[int]]], dict[int, str]]:
+    def _tokens(self, content: dict[str, list[Any]], num_rows: int) -> tuple[dict[str, list[Any]], dict[int, str]]:
         """Token columns of all rows, empty for bad ones, and what is wrong with these."""
         reasons: dict[int, str] = {}
         try:
@@ -226,13 +224,20 @@ class Teacher:
         longest = int(lengths.max())
         real = np.arange(longest) < lengths[:, None]
         pad_values = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
-        arrays = {name: column.gather_padded(rows, pad_values[name], longest) for name, column in columns.items()}
+        arrays = {
+            name: columns[name].gather_padded(rows, value, longest)
+            for name, value in pad_values.items()
+            if name in columns
+        }
         arrays["attention_mask"] = real
+        masks = {"tokens": real}
+        if "items" in columns:
+            arrays["items"] = columns["items"].gather_padded(rows, 0)
+            masks["items"] = np.arange(arrays["items"].shape[1]) < columns["items"].lengths[rows, None]
         inputs = {
             name: torch.from_numpy(array.astype(np.int64)).to(self.device, non_blocking=True)
             for name, array in arrays.items()
         }
-        masks = {"tokens": real}
         flat = {
             name: torch.from_numpy(np.flatnonzero(mask)).to(self.device, non_blocking=True)
             for name, mask in masks.items()

@@ -114,7 +114,7 @@ def identify(
 
 def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:
     """The columns of `rows` that are captured; DataError or StoreError if there is nothing to capture."""
-    names = ["id", *(name for name in task.schema().names if name != "label")]
+    names = ["id", *task.content_columns]
     missing = [name for name in names if name not in rows.column_names]
     if missing:
         raise DataError(f"rows to capture lack {', '.join(missing)}; they have {', '.join(rows.column_names)}")

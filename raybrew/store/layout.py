@@ -3,9 +3,10 @@
     <root>/<fingerprint>/
       manifest.json                     written last; what readers go by
       shards/00000.json                 commit mark of a shard: rows, sizes and hashes; what a restarted capture goes by
-      examples/data-00000.arrow         id, input_ids, token_type_ids where the tokenizer gives them
+      examples/data-00000.arrow         id, input_ids; token_type_ids where the tokenizer gives them; for tasks that
+                                        judge parts of a text, items: the positions of tokens that have logits
       index/<xxh3>.arrow                ids, sorted, and their positions; named by its content
-      signals/logits/data-00000.arrow   always float32
+      signals/logits/data-00000.arrow   always float32; one vector a row, or a list of one for each item
       signals/hidden.08/...             float16; other types have folders of their own: hidden.08.bfloat16, .int8, ...
       pending/<token>/                  rows that a running capture still has to compute
 

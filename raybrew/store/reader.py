@@ -215,9 +215,10 @@ class Store:
     def gather(self, signal: Signal, positions: npt.NDArray[np.int64], length: int | None = None) -> Tensor:
         """Outputs of the rows at `positions` in the type they are stored in; StoreError if some have none.
 
-        logits: (n, classes) float32, pooled: (n, dim). hidden, query, key, value: (n, length, dim), zeros behind the
-        `lengths` of each row; `length` defaults to that of the longest. attention, attention_probs: (n, heads, length,
-        length), zeros likewise. What is stored as int8 comes as float32.
+        logits: (n, classes) float32, or (n, items, classes) up to the most items of a row, for tasks with items.
+        pooled: (n, dim). hidden, query, key, value: (n, length, dim). attention, attention_probs: (n, heads, length,
+        length). Zeros stand behind the items or tokens of each row; `length` defaults to that of the longest. What is
+        stored as int8 comes as float32.
         """
         import torch
 
@@ -234,7 +235,7 @@ class Store:
         if isinstance(column, FlatColumn):
             values = column.gather(places)
         elif column.item_shape:
-            values = column.gather_padded(places, 0, length)
+            values = column.gather_padded(places, 0, None if signal.layer is None else length)
         else:
             values = column.gather_squares(places, self.dim(signal), length)
         if values.dtype == np.uint16:

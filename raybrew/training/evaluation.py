@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,24 +28,32 @@ def compute_logits(
     context: Context,
     precision: Precision,
     progress: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """float32 (rows, classes) logits of `model` in the order of `data`, on every worker.
+) -> np.ndarray | list[np.ndarray]:
+    """float32 logits of `model` in the order of `data`, on every worker: (rows, classes), or (items, classes) a row.
 
     Batches are cut by a token budget from rows sorted by length; ranks take every `world_size`-th batch.
     """
     was_training = model.training
     model.eval()
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    parts: list[tuple[np.ndarray, Any]] = []
     batches = list(_batches(data.lengths))
     with torch.inference_mode(), precision.autocast():
         for rows in batches[context.rank :: context.world_size]:
             batch = collate(rows, data, pad_token_id, None).to(context.device)
             logits = forward(model, batch.inputs, (LOGITS,))[LOGITS]
-            parts.append((rows, logits.float().cpu().numpy()))
+            values = logits.float().cpu().numpy()
+            if "item_mask" in batch.inputs:
+                counts = batch.inputs["item_mask"].sum(dim=1).long().tolist()
+                parts.append((rows, [row[:count].copy() for row, count in zip(values, counts, strict=True)]))
+            else:
+                parts.append((rows, values))
             if progress is not None:
                 progress(len(rows) * context.world_size)
     model.train(was_training)
     gathered = [part for share in context.gather(parts) for part in share]
+    if isinstance(gathered[0][1], list):
+        by_row = {row: values for rows, share in gathered for row, values in zip(rows.tolist(), share, strict=True)}
+        return [by_row[row] for row in range(len(data.lengths))]
     result = np.empty((len(data.lengths), *gathered[0][1].shape[1:]), dtype=np.float32)
     for rows, values in gathered:
         result[rows] = values

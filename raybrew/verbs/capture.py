@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raybrew.config import Experiment
-from raybrew.errors import DataError
+from raybrew.config import Experiment, StudentConfig
+from raybrew.errors import ConfigError, DataError
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
@@ -19,10 +19,10 @@ from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
 from raybrew.store.storage import stores_root
 from raybrew.verbs.job import objective_of
-from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
-__all__ = ["capture", "capture_table", "request_of", "store_root", "usable_rows"]
+__all__ = ["capture", "capture_table", "request_of", "store_root", "tokenizer_source", "usable_rows"]
 
 
 def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter: Reporter | None = None) -> Store:
@@ -36,7 +36,9 @@ def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter:
     rows = read_rows(experiment, teacher, reporter.say)
     check_teacher_labels(teacher, rows.labels)
     request = request_of(experiment, teacher, rows.labels.names) or (LOGITS,)
-    return capture_table(experiment, teacher, rows.training, request, reporter)
+    student = tokenizer_source(experiment, teacher) if experiment.student != StudentConfig() else None
+    units = units_of(experiment, rows.training, teacher, student)
+    return capture_table(experiment, teacher, units, request, reporter)
 
 
 def capture_table(
@@ -44,7 +46,8 @@ def capture_table(
 ) -> Store:
     """The store with `request` for all of `rows`, computed where it lacks something.
 
-    Says which rows the teacher could not compute (`data.on_bad_row: skip`), or is a DataError that names them.
+    `rows` are units. Says which of them the teacher could not compute (`data.on_bad_row: skip`), or is a DataError that
+    names them.
     """
     names = ", ".join(signal.name for signal in sorted_signals(request))
     update: Callable[[int, str], None] | None = None
@@ -102,6 +105,16 @@ def usable_rows(
     if len(found) > len(shown):
         say(f"  ... and {len(found) - len(shown)} more: `raybrew store show {store.location}`")
     return good
+
+
+def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
+    """Where the student's tokenizer comes from: its own model, or the teacher's for a shape."""
+    student = experiment.student
+    if student.model is not None:
+        return ModelSource(student.model, student.revision, student.trust_remote_code)
+    if teacher is None:
+        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
+    return teacher
 
 
 def store_root(experiment: Experiment) -> str:

@@ -16,9 +16,18 @@ from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import capture_table, request_of, store_root, usable_rows
+from raybrew.verbs.capture import capture_table, request_of, store_root, tokenizer_source, usable_rows
 from raybrew.verbs.evaluate import evaluate_teacher
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import (
+    Rows,
+    check_teacher_labels,
+    encode,
+    read_rows,
+    rows_with,
+    task_of,
+    teacher_source,
+    units_of,
+)
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.training import Inputs, train_run
@@ -54,16 +63,17 @@ def distill(
         check_teacher_labels(teacher, rows.labels)
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
-        store = None
-        if teacher is not None and request and experiment.teacher.source != "live":
-            store = _store(experiment, teacher, rows.training, request, reporter)
-            rows = rows.without(~usable_rows(experiment, store, rows.training, request))
-        tokens = _tokenizer_source(experiment, teacher)
+        store, tokens = None, tokenizer_source(experiment, teacher)
         if teacher is not None and request:
             _check_tokenizers(experiment, teacher, tokens, request)
+            if experiment.teacher.source != "live":
+                units = units_of(experiment, rows.training, teacher, tokens)
+                store = _store(experiment, teacher, units, request, reporter)
+                bad = ~usable_rows(experiment, store, units, request)
+                rows = rows.without(rows_with(units, bad, rows.training.num_rows))
         inputs = Inputs(
             rows.labels,
-            encode(experiment, rows.training, tokens),
+            encode(experiment, rows.training, tokens, teacher if request else None),
             encode(experiment, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
             rows.num_labelled,
             rows.num_unlabeled,
@@ -87,7 +97,7 @@ def distill(
 def _store(
     experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: tuple[Signal, ...], reporter: Reporter
 ) -> Store:
-    """The store that the student reads: as it is for `source: store`, completed first for `auto`."""
+    """The store that the student reads: as it is for `source: store`, completed first for `auto`. `rows` are units."""
     if experiment.teacher.source == "auto":
         return capture_table(experiment, teacher, rows, request, reporter)
     store = find_store(
@@ -102,15 +112,6 @@ def _store(
     )
     usable_rows(experiment, store, rows, request, reporter.say)
     return store
-
-
-def _tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
-    student = experiment.student
-    if student.model is not None:
-        return ModelSource(student.model, student.revision, student.trust_remote_code)
-    if teacher is None:
-        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
-    return teacher
 
 
 def _check_tokenizers(

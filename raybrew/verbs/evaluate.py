@@ -70,20 +70,27 @@ def evaluate(
     rows = read_rows(experiment, source, reporter.say, with_unlabeled=False)
     check_teacher_labels(source, rows.labels)
     assert rows.evaluation is not None  # data.eval is given
-    return evaluate_rows(experiment, source, encode(experiment, rows.evaluation.table, source), rows.labels, reporter)
+    table = rows.evaluation.table
+    encoded = encode(experiment, table, source)
+    return evaluate_rows(experiment, source, encoded, table.num_rows, rows.labels, reporter)
 
 
 def evaluate_rows(
-    experiment: Experiment, source: ModelSource, rows: EncodedRows, labels: Labels, reporter: Reporter
+    experiment: Experiment,
+    source: ModelSource,
+    rows: EncodedRows,
+    num_rows: int,
+    labels: Labels,
+    reporter: Reporter,
 ) -> Evaluation:
-    """Metrics of `source` over encoded rows."""
+    """Metrics of `source` over the encoded units of `num_rows` source rows."""
     started = time.monotonic()
     network = load_model(source, experiment.task.kind)
     logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {Path(source.model).name}")
-    metrics = task_of(experiment).metrics(logits, np.asarray(rows.labels), len(labels))
+    metrics = task_of(experiment).metrics(logits, rows, rows.rows, labels)
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
-    return Evaluation(source.model, metrics, rows.num_rows, count_parameters(network), size, seconds)
+    return Evaluation(source.model, metrics, num_rows, count_parameters(network), size, seconds)
 
 
 def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, reporter: Reporter) -> Evaluation:
@@ -96,7 +103,7 @@ def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, r
         return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         pass  # not computed yet, or by another version
-    found = evaluate_rows(experiment, teacher, encoded, rows.labels, reporter)
+    found = evaluate_rows(experiment, teacher, encoded, len(rows.evaluation), rows.labels, reporter)
     device = pick_device(experiment.train.device)
     length = max(2, int(np.median(encoded.lengths)))
     latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
@@ -107,8 +114,8 @@ def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, r
 
 def logits_of(
     experiment: Experiment, network: Any, source: ModelSource, rows: EncodedRows, reporter: Reporter, title: str
-) -> np.ndarray:
-    """float32 (rows, classes) logits of a loaded model, in this process."""
+) -> np.ndarray | list[np.ndarray]:
+    """float32 logits of a loaded model, in this process: (rows, classes), or (items, classes) for each row."""
     device = pick_device(experiment.train.device)
     precision = Precision(pick_precision(experiment.train.precision, device), device)
     pad_token_id = load_tokenizer(source).pad_token_id

@@ -62,7 +62,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         assert source is not None  # a finetune spec always names its starting point
         student: nn.Module = load_model(source, experiment.task.kind, labels.names)
         tokenizer = load_tokenizer(source)
-        objective = build_objective(_labels_only(experiment))
+        objective = build_objective(_labels_only(experiment), head=task_of(experiment).head)
     else:
         student, tokenizer, description = build_student(
             experiment.student, source, experiment.task.kind, labels.names, config.seed
@@ -137,7 +137,7 @@ def newest_state(checkpoints: Checkpoints, context: Context) -> tuple[int, dict[
 def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSource | None) -> Objective:
     """The objective of `distill`: matches resolved for the depths and widths of these two models."""
     if not any(match.weight for match in experiment.distill.matches):
-        return build_objective(experiment.distill)
+        return build_objective(experiment.distill, head=task_of(experiment).head)
     assert teacher is not None  # checked with the configuration: matches need a teacher
     teacher_config = load_config(teacher)
     student, wanted = dims_of(student_config), dims_of(teacher_config)
@@ -149,6 +149,7 @@ def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSour
         {match.teacher: _size(wanted, match.teacher) for match in matches},
         seed=experiment.train.seed,
         teacher_heads=wanted.heads,
+        head=task_of(experiment).head,
     )
 
 
@@ -281,7 +282,7 @@ class _RunHooks:
         if self.evaluation is None:
             return {}
         logits = compute_logits(student, self.evaluation, self.tokenizer.pad_token_id, self.context, self.precision)
-        return self.task.metrics(logits, np.asarray(self.evaluation.labels), len(self.labels))
+        return self.task.metrics(logits, self.evaluation, self.evaluation.rows, self.labels)
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         save_student(student, self.tokenizer, self.run.student, "", weights)

@@ -1,4 +1,4 @@
-"""predict: labels and probabilities of new rows."""
+"""predict: what a model says of new rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Predictions for the rows of `source` (any format that `data.train` may have; labels are ignored), in its order.
 
-    Each is the row's content with `label`, `score` (its probability) and `scores` of all labels.
+    Each is the row's content with what the task predicts: README, "Tasks", lists it.
     """
     reporter = reporter or QuietReporter()
     chosen = pick_model(experiment, model, run_id)
@@ -43,7 +43,8 @@ def predict(
     network = load_model(chosen, experiment.task.kind)
     logits = logits_of(experiment, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
     content = rows.table.drop_columns(["id", "label"]).to_pylist()
-    return [row | found for row, found in zip(content, task.predictions(logits, labels), strict=True)]
+    predictions = task.predictions(logits, encoded, rows.table, labels)
+    return [row | found for row, found in zip(content, predictions, strict=True)]
 
 
 def write_predictions(predictions: list[dict[str, Any]], path: Path) -> None:

@@ -5,20 +5,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
-from raybrew.data.encoded import EncodedRows, encode_rows
+from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, model_labels
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
 
-__all__ = ["Rows", "Say", "check_teacher_labels", "encode", "read_rows", "task_of", "teacher_source"]
+__all__ = [
+    "Rows",
+    "Say",
+    "check_teacher_labels",
+    "encode",
+    "read_rows",
+    "rows_with",
+    "task_of",
+    "teacher_source",
+    "tokenizers_of",
+    "units_of",
+]
 
 #: Takes one line for the user.
 Say = Callable[[str], None]
@@ -26,7 +38,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Parsed rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
+    """Parsed source rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
 
     training: pa.Table
     num_labelled: int
@@ -51,10 +63,10 @@ class Rows:
 
 def task_of(experiment: Experiment) -> Task:
     """The experiment's task, reading its columns."""
-    columns, config = experiment.data.columns, experiment.task
+    config = experiment.task
     if isinstance(config, MultiTaskConfig):
         raise ConfigError(f"task: one task is needed, this experiment has {', '.join(config.tasks)}; choose one")
-    return build_task(config, columns.text, columns.text_pair, columns.label)
+    return build_task(config, experiment.data.columns)
 
 
 def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:
@@ -116,10 +128,40 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
         )
 
 
-def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource) -> EncodedRows:
-    """The rows as token ids of that tokenizer, memory-mapped out of the experiment's cache."""
+def encode(
+    experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, other: ModelSource | None = None
+) -> EncodedRows:
+    """The units of source rows as token ids of that tokenizer, memory-mapped out of the experiment's cache.
+
+    Units are cut so that they also fit the tokenizer of `other`, if one is given.
+    """
     folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
-    return encode_rows(table, task_of(experiment), load_tokenizer(tokenizer_source), folder)
+    tokenizer, *others = tokenizers_of(tokenizer_source, other)
+    return encode_rows(table, task_of(experiment), tokenizer, folder, others=others)
+
+
+def units_of(experiment: Experiment, rows: pa.Table, teacher: ModelSource, student: ModelSource | None) -> pa.Table:
+    """The units of source rows, cut so that they fit the tokenizers of both models."""
+    return task_of(experiment).units(rows, tokenizers_of(teacher, student))
+
+
+def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> npt.NDArray[np.bool_]:
+    """Which of `num_rows` source rows have one of the `chosen` (units,) units."""
+    if "row" not in units.column_names:
+        return chosen
+    found = np.zeros(num_rows, np.bool_)
+    found[units.column("row").to_numpy()[chosen]] = True
+    return found
+
+
+def tokenizers_of(source: ModelSource, other: ModelSource | None) -> list[Any]:
+    """The tokenizer of `source`, and that of `other` if it is another one."""
+    tokenizers = [load_tokenizer(source)]
+    if other is not None and other != source:
+        second = load_tokenizer(other)
+        if tokenizer_fingerprint(second) != tokenizer_fingerprint(tokenizers[0]):
+            tokenizers.append(second)
+    return tokenizers
 
 
 def finetune_config(experiment: Experiment) -> FinetuneConfig:

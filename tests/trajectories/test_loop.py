@@ -54,6 +54,9 @@ class Rows:
         self.ids[:, 0] = np.arange(NUM_ROWS)
         self.labels = random.integers(-1, CLASSES, NUM_ROWS).astype(np.int32)
 
+    def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"labels": self.labels[rows].astype(np.int64)}
+
     def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
         longest = length or max(len(self.tokens[row]) for row in rows)
         ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)

@@ -20,6 +20,9 @@ class Rows:
         self.labels = (np.arange(num_rows) % 3 - 1).astype(np.int32)
         self.fail_at = fail_at
 
+    def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"labels": self.labels[rows].astype(np.int64)}
+
     def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
         if self.fail_at is not None and self.fail_at in rows:
             raise OSError("the disk went away")
