@@ -149,10 +149,14 @@ def _verify_live(path: Path, overrides: list[str], rows: int, as_json: bool, fou
 
     experiment = load_experiment(path, overrides)
     make_reporter().say(f"{path}: computing {rows} rows again, twice")
-    checks = verify_live(experiment, rows)
-    found.append({"experiment": str(path), "live": [dataclasses.asdict(check) for check in checks]})
-    good = all(check.agrees for check in checks)
-    if not as_json:
+    good = True
+    for name, checks in verify_live(experiment, rows).items():
+        told = f"{path}: {name}" if name else str(path)
+        found.append({"experiment": told, "live": [dataclasses.asdict(check) for check in checks]})
+        same = all(check.agrees for check in checks)
+        good = good and same
+        if as_json:
+            continue
         from rich.table import Table
 
         table = Table("signal", "type", "rows", "store - teacher", "of it rounding", "teacher twice", "verdict")
@@ -161,7 +165,7 @@ def _verify_live(path: Path, overrides: list[str], rows: int, as_json: bool, fou
             verdict = "agrees" if check.agrees else "DIFFERS"
             table.add_row(check.signal, check.element_type, str(check.rows), *numbers, verdict)
         results().print(table, markup=False)
-        write_line(f"{path}: the store {'is' if good else 'IS NOT'} what the teacher gives")
+        write_line(f"{told}: the store {'is' if same else 'IS NOT'} what the teacher gives")
     return good
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -83,4 +84,6 @@ def checkpoint_layers(model: nn.Module) -> None:
     """Make `model` compute its layers anew in the backward pass; ModelError if it cannot."""
     if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
         raise ModelError(f"train.gradient_checkpointing: {type(model).__name__} cannot do it; set it to false")
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():  # of its next name, which the oldest transformers that we support lack
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]

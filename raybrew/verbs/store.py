@@ -15,6 +15,7 @@ from raybrew.store.reader import Store, StoreEntry, entry_of
 from raybrew.store.storage import is_remote, stores_at, stores_root
 
 if TYPE_CHECKING:
+    from raybrew.models.loading import ModelSource
     from raybrew.store.live import LiveCheck
 
 __all__ = [
@@ -75,27 +76,51 @@ def verify_stores(target: str = "runs/store") -> tuple[StoreCheck, ...]:
     return tuple(checks)
 
 
-def verify_live(experiment: Experiment, rows: int = 64, *, teacher_run: str | None = None) -> tuple[LiveCheck, ...]:
+def verify_live(
+    experiment: Experiment,
+    rows: int = 64,
+    *,
+    task: str | None = None,
+    teacher: str | None = None,
+    teacher_run: str | None = None,
+) -> dict[str, tuple[LiveCheck, ...]]:
     """Computes that many rows of the experiment's store again with its teacher, and compares each signal.
 
-    `StoreError` if there is no store of just this teacher: a changed one has another fingerprint.
+    By name of task and teacher as `capture_all` gives them ("" where there is one of each); `task` and `teacher` choose
+    one of several. StoreError if there is no store of just this teacher: a changed one has another fingerprint.
     """
+    from raybrew.config.views import one_teacher
+    from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
+
+    if rows < 1:
+        raise StoreError(f"--live {rows}: allowed are 1 row or more")
+    found: dict[str, tuple[LiveCheck, ...]] = {}
+    for name, view in chosen_tasks(experiment, task).items():
+        sources = teacher_sources(view, teacher_run)
+        for member in chosen_teachers(list(sources), teacher):
+            one = one_teacher(view, member)
+            if one.teacher.source != "live" or len(sources) == 1:
+                label = "/".join(part for part in (name, member) if part)
+                found[label] = _compare_one(one, sources[member], rows)
+    return found
+
+
+def _compare_one(view: Experiment, source: ModelSource, rows: int) -> tuple[LiveCheck, ...]:
+    """`verify_live` of an experiment of one task and one teacher."""
     from torch import nn
 
     from raybrew.models.loading import pick_device
     from raybrew.store.compute import Teacher
     from raybrew.store.find import find_any, identify
     from raybrew.store.live import compare_live
-    from raybrew.verbs.prepare import task_of, teacher_source
+    from raybrew.verbs.prepare import task_of
 
-    if rows < 1:
-        raise StoreError(f"--live {rows}: allowed are 1 row or more")
-    task, source, settings = task_of(experiment), teacher_source(experiment, teacher_run), experiment.teacher
+    task, settings = task_of(view), view.teacher
     known, model, tokenizer = identify(task, source, (), settings.device, settings.precision)
-    store = find_any(known, source, stores_root(experiment.store), experiment.store.cache)
+    store = find_any(known, source, stores_root(view.store), view.store.cache)
     device = pick_device(settings.device, "teacher.device")
     module: nn.Module = model
     teacher = Teacher(
-        module.to(device).eval(), tokenizer, task, device, known.precision, "float32", experiment.store.batch_tokens
+        module.to(device).eval(), tokenizer, task, device, known.precision, "float32", view.store.batch_tokens
     )
     return compare_live(store, teacher, rows)

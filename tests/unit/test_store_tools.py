@@ -136,7 +136,7 @@ def test_verify_finds_a_changed_byte_and_a_missing_file(copied: Path) -> None:
 
 
 def test_verify_live_compares_every_signal_in_every_type(project: Path) -> None:
-    checks = verify_live(experiment(project), 12)
+    (checks,) = verify_live(experiment(project), 12).values()
     assert {(check.signal, check.element_type) for check in checks} == {
         ("logits", "float32"),
         *((name, element_type) for name in SIGNALS for element_type in ("float16", "int8")),
@@ -172,7 +172,7 @@ def test_verify_live_finds_values_that_are_not_the_teachers(copied: Path) -> Non
     (path / "manifest.json").write_text(json.dumps(manifest | {k: original[k] for k in ("fingerprint", "parts")}))
     assert tree(path) != good
     assert Store.open(path).verify() == ()
-    verdicts = {check.signal: check.agrees for check in verify_live(experiment(copied), 16)}
+    verdicts = {check.signal: check.agrees for check in verify_live(experiment(copied), 16)[""]}
     assert verdicts == {"hidden.01": False, "logits": False}
 
 
