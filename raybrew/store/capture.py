@@ -41,6 +41,7 @@ from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
 from raybrew.store.storage import Storage, open_storage, storage_errors
+from raybrew.store.usage import mark_used
 from raybrew.store.worker import (
     ShardResult,
     ShardWorker,
@@ -113,6 +114,7 @@ def capture(
                     _run_on_ray(settings, tasks, store, reporter)
                 pending.check()
                 publish(storage, known.parts, teacher.model, committed_shards(storage))
+    mark_used(storage)
     return Store.open(storage, known.fingerprint, store.element_type)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
-from raybrew.store.storage import is_remote
+from raybrew.store.storage import stores_root
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
@@ -176,10 +175,7 @@ def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> Mod
 
 def store_root(experiment: Experiment) -> str:
     """Folder or URL of all teacher stores."""
-    given = experiment.store.path
-    if given is not None and is_remote(given):
-        return given.rstrip("/")
-    return str(Path(given or Path(experiment.store.storage_path) / "store").absolute())
+    return stores_root(experiment.store)
 
 
 def request_of(
