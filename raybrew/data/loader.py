@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from raybrew.data.sampler import Order, padded_length, share_of_rank
 from raybrew.signals import Signal
 
-__all__ = ["MicroBatch", "StepBatch", "StepLoader", "TokenRows", "collate"]
+__all__ = ["MicroBatch", "StepBatch", "StepLoader", "TokenRows", "collate", "prefetched"]
 
 
 class TokenRows(Protocol):
@@ -36,6 +36,8 @@ class TokenRows(Protocol):
         """`labels` of the given rows and, for tasks with items, `items` and `item_mask` (rows, most items)."""
         ...
 
+
+Item = TypeVar("Item")
 
 #: Stored teacher signals of the given rows, padded to a length, or to the longest of them.
 SignalSource = Callable[[np.ndarray, int | None], Mapping[Signal, Tensor]]
@@ -140,35 +142,7 @@ class StepLoader:
         self.depth = depth
 
     def __iter__(self) -> Iterator[StepBatch]:
-        ready: queue.Queue[Any] = queue.Queue(maxsize=self.depth)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._produce, args=(ready, stop), name="raybrew-loader", daemon=True)
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            while thread.is_alive():  # a producer blocked on a full queue must see `stop`
-                try:
-                    ready.get_nowait()
-                except queue.Empty:
-                    thread.join(timeout=0.05)
-
-    def _produce(self, ready: queue.Queue[Any], stop: threading.Event) -> None:
-        try:
-            for batch in self.steps():
-                if stop.is_set():
-                    return
-                ready.put(batch)
-            ready.put(None)
-        except BaseException as error:  # handed to the consumer, which raises it
-            ready.put(error)
+        return prefetched(self.steps(), self.depth)
 
     def steps(self) -> Iterator[StepBatch]:
         """The same steps without a thread."""
@@ -210,3 +184,37 @@ def _pinned(batch: MicroBatch) -> MicroBatch:
         {key: value.pin_memory() for key, value in batch.inputs.items()},
         {key: value.pin_memory() for key, value in batch.teacher.items()},
     )
+
+
+def prefetched(steps: Iterator[Item], depth: int) -> Iterator[Item]:
+    """`steps`, taken by a thread that keeps `depth` of them ready; an error in it is raised to the caller."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    thread = threading.Thread(target=_produce, args=(steps, ready, stop), name="raybrew-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        while thread.is_alive():  # a producer blocked on a full queue must see `stop`
+            try:
+                ready.get_nowait()
+            except queue.Empty:
+                thread.join(timeout=0.05)
+
+
+def _produce(steps: Iterator[Any], ready: queue.Queue[Any], stop: threading.Event) -> None:
+    try:
+        for batch in steps:
+            if stop.is_set():
+                return
+            ready.put(batch)
+        ready.put(None)
+    except BaseException as error:  # handed to the consumer, which raises it
+        ready.put(error)

@@ -113,16 +113,16 @@ def build_objective(
     student_dims: Mapping[Signal, int] | None = None,
     teacher_dims: Mapping[Signal, int] | None = None,
     seed: int = 0,
-    teacher_heads: int | None = None,
+    teacher_heads: int | Mapping[str | None, int] | None = None,
     head: Head | None = None,
 ) -> Objective:
     """The objective of an experiment: KD on logits, labels, and layer matches.
 
     `head` is that of the task; by default one class per row.
     `student_dims` and `teacher_dims` give the width of each signal that `matches` names, and the number of heads of
-    each attention signal; `teacher_heads` are the relation heads of matches that set none. LossError names a match in
-    which these differ where the loss needs them equal and no projection helps, or that cannot be cut into its heads.
-    Projections start from `seed`.
+    each attention signal; `teacher_heads` (of several teachers: by name) are the relation heads of
+    matches that set none. LossError names a match in which these differ where the loss needs them equal and no
+    projection helps, or that cannot be cut into its heads. Projections start from `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     head = head or ClassHead()
@@ -143,7 +143,8 @@ def build_objective(
         loss = entry.load()
         if entry.needs == "qkv":
             sizes = student_dims[match.student], teacher_dims[match.teacher]
-            loss = functools.partial(loss, num_heads=_relation_heads(match, *sizes, teacher_heads))
+            heads = teacher_heads.get(match.teacher.teacher) if isinstance(teacher_heads, Mapping) else teacher_heads
+            loss = functools.partial(loss, num_heads=_relation_heads(match, *sizes, heads))
         projection = _projection_for(match, student_dims[match.student], teacher_dims[match.teacher], entry, generator)
         key = match.name.replace(".", "_")
         if projection is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,7 +42,15 @@ def build_order(lengths: np.ndarray, config: TrainConfig) -> Order:
     return Order(lengths, BatchSize(config.batch_size, config.batch_tokens, config.compile), config.seed)
 
 
-def total_steps(order: Order, config: TrainConfig) -> int:
+class Epochs(Protocol):
+    """How the steps of a run divide into epochs."""
+
+    def first_step(self, epoch: int) -> int: ...
+    def epoch_of(self, step: int) -> int: ...
+    def progress(self, finished_steps: int) -> float: ...
+
+
+def total_steps(order: Epochs, config: TrainConfig) -> int:
     """Optimizer steps of a whole run."""
     steps = order.first_step(config.epochs)
     return steps if config.max_steps is None else min(steps, config.max_steps)
@@ -67,7 +75,7 @@ class EncodedProgram:
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
         self.find_unused = not trainee.objective.uses_all_of_student
         self.num_steps = loader.num_steps
-        self.order = loader.order
+        self.order: Epochs = loader.order
         self.patience = None if config.early_stopping is None else Patience(config.early_stopping)
         self.max_grad_norm = config.max_grad_norm
         self.save_seconds = 60 * config.checkpoint_minutes
@@ -79,7 +87,7 @@ class EncodedProgram:
         return self.order.progress(step)
 
     def example_ids(self, step: int) -> Sequence[str]:
-        return [self.loader.data.ids[row].tobytes().hex() for row in self.order.batch(step)]
+        return [self.loader.data.ids[row].tobytes().hex() for row in self.loader.order.batch(step)]
 
     def counts(self, batch: StepBatch) -> Tensor:
         objective = self.trainee.objective

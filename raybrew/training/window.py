@@ -127,7 +127,9 @@ class Window:
         )
         shares = [share / self.num_steps for share in whole["shares"]]
         record: dict[str, Any] = {"loss": sum(mean * share for mean, share in zip(weighted, shares, strict=True))}
-        record |= {f"loss/{name}": mean for name, mean in zip(self.names, means, strict=True)}
+        # Terms of tasks that had no step have nothing to say.
+        named = zip(self.names, means, shares, strict=True)
+        record |= {f"loss/{name}": mean for name, mean, share in named if share > 0}
         record |= {
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,

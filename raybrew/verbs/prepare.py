@@ -121,28 +121,26 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
             f"the teacher {teacher.model} has {config.num_labels} classes ({shown}), the data has {len(ours)} "
             f"({', '.join(ours[:20])}); fine-tune it on this data, or set task.labels to the teacher's"
         )
-    if theirs and theirs != ours:
+    if labels.named and theirs and theirs != ours:
         raise DataError(
             f"the teacher {teacher.model} has the classes {', '.join(theirs[:20])} in this order, the data has "
             f"{', '.join(ours[:20])}; set task.labels={theirs} or fine-tune the teacher again"
         )
 
 
-def encode(
-    experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, other: ModelSource | None = None
-) -> EncodedRows:
+def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, *others: ModelSource) -> EncodedRows:
     """The units of source rows as token ids of that tokenizer, memory-mapped out of the experiment's cache.
 
-    Units are cut so that they also fit the tokenizer of `other`, if one is given.
+    Units are cut so that they also fit the tokenizers of `others`.
     """
     folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
-    tokenizer, *others = tokenizers_of(tokenizer_source, other)
-    return encode_rows(table, task_of(experiment), tokenizer, folder, others=others)
+    tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
+    return encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
 
 
-def units_of(experiment: Experiment, rows: pa.Table, teacher: ModelSource, student: ModelSource | None) -> pa.Table:
-    """The units of source rows, cut so that they fit the tokenizers of both models."""
-    return task_of(experiment).units(rows, tokenizers_of(teacher, student))
+def units_of(experiment: Experiment, rows: pa.Table, *models: ModelSource) -> pa.Table:
+    """The units of source rows, cut so that they fit the tokenizers of all these models."""
+    return task_of(experiment).units(rows, tokenizers_of(*models))
 
 
 def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> npt.NDArray[np.bool_]:
@@ -154,14 +152,13 @@ def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> 
     return found
 
 
-def tokenizers_of(source: ModelSource, other: ModelSource | None) -> list[Any]:
-    """The tokenizer of `source`, and that of `other` if it is another one."""
-    tokenizers = [load_tokenizer(source)]
-    if other is not None and other != source:
-        second = load_tokenizer(other)
-        if tokenizer_fingerprint(second) != tokenizer_fingerprint(tokenizers[0]):
-            tokenizers.append(second)
-    return tokenizers
+def tokenizers_of(source: ModelSource, *others: ModelSource) -> list[Any]:
+    """The tokenizer of `source`, and those of `others` that differ from it and from one another."""
+    found: dict[str, Any] = {}
+    for each in dict.fromkeys((source, *others)):
+        tokenizer = load_tokenizer(each)
+        found.setdefault(tokenizer_fingerprint(tokenizer), tokenizer)
+    return list(found.values())
 
 
 def finetune_config(experiment: Experiment) -> FinetuneConfig:
