@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
     from raybrew.verbs.result import RunResult
+    from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
 
 _WHERE = {
     "ADAPTOR_KEYS": "raybrew.textbrewer.presets",
@@ -65,6 +66,12 @@ _WHERE = {
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "PruneRules": "raybrew.verbs.store",
+    "list_stores": "raybrew.verbs.store",
+    "plan_prune": "raybrew.verbs.store",
+    "prune_stores": "raybrew.verbs.store",
+    "verify_live": "raybrew.verbs.store",
+    "verify_stores": "raybrew.verbs.store",
     "build_experiment": "raybrew.config.loading",
     "capture": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
@@ -93,6 +100,7 @@ __all__ = [
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
+    "PruneRules",
     "QuietReporter",
     "RunResult",
     "Store",
@@ -103,10 +111,15 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "list_stores",
     "load_experiment",
+    "plan_prune",
     "predict",
+    "prune_stores",
     "register_new",
     "report",
+    "verify_live",
+    "verify_stores",
 ]
 
 

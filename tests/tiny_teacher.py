@@ -70,9 +70,9 @@ def small_store(**changes: object) -> StoreConfig:
 
 
 def tree(root: Path) -> dict[str, str]:
-    """Relative path -> hash of every file below `root`, the lock left out."""
+    """Relative path -> hash of every file below `root`, lock and date of use left out."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", ".used")
     }

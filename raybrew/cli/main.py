@@ -18,6 +18,7 @@ from raybrew.cli.list import list_names
 from raybrew.cli.predict import predict
 from raybrew.cli.report import report
 from raybrew.cli.show import show
+from raybrew.cli.store import store_app
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
 from raybrew.errors import RaybrewError
@@ -63,6 +64,7 @@ app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("show")(show)
 app.command("report")(report)
+app.add_typer(store_app, name="store")
 
 
 def main(arguments: list[str] | None = None) -> None:

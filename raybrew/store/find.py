@@ -18,11 +18,13 @@ from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
 from raybrew.store.fingerprint import store_parts, teacher_fingerprint
+from raybrew.store.layout import read_manifest
 from raybrew.store.reader import Store
-from raybrew.store.storage import open_storage
+from raybrew.store.storage import open_storage, stores_below
+from raybrew.store.usage import mark_used
 from raybrew.tasks.base import Task
 
-__all__ = ["StoreIdentity", "checked_rows", "find_store", "identify"]
+__all__ = ["StoreIdentity", "checked_rows", "find_any", "find_store", "identify"]
 
 
 def find_store(
@@ -39,15 +41,46 @@ def find_store(
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
     known, _, _ = identify(task, teacher, request, device, precision)
-    storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
-    found = Store.open(storage, known.fingerprint, store.element_type)
+    found = find_any(known, teacher, store_root, store.cache, store.element_type)
     positions = found.locate(row_ids(rows))
     lacking = [signal.name for signal in request if not found.has(signal, positions)]
     if lacking:
         raise StoreError(
             f"{found.location}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it"
         )
+    mark_used(found.storage)
     return found
+
+
+def find_any(
+    known: StoreIdentity,
+    teacher: ModelSource,
+    store_root: str | Path,
+    cache: str | None,
+    element_type: str | None = None,
+) -> Store:
+    """The store of just this teacher, whatever it holds; StoreError otherwise, with both fingerprints if it changed."""
+    storage = open_storage(f"{store_root}/{known.fingerprint}", cache)
+    if not storage.exists():
+        raise StoreError(_no_store(known, teacher, store_root, cache))
+    return Store.open(storage, known.fingerprint, element_type)
+
+
+def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path, cache: str | None) -> str:
+    """That there is no store of this teacher, and what the one of the same name was computed from instead."""
+    start = f"{store_root}: no store {known.fingerprint} of the teacher {teacher.model}; `raybrew capture` makes it"
+    for storage in stores_below(store_root, cache):
+        try:
+            manifest = read_manifest(storage)
+        except StoreError:
+            continue
+        if manifest["teacher"] == teacher.model:
+            other = [name for name, value in known.parts.items() if manifest["parts"].get(name) != value]
+            return (
+                f"{start}. {manifest['fingerprint']} was captured from another {', '.join(other)} under that name, and "
+                "its outputs are not those of this teacher"
+            )
+    return start
 
 
 @dataclasses.dataclass(frozen=True)

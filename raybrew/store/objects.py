@@ -198,6 +198,12 @@ class ObjectFolder:
 
         return leased(self)
 
+    def holder(self) -> str | None:
+        from raybrew.store.lease import holder_of
+
+        found = holder_of(self)
+        return None if found is None or found.gone else str(found)
+
     def holds(self, token: str) -> bool:
         from raybrew.store.lease import holder_of
 

@@ -29,11 +29,12 @@ from raybrew.store.layout import (
     signal_of,
 )
 from raybrew.store.storage import Storage, open_storage, stores_below
+from raybrew.store.usage import last_used
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RowPositions", "Store", "StoreEntry", "describe", "list_stores"]
+__all__ = ["RowPositions", "Store", "StoreEntry", "describe", "entry_of", "list_stores"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +185,15 @@ class Store:
 
     def dim(self, signal: Signal) -> int:
         """Numbers per row (logits, pooled) or per token (hidden, query, key, value); heads for attention."""
-        return int(self.manifest["signals"][self._stored(signal).folder]["dim"])
+        return int(self.manifest["signals"][self.folder_of(signal)]["dim"])
+
+    def folder_of(self, signal: Signal) -> str:
+        """The folder that `gather` reads `signal` from, which tells its element type."""
+        return self._stored(signal).folder
 
     def set_aside(self, request: Iterable[Signal]) -> dict[str, str]:
         """Rows that the teacher could not compute for one of `request`: example id in hex -> reason."""
-        folders = [EXAMPLES, *(self._stored(signal).folder for signal in request)]
+        folders = [EXAMPLES, *(self.folder_of(signal) for signal in request)]
         return {
             row: reason
             for shard in self._shards
@@ -198,10 +203,14 @@ class Store:
 
     def has(self, signal: Signal, positions: npt.NDArray[np.int64]) -> bool:
         """Whether `signal` is stored for all of these rows."""
+        return bool(self.has_each(signal, positions).all())
+
+    def has_each(self, signal: Signal, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """For which of these rows `signal` is stored."""
         if signal not in self.signals:
-            return False
+            return np.zeros(len(positions), np.bool_)
         shards = np.searchsorted(self._starts, positions, side="right") - 1
-        return bool((self._stored(signal).starts[shards] >= 0).all())
+        return self._stored(signal).starts[shards] >= 0
 
     def gather(self, signal: Signal, positions: npt.NDArray[np.int64], length: int | None = None) -> Tensor:
         """Outputs of the rows at `positions` in the type they are stored in; StoreError if some have none.
@@ -278,11 +287,13 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class StoreEntry:
-    """A folder among stores: an open store, or why it cannot be opened."""
+    """A folder among stores: an open store, or why it cannot be opened. `used` is an ISO date, if it is known."""
 
     location: str
     store: Store | None
     problem: str | None
+    bytes: int
+    used: str | None
 
     @property
     def path(self) -> Path:
@@ -292,18 +303,31 @@ class StoreEntry:
 
 def list_stores(root: str | Path, cache: str | None = None) -> tuple[StoreEntry, ...]:
     """All stores below the folder or URL `root`, finished or not, by name."""
-    entries = []
-    for storage in stores_below(root, cache):
-        try:
-            entries.append(StoreEntry(storage.location, Store.open(storage), None))
-        except StoreError as error:
-            entries.append(StoreEntry(storage.location, None, str(error)))
-    return tuple(entries)
+    return tuple(entry_of(storage) for storage in stores_below(root, cache))
+
+
+def entry_of(storage: Storage) -> StoreEntry:
+    """One store of `list_stores`."""
+    used, size = last_used(storage), sum(storage.files().values())
+    date = None if used is None else used.isoformat(timespec="seconds")
+    try:
+        return StoreEntry(storage.location, Store.open(storage), None, size, date)
+    except StoreError as error:
+        return StoreEntry(storage.location, None, str(error), size, date)
 
 
 def describe(store: Store) -> dict[str, Any]:
     """What a store holds and from what it was computed, as plain values."""
     shards: list[Shard] = store.manifest["shards"]
+    sizes: dict[str, int] = {}
+    aside: dict[str, dict[str, str]] = {}
+    for shard in shards:
+        for folder, info in shard.files.items():
+            sizes[folder] = sizes.get(folder, 0) + info.bytes
+        for folder, rows in shard.set_aside.items():
+            aside.setdefault(folder, {}).update(rows)
+    index = index_file(store.manifest).bytes
+    used = last_used(store.storage)
     return {
         "path": store.location,
         "fingerprint": store.fingerprint,
@@ -313,14 +337,18 @@ def describe(store: Store) -> dict[str, Any]:
         "rows_fingerprint": store.manifest["rows_fingerprint"],
         "tokens": sum(shard.tokens for shard in shards),
         "shards": len(shards),
-        "bytes": index_file(store.manifest).bytes
-        + sum(info.bytes for shard in shards for info in shard.files.values()),
-        "set_aside": sum(len(rows) for shard in shards for rows in shard.set_aside.values()),
-        "signals": dict(store.manifest["signals"]),
+        "bytes": index + sum(sizes.values()),
+        "examples_bytes": sizes[EXAMPLES],
+        "index_bytes": index,
+        "signals": {
+            folder: {**entry, "bytes": sizes.get(folder, 0)} for folder, entry in store.manifest["signals"].items()
+        },
+        "set_aside": aside,
+        "used": None if used is None else used.isoformat(timespec="seconds"),
         "raybrew": store.manifest["raybrew"],
     }
 
 
 def _damage(location: str, problems: tuple[str, ...]) -> str:
     shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-    return f"{location}: damaged: {shown}. Delete what is damaged and capture again: only that is computed anew"
+    return f"{location}: damaged: {shown}. `raybrew capture --verify` computes that anew, and only that"

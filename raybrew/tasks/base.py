@@ -34,9 +34,10 @@ class BadValue(ValueError):  # noqa: N818 (it says what is there)
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Label names in the order of a model's outputs."""
+    """Label names in the order of a model's outputs. Not `named`: any model with as many outputs fits."""
 
     names: tuple[str, ...]
+    named: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,6 +70,11 @@ class Task(Protocol):
     @property
     def columns(self) -> tuple[str, ...]:
         """Source columns that every row must have; the label column is only needed where labels are."""
+        ...
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Further source columns that are read where a source has them."""
         ...
 
     @property
@@ -162,7 +168,10 @@ class Task(Protocol):
 TASKS: Mapping[str, str] = MappingProxyType(
     {
         "classification": "raybrew.tasks.classification:Classification",
+        "multilabel": "raybrew.tasks.multilabel:Multilabel",
+        "regression": "raybrew.tasks.regression:Regression",
         "tagging": "raybrew.tasks.tagging:Tagging",
+        "qa": "raybrew.tasks.qa:QuestionAnswering",
     }
 )
 

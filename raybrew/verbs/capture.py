@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
-from raybrew.store.storage import is_remote
+from raybrew.store.storage import stores_root
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
@@ -36,13 +35,17 @@ def capture(
     teacher: str | None = None,
     teacher_run: str | None = None,
     reporter: Reporter | None = None,
+    verify: bool = False,
 ) -> Store:
     """The teacher's store for this experiment, with everything its objective and `store.signals` ask for.
 
     `task` and `teacher` choose one of several. Rows, signals and whole stores that exist are not computed again; killed
-    at any moment, the same call finishes the missing shards.
+    at any moment, the same call finishes the missing shards. `verify` also reads all that is stored and computes anew
+    what is damaged.
     """
-    found = capture_all(experiment, task=task, teacher=teacher, teacher_run=teacher_run, reporter=reporter)
+    found = capture_all(
+        experiment, task=task, teacher=teacher, teacher_run=teacher_run, reporter=reporter, verify=verify
+    )
     if len(found) > 1:
         raise ConfigError(f"teacher: this experiment has several, choose one or capture_all: {', '.join(found)}")
     return next(iter(found.values()))
@@ -55,6 +58,7 @@ def capture_all(
     teacher: str | None = None,
     teacher_run: str | None = None,
     reporter: Reporter | None = None,
+    verify: bool = False,
 ) -> dict[str, Store]:
     """The stores of all teachers of all tasks, or of those that `task` and `teacher` choose, by name."""
     reporter = reporter or QuietReporter()
@@ -80,7 +84,7 @@ def capture_all(
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
             units = units_of(view, rows.training, source, *together)
-            found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label)
+            found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label, verify)
     if not found:
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
     return found
@@ -93,6 +97,7 @@ def capture_table(
     request: Collection[Signal],
     reporter: Reporter,
     label: str = "",
+    verify: bool = False,
 ) -> Store:
     """The store with `request` for all of `rows`, computed where it lacks something. `label` tells several apart.
 
@@ -123,6 +128,7 @@ def capture_table(
             experiment.teacher.precision,
             show,
             experiment.data.on_bad_row == "skip",
+            verify,
         )
     usable_rows(experiment, store, rows, request, reporter.say)
     return store
@@ -169,10 +175,7 @@ def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> Mod
 
 def store_root(experiment: Experiment) -> str:
     """Folder or URL of all teacher stores."""
-    given = experiment.store.path
-    if given is not None and is_remote(given):
-        return given.rstrip("/")
-    return str(Path(given or Path(experiment.store.storage_path) / "store").absolute())
+    return stores_root(experiment.store)
 
 
 def request_of(

@@ -182,7 +182,7 @@ def test_poison_rows_are_set_aside_and_named(touchy: ModelSource, tmp_path: Path
     if element_type == "float16":
         expected[ids[1]] = f"{hidden}: overflows float16"
     assert store.set_aside([hidden]) == expected
-    assert describe(store)["set_aside"] == 1 + len(expected)
+    assert describe(store)["set_aside"][store.folder_of(hidden)] == expected
     good = store.locate(row_ids(rows)[[0, 2, 4, 5, 6]])
     assert bool(torch.isfinite(store.gather(hidden, good)).all())
     bad = store.gather(hidden, store.locate(row_ids(rows)[[3]]))
