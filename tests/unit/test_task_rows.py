@@ -128,7 +128,7 @@ def test_whole_schemes(tags: str, scheme: str) -> None:
 def test_iob1_becomes_bio_with_the_same_spans() -> None:
     tags = ["I-PER", "I-PER", "B-PER", "I-LOC", "I-LOC", "O", "I-LOC", "B-LOC"]
     bio = bio_of_iob1(tags)
-    assert bio == tuple(["B-PER", "I-PER", "B-PER", "B-LOC", "I-LOC", "O", "B-LOC", "B-LOC"])
+    assert bio == ("B-PER", "I-PER", "B-PER", "B-LOC", "I-LOC", "O", "B-LOC", "B-LOC")
     assert broken_rule(bio, "bio") is None
     assert spans_of(bio) == [Span("PER", 0, 2), Span("PER", 2, 3), Span("LOC", 3, 5), Span("LOC", 6, 7),
                              Span("LOC", 7, 8)]  # fmt: skip
