@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
     from raybrew.store.reader import Store
+    from raybrew.sweeps.result import Sweep, SweepResult
+    from raybrew.sweeps.run import sweep
     from raybrew.textbrewer.configs import FEATURES, DistillationConfig, TrainingConfig
     from raybrew.textbrewer.distillers import (
         BasicDistiller,
@@ -65,6 +67,9 @@ _WHERE = {
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "Sweep": "raybrew.sweeps.result",
+    "SweepResult": "raybrew.sweeps.result",
+    "sweep": "raybrew.sweeps.run",
     "build_experiment": "raybrew.config.loading",
     "capture": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
@@ -96,6 +101,8 @@ __all__ = [
     "QuietReporter",
     "RunResult",
     "Store",
+    "Sweep",
+    "SweepResult",
     "TrainingConfig",
     "__version__",
     "build_experiment",
@@ -107,6 +114,7 @@ __all__ = [
     "predict",
     "register_new",
     "report",
+    "sweep",
 ]
 
 
