@@ -61,16 +61,15 @@ class Plot:
     height: int
 
 
-def all_plots(comparison: Comparison) -> list[Plot]:
-    """Every figure there is data for, the most telling first."""
+def all_plots(comparison: Comparison, of_sweep: bool = False) -> list[Plot]:
+    """Every figure there is data for, the most telling first. Of a sweep: bytes, but no rates and losses of each row."""
     plots = [
         pareto(comparison, "parameters"),
         pareto(comparison, "batch_1"),
         pareto(comparison, "batch_32"),
-        pareto(comparison, "megabytes"),
+        pareto(comparison, "megabytes") if of_sweep else None,
         learning_curves(comparison),
-        learning_rates(comparison),
-        *loss_terms(comparison),
+        *(() if of_sweep else (learning_rates(comparison), *loss_terms(comparison))),
     ]
     return [plot for plot in plots if plot is not None]
 

@@ -121,7 +121,7 @@ class Sweep:
         from raybrew.reports.plots import all_plots
         from raybrew.reports.sweep_plots import sweep_plots
 
-        found = [*all_plots(self.leaderboard), *sweep_plots(self.record, self.leaderboard)]
+        found = [*all_plots(self.leaderboard, of_sweep=True), *sweep_plots(self.record, self.leaderboard)]
         return {plot.name: plot.figure for plot in found}
 
     def cost(self) -> dict[str, Any]:
