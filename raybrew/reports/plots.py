@@ -62,7 +62,7 @@ class Plot:
 
 
 def all_plots(comparison: Comparison, of_sweep: bool = False) -> list[Plot]:
-    """Every figure there is data for, the most telling first. Of a sweep: bytes, but no rates and losses of each row."""
+    """Every figure there is data for, the most telling first. Of a sweep: bytes, no rates and losses."""
     plots = [
         pareto(comparison, "parameters"),
         pareto(comparison, "batch_1"),
