@@ -19,6 +19,7 @@ from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.finish import finish_sweep
 from raybrew.sweeps.ledger import Ledger
+from raybrew.sweeps.mirror import mirror_summary
 from raybrew.sweeps.prepare import control_epochs, prepare_teachers
 from raybrew.sweeps.progress import SweepReporter, quiet_or
 from raybrew.sweeps.result import SweepResult
@@ -86,16 +87,18 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
         finish_sweep(conductor, view)
     finally:
         ledger.write("close", reason=reason)
-    if reason == "finished":
+    if reason != "interrupted":
         _report(ledger.folder)
+        mirror_summary(experiment, ledger.folder)
     return reason
 
 
 def _report(folder: Path) -> None:
-    """The page, with the sweep closed in the ledger that it is made from."""
+    """The page, with the sweep closed in the ledger that it is made from; none while no trial has begun."""
     from raybrew.verbs.report import report
 
-    report([folder], folder / "report.html")
+    if load_sweep(folder).run_folders():
+        report([folder], folder / "report.html")
 
 
 def sweep_folder(experiment: Experiment) -> Path:
