@@ -118,8 +118,9 @@ class SweepRecord:
 
     def finalists(self) -> set[str]:
         """Runs of configurations that were run again with more seeds; empty if none were."""
-        again = {_key(trial) for trial in self.trials if trial.rerun and trial.status == "done"}
-        return {trial.run for trial in self.trials if _key(trial) in again}
+        tried = [trial for trial in self.trials if trial.role == CANDIDATE]
+        again = {_key(trial) for trial in tried if trial.rerun and trial.status == "done"}
+        return {trial.run for trial in tried if _key(trial) in again}
 
 
 def is_sweep(folder: Path) -> bool:
@@ -205,7 +206,7 @@ def after(trial: TrialRecord, record: Mapping[str, Any]) -> TrialRecord:
 
 
 def _key(trial: TrialRecord) -> str:
-    return f"{trial.role} {sorted(trial.values.items(), key=str)}"
+    return str(sorted(trial.values.items(), key=str))
 
 
 def _closed(records: list[dict[str, Any]]) -> str | None:

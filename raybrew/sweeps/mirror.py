@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from raybrew.config import Experiment
 from raybrew.config.scrub import scrub
@@ -36,7 +37,11 @@ def mirror_summary(experiment: Experiment, folder: Path) -> None:
         if (folder / "report.html").is_file():
             tracker.log_page("report", folder / "report.html")
         cost = cost_of(record)
-        values = {"cost/wall_seconds": cost.wall_seconds, "cost/gpu_hours": cost.gpu_hours, "trials": cost.num_trials}
+        values: dict[str, Any] = {
+            "cost/wall_seconds": cost.wall_seconds,
+            "cost/gpu_hours": cost.gpu_hours,
+            "trials": cost.num_trials,
+        }
         if best is not None and best.quality is not None:
             values |= {f"best/{record.metric}": best.quality.mean, "best/configuration": best.name}
         tracker.summarise(values)

@@ -83,8 +83,8 @@ class WandbTracker:
             return
         import wandb
 
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        data = [[_cell(row.get(column)) for column in columns] for row in rows]
+        columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+        data: list[Any] = [[_cell(row.get(column)) for column in columns] for row in rows]
         self._run.log({name: wandb.Table(columns=columns, data=data)})
 
     def log_page(self, name: str, path: Path) -> None:
