@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
     from raybrew.verbs.result import RunResult
+    from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
 
 _WHERE = {
     "ADAPTOR_KEYS": "raybrew.textbrewer.presets",
@@ -70,6 +71,12 @@ _WHERE = {
     "Sweep": "raybrew.sweeps.result",
     "SweepResult": "raybrew.sweeps.result",
     "sweep": "raybrew.sweeps.run",
+    "PruneRules": "raybrew.verbs.store",
+    "list_stores": "raybrew.verbs.store",
+    "plan_prune": "raybrew.verbs.store",
+    "prune_stores": "raybrew.verbs.store",
+    "verify_live": "raybrew.verbs.store",
+    "verify_stores": "raybrew.verbs.store",
     "build_experiment": "raybrew.config.loading",
     "capture": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
@@ -98,6 +105,7 @@ __all__ = [
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
+    "PruneRules",
     "QuietReporter",
     "RunResult",
     "Store",
@@ -110,11 +118,16 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "list_stores",
     "load_experiment",
+    "plan_prune",
     "predict",
+    "prune_stores",
     "register_new",
     "report",
     "sweep",
+    "verify_live",
+    "verify_stores",
 ]
 
 

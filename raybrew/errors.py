@@ -55,7 +55,16 @@ class LossError(RaybrewError, ValueError):
 
 
 class DivergenceError(LossError):
-    """The loss became NaN or infinite; names the step, the loss terms and the example ids."""
+    """The loss or its gradient became NaN or infinite; names the step, the loss terms and the example ids."""
+
+    step: int = 0
+    terms: dict[str, float]
+    grad_norm: float = 0.0
+    example_ids: tuple[str, ...] = ()
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.terms = {}
 
 
 class StoreError(RaybrewError, OSError):

@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from raybrew.config import ClassificationConfig, StoreConfig
-from raybrew.data.rows import example_id
+from raybrew.config import ClassificationConfig, Columns, StoreConfig
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.models.loading import ModelSource
 from raybrew.tasks.base import Task, build_task
+from raybrew.tasks.ids import example_id
 
 __all__ = ["CLASSES", "WIDTH", "make_rows", "make_teacher", "ragged_rows", "small_store", "task_of", "tree"]
 
@@ -61,7 +61,7 @@ def ragged_rows(texts: list[str], pairs: list[str] | None = None) -> pa.Table:
 
 def task_of(max_length: int = 32, pair: bool = False) -> Task:
     """Classification of `text` (and `text_pair`)."""
-    return build_task(ClassificationConfig(max_length=max_length), "text", "text_pair" if pair else None)
+    return build_task(ClassificationConfig(max_length=max_length), Columns(text_pair="text_pair" if pair else None))
 
 
 def small_store(**changes: object) -> StoreConfig:
@@ -70,9 +70,9 @@ def small_store(**changes: object) -> StoreConfig:
 
 
 def tree(root: Path) -> dict[str, str]:
-    """Relative path -> hash of every file below `root`, the lock left out."""
+    """Relative path -> hash of every file below `root`, lock and date of use left out."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", ".used")
     }

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from raybrew.cli.options import AsJson, ExperimentFile, Overrides
+from typing import Annotated
+
+import typer
+
+from raybrew.cli.options import AsJson, ExperimentFile, Overrides, TaskChoice, TeacherChoice
 from raybrew.cli.terminal import make_reporter, print_json, results
 from raybrew.config.loading import load_experiment
 
 __all__ = ["capture"]
 
 
-def capture(experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def capture(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    task: TaskChoice = None,
+    teacher: TeacherChoice = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all that is stored already and compute anew what is damaged.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Run the teacher once over all training rows and keep its outputs for every student to come.
 
     What the store has already is not computed again.
@@ -17,15 +30,16 @@ def capture(experiment: ExperimentFile, overrides: Overrides = None, as_json: As
     config = load_experiment(experiment, overrides or ())
 
     from raybrew.store.reader import describe
-    from raybrew.verbs.capture import capture as verb
+    from raybrew.verbs.capture import capture_all
 
-    store = verb(config, reporter=make_reporter())
-    facts = describe(store)
+    found = capture_all(config, task=task, teacher=teacher, reporter=make_reporter(), verify=verify)
+    facts = {name: describe(store) for name, store in found.items()}
     if as_json:
-        print_json(facts)
+        print_json(facts if len(facts) > 1 else next(iter(facts.values())))
         return
     console = results()
-    console.print(f"store {facts['path']}", soft_wrap=True, markup=False)
-    console.print(
-        f"{facts['rows']} rows, {facts['bytes'] / 2**20:.1f} MiB: {', '.join(facts['signals'])}", markup=False
-    )
+    for name, each in facts.items():
+        console.print(f"{f'{name}: ' if name else ''}store {each['path']}", soft_wrap=True, markup=False)
+        console.print(
+            f"{each['rows']} rows, {each['bytes'] / 2**20:.1f} MiB: {', '.join(each['signals'])}", markup=False
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raybrew.cli.options import AsJson, ExperimentFile, ModelChoice, Overrides, RunId
+from raybrew.cli.options import AsJson, ExperimentFile, ModelChoice, Overrides, RunId, TaskChoice, TeacherChoice
 from raybrew.cli.terminal import make_reporter, print_json, results
 from raybrew.config.loading import load_experiment
 
@@ -13,22 +13,28 @@ def evaluate(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     model: ModelChoice = "student",
+    task: TaskChoice = None,
+    teacher: TeacherChoice = None,
     run_id: RunId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Metrics of the student, the teacher or any model on `data.eval`."""
+    """Metrics of the student, the teacher or any model on `data.eval`; of several teachers each, and their average."""
     config = load_experiment(experiment, overrides or ())
 
-    from raybrew.verbs.evaluate import evaluate as verb
+    from raybrew.verbs.evaluate import evaluate_all
 
-    found = verb(config, model=model, run_id=run_id, reporter=make_reporter())
+    found = evaluate_all(config, model=model, task=task, teacher=teacher, run_id=run_id, reporter=make_reporter())
     if as_json:
-        print_json(found.plain())
+        plain = {name: one.plain() for name, one in found.items()}
+        print_json(plain if len(plain) > 1 else next(iter(plain.values())))
         return
     from rich.table import Table
 
-    table = Table("metric", "value", title=f"{found.model}, {found.rows} rows", title_justify="left")
-    table.columns[1].justify = "right"
-    for name, value in found.metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    results().print(table)
+    for name, one in found.items():
+        title = f"{f'{name}: ' if name else ''}{one.model}, {one.rows} rows"
+        results().print(title, markup=False, soft_wrap=True)
+        table = Table("metric", "value")
+        table.columns[1].justify = "right"
+        for metric, value in one.metrics.items():
+            table.add_row(metric, f"{value:.4f}")
+        results().print(table)

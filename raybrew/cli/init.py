@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from raybrew.cli.terminal import write_line
+from raybrew.config import TASK_CONFIGS
+from raybrew.config.problems import near_match
 from raybrew.config.template import experiment_template
 from raybrew.errors import ConfigError, EnvironmentProblem
 
@@ -16,14 +18,17 @@ __all__ = ["init"]
 
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("experiment.yaml"),
+    task: Annotated[str, typer.Option("--task", help="Kind of task (`raybrew list tasks`).")] = "classification",
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented experiment file that shows every setting with its default."""
+    if task not in TASK_CONFIGS:
+        raise ConfigError(f"--task: given {task!r}; allowed: {', '.join(TASK_CONFIGS)}{near_match(task, TASK_CONFIGS)}")
     if path.exists() and not force:
         raise ConfigError(f"{path} exists; --force overwrites it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(experiment_template(str(path)), encoding="utf-8")
+        path.write_text(experiment_template(str(path), task), encoding="utf-8")
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
     write_line(f"{path} written; set data.train, data.eval and teacher.model, then `raybrew validate {path}`")

@@ -96,17 +96,18 @@ def _initialisations() -> tuple[str, Rows]:
 
 
 def _tasks() -> tuple[str, Rows]:
-    from raybrew.config.task import ClassificationConfig
+    from raybrew.config.task import TASK_CONFIGS
 
-    return "task.kind", [("classification", (ClassificationConfig.__doc__ or "").splitlines()[0])]
+    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in TASK_CONFIGS.items()]
 
 
 def _metrics() -> tuple[str, Rows]:
-    return "task.metric", [
-        ("accuracy", "share of rows that are right"),
-        ("macro_f1", "F1 of each class, averaged over classes"),
-        ("mcc", "Matthews' correlation coefficient, fair to unbalanced classes"),
-    ]
+    from raybrew.config.task import METRICS, TASK_CONFIGS
+
+    tasks = {
+        name: [kind for kind, config in TASK_CONFIGS.items() if name in _choices(config, "metric")] for name in METRICS
+    }
+    return "task.metric", [(name, f"{about} ({', '.join(tasks[name])})") for name, about in METRICS.items()]
 
 
 def _projections() -> tuple[str, Rows]:
@@ -124,6 +125,7 @@ def _formats() -> tuple[str, Rows]:
         "csv": "comma-separated with a header, RFC 4180 quoting; .gz as well",
         "tsv": "tab-separated with a header, no quoting (as GLUE's files); .gz as well",
         "jsonl": "one JSON object a line; .gz as well",
+        "conll": "a word and its tag a line, a blank line after each sentence (tagging); .gz as well",
         "parquet": "Parquet files",
         "arrow": "Arrow IPC files or streams",
         "dataset": "a folder of `datasets.save_to_disk`, `:split` for one of several",

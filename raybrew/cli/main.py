@@ -19,6 +19,7 @@ from raybrew.cli.list import list_names
 from raybrew.cli.predict import predict
 from raybrew.cli.report import report
 from raybrew.cli.show import show
+from raybrew.cli.store import store_app
 from raybrew.cli.sweep import sweep
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
@@ -67,6 +68,7 @@ app.command("predict")(predict)
 app.command("show")(show)
 app.command("compare")(compare)
 app.command("report")(report)
+app.add_typer(store_app, name="store")
 
 
 def main(arguments: list[str] | None = None) -> None:

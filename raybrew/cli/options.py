@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "ExperimentFile", "ModelChoice", "Overrides", "RunId"]
+__all__ = ["AsJson", "ExperimentFile", "ModelChoice", "Overrides", "RunId", "TaskChoice", "TeacherChoice"]
 
 ExperimentFile = Annotated[
     Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (YAML).", show_default=False)
@@ -25,4 +25,10 @@ RunId = Annotated[
 ]
 ModelChoice = Annotated[
     str, typer.Option("--model", help="`student` or `teacher` of the experiment, or a model folder or hub name.")
+]
+TaskChoice = Annotated[
+    str | None, typer.Option("--task", help="One of several tasks, by name. Default: all.", show_default=False)
+]
+TeacherChoice = Annotated[
+    str | None, typer.Option("--teacher", help="One of several teachers, by name. Default: all.", show_default=False)
 ]

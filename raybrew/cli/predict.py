@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raybrew.cli.options import ExperimentFile, ModelChoice, Overrides, RunId
+from raybrew.cli.options import ExperimentFile, ModelChoice, Overrides, RunId, TaskChoice
 from raybrew.cli.terminal import make_reporter
 from raybrew.config.loading import load_experiment
 
@@ -23,9 +23,13 @@ def predict(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines file. Default: stdout.")] = None,
     model: ModelChoice = "student",
+    task: TaskChoice = None,
     run_id: RunId = None,
 ) -> None:
-    """Label new rows; writes one JSON object a row with label, score and the scores of all labels."""
+    """Label new rows; writes one JSON object a row with label, score and the scores of all labels.
+
+    Of several tasks, --task chooses one.
+    """
     config = load_experiment(experiment, overrides or ())
 
     from raybrew.verbs.predict import lines, write_predictions
@@ -38,9 +42,9 @@ def predict(
         with tempfile.NamedTemporaryFile("wb", suffix=".jsonl") as file:
             file.write(sys.stdin.buffer.read())
             file.flush()
-            found = verb(config, file.name, model=model, run_id=run_id, reporter=reporter)
+            found = verb(config, file.name, model=model, task=task, run_id=run_id, reporter=reporter)
     else:
-        found = verb(config, source, model=model, run_id=run_id, reporter=reporter)
+        found = verb(config, source, model=model, task=task, run_id=run_id, reporter=reporter)
     if output is None:
         sys.stdout.writelines(lines(found))
     else:

@@ -14,6 +14,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.task import TASK_COLUMNS, TASK_KD_LOSSES, QAConfig, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
 from raybrew.signals import parse_signal
@@ -52,39 +53,131 @@ def _data(data: DataConfig) -> list[Problem]:
         name = rows.removesuffix("_rows")
         if getattr(data, rows) is not None and source is None:
             problems.append(Problem(f"data.{rows}", f"given {getattr(data, rows)}, but data.{name} names no source"))
-    columns = [data.columns.text, data.columns.label] + ([data.columns.text_pair] if data.columns.text_pair else [])
-    if len(set(columns)) != len(columns):
-        problems.append(Problem("data.columns", f"given {', '.join(columns)}; each column must be another one"))
     return problems
+
+
+def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
+    problems, used = [], TASK_COLUMNS[task.kind]
+    for key in sorted(data.columns.model_fields_set - set(used)):
+        value = getattr(data.columns, key)
+        if value != type(data.columns).model_fields[key].get_default():
+            problems.append(
+                Problem(f"data.columns.{key}", f"given {value!r}, but task.kind {task.kind!r} reads {', '.join(used)}")
+            )
+    columns = [value for key in used if (value := getattr(data.columns, key)) is not None]
+    if len(set(columns)) != len(columns):
+        shown = ", ".join(map(str, columns))
+        problems.append(Problem("data.columns", f"given {shown}; each column must be another one"))
+    if data.format == "conll" and task.kind != "tagging":
+        problems.append(
+            Problem("data.format", f"given 'conll', which task.kind tagging reads, but task.kind is {task.kind!r}")
+        )
+    for key in ("tokens", "tags"):
+        value = getattr(data.columns, key)
+        if isinstance(value, int) and data.format not in ("auto", "conll"):
+            problems.append(
+                Problem(
+                    f"data.columns.{key}", f"given {value}; numbers are for columns of CoNLL files, data.format=conll"
+                )
+            )
+        if isinstance(value, str) and value != key and data.format == "conll":
+            problems.append(
+                Problem(
+                    f"data.columns.{key}", f"given {value!r}; columns of CoNLL files have numbers, from 0 or -1 back"
+                )
+            )
+    return problems
+
+
+def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
+    problems = []
+    kind, allowed = distill.kd_loss.kind, TASK_KD_LOSSES[task.kind]
+    shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: {', '.join(allowed)}"
+    if distill.kd_weight > 0 and kind not in allowed:
+        problems.append(Problem("distill.kd_loss.kind", shown))
+    if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging"):
+        problems.append(
+            Problem(
+                "distill.temperature_schedule",
+                f"given for task.kind {task.kind!r}; it compares classes that exclude one another, of a fixed number "
+                "(classification, tagging)",
+            )
+        )
+    if distill.probability_shift and task.kind in ("multilabel", "regression"):
+        problems.append(
+            Problem("distill.probability_shift", f"given for task.kind {task.kind!r}, which has no single true class")
+        )
+    return problems
+
+
+def _qa(task: TaskConfig) -> list[Problem]:
+    if not isinstance(task, QAConfig):
+        return []
+    # Three or four tokens around question and window, and a window moves on by at least half of its size.
+    room = task.max_length - task.max_question - 4
+    if 2 * task.stride > room:
+        return [
+            Problem(
+                "task.stride",
+                f"given {task.stride}; allowed: at most half of what max_length ({task.max_length}) leaves beside "
+                f"max_question ({task.max_question}): {max(0, room // 2)}",
+            )
+        ]
+    return []
+
+
+def _tagging(task: TaskConfig) -> list[Problem]:
+    if isinstance(task, TaggingConfig) and task.scheme == "none" and task.metric in ("f1", "precision", "recall"):
+        allowed = "accuracy, macro_f1, as task.scheme 'none' has no spans"
+        return [Problem("task.metric", f"given {task.metric!r}; allowed: {allowed}")]
+    return []
 
 
 def _train(key: str, train: TrainConfig) -> list[Problem]:
     problems = []
-    if train.micro_batch_size is not None and train.micro_batch_size > train.batch_size:
-        problems.append(
-            Problem(
-                f"{key}.micro_batch_size",
-                f"given {train.micro_batch_size}; allowed: at most {key}.batch_size "
-                f"({train.batch_size}), of which it is a part",
+    for part, whole in (("micro_batch_size", "batch_size"), ("micro_batch_tokens", "batch_tokens")):
+        small, large = getattr(train, part), getattr(train, whole)
+        if part == "micro_batch_size" and train.batch_tokens is not None:
+            continue  # batch_size is not used
+        if small is not None and large is not None and small > large:
+            problems.append(
+                Problem(
+                    f"{key}.{part}", f"given {small}; allowed: at most {key}.{whole} ({large}), of which it is a part"
+                )
             )
-        )
-    if train.workers > train.batch_size:
+    problems += _workers(key, train)
+    for steps, epochs in (("eval_steps", "eval_epochs"), ("checkpoint_steps", "checkpoint_epochs")):
+        if getattr(train, steps) is not None and getattr(train, epochs) is not None:
+            problems.append(Problem(f"{key}.{epochs}", f"given beside {key}.{steps}; allowed: one of them"))
+    if train.precision == "fp16" and train.device == "cpu":
+        problems.append(Problem(f"{key}.precision", "given 'fp16' with device 'cpu'; allowed there: fp32, bf16"))
+    if train.compile and train.parallel == "fsdp":
+        problems.append(Problem(f"{key}.compile", "given with parallel 'fsdp'; allowed with 'ddp' only"))
+    return problems
+
+
+def _workers(key: str, train: TrainConfig) -> list[Problem]:
+    given = list(train.workers) if isinstance(train.workers, tuple) else train.workers
+    fewest, most = train.worker_range if given != [] else (0, 0)
+    if (isinstance(given, list) and len(given) != 2) or fewest < 1 or most < fewest:
+        allowed = "allowed: a number of at least 1, or [fewest, most] of them"
+        return [Problem(f"{key}.workers", f"given {given}; {allowed}")]
+    problems = []
+    if most > train.batch_size and train.batch_tokens is None:
         problems.append(
             Problem(
                 f"{key}.workers",
-                f"given {train.workers}; allowed: at most {key}.batch_size ({train.batch_size}), "
+                f"given {given}; allowed: at most {key}.batch_size ({train.batch_size}), "
                 "which is divided among the workers",
             )
         )
-    if train.launcher == "local" and train.workers > 1:
+    if train.launcher == "local" and most > 1:
         problems.append(
             Problem(
                 f"{key}.launcher",
-                f"given 'local' with {key}.workers={train.workers}; `local` runs one worker, use 'ray' or 'auto'",
+                f"given 'local' with {key}.workers={given}; `local` runs one worker, use 'ray' or 'auto'",
             )
         )
-    if train.precision == "fp16" and train.device == "cpu":
-        problems.append(Problem(f"{key}.precision", "given 'fp16' with device 'cpu'; allowed there: fp32, bf16"))
     return problems
 
 
@@ -220,6 +313,32 @@ def _store(store: StoreConfig) -> list[Problem]:
     return problems
 
 
+def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
+    if data.eval is not None or task.kind == "multi":  # each of several tasks has rows of its own
+        return []
+    return [
+        Problem(f"{key}.early_stopping", "given without data.eval: nothing is evaluated that it could stop at")
+        for key, config in (("train", train), ("teacher.finetune", teacher.finetune))
+        if config is not None and config.early_stopping is not None
+    ]
+
+
+def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
+    """What is not among a model's outputs is collected while a layer runs once, as it is written."""
+    inside = sorted({match.loss for match in distill.matches if match.feature != "hidden" and match.weight > 0})
+    if not inside:
+        return []
+    return [
+        Problem(
+            f"train.{key}",
+            f"given with {', '.join(inside)} in distill.matches, which look inside layers; allowed: {key}=false, or "
+            "matches on hidden states",
+        )
+        for key in ("compile", "gradient_checkpointing")
+        if getattr(train, key)
+    ]
+
+
 def _store_url(url: str) -> list[Problem]:
     parts = urlsplit(url)
     if "@" in parts.netloc:
@@ -254,10 +373,16 @@ def _missing_model(name: str, model: str | None) -> list[Problem]:
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("data",), _data),
+    (("task", "data"), _columns),
+    (("task",), _tagging),
+    (("task",), _qa),
+    (("task", "distill"), _kd_of_task),
     (("train",), lambda train: _train("train", train)),
     (("teacher",), _teacher),
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
     (("data", "distill"), _unlabeled),
+    (("distill", "train"), _student_layers),
+    (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),
 )

@@ -13,7 +13,7 @@ from raybrew.config.base import NOT_IDENTITY, Section
 __all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
 
 #: What `data.format` may say; `auto` goes by the file name.
-FORMATS = ("auto", "csv", "tsv", "jsonl", "parquet", "arrow", "dataset", "hub")
+FORMATS = ("auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub")
 
 #: Ending of a file name -> its format, for `data.format=auto`; text formats may be followed by `.gz`.
 FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
@@ -23,6 +23,7 @@ FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
         ".jsonl": "jsonl",
         ".ndjson": "jsonl",
         ".json": "jsonl",
+        ".conll": "conll",
         ".parquet": "parquet",
         ".arrow": "arrow",
     }
@@ -30,14 +31,26 @@ FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
 
 
 class Columns(Section):
-    """Names of the source columns."""
+    """Names of the source columns. Each task reads some of them; one that the task does not read must not be given."""
 
     text: str = "text"
-    """Column of the (first) sentence."""
+    """Column of the (first) sentence; of classification, multilabel and regression."""
     text_pair: str | None = None
     """Column of the second sentence; none for single sentences."""
     label: str = "label"
-    """Column of the label: a label name, or its number."""
+    """Column of the label: a name or its number; several of them (multilabel); a number (regression)."""
+    tokens: str | int = "tokens"
+    """Tagging: column of the words, a list. In CoNLL files the number of their column from 0; default: the first."""
+    tags: str | int = "tags"
+    """Tagging: column of the tags, one per word. In CoNLL files a number, -1 for the last, which is the default."""
+    question: str = "question"
+    """Question answering: column of the question."""
+    context: str = "context"
+    """Question answering: column of the text that holds the answer."""
+    answers: str = "answers"
+    """Question answering: column of {text: [...], answer_start: [...]}, starts being characters of the context."""
+    scored_answers: str | None = None
+    """Question answering: column of a list of answers to score with, where a row has it; else those of `answers`."""
 
 
 class DataConfig(Section):
@@ -49,7 +62,7 @@ class DataConfig(Section):
     """Labelled rows that choose the best checkpoint."""
     unlabeled: str | None = None
     """Further rows that need no labels; the teacher's outputs are their targets."""
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "arrow", "dataset", "hub"] = "auto"
+    format: Literal["auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub"] = "auto"
     """Format of all sources; `auto` decides by the name of each."""
     columns: Columns = Columns()
     """Names of the source columns."""

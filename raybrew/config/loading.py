@@ -19,7 +19,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.task import TaskConfig
+from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.errors import ConfigError
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
@@ -53,6 +53,11 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
                 Problem(str(key), f"unknown section; allowed: {', '.join(allowed)}{near_match(str(key), allowed)}")
             )
             continue
+        if str(key) == "task":
+            problem = _unfit_task(value)
+            if problem is not None:
+                problems.append(problem)
+                continue
         section = _section_class(str(key), value, field.annotation)
         if section is not None:
             try:
@@ -84,11 +89,22 @@ def dump_experiment(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
 
 
+def _unfit_task(value: Any) -> Problem | None:
+    """What is wrong with a task of which no config can tell: none at all, or of an unknown kind."""
+    if value is not None and not isinstance(value, Mapping):
+        return Problem("task", f"given {value!r}; allowed: a section of keys")
+    if _section_class("task", value, None) is not None:
+        return None
+    kind, allowed = (value or {})["kind"], [*TASK_CONFIGS, "multi"]
+    near = near_match(kind, allowed) if isinstance(kind, str) else ""
+    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(allowed)}{near}")
+
+
 def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | None:
     """The model of a section, which for `task` depends on its `kind`."""
     if key == "task":
         several = isinstance(value, Mapping) and value.get("kind") == "multi"
-        return MultiTaskConfig if several else TaskConfig
+        return MultiTaskConfig if several else task_config_of({} if value is None else value)
     if key == "sweep":
         return None if value is None else SweepConfig
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

@@ -69,7 +69,9 @@ def check_tasks(
 ) -> list[Problem]:
     """Problems of several tasks; `check` is what an experiment of one task is checked with."""
     problems = _top_level(sections)
-    student, distill = sections.get("student"), sections.get("distill")
+    student, distill, train = (sections.get(name) for name in ("student", "distill", "train"))
+    if train is not None and train.parallel == "fsdp":
+        problems.append(Problem("train.parallel", "given 'fsdp' with several tasks; allowed there: ddp"))
     named = _names(task)
     if student is not None:
         problems += _student_teacher(student, named, "")

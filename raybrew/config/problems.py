@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from raybrew.errors import ConfigError
 
@@ -47,6 +47,8 @@ def problems_of(error: ValidationError, prefix: str, model: type[BaseModel]) -> 
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for finding in error.errors(include_url=False):
         path = _plain_path(finding["loc"], model)
+        if finding["type"] == "union_tag_invalid":
+            path.append("kind")
         grouped.setdefault(".".join([prefix, *path] if prefix else path), []).append(finding)
     # Where a union member goes deeper into what was given, that finding says more than its siblings at the top.
     keys = [key for key in grouped if not any(other.startswith(key + ".") for other in grouped)]
@@ -63,6 +65,10 @@ def _describe(key: str, findings: list[Mapping[str, Any]], prefix: str, model: t
         return f"unknown key (given {_short(given)}); allowed: {', '.join(fields)}{near}"
     if kind == "missing":
         return "required, but not given"
+    if kind == "union_tag_invalid":
+        tags = [tag.strip().strip("'") for tag in first["ctx"]["expected_tags"].split(",")]
+        wrong = first["ctx"]["tag"]
+        return f"given {wrong!r}; allowed: {', '.join(tags)}{near_match(wrong, tags)}"
     allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in findings))
     near = ""
     if isinstance(given, str):
@@ -86,6 +92,7 @@ def _allowed(finding: Mapping[str, Any]) -> str:
         "model_type": "a section of keys",
         "model_attributes_type": "a section of keys",
         "dict_type": "a section of keys",
+        "union_tag_not_found": "a section of keys",
         "finite_number": "a finite number",
     }
     if kind in simple:
@@ -119,6 +126,10 @@ def _plain_path(location: Sequence[str | int], model: type[BaseModel]) -> list[s
             continue
         if part == "[key]":  # pydantic's mark of a wrong name
             continue
+        tagged = _tagged_member(here, part)
+        if tagged is not None:
+            here = tagged
+            continue
         values = _values_of_mapping(here)
         if values is not None:
             path.append(part)
@@ -131,6 +142,14 @@ def _plain_path(location: Sequence[str | int], model: type[BaseModel]) -> list[s
         elif owner is not None and part != owner.__name__ and not _names_member(here, part):
             path.append(part)  # an unknown key
     return path
+
+
+def _tagged_member(annotation: Any, tag: str) -> Any:
+    """The member of a union that carries this tag; None if there is none."""
+    for member in get_args(annotation):
+        if any(isinstance(mark, Tag) and mark.tag == tag for mark in getattr(member, "__metadata__", ())):
+            return member
+    return None
 
 
 def _values_of_mapping(annotation: Any) -> Any:

@@ -232,12 +232,12 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
         )
     if sweep.budget.money is not None and sweep.budget.price_per_hour is None:
         problems.append(Problem("sweep.budget.price_per_hour", "required with sweep.budget.money"))
-    if 0 < sweep.resources.gpus < 1 and experiment.train.workers > 1:
+    if 0 < sweep.resources.gpus < 1 and experiment.train.worker_range[1] > 1:
         problems.append(
             Problem(
                 "sweep.resources.gpus",
-                f"given {sweep.resources.gpus:g} with train.workers={experiment.train.workers}; a part of a GPU "
-                "goes to trials of one worker only",
+                f"given {sweep.resources.gpus:g} with train.workers={experiment.train.worker_range[1]}; a part of a "
+                "GPU goes to trials of one worker only",
             )
         )
     if experiment.task.kind == "multi":

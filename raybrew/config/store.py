@@ -20,8 +20,8 @@ class StoreConfig(Section):
     """Folder of teacher stores, or `s3://bucket/prefix`, `gs://bucket/prefix`. Default: `<storage_path>/store`."""
     cache: str | None = None
     """Folder on each node for copies of what is read from s3:// or gs://. Default: `~/.cache/raybrew/stores`."""
-    element_type: Literal["float32", "float16", "bfloat16"] = "float16"
-    """How stored numbers are kept; logits are always float32."""
+    element_type: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
+    """How stored numbers are kept, int8 with a scale for each token and layer; logits are always float32."""
     signals: Many[str] = ()
     """Signals to capture beyond what the objective needs, such as `hidden.00`."""
     rows_per_shard: int = Field(default=4096, ge=1)

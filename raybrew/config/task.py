@@ -1,27 +1,35 @@
-"""`task`: what is predicted, and by which metric a student is judged."""
+"""`task`: what is predicted, and by which metric a student is judged. One config per `task.kind`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from raybrew.config.base import Many, Section
 
-__all__ = ["ClassificationConfig", "TaskConfig"]
+__all__ = [
+    "METRICS",
+    "TASK_COLUMNS",
+    "TASK_CONFIGS",
+    "TASK_KD_LOSSES",
+    "ClassificationConfig",
+    "MultilabelConfig",
+    "QAConfig",
+    "RegressionConfig",
+    "TaggingConfig",
+    "TaskConfig",
+    "task_config_of",
+]
 
 
-class ClassificationConfig(Section):
-    """Single sentences or sentence pairs into one of two or more classes."""
+class _LabelledConfig(Section):
+    """What all tasks have whose labels are names."""
 
-    kind: Literal["classification"] = "classification"
-    """Which task; `raybrew list tasks` shows all."""
     labels: Many[str] | None = None
     """Label names in the order of the model's outputs. Default: the teacher's, else those of the data, sorted."""
-    max_length: int = Field(default=128, ge=8, le=65536)
-    """Longest encoded row in tokens; longer rows are truncated."""
-    metric: Literal["accuracy", "macro_f1", "mcc"] = "accuracy"
-    """Evaluation metric that chooses the best checkpoint."""
 
     @field_validator("labels")
     @classmethod
@@ -33,5 +41,153 @@ class ClassificationConfig(Section):
         return labels
 
 
-#: Becomes a union discriminated by `kind` as tasks are added.
-TaskConfig = ClassificationConfig
+class ClassificationConfig(_LabelledConfig):
+    """Single sentences or sentence pairs into one of two or more classes."""
+
+    kind: Literal["classification"] = "classification"
+    """Which task; `raybrew list tasks` shows all, each with settings of its own."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens; longer rows are truncated."""
+    metric: Literal["accuracy", "macro_f1", "mcc"] = "accuracy"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
+class TaggingConfig(_LabelledConfig):
+    """Token classification: one tag for each word of a sentence, as in named-entity recognition."""
+
+    kind: Literal["tagging"] = "tagging"
+    """Which task."""
+    scheme: Literal["bio", "bioes", "iob1", "none"] = "bio"
+    """How tags mark spans; rows that break it are bad rows. `iob1` (files of CoNLL-2003) is turned into `bio`;
+    `none`: tags are plain classes, as parts of speech."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens; longer sentences are cut between words, and no word is lost."""
+    metric: Literal["f1", "precision", "recall", "accuracy", "macro_f1"] = "f1"
+    """Evaluation metric that chooses the best checkpoint: of whole spans (by seqeval), or accuracy and macro_f1 of
+    words."""
+
+
+class MultilabelConfig(_LabelledConfig):
+    """Multi-label classification: any number of labels for each sentence or pair."""
+
+    kind: Literal["multilabel"] = "multilabel"
+    """Which task."""
+    separator: str = Field(default=",", min_length=1)
+    """What stands between labels where they come as text; lists of labels need none."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """A label is predicted from this probability on."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens; longer rows are truncated."""
+    metric: Literal["micro_f1", "macro_f1", "subset_accuracy"] = "micro_f1"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
+class RegressionConfig(Section):
+    """One number for each sentence or pair, as the similarity of STS-B."""
+
+    kind: Literal["regression"] = "regression"
+    """Which task."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens; longer rows are truncated."""
+    metric: Literal["pearson", "spearman"] = "pearson"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
+class QAConfig(Section):
+    """Extractive question answering: the answer is a span of the context."""
+
+    kind: Literal["qa"] = "qa"
+    """Which task."""
+    scoring: Literal["squad", "cmrc"] = "squad"
+    """How answers are compared: as SQuAD's script does (English), or that of CMRC 2018 and DRCD (Chinese)."""
+    max_length: int = Field(default=384, ge=32, le=65536)
+    """Longest encoded window in tokens, question included; longer contexts are read through several windows."""
+    stride: int = Field(default=128, ge=1)
+    """Tokens that two neighbouring windows share. An answer of more tokens may be cut by a border."""
+    max_question: int = Field(default=64, ge=1)
+    """Longest question in tokens; the rest of longer ones is left out."""
+    max_answer: int = Field(default=30, ge=1)
+    """Longest answer in tokens that is predicted."""
+    no_answer: bool = False
+    """Whether questions may have no answer in their context (SQuAD 2.0); otherwise such rows are bad."""
+    no_answer_margin: float = 0.0
+    """With `no_answer`: how much the score of `none` must exceed that of the best span to be predicted."""
+    n_best: int = Field(default=20, ge=1, le=1000)
+    """Best starts and ends that are combined, and answers that `raybrew predict` writes at most."""
+    metric: Literal["f1", "exact_match"] = "f1"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
+#: `task.kind` -> its config. One line per task.
+TASK_CONFIGS: Mapping[str, type[Section]] = MappingProxyType(
+    {
+        "classification": ClassificationConfig,
+        "multilabel": MultilabelConfig,
+        "regression": RegressionConfig,
+        "tagging": TaggingConfig,
+        "qa": QAConfig,
+    }
+)
+
+#: `task.kind` -> the keys of `data.columns` that it reads.
+TASK_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "classification": ("text", "text_pair", "label"),
+        "multilabel": ("text", "text_pair", "label"),
+        "regression": ("text", "text_pair", "label"),
+        "tagging": ("tokens", "tags"),
+        "qa": ("question", "context", "answers", "scored_answers"),
+    }
+)
+
+_SOFTMAX_LOSSES = ("ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv")
+#: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by.
+TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "classification": _SOFTMAX_LOSSES,
+        "multilabel": ("bce", "mse"),
+        "regression": ("mse",),
+        "tagging": _SOFTMAX_LOSSES,
+        "qa": _SOFTMAX_LOSSES,
+    }
+)
+
+#: Every metric that some task has, and what it is.
+METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "accuracy": "share of rows (tagging: words) that are right",
+        "macro_f1": "F1 of each class, averaged over classes",
+        "mcc": "Matthews' correlation coefficient, fair to unbalanced classes",
+        "micro_f1": "F1 over all labels of all rows",
+        "subset_accuracy": "share of rows whose set of labels is right",
+        "pearson": "Pearson's correlation",
+        "spearman": "Spearman's rank correlation",
+        "f1": "F1 of whole spans by seqeval; of words that an answer shares with a true one by SQuAD's or CMRC's rule",
+        "exact_match": "share of answers that equal a true one, by SQuAD's or CMRC's rule",
+        "precision": "share of the spans found that are right, by seqeval",
+        "recall": "share of the true spans that are found, by seqeval",
+    }
+)
+
+_DEFAULT_KIND = "classification"
+
+
+def _kind_of(value: Any) -> Any:
+    return value.get("kind", _DEFAULT_KIND) if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+
+#: Any task, told apart by `kind`; without one it is classification.
+TaskConfig = Annotated[
+    Annotated[ClassificationConfig, Tag("classification")]
+    | Annotated[MultilabelConfig, Tag("multilabel")]
+    | Annotated[RegressionConfig, Tag("regression")]
+    | Annotated[TaggingConfig, Tag("tagging")]
+    | Annotated[QAConfig, Tag("qa")],
+    Discriminator(_kind_of),
+]
+
+
+def task_config_of(value: Any) -> type[Section] | None:
+    """The config that `value` of the section `task` is meant for; None if its `kind` is none that exists."""
+    kind = _kind_of(value)
+    return TASK_CONFIGS.get(kind) if isinstance(kind, str) else None

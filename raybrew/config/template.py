@@ -10,8 +10,10 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from raybrew.config.base import Section
+from raybrew.config.data import Columns
 from raybrew.config.experiment import Experiment
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.task import TASK_COLUMNS, TASK_CONFIGS
 
 __all__ = ["experiment_template"]
 
@@ -44,28 +46,37 @@ _SET: Mapping[str, Any] = {
 _SPACE = {"distill.temperature": [1, 4, 8], "student.shape": ["T3", "T6"]}
 
 
-def experiment_template(file: str = "experiment.yaml") -> str:
-    """The text of a new experiment file called `file`."""
+def experiment_template(file: str = "experiment.yaml", task: str = "classification") -> str:
+    """The text of a new experiment file called `file`, for tasks of the kind `task`."""
     parts = [_INTRODUCTION.format(file=file)]
     for name, field in Experiment.model_fields.items():
-        section = field.annotation
+        section = TASK_CONFIGS[task] if name == "task" else field.annotation
         parts.append("")
         if isinstance(section, type) and issubclass(section, Section):
             first = (section.__doc__ or "").strip().splitlines()[0]
             parts += [f"# {first}", f"{name}:"]
-            parts += _lines(section, name, "  ")
+            parts += _lines(section, name, "  ", task)
         elif name == "name":
             parts += [*_comment(field, ""), f"name: {_SET['name']}"]
         else:  # a section that may be missing is shown, but not set
-            parts += [*_comment(field, ""), f"# {name}:", *(f"# {line}" for line in _lines(SweepConfig, name, "  "))]
+            parts += [
+                *_comment(field, ""),
+                f"# {name}:",
+                *(f"# {line}" for line in _lines(SweepConfig, name, "  ", task)),
+            ]
     return "\n".join(parts) + "\n"
 
 
-def _lines(section: type[Section], prefix: str, indent: str) -> Iterator[str]:
+def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         key = f"{prefix}.{name}"
         yield from _comment(field, indent)
-        if key == "sweep.space":
+        if key == "task.kind":
+            yield f"{indent}kind: {task}"
+        elif key == "data.columns":
+            given = {column: getattr(Columns(), column) for column in TASK_COLUMNS[task]}
+            yield f"{indent}# columns: {_flow(given)}"
+        elif key == "sweep.space":
             yield f"{indent}{name}: {_flow(_SPACE)}"
         elif key in _SET:
             yield f"{indent}{name}: {_flow(_SET[key])}"

@@ -6,9 +6,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import NOT_IDENTITY, Section
+from raybrew.config.base import NOT_IDENTITY, Many, Section
 
-__all__ = ["FinetuneConfig", "TrainConfig"]
+__all__ = ["EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
+
+
+class EarlyStoppingConfig(Section):
+    """End training when evaluations stop getting better."""
+
+    patience: int = Field(default=3, ge=1)
+    """End after so many evaluations in a row without a better value of `task.metric`."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """A value is better if it exceeds the best one so far by more than this."""
 
 
 class TrainConfig(Section):
@@ -20,8 +29,12 @@ class TrainConfig(Section):
     """Stop after this many optimizer steps, whatever `epochs` says."""
     batch_size: int = Field(default=32, ge=1)
     """Rows per optimizer step, over all workers and micro-batches together."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens per optimizer step, padding included: as many rows of like length as fit. Replaces `batch_size`."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass of one worker; the rest of a batch is accumulated. Default: no accumulation."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens per forward pass of one worker, padding included; the rest of a batch is accumulated."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -30,16 +43,24 @@ class TrainConfig(Section):
     """Share of all steps in which the learning rate rises linearly from zero."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of matrices; biases and normalisation weights have none."""
+    layer_lr_decay: float = Field(default=1.0, gt=0, le=1)
+    """Learning rate of each layer as a share of that of the layer above it; head and projections have the full rate."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Clip the norm of all trained parameters' gradient, projections included."""
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation, row order and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 on GPUs that have it, else fp32."""
+    compile: bool = False
+    """Compile the student (torch.compile); lengths and rows of batches are then padded to few shapes."""
+    gradient_checkpointing: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
+    """Compute each layer of the student again in the backward pass instead of keeping it: less memory, more time."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
     """`auto` takes a GPU where there is one; `cuda` without a GPU is an error."""
-    workers: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
-    """Data-parallel training workers; the batch is divided among them."""
+    workers: int | Many[int] = Field(default=1, json_schema_extra=NOT_IDENTITY)
+    """Training workers, which divide each batch; [fewest, most] goes on with fewer when workers or nodes are lost."""
+    parallel: Literal["ddp", "fsdp"] = Field(default="ddp", json_schema_extra=NOT_IDENTITY)
+    """`ddp`: each worker holds the whole student; `fsdp`: student and optimizer are divided among the workers."""
     launcher: Literal["auto", "local", "ray"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
     """`local`: one worker in this process; `ray`: Ray Train; `auto`: local for one worker without a cluster address."""
     threads: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
@@ -50,14 +71,25 @@ class TrainConfig(Section):
     """How often Ray restarts dead workers from the last checkpoint before the run fails."""
     eval_steps: int | None = Field(default=None, ge=1)
     """Evaluate every so many steps. Default: after each epoch. The last step is always evaluated."""
+    eval_epochs: int | None = Field(default=None, ge=1)
+    """Evaluate after every so many epochs, in place of `eval_steps`."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End before the last step when evaluations stop getting better, e.g. {patience: 3, min_delta: 0.001}."""
     checkpoint_steps: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
     """Save the full training state every so many steps. Default: at each evaluation."""
+    checkpoint_epochs: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Save the full training state after every so many epochs, in place of `checkpoint_steps`."""
     checkpoint_minutes: float = Field(default=10.0, gt=0, json_schema_extra=NOT_IDENTITY)
     """Save the full training state after so many minutes without a checkpoint."""
     keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=NOT_IDENTITY)
     """How many training states are kept; the best student is kept besides."""
     log_steps: int = Field(default=10, ge=1)
     """Write losses, learning rate and speed to metrics.jsonl every so many steps."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[-1])
 
 
 class FinetuneConfig(TrainConfig):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "item_shape",
     "json_bytes",
     "shard_name",
+    "table_bytes",
     "write_bytes",
     "write_folder_state",
     "write_json",
@@ -83,6 +85,14 @@ def write_shard(path: Path, table: pa.Table) -> ShardInfo:
         temporary.unlink(missing_ok=True)
         raise
     return ShardInfo(path.name, table.num_rows, sink.bytes, sink.digest.hexdigest())
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The content of a shard file of `table`, for small ones."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())
 
 
 def json_bytes(value: Any) -> bytes:
@@ -258,6 +268,25 @@ class RaggedColumn:
             place[len(row) :] = pad_value
         return out
 
+    def gather_squares(self, indices: npt.ArrayLike, heads: int, length: int | None = None) -> npt.NDArray[Any]:
+        """Rows of heads * n * n numbers as (rows, heads, length, length), zeros behind each n.
+
+        `length` defaults to the largest n. ValueError if a row is no such square, or larger than `length`.
+        """
+        rows = list(self._rows(indices))
+        sizes = [math.isqrt(len(row) // heads) for row in rows]
+        if any(heads * size * size != len(row) for size, row in zip(sizes, rows, strict=True)):
+            raise ValueError(f"a row does not consist of {heads} squares")
+        longest = max(sizes, default=0)
+        if length is None:
+            length = longest
+        elif longest > length:
+            raise ValueError(f"a row is of {longest} items squared, more than length={length}")
+        out = np.zeros((len(rows), heads, length, length), self.dtype)
+        for place, row, size in zip(out, rows, sizes, strict=True):
+            place[:, :size, :size] = row.reshape(heads, size, size)
+        return out
+
     def _rows(self, indices: npt.ArrayLike) -> Iterator[npt.NDArray[Any]]:
         """Views of the mapped files; a copy per row is as fast as index arithmetic and reads each page once."""
         chunks, locals_ = _locate(self._starts, indices)
@@ -288,6 +317,12 @@ class FlatColumn:
             here = chunks == chunk
             out[here] = self._values[chunk][locals_[here]]
         return out
+
+    def only_chunk(self) -> npt.NDArray[Any]:
+        """All rows as a view, (rows, *item), of a column in one piece; DataError otherwise."""
+        if len(self._values) > 1:
+            raise DataError(f"an Arrow column in {len(self._values)} pieces was to be in one")
+        return self._values[0] if self._values else np.empty((0, *self.item_shape), self.dtype)
 
     def read(self) -> npt.NDArray[Any]:
         """A copy of all rows, (rows, *item)."""

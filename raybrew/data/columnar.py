@@ -31,10 +31,11 @@ class ParquetFile:
         """Class names that `datasets` left in the file's metadata."""
         return _class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         file = _guarded(self.name, lambda: pq.ParquetFile(self.path))
         require_columns(self.name, file.schema_arrow.names, columns)
+        columns = _with_optional(columns, optional, file.schema_arrow.names)
         with file:
             yield from _records(self.name, file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)), columns)
 
@@ -51,10 +52,11 @@ class ArrowFile:
         with _guarded(self.name, self._open) as reader:
             return _class_names(reader.schema, column)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         with _guarded(self.name, self._open) as reader:
             require_columns(self.name, reader.schema.names, columns)
+            columns = _with_optional(columns, optional, reader.schema.names)
             if isinstance(reader, pa.RecordBatchFileReader):
                 batches: Iterable[Any] = map(reader.get_batch, range(reader.num_record_batches))
             else:
@@ -81,17 +83,23 @@ class DatasetRows:
         return self._load()
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
-        """Names of the ClassLabel feature `column`."""
+        """Names of the ClassLabel feature `column`, or of the list of them that it is."""
         import datasets
 
         feature = self.dataset.features.get(column)
+        feature = getattr(feature, "feature", feature)
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         require_columns(self.name, self.dataset.column_names, columns)
+        columns = _with_optional(columns, optional, self.dataset.column_names)
         tables = self.dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH_ROWS)
         yield from _records(self.name, tables, columns)
+
+
+def _with_optional(columns: Sequence[str], optional: Sequence[str], has: Sequence[str]) -> list[str]:
+    return [*columns, *(column for column in optional if column in has and column not in columns)]
 
 
 def _records(name: str, tables: Iterable[pa.Table | pa.RecordBatch], columns: Sequence[str]) -> Iterator[Record]:
@@ -138,6 +146,7 @@ def _text(value: Any) -> Any:
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        feature = feature.get("feature", feature)
         if feature["_type"] == "ClassLabel":
             return tuple(str(name) for name in feature["names"])
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,7 @@
-"""Rows as token ids in a folder of Arrow shards: written once for a tokenizer and its settings, then memory-mapped."""
+"""Units as token ids in a folder of Arrow shards: written once for a tokenizer and its settings, then memory-mapped.
+
+What a unit is says the task (`raybrew.tasks.base`); for most it is a row, and the word row is used for both here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, shard_name, write_folder_state, write_json, write_shard
+from raybrew.data.arrow import (
+    ArrowFolder,
+    FlatColumn,
+    ShardInfo,
+    shard_name,
+    write_folder_state,
+    write_json,
+    write_shard,
+)
 from raybrew.data.records import first_line
 from raybrew.data.rows import RowSet, row_ids, rows_fingerprint
 from raybrew.errors import DataError, EnvironmentProblem
@@ -25,12 +36,18 @@ from raybrew.tasks.base import Task
 __all__ = ["EncodedRows", "encode_rows", "open_encoded", "tokenizer_fingerprint"]
 
 _MARKER = "encoded.json"
-_FORMAT = 1
+_FORMAT = 2
 _BATCH_ROWS = 1024
 _SHARD_ROWS = 1 << 16
 _SHARD_TOKENS = 1 << 23
+#: The source rows, for tasks whose metrics need them.
+_SOURCE = "rows.arrow"
 #: Arrow type of each token column.
 _TOKEN_TYPES = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8())}
+#: Arrow type of what else `encode` of a task may give. `spans`: characters (from, to) of each item.
+_OTHER_TYPES = {"items": pa.list_(pa.int32()), "spans": pa.list_(pa.list_(pa.int32(), 2))}
+#: What stands in a batch where a row has fewer numbers than another.
+_PADDING = {"items": 0, "label": -1}
 
 
 class EncodedRows:
@@ -67,9 +84,23 @@ class EncodedRows:
         return self.arrow.flat("id").read()
 
     @functools.cached_property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """Label numbers, (rows,), -1 for none."""
-        return self.arrow.flat("label").read()
+    def rows(self) -> pa.Table | None:
+        """The source rows, where the task's metrics need them."""
+        path = self.folder / _SOURCE
+        return ArrowFolder.open(self.folder, [_SOURCE]).table() if path.is_file() else None
+
+    @functools.cached_property
+    def labels(self) -> Any:
+        """Labels as `values("label")` gives them; made once."""
+        return self.values("label")
+
+    def values(self, name: str) -> Any:
+        """A copy of column `name`: (rows, ...), or a list of one array per row where lengths differ."""
+        column = self.arrow.column(name)
+        if isinstance(column, FlatColumn):
+            return column.read()
+        flat, lengths = column.gather(np.arange(len(column)))
+        return np.split(flat, np.cumsum(lengths)[:-1])
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
@@ -80,16 +111,45 @@ class EncodedRows:
         """Token columns of the rows without padding: name -> (flat values, lengths)."""
         return {name: self.arrow.ragged(name).gather(indices) for name in self.token_columns}
 
-    def gather_padded(self, indices: npt.ArrayLike, pad_token_id: int) -> dict[str, npt.NDArray[np.int64]]:
-        """Token columns and `attention_mask` of the rows, (rows, longest) int64, padded on the right."""
+    def gather_padded(
+        self, indices: npt.ArrayLike, pad_token_id: int, length: int | None = None
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Token columns and `attention_mask` of the rows, (rows, length) int64, padded on the right.
+
+        `length` defaults to that of the longest row.
+        """
         rows = np.asarray(indices, dtype=np.int64)
         batch: dict[str, npt.NDArray[np.int64]] = {}
         for name in self.token_columns:
-            padded = self.arrow.ragged(name).gather_padded(rows, pad_token_id if name == "input_ids" else 0)
+            padded = self.arrow.ragged(name).gather_padded(rows, pad_token_id if name == "input_ids" else 0, length)
             batch[name] = padded.astype(np.int64)
-        longest = batch["input_ids"].shape[1]
-        batch["attention_mask"] = (np.arange(longest) < self.lengths[rows, None]).astype(np.int64)
+        width = batch["input_ids"].shape[1]
+        batch["attention_mask"] = (np.arange(width) < self.lengths[rows, None]).astype(np.int64)
         return batch
+
+    def targets(self, indices: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+        """What losses need of the rows: `labels` (int64 or float32), and `items` with `item_mask` if there are items.
+
+        Labels have the shape (rows,), (rows, numbers) or, one per item, (rows, most items) filled up with -1. `items`
+        (rows, most items) int64 are positions of tokens, `item_mask` (float32) is 0 where a row has fewer.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        labels = self._padded("label", rows)
+        batch = {"labels": labels.astype(np.int64) if np.issubdtype(labels.dtype, np.integer) else labels}
+        if self._has_items:
+            items = self._padded("items", rows)
+            lengths = self.arrow.ragged("items").lengths[rows, None]
+            batch["items"] = items.astype(np.int64)
+            batch["item_mask"] = (np.arange(items.shape[1]) < lengths).astype(np.float32)
+        return batch
+
+    @functools.cached_property
+    def _has_items(self) -> bool:
+        return "items" in self.arrow.schema.names
+
+    def _padded(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        column = self.arrow.column(name)
+        return column.gather(rows) if isinstance(column, FlatColumn) else column.gather_padded(rows, _PADDING[name])
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -119,15 +179,18 @@ def encode_rows(
     tokenizer: Any,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
+    others: Sequence[Any] = (),
 ) -> EncodedRows:
-    """The rows in tokens, from `folder/<key>` if they are there, else computed and written there.
+    """The units of source rows in tokens, from `folder/<key>` if they are there, else computed and written there.
 
-    The key covers rows, order, labels, tokenizer and the task's encode settings. Of several processes one computes, the
-    others wait. `progress` is called with (rows done, rows). DataError for a row without tokens; EnvironmentProblem
-    when the folder cannot be written.
+    Units are short enough for `tokenizer` and `others`. The key covers units, order, labels, tokenizer and the task's
+    encode settings. Of several processes one computes, the others wait. `progress` is called with (rows done, rows).
+    DataError for a row without tokens; EnvironmentProblem when the folder cannot be written.
     """
-    table = rows.table if isinstance(rows, RowSet) else rows
-    inputs = _inputs(table, task, tokenizer)
+    source = rows.table if isinstance(rows, RowSet) else rows
+    table = task.units(source, (tokenizer, *others))
+    kept = source if task.keeps_rows else None
+    inputs = _inputs(table, task, tokenizer, kept)
     key = _hash(inputs)
     target = folder / key
     if _is_whole(target, key):
@@ -136,7 +199,7 @@ def encode_rows(
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"{key}.lock"):
             if not _is_whole(target, key):
-                _write(table, task, tokenizer, target, {"key": key, "inputs": inputs}, progress)
+                _write(table, kept, task, tokenizer, target, {"key": key, "inputs": inputs}, progress)
     except OSError as error:
         raise EnvironmentProblem(
             f"cannot write encoded rows to {target.absolute()}: {first_line(error)}; data.cache names another folder"
@@ -151,13 +214,14 @@ def open_encoded(folder: Path) -> EncodedRows:
     return EncodedRows(folder, folder.name)
 
 
-def _inputs(table: pa.Table, task: Task, tokenizer: Any) -> dict[str, Any]:
-    labels = np.ascontiguousarray(table.column("label").to_numpy(), dtype="<i4")
+def _inputs(table: pa.Table, task: Task, tokenizer: Any, source: pa.Table | None) -> dict[str, Any]:
+    beside = [name for name in table.column_names if name != "id" and name not in task.content_columns]
     return {
         "format": _FORMAT,
         "rows": rows_fingerprint(table),
         "order": xxhash.xxh3_128_hexdigest(np.ascontiguousarray(row_ids(table)).data),
-        "labels": xxhash.xxh3_128_hexdigest(labels.data),
+        "labels": {name: _hash_column(table.column(name)) for name in beside},
+        "source": None if source is None else {name: _hash_column(source.column(name)) for name in source.column_names},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "encode": {"task": task.kind, **task.encode_settings()},
     }
@@ -165,6 +229,15 @@ def _inputs(table: pa.Table, task: Task, tokenizer: Any) -> dict[str, Any]:
 
 def _hash(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def _hash_column(column: pa.ChunkedArray) -> str:
+    """A hash of the values of a column, however they are cut into chunks."""
+    digest = xxhash.xxh3_128(str(column.type).encode())
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _BATCH_ROWS):
+            digest.update(repr(chunk.slice(start, _BATCH_ROWS).to_pylist())[1:-1].encode() + b", ")
+    return digest.hexdigest()
 
 
 def _is_whole(folder: Path, key: str) -> bool:
@@ -179,6 +252,7 @@ def _is_whole(folder: Path, key: str) -> bool:
 
 def _write(
     table: pa.Table,
+    source: pa.Table | None,
     task: Task,
     tokenizer: Any,
     target: Path,
@@ -193,6 +267,8 @@ def _write(
         shards = _write_shards(table, task, tokenizer, partial, progress)
         write_folder_state(partial, [shard.file for shard in shards], marker["key"])
         described = [dataclasses.asdict(shard) for shard in shards]
+        if source is not None:
+            described.append(dataclasses.asdict(write_shard(partial / _SOURCE, source)))
         write_json(partial / _MARKER, {**marker, "rows": table.num_rows, "shards": described})
         # What lies at the target was not whole. Without its marker first, a half-deleted folder could look so.
         (target / _MARKER).unlink(missing_ok=True)
@@ -226,11 +302,18 @@ def _write_shards(
 
 
 def _encoded(rows: pa.Table, task: Task, tokenizer: Any, start: int) -> pa.Table:
-    content = {name: rows.column(name).to_pylist() for name in rows.column_names if name not in ("id", "label")}
-    columns = task.encode(tokenizer, content)
+    given = {name: rows.column(name).to_pylist() for name in rows.column_names if name != "id"}
+    columns = task.encode(tokenizer, given)
     for index, tokens in enumerate(columns["input_ids"]):
         if not tokens:
-            text = next(iter(content.values()))[index]
+            text = given[task.content_columns[0]][index]
             raise DataError(f"row {start + index + 1} of those in use has no tokens: {text[:80]!r}")
-    arrays = {name: pa.array(columns[name], kind) for name, kind in _TOKEN_TYPES.items() if name in columns}
-    return pa.table({"id": rows.column("id"), **arrays, "label": rows.column("label")})
+    arrays = {
+        name: pa.array(columns[name], kind)
+        for name, kind in {**_TOKEN_TYPES, **_OTHER_TYPES}.items()
+        if name in columns
+    }
+    carried = {name: rows.column(name) for name in rows.column_names if name not in ("id", *task.content_columns)}
+    if "label" in columns:
+        carried["label"] = columns["label"]
+    return pa.table({"id": rows.column("id"), **arrays, **carried})

@@ -35,8 +35,17 @@ class Labeller:
         self._names_of_source = names
         self._codes.clear()
 
-    def code(self, raw: Mapping[str, Any]) -> int:
-        value = self._task.raw_label(raw)
+    def code(self, raw: Mapping[str, Any]) -> Any:
+        """Number of the row's label, or a list of numbers, or the label itself where labels are no names."""
+        known = self._known.names if self._known is not None else None
+        value = self._task.raw_label(raw, self._names_of_source or known)
+        if not self._task.names_labels:
+            if value is None:
+                raise BadValue(self._task.label_column, "no label")
+            return value
+        return [self._code(name) for name in value] if isinstance(value, tuple) else self._code(value)
+
+    def _code(self, value: str | int | None) -> int:
         code = self._codes.get(value)
         if code is None:
             code = self._new_code(value)
@@ -54,15 +63,16 @@ class Labeller:
         """The labels, and the final number of each code."""
         if self._known is not None:
             return self._known, np.arange(len(self._known), dtype=np.int32)
+        assert self._task.names_labels  # a task without label names prescribes its labels
         if len(self._names) > _MANY_LABELS and len(self._names) > num_rows / 2:
             raise DataError(
                 f"{source}: column {self._task.label_column!r} has {len(self._names)} different values in {num_rows} "
                 "rows; is it the label? Set data.columns.label"
             )
-        names = sorted_names(self._names)
-        place = np.empty(len(names), np.int32)
-        for index, name in enumerate(names):
-            place[self._names[name]] = index
+        names = self._task.complete_labels(sorted_names(self._names))
+        place = np.empty(len(self._names), np.int32)
+        for name, code in self._names.items():
+            place[code] = names.index(name)
         return Labels(names), place
 
 

@@ -18,6 +18,7 @@ from raybrew.data.records import BadRow
 from raybrew.data.sources import open_source, resolve_source
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
+from raybrew.tasks.ids import example_id
 
 __all__ = ["BadRow", "RowSet", "Split", "example_id", "load_rows", "row_ids", "rows_fingerprint", "subset_indices"]
 
@@ -30,7 +31,7 @@ _SHOWN_BAD_ROWS = 5
 
 @dataclasses.dataclass(frozen=True)
 class RowSet:
-    """Rows that can be used: `table` has `id` (16 bytes), the task's content columns, and `label` (int32, -1 = none).
+    """Rows that can be used: `table` has `id` (16 bytes) and the columns of the task's schema, `label` being the last.
 
     Duplicates are kept, with the same id. `skipped` lists what `data.on_bad_row=skip` left out.
     """
@@ -48,23 +49,12 @@ class RowSet:
         """Number of examples that occur with more than one label."""
         pairs = np.empty((len(self), 3), dtype="<u8")
         pairs[:, :2] = row_ids(self.table).view("<u8")
-        pairs[:, 2] = self.table.column("label").to_numpy().astype(np.uint64)
+        pairs[:, 2] = [
+            xxhash.xxh3_64_intdigest(repr(label).encode()) for label in self.table.column("label").to_pylist()
+        ]
         pairs = np.unique(pairs, axis=0)
         _, counts = np.unique(pairs[:, :2], axis=0, return_counts=True)
         return int((counts > 1).sum())
-
-
-def example_id(content: tuple[str, ...]) -> bytes:
-    """16 bytes that name an example by its content.
-
-    xxh3_128 of every text's UTF-8, each preceded by its length in bytes (8 bytes, little-endian), so that no two
-    contents run together.
-    """
-    parts = []
-    for text in content:
-        data = text.encode()
-        parts += [len(data).to_bytes(8, "little"), data]
-    return xxhash.xxh3_128_digest(b"".join(parts))
 
 
 def row_ids(table: pa.Table) -> npt.NDArray[np.uint8]:
@@ -96,8 +86,8 @@ def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None 
 
     Label names are those of `task.labels`, else `labels` (a teacher's, or those of the training rows), else the
     source's own class names, else the distinct labels of the training rows, sorted (numbers by value). Unlabelled rows
-    all have label -1. DataError names file, row, line and column of the first bad rows, or says why the source as a
-    whole cannot be used.
+    have what the task puts where there is no label. DataError names file, row, line and column of the first bad rows,
+    or says why the source as a whole cannot be used.
     """
     text = getattr(data, split)
     if text is None:
@@ -123,14 +113,14 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
     for reader in open_source(source):
         if labeller is not None:
             labeller.use_names(reader.label_names(task.label_column))
-        for row, line, raw in reader.rows(columns):
+        for row, line, raw in reader.rows(columns, task.optional_columns):
             num_rows += 1
             if isinstance(raw, BadRow):
                 problem = raw
             else:
                 try:
                     parsed = task.parse(raw)
-                    rows.add(parsed, -1 if labeller is None else labeller.code(raw))
+                    rows.add(parsed, task.no_label(parsed) if labeller is None else labeller.code(raw))
                     continue
                 except BadValue as error:
                     problem = BadRow(reader.name, row, error.column, error.reason, line)
@@ -143,16 +133,15 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
     table = rows.table()
     if labeller is not None:
         labels, place = labeller.finish(source.name, len(rows))
-        table = table.set_column(
-            table.schema.get_field_index("label"),
-            table.schema.field("label"),
-            pa.array(place[table.column("label").to_numpy()], pa.int32()),
-        )
+        if task.names_labels:
+            label = _renumbered(table.column("label").combine_chunks(), place)
+            table = table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), label)
     size = getattr(data, f"{split}_rows")
     if size is not None and size < table.num_rows:
         table = table.take(subset_indices(table.num_rows, size))
-    if split == "train":
-        _refuse_one_class(source.name, task.label_column, table, labels)
+    untrainable = task.untrainable(table, labels) if split == "train" else None
+    if untrainable is not None:
+        raise DataError(f"{source.name}: {untrainable}")
     return RowSet(table, labels, tuple(bad), source.name)
 
 
@@ -168,7 +157,7 @@ class _Rows:
     def __len__(self) -> int:
         return sum(len(chunk) for chunk in self._chunks) + len(self._columns["id"])
 
-    def add(self, parsed: Mapping[str, Any], label: int) -> None:
+    def add(self, parsed: Mapping[str, Any], label: Any) -> None:
         identity = example_id(self._task.content(parsed))
         columns = self._columns
         for name, value in parsed.items():
@@ -202,10 +191,8 @@ def _bad_rows(source: str, bad: list[BadRow], num_bad: int, num_rows: int, skip:
     return DataError("\n  ".join([f"{head}:", *lines]))
 
 
-def _refuse_one_class(source: str, column: str, table: pa.Table, labels: Labels) -> None:
-    present = np.unique(table.column("label").to_numpy())
-    if len(present) < 2:
-        raise DataError(
-            f"{source}: all {table.num_rows} rows have the label {labels.names[present[0]]!r} (column {column!r}); "
-            "training needs two classes at least"
-        )
+def _renumbered(codes: pa.Array, place: npt.NDArray[np.int32]) -> pa.Array:
+    """Final label numbers for codes, one per row or a list per row."""
+    if pa.types.is_list(codes.type):
+        return pa.ListArray.from_arrays(codes.offsets, _renumbered(codes.values, place))
+    return pa.array(place[codes.to_numpy(zero_copy_only=False)], pa.int32())

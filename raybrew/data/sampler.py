@@ -6,12 +6,86 @@ workers, or resumed ones, see the same batches (mosaicml/streaming: streaming/ba
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+
 import numpy as np
 
-__all__ = ["epoch_batches", "num_batches", "share_of_rank"]
+__all__ = ["BatchSize", "Order", "epoch_batches", "num_batches", "padded_length", "share_of_rank"]
 
 #: Batches whose rows are sorted by length together. Large enough for little padding, small enough to stay random.
 _BATCHES_PER_BUCKET = 50
+
+
+def padded_length(length: int, bounded: bool) -> int:
+    """The length that rows of up to `length` tokens are padded to.
+
+    `bounded`: one of few, for models that are compiled for each shape. Multiples of 16, beyond 128 of an eighth of the
+    next power of two: 8 lengths up to 128 tokens, 16 up to 512.
+    """
+    if not bounded or length < 1:
+        return length
+    step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSize:
+    """What a global batch holds: `rows`, or as many rows as keep it within `tokens` tokens, padding included."""
+
+    rows: int
+    tokens: int | None = None
+    bounded_lengths: bool = False
+
+    def limit(self, longest: int) -> int:
+        """Most rows of a batch whose longest row has `longest` tokens; 1 for a row beyond the budget."""
+        if self.tokens is None:
+            return self.rows
+        return max(1, self.tokens // max(1, padded_length(longest, self.bounded_lengths)))
+
+
+class Order:
+    """The global batches of all epochs. Batches by tokens differ in number from epoch to epoch, and are counted."""
+
+    def __init__(self, lengths: np.ndarray, size: BatchSize, seed: int) -> None:
+        self.lengths = lengths
+        self.size = size
+        self.seed = seed
+        self._starts = [0]  # the step at which each epoch begins, as far as it was asked for
+        self._lock = threading.RLock()  # the thread that prepares batches asks, and the one that trains
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Row indices of each global batch of `epoch`, every row once."""
+        return epoch_batches(self.lengths, self.size, self.seed, epoch)
+
+    def first_step(self, epoch: int) -> int:
+        """Steps of all epochs before `epoch`."""
+        if self.size.tokens is None:
+            return epoch * num_batches(len(self.lengths), self.size.rows)
+        with self._lock:
+            while len(self._starts) <= epoch:
+                self._starts.append(self._starts[-1] + len(self.batches(len(self._starts) - 1)))
+            return self._starts[epoch]
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that `step`, counted from 0 over all epochs, belongs to."""
+        if self.size.tokens is None:
+            return step // num_batches(len(self.lengths), self.size.rows)
+        with self._lock:
+            while self._starts[-1] <= step:
+                self.first_step(len(self._starts))
+        return int(np.searchsorted(self._starts, step, side="right")) - 1
+
+    def progress(self, finished_steps: int) -> float:
+        """Epochs that `finished_steps` steps make, with the part of the last one."""
+        epoch = self.epoch_of(finished_steps)
+        start, end = self.first_step(epoch), self.first_step(epoch + 1)
+        return epoch + (finished_steps - start) / (end - start)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Row indices of the global batch of `step`."""
+        epoch = self.epoch_of(step)
+        return self.batches(epoch)[step - self.first_step(epoch)]
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:
@@ -19,22 +93,36 @@ def num_batches(num_rows: int, batch_size: int) -> int:
     return -(-num_rows // batch_size)
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_batches(lengths: np.ndarray, size: BatchSize, seed: int, epoch: int) -> list[np.ndarray]:
     """Row indices of each global batch of `epoch`, every row once.
 
-    `lengths` (rows,) are in tokens. Rows are shuffled, cut into groups of 50 batches, sorted by length inside a group,
-    and the batches are shuffled again: rows of one batch have like lengths, and their order is random.
+    `lengths` (rows,) are in tokens. Rows are shuffled, cut into groups of about 50 batches, sorted by length inside a
+    group, cut into batches, and the batches are shuffled again: rows of one batch have like lengths, the longest first,
+    and the order of batches is random.
     """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     order = random.permutation(len(lengths))
-    group = batch_size * _BATCHES_PER_BUCKET
     batches: list[np.ndarray] = []
-    for start in range(0, len(order), group):
-        rows = order[start : start + group]
+    for rows in _groups(order, lengths, size):
         # Longest first: the one incomplete batch then holds the shortest rows.
         rows = rows[np.argsort(-lengths[rows].astype(np.int64), kind="stable")]
-        batches += [rows[cut : cut + batch_size] for cut in range(0, len(rows), batch_size)]
+        cut = 0
+        while cut < len(rows):
+            end = cut + size.limit(int(lengths[rows[cut]]))
+            batches.append(rows[cut:end])
+            cut = end
     return [batches[index] for index in random.permutation(len(batches))]
+
+
+def _groups(order: np.ndarray, lengths: np.ndarray, size: BatchSize) -> list[np.ndarray]:
+    """`order` in parts of about 50 batches."""
+    if size.tokens is None:
+        group = size.rows * _BATCHES_PER_BUCKET
+        return [order[start : start + group] for start in range(0, len(order), group)]
+    tokens = np.cumsum(lengths[order], dtype=np.int64)
+    group = size.tokens * _BATCHES_PER_BUCKET
+    cuts = np.searchsorted(tokens, np.arange(group, int(tokens[-1]) if len(tokens) else 0, group))
+    return [rows for rows in np.split(order, cuts) if len(rows)]
 
 
 def share_of_rank(batch: np.ndarray, rank: int, world_size: int, micro_batch_size: int | None) -> list[np.ndarray]:

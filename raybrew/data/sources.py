@@ -25,7 +25,7 @@ __all__ = ["DEFAULT_SPLITS", "Source", "format_of", "open_source", "resolve_sour
 #: Key of `data` -> the split that is read where the source has several and names none.
 DEFAULT_SPLITS: Mapping[str, str] = MappingProxyType({"train": "train", "eval": "validation", "unlabeled": "train"})
 
-_TEXT_FORMATS = ("csv", "tsv", "jsonl")
+_TEXT_FORMATS = ("csv", "tsv", "jsonl", "conll")
 _SPLIT_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:\[[^\[\]]*\])?"
 _WITH_SPLIT = re.compile(rf"(?P<base>.+?):(?P<split>{_SPLIT_NAME}(?:\+{_SPLIT_NAME})*)", re.DOTALL)
 #: Endings of files that are meant as files even though their format must be given.
@@ -73,6 +73,7 @@ def open_source(source: Source) -> tuple[RowReader, ...]:
     """One reader for each file of `source`, or one for its dataset. Nothing is read yet."""
     # pyarrow takes a quarter second, which plain resolving must not cost.
     from raybrew.data.columnar import ArrowFile, DatasetRows, ParquetFile
+    from raybrew.data.conll import ConllFile
     from raybrew.data.text import CsvFile, JsonlFile, TsvFile
 
     if source.hub is not None:
@@ -82,6 +83,7 @@ def open_source(source: Source) -> tuple[RowReader, ...]:
         "csv": CsvFile,
         "tsv": TsvFile,
         "jsonl": JsonlFile,
+        "conll": ConllFile,
         "parquet": ParquetFile,
         "arrow": ArrowFile,
     }

@@ -20,7 +20,7 @@ from typing import IO, Any
 from raybrew.data.records import BadRow, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
 
-__all__ = ["CsvFile", "JsonlFile", "TsvFile"]
+__all__ = ["CsvFile", "JsonlFile", "TsvFile", "text_lines"]
 
 _BUFFER_BYTES = 1 << 20
 _GZIP_MARK = b"\x1f\x8b"
@@ -54,7 +54,7 @@ class _TextFile:
 class CsvFile(_TextFile):
     """Comma-separated values with a header."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         with _opened(self.path) as file:
             # surrogateescape: one bad byte makes one bad row instead of ending the file. newline="": csv sees \r\n.
@@ -100,11 +100,11 @@ class CsvFile(_TextFile):
 class TsvFile(_TextFile):
     """Tab-separated values with a header and without quoting."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         header: list[str] | None = None
         row = 0
-        for line, data in _lines(self.path):
+        for line, data in text_lines(self.path):
             if not data.strip(b"\r\n"):
                 continue
             data = data.removesuffix(b"\n").removesuffix(b"\r")
@@ -132,12 +132,12 @@ class TsvFile(_TextFile):
 class JsonlFile(_TextFile):
     """One JSON object per line."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         seen: dict[str, None] = {}
         last_keys: Any = None
         row = 0
-        for line, data in _lines(self.path):
+        for line, data in text_lines(self.path):
             if data.isspace():
                 continue
             row += 1
@@ -219,7 +219,8 @@ def _refuse_utf16(path: Path, file: Any) -> IO[bytes]:
     return checked
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read."""
     with _opened(path) as file:
         for line, data in enumerate(file, 1):
             yield line, data.removeprefix(_UTF8_MARK) if line == 1 else data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from raybrew.config.distill import MatchConfig
 from raybrew.config.match_names import match_set
@@ -31,13 +31,17 @@ class LayerMatch:
 
     @property
     def name(self) -> str:
-        """Name in logs and errors: `hidden_mse.1-2` compares student layer 1 with teacher layer 2."""
+        """Name in logs and errors: `hidden_mse.1-2` compares student layer 1 with teacher layer 2.
+
+        `b.` before it says that it is of teacher b.
+        """
+        owner = "" if self.teacher.teacher is None else f"{self.teacher.teacher}."
         if self.student.layer is None:
-            return self.loss
+            return f"{owner}{self.loss}"
         relation = ""
         if self.student.kind in VECTOR_KINDS:
             relation = "_attention" if self.keys else f"_{self.student.kind}"
-        return f"{self.loss}{relation}.{self.student.layer}-{self.teacher.layer}"
+        return f"{owner}{self.loss}{relation}.{self.student.layer}-{self.teacher.layer}"
 
     @property
     def student_signals(self) -> tuple[Signal, ...]:
@@ -65,15 +69,20 @@ def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teache
     raise ValueError(f"unknown rule {rule!r}")
 
 
-def resolve_matches(matches: Sequence[MatchConfig], student_layers: int, teacher_layers: int) -> tuple[LayerMatch, ...]:
+def resolve_matches(
+    matches: Sequence[MatchConfig], student_layers: int, teacher_depth: int | Mapping[str, int]
+) -> tuple[LayerMatch, ...]:
     """All layer pairs of all matches; ConfigError names every pair that points outside a model or comes twice.
 
-    Rules leave out the embeddings for what belongs to attention, whose layers begin with 1.
+    `teacher_depth` is the number of the teacher's layers, or of each of several teachers' by name. Rules leave out the
+    embeddings for what belongs to attention, whose layers begin with 1.
     """
     problems: list[Problem] = []
     resolved: dict[str, LayerMatch] = {}
     for index, match in enumerate(matches):
         key = f"distill.matches.{index}"
+        # Which names there are was checked with the configuration.
+        teacher_layers = teacher_depth if isinstance(teacher_depth, int) else teacher_depth[match.teacher or ""]
         problem = _unfit_rule(match, student_layers, teacher_layers)
         if problem is not None:
             problems.append(Problem(f"{key}.{problem[0]}", problem[1]))
@@ -109,7 +118,7 @@ def _matches_of(match: MatchConfig, student: int | None, teacher: int | None) ->
         yield LayerMatch(
             match.loss,
             Signal(match.feature, student),
-            Signal(match.feature, teacher),
+            Signal(match.feature, teacher, match.teacher),
             match.weight,
             match.projection,
         )
@@ -120,7 +129,7 @@ def _matches_of(match: MatchConfig, student: int | None, teacher: int | None) ->
         yield LayerMatch(
             match.loss,
             Signal(kind, student),
-            Signal(kind, teacher),
+            Signal(kind, teacher, match.teacher),
             match.weight,
             match.projection,
             keys,

@@ -21,18 +21,18 @@ from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.tables import PROJECTIONS
 from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
 from raybrew.errors import LossError
-from raybrew.losses.logits import hard_label_ce
 from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals
+from raybrew.tasks.heads import ClassHead, Head
 
 __all__ = ["Batch", "Objective", "TermSpec", "build_objective"]
 
-#: One micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids` (batch, length); `labels` (batch,);
-#: `logits_mask` (batch,), 0 for rows that only pad a worker's share.
+#: One micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids` (batch, length); `logits_mask` (batch,),
+#: 0 for rows that only pad a worker's share; `labels`, `items` and `item_mask` as the task's head takes them.
 Batch = Mapping[str, Tensor]
 
-#: What the count of a term is taken from: compared logits, labelled rows, or rows, tokens, pairs of the inputs.
+#: What the count of a term is taken from: compared logits, labelled items, or rows, tokens, pairs of the inputs.
 COUNT_KEYS = ("logits", "labels", "row", "token", "pair")
 
 
@@ -60,8 +60,10 @@ class Objective(nn.Module):
         student_request: frozenset[Signal],
         teacher_request: frozenset[Signal],
         projections: Mapping[str, nn.Module],
+        head: Head | None = None,
     ) -> None:
         super().__init__()
+        self.head = head or ClassHead()
         self.terms = terms
         self.student_request = student_request
         self.teacher_request = teacher_request
@@ -79,10 +81,9 @@ class Objective(nn.Module):
     def counts(self, batch: Batch) -> Tensor:
         """Items of each of COUNT_KEYS in `batch`, float64 (5,)."""
         inputs = batch["attention_mask"] * batch["logits_mask"].unsqueeze(-1)
-        labelled = (batch["labels"] >= 0) * batch["logits_mask"]
         values = [
-            batch["logits_mask"].sum(),
-            labelled.sum(),
+            self.head.num_compared(batch),
+            self.head.num_labelled(batch),
             *(count_items(per, inputs) for per in (Per.ROW, Per.TOKEN, Per.PAIR)),
         ]
         return torch.stack([value.to(torch.float64) for value in values])
@@ -112,34 +113,38 @@ def build_objective(
     student_dims: Mapping[Signal, int] | None = None,
     teacher_dims: Mapping[Signal, int] | None = None,
     seed: int = 0,
-    teacher_heads: int | None = None,
+    teacher_heads: int | Mapping[str | None, int] | None = None,
+    head: Head | None = None,
 ) -> Objective:
     """The objective of an experiment: KD on logits, labels, and layer matches.
 
+    `head` is that of the task; by default one class per row.
     `student_dims` and `teacher_dims` give the width of each signal that `matches` names, and the number of heads of
-    each attention signal; `teacher_heads` are the relation heads of matches that set none. LossError names a match in
-    which these differ where the loss needs them equal and no projection helps, or that cannot be cut into its heads.
-    Projections start from `seed`.
+    each attention signal; `teacher_heads` (of several teachers: by name) are the relation heads of
+    matches that set none. LossError names a match in which these differ where the loss needs them equal and no
+    projection helps, or that cannot be cut into its heads. Projections start from `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
+    head = head or ClassHead()
     student_dims, teacher_dims = student_dims or {}, teacher_dims or {}
     terms: list[TermSpec] = []
     student: set[Signal] = set()
     teacher: set[Signal] = set()
     projections: dict[str, nn.Module] = {}
     if config.kd_weight > 0:
-        terms.append(TermSpec("kd", config.kd_weight, "logits", _KD(config)))
+        terms.append(TermSpec("kd", config.kd_weight, "logits", _KD(config, head)))
         student.add(LOGITS)
         teacher.add(LOGITS)
     if config.hard_label_weight > 0:
-        terms.append(TermSpec("label", config.hard_label_weight, "labels", _label_term))
+        terms.append(TermSpec("label", config.hard_label_weight, "labels", _LabelTerm(head)))
         student.add(LOGITS)
     for match in matches:
         entry = MATCH_LOSSES[match.loss]
         loss = entry.load()
         if entry.needs == "qkv":
             sizes = student_dims[match.student], teacher_dims[match.teacher]
-            loss = functools.partial(loss, num_heads=_relation_heads(match, *sizes, teacher_heads))
+            heads = teacher_heads.get(match.teacher.teacher) if isinstance(teacher_heads, Mapping) else teacher_heads
+            loss = functools.partial(loss, num_heads=_relation_heads(match, *sizes, heads))
         projection = _projection_for(match, student_dims[match.student], teacher_dims[match.teacher], entry, generator)
         key = match.name.replace(".", "_")
         if projection is not None:
@@ -147,11 +152,13 @@ def build_objective(
         terms.append(TermSpec(match.name, match.weight, entry.per, _Match(match, loss, projection)))
         student.update(match.student_signals)
         teacher.update(match.teacher_signals)
-    return Objective(tuple(terms), frozenset(sorted_signals(student)), frozenset(sorted_signals(teacher)), projections)
+    requests = frozenset(sorted_signals(student)), frozenset(sorted_signals(teacher))
+    return Objective(tuple(terms), *requests, projections, head)
 
 
 class _KD:
-    def __init__(self, config: DistillConfig) -> None:
+    def __init__(self, config: DistillConfig, head: Head) -> None:
+        self.head = head
         options: dict[str, Any] = {"scale_by_temperature_squared": config.scale_by_temperature_squared}
         if config.kd_loss.kind == "js":
             options["beta"] = config.kd_loss.beta
@@ -164,7 +171,12 @@ class _KD:
         self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        return self.term(student[LOGITS], teacher[LOGITS], batch["logits_mask"], batch["labels"])
+        if student[LOGITS].shape != teacher[LOGITS].shape:
+            raise LossError(
+                f"kd: student logits {tuple(student[LOGITS].shape)} and teacher logits {tuple(teacher[LOGITS].shape)} "
+                "differ; both models need the same classes, and the same items of each row"
+            )
+        return self.term(*self.head.compared(student[LOGITS], teacher[LOGITS], batch))
 
 
 def _temperature_rule(kind: str, beta: float, gamma: float | None) -> TemperatureRule:
@@ -180,8 +192,12 @@ def _temperature_rule(kind: str, beta: float, gamma: float | None) -> Temperatur
     return rule
 
 
-def _label_term(student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-    return hard_label_ce(student[LOGITS], batch["labels"], batch["logits_mask"])
+class _LabelTerm:
+    def __init__(self, head: Head) -> None:
+        self.head = head
+
+    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
+        return self.head.label_loss(student[LOGITS], batch)
 
 
 class _Match:

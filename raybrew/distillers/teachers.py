@@ -15,7 +15,7 @@ from raybrew.models.forward import forward
 from raybrew.signals import Signal
 
 if TYPE_CHECKING:
-    from raybrew.store.reader import Store
+    from raybrew.store.reader import RowPositions, Store
 
 __all__ = ["LiveTeacher", "SignalsInBatch", "StoredSignals", "Teacher"]
 
@@ -55,10 +55,11 @@ class LiveTeacher:
 class StoredSignals:
     """Signals of training rows out of a store; `positions` maps each row to the store's row of the same content."""
 
-    def __init__(self, store: Store, positions: np.ndarray, request: Collection[Signal]) -> None:
+    def __init__(self, store: Store, positions: RowPositions | np.ndarray, request: Collection[Signal]) -> None:
         self.store = store
         self.positions = positions
         self.request = sorted(request)
 
-    def __call__(self, rows: np.ndarray) -> dict[Signal, Tensor]:
-        return {signal: self.store.gather(signal, self.positions[rows]) for signal in self.request}
+    def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Tensor]:
+        """Those of `rows`, signals of tokens padded to `length`, by default to the longest row."""
+        return {signal: self.store.gather(signal, self.positions[rows], length) for signal in self.request}

@@ -37,8 +37,18 @@ class KDTerm:
         self.rule = rule
         self.shift = shift
 
-    def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor | None, labels: Tensor | None = None) -> LossTerm:
-        """Logits (batch, classes) or (batch, length, classes); `labels` only serve the probability shift."""
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None,
+        labels: Tensor | None = None,
+        class_mask: Tensor | None = None,
+    ) -> LossTerm:
+        """Logits (batch, classes) or (batch, length, classes); `labels` only serve the probability shift.
+
+        `class_mask` takes classes out, where an item may not have all.
+        """
         if student.shape != teacher.shape:
             raise LossError(
                 f"{self.name}: student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ; "
@@ -47,11 +57,12 @@ class KDTerm:
         if self.shift:
             if labels is None:
                 raise LossError(f"{self.name}: probability_shift needs labels, and there are none")
-            teacher = probability_shift(teacher, labels)
+            teacher = probability_shift(teacher, labels, class_mask=class_mask)
         temperature: float | Tensor = self.temperature
         if self.rule is not None:
             temperature = self.rule(student, teacher, self.temperature, mask)
-        return self.loss(student, teacher, mask, temperature=temperature, **self.options)
+        options = self.options if class_mask is None else {**self.options, "class_mask": class_mask}
+        return self.loss(student, teacher, mask, temperature=temperature, **options)
 
 
 class MatchTerm:

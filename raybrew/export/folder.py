@@ -8,10 +8,11 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.errors import EnvironmentProblem, ModelError, RunError
@@ -25,9 +26,16 @@ _EXCHANGE = 2
 _AT_WORKING_DIRECTORY = -100
 
 
-def save_student(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str) -> Path:
+def save_student(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: str,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Writes model (safetensors), config, tokenizer and, if `card` is not empty, README.md to `folder`; returns it.
 
+    `weights` replace those that the model holds, which are parts where it is divided among workers.
     Everything is written beside it first, then takes its place in one rename; a student that was there stays whole
     until then. One writer per folder. RunError if the folder holds something else than a model; EnvironmentProblem if
     it cannot be written, ModelError if the model is none of Hugging Face's.
@@ -40,7 +48,7 @@ def save_student(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: P
     new = _sibling(folder, "new")
     try:
         new.mkdir(parents=True)
-        model.save_pretrained(new)
+        model.save_pretrained(new, state_dict=None if weights is None else dict(weights))
         tokenizer.save_pretrained(new)
         if card:
             (new / _CARD).write_text(card, encoding="utf-8")

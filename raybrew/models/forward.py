@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from raybrew.errors import ModelError
 from raybrew.models.attention import attention_signals
 from raybrew.models.pooled import pooled_output
 from raybrew.signals import LOGITS, Signal
 
-__all__ = ["MODEL_INPUTS", "forward"]
+__all__ = ["MODEL_INPUTS", "checkpoint_layers", "compiled", "forward"]
 
 #: Batch keys that are passed to a Hugging Face model when present.
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[Signal]) -> dict[Signal, Tensor]:
+def forward(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    request: Collection[Signal],
+    run: Callable[..., Any] | None = None,
+) -> dict[Signal, Tensor]:
     """Outputs of `model` for the signals of `request`, in one forward pass.
 
-    `logits`: (batch, classes). `pooled`: (batch, dim). `hidden.i`: (batch, length, dim), 0 the embedding output, i that
-    of layer i. From layer 1 on: `attention.i` (batch, heads, length, length), scores before the softmax,
-    `attention_probs.i`, their softmax over the real tokens, and `query.i`, `key.i`, `value.i` (batch, length, dim).
+    `run` stands in for calling the model, such as what `compiled` gives.
+
+    `logits`: (batch, classes); or, for heads that judge tokens, those at the positions `items` (batch, items) of the
+    inputs: (batch, items, classes), classes being start and end for question answering. `pooled`: (batch, dim).
+    `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
+    From layer 1 on: `attention.i` (batch, heads, length, length), scores before the softmax, `attention_probs.i`,
+    their softmax over the real tokens, and `query.i`, `key.i`, `value.i` (batch, length, dim).
     ModelError names a layer that the model does not have, and what it cannot give.
     """
     layers = [signal for signal in request if signal.kind == "hidden"]
@@ -30,14 +43,14 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[
         attention_signals(model, request, inputs.get("attention_mask")) as attention,
         pooled_output(model, request) as pooled,
     ):
-        outputs = model(
+        outputs = (run or model)(
             **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
             output_hidden_states=bool(layers),
             return_dict=True,
         )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:
-        result[LOGITS] = outputs.logits
+        result[LOGITS] = _logits(outputs, inputs.get("items"))
     for signal in layers:
         if signal.layer is None or signal.layer >= len(outputs.hidden_states):
             raise ModelError(
@@ -45,3 +58,32 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor], request: Collection[
             )
         result[signal] = outputs.hidden_states[signal.layer]
     return result | attention | pooled
+
+
+def _logits(outputs: Mapping[str, Tensor], items: Tensor | None) -> Tensor:
+    if "logits" in outputs:
+        logits = outputs["logits"]
+    else:
+        logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+    if items is None:
+        return logits
+    return logits.gather(1, items.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+
+
+def compiled(model: nn.Module) -> Callable[..., Any]:
+    """`model` as a compiled function, for each shape of its inputs anew; weights and state stay those of `model`."""
+
+    def run(**inputs: Any) -> Any:
+        return model(**inputs)
+
+    function: Callable[..., Any] = torch.compile(run, dynamic=False)
+    return function
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Make `model` compute its layers anew in the backward pass; ModelError if it cannot."""
+    if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
+        raise ModelError(f"train.gradient_checkpointing: {type(model).__name__} cannot do it; set it to false")
+    with warnings.catch_warnings():  # of its next name, which the oldest transformers that we support lack
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]

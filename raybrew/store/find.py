@@ -14,14 +14,17 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, ModelError, StoreError
+from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
-from raybrew.signals import Signal, sorted_signals
+from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
 from raybrew.store.fingerprint import store_parts, teacher_fingerprint
+from raybrew.store.layout import read_manifest
 from raybrew.store.reader import Store
-from raybrew.store.storage import open_storage
+from raybrew.store.storage import open_storage, stores_below
+from raybrew.store.usage import mark_used
 from raybrew.tasks.base import Task
 
-__all__ = ["StoreIdentity", "checked_rows", "find_store", "identify"]
+__all__ = ["StoreIdentity", "checked_rows", "find_any", "find_store", "identify"]
 
 
 def find_store(
@@ -38,15 +41,46 @@ def find_store(
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
     known, _, _ = identify(task, teacher, request, device, precision)
-    storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
-    found = Store.open(storage, known.fingerprint, store.element_type)
+    found = find_any(known, teacher, store_root, store.cache, store.element_type)
     positions = found.locate(row_ids(rows))
     lacking = [signal.name for signal in request if not found.has(signal, positions)]
     if lacking:
         raise StoreError(
             f"{found.location}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it"
         )
+    mark_used(found.storage)
     return found
+
+
+def find_any(
+    known: StoreIdentity,
+    teacher: ModelSource,
+    store_root: str | Path,
+    cache: str | None,
+    element_type: str | None = None,
+) -> Store:
+    """The store of just this teacher, whatever it holds; StoreError otherwise, with both fingerprints if it changed."""
+    storage = open_storage(f"{store_root}/{known.fingerprint}", cache)
+    if not storage.exists():
+        raise StoreError(_no_store(known, teacher, store_root, cache))
+    return Store.open(storage, known.fingerprint, element_type)
+
+
+def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path, cache: str | None) -> str:
+    """That there is no store of this teacher, and what the one of the same name was computed from instead."""
+    start = f"{store_root}: no store {known.fingerprint} of the teacher {teacher.model}; `raybrew capture` makes it"
+    for storage in stores_below(store_root, cache):
+        try:
+            manifest = read_manifest(storage)
+        except StoreError:
+            continue
+        if manifest["teacher"] == teacher.model:
+            other = [name for name, value in known.parts.items() if manifest["parts"].get(name) != value]
+            return (
+                f"{start}. {manifest['fingerprint']} was captured from another {', '.join(other)} under that name, and "
+                "its outputs are not those of this teacher"
+            )
+    return start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,24 +114,29 @@ def identify(
 
 def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:
     """The columns of `rows` that are captured; DataError or StoreError if there is nothing to capture."""
-    names = ["id", *(name for name in task.schema().names if name != "label")]
+    names = ["id", *task.content_columns]
     missing = [name for name in names if name not in rows.column_names]
     if missing:
         raise DataError(f"rows to capture lack {', '.join(missing)}; they have {', '.join(rows.column_names)}")
     if rows.num_rows == 0:
         raise DataError("there are no rows to capture")
     if not request:
-        raise StoreError("no signal was asked for; logits and hidden layers can be captured")
+        raise StoreError("no signal was asked for; `raybrew list signals` shows what can be captured")
     return rows.select(names)
 
 
 def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:
     layers = getattr(config, "num_hidden_layers", None)
     for signal in request:
-        if signal.kind not in ("logits", "hidden"):
-            raise ModelError(f"{signal} cannot be captured; a teacher gives logits and hidden layers")
+        if signal.kind in VECTOR_KINDS and config.model_type not in PROJECTED_MODELS:
+            raise ModelError(
+                f"{signal} was asked for, but where {config.model_type} models such as {name} have queries, keys "
+                f"and values is not known; known: {', '.join(PROJECTED_MODELS)}"
+            )
         if signal.layer is not None and layers is not None and signal.layer > layers:
-            raise ModelError(f"{signal} was asked for, but {name} has layers 0 (embeddings) to {layers}")
+            first = KINDS[signal.kind].first_layer
+            embeddings = " (embeddings)" if first == 0 else ""
+            raise ModelError(f"{signal} was asked for, but {name} has layers {first}{embeddings} to {layers}")
 
 
 def _absolute(model: str) -> str:

@@ -66,7 +66,7 @@ def store_parts(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "encode": {
             "task": task.kind,
-            "content": [name for name in task.schema().names if name != "label"],
+            "content": list(task.content_columns),
             **task.encode_settings(),
         },
         "precision": precision,

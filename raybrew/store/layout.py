@@ -3,12 +3,23 @@
     <root>/<fingerprint>/
       manifest.json                     written last; what readers go by
       shards/00000.json                 commit mark of a shard: rows, sizes and hashes; what a restarted capture goes by
-      examples/data-00000.arrow         id, input_ids, token_type_ids where the tokenizer gives them
-      signals/logits/data-00000.arrow   always float32
-      signals/hidden.08/...             float16; other types have folders of their own: hidden.08.bfloat16, .float32
+      examples/data-00000.arrow         id, input_ids; token_type_ids where the tokenizer gives them; for tasks that
+                                        judge parts of a text, items: the positions of tokens that have logits
+      index/<xxh3>.arrow                ids, sorted, and their positions; named by its content
+      signals/logits/data-00000.arrow   always float32; one vector a row, or a list of one for each item
+      signals/hidden.08/...             float16; other types have folders of their own: hidden.08.bfloat16, .int8, ...
       pending/<token>/                  rows that a running capture still has to compute
 
 All folders have the same rows in the same order. A signal may lack shards whose rows it was never asked for.
+
+One row is, in the column named by the kind: a list of numbers of one size (logits, pooled); a list with one such list
+for each token (hidden, query, key, value); or, for attention, one list of heads * length * length numbers, head by head
+and query by query. So nothing is padded. Of queries, keys and values the vectors are kept: a relation of n heads would
+be n * length numbers for each token instead of the width of the model, which is less for very short rows alone, and
+would tie all students to that n. `raybrew.store.elements` says how numbers are kept.
+
+A row that the teacher could not compute stands there as zeros (as an example without tokens, if it has none), and is
+named with the reason in the commit mark: `set_aside`, by folder and id.
 """
 
 from __future__ import annotations
@@ -24,49 +35,45 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name
+from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name, table_bytes
 from raybrew.errors import StoreError
-from raybrew.signals import LOGITS, Signal, parse_signal
+from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
+from raybrew.store.elements import element_type_of
 from raybrew.store.storage import Storage
 from raybrew.version import __version__
 
 __all__ = [
-    "ELEMENT_TYPES",
     "EXAMPLES",
     "FORMAT_VERSION",
+    "HEADS",
+    "INDEX",
     "IdIndex",
     "Shard",
     "commit_shard",
     "committed_shard",
     "committed_shards",
-    "element_type_of",
     "fingerprint_of_parts",
+    "index_file",
     "open_shards",
     "problems_of",
+    "problems_of_file",
     "publish",
     "read_manifest",
     "signal_folder",
     "signal_of",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXAMPLES = "examples"
+#: Folder of the file that finds rows by their ids.
+INDEX = "index"
+#: Key of an attention file's metadata: its number of heads.
+HEADS = b"heads"
 _KIND = "raybrew teacher store"
 
-#: Element type -> Arrow type. bfloat16 is kept as its bits.
-ELEMENT_TYPES: Mapping[str, pa.DataType] = {
-    "float32": pa.float32(),
-    "float16": pa.float16(),
-    "bfloat16": pa.uint16(),
-}
 _BARE_TYPE = "float16"
 _MARK = re.compile(r"shards/(\d+)\.json")
-_SIGNAL_FOLDER = re.compile(r"signals/([a-z]+(?:\.\d{2,3})?)(?:\.(float32|bfloat16))?")
-
-
-def element_type_of(signal: Signal, wanted: str) -> str:
-    """How `signal` is kept in a store of type `wanted`: logits are few and always float32."""
-    return "float32" if signal == LOGITS else wanted
+_SIGNAL_FOLDER = re.compile(r"signals/([a-z_]+(?:\.\d{2,3})?)(?:\.(float32|bfloat16|int8))?")
 
 
 def signal_folder(signal: Signal, element_type: str) -> str:
@@ -98,6 +105,7 @@ class Shard:
     first_id: str
     last_id: str
     files: Mapping[str, ShardInfo]
+    set_aside: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)  #: folder -> id -> reason
 
     @property
     def file(self) -> str:
@@ -114,6 +122,9 @@ class Shard:
             "first_id": self.first_id,
             "last_id": self.last_id,
             "files": files,
+            "set_aside": {
+                folder: dict(sorted(rows.items())) for folder, rows in sorted(self.set_aside.items()) if rows
+            },
         }
 
     @classmethod
@@ -125,16 +136,40 @@ class Shard:
             if folder != EXAMPLES and signal_of(folder) is None:
                 raise ValueError(f"{folder!r} is no folder of a store")
             files[folder] = ShardInfo(shard_name(index), rows, int(entry["bytes"]), str(entry["xxh3"]))
-        return cls(index, rows, int(value["tokens"]), str(value["first_id"]), str(value["last_id"]), files)
+        aside = {
+            str(folder): {str(row): str(reason) for row, reason in rows.items()}
+            for folder, rows in value["set_aside"].items()
+        }
+        return cls(index, rows, int(value["tokens"]), str(value["first_id"]), str(value["last_id"]), files, aside)
 
 
 class IdIndex:
-    """Finds rows by their 16-byte example ids: sorted ids and their positions, 24 bytes a row."""
+    """Finds rows by their 16-byte example ids: sorted ids and their positions."""
 
-    def __init__(self, ids: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, keys: npt.NDArray[np.bytes_], positions: npt.NDArray[np.int64]) -> None:
+        self._keys = keys
+        self._positions = positions
+
+    @classmethod
+    def of(cls, ids: npt.NDArray[np.uint8]) -> IdIndex:
+        """The index of rows with these ids (n, 16), in memory: 24 bytes a row."""
         keys = _as_keys(ids)
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+        order = np.argsort(keys, kind="stable")
+        return cls(keys[order], order)
+
+    @classmethod
+    def mapped(cls, file: ArrowFolder) -> IdIndex:
+        """The index in a file, which is read where it is looked at. DataError if it is none."""
+        ids, positions = (file.flat(name).only_chunk() for name in ("id", "position"))
+        return cls(_as_keys(ids), positions)
+
+    def table(self) -> pa.Table:
+        """What `mapped` reads."""
+        ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(self._keys), [None, pa.py_buffer(self._keys)])
+        return pa.table({"id": ids, "position": pa.array(self._positions, pa.int64())})
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def find(self, ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Position of each of `ids` (n, 16) uint8; -1 for an unknown one."""
@@ -142,7 +177,7 @@ class IdIndex:
         if not len(self._keys):
             return np.full(len(keys), -1, np.int64)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[places] == keys, self._order[places], -1)
+        return np.where(self._keys[places] == keys, self._positions[places], -1)
 
 
 def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
@@ -155,16 +190,18 @@ def commit_shard(storage: Storage, shard: Shard) -> None:
     storage.write(_mark(shard.index), json_bytes(shard.plain()))
 
 
-def committed_shards(storage: Storage) -> list[Shard]:
+def committed_shards(storage: Storage, hashes: bool = False) -> list[Shard]:
     """Shards with a commit mark, by number, without those files that are missing or not of the size they should be.
 
-    So what was damaged is computed again. A shard without its examples is not committed at all.
+    With `hashes` all bytes are read, and files that hold other ones are left out too. So what was damaged is computed
+    again. A shard without its examples is not committed at all.
     """
     sizes = storage.files()
     marks = {int(found[1]): name for name in sizes if (found := _MARK.fullmatch(name)) is not None}
     contents = storage.read_many(list(marks.values()))
     parsed = [_parsed(number, contents[marks[number]]) for number in sorted(marks) if marks[number] in contents]
-    return [whole for shard in parsed if shard is not None and (whole := _whole(shard, sizes)) is not None]
+    whole = [kept for shard in parsed if shard is not None and (kept := _whole(shard, sizes)) is not None]
+    return whole if not hashes else [kept for shard in whole if (kept := _unharmed(storage, shard)) is not None]
 
 
 def committed_shard(storage: Storage, index: int) -> Shard | None:
@@ -183,18 +220,26 @@ def open_shards(storage: Storage, folder: str, shards: Iterable[Shard]) -> Arrow
 
 def problems_of(storage: Storage, shards: Iterable[Shard], hashes: bool) -> tuple[str, ...]:
     """One line for each file that is missing, of another size or, with `hashes`, of other bytes than was committed."""
-    problems, sizes = [], storage.files()
+    problems: list[str] = []
+    sizes = storage.files()
     for shard in shards:
         for folder, info in shard.files.items():
-            name = f"{folder}/{shard.file}"
-            size = sizes.get(name)
-            if size is None:
-                problems.append(f"{name} is missing")
-            elif size != info.bytes:
-                problems.append(f"{name} has {size} bytes instead of {info.bytes}")
-            elif hashes and storage.hash_of(name) != info.xxh3:
-                problems.append(f"{name} holds other bytes than were written")
+            problems += problems_of_file(storage, f"{folder}/{shard.file}", info, hashes, sizes)
     return tuple(problems)
+
+
+def problems_of_file(
+    storage: Storage, name: str, info: ShardInfo, hashes: bool, sizes: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
+    """One line if the file `name` is not what `info` says, as in `problems_of`."""
+    size = (storage.sizes([name]) if sizes is None else sizes).get(name)
+    if size is None:
+        return (f"{name} is missing",)
+    if size != info.bytes:
+        return (f"{name} has {size} bytes instead of {info.bytes}",)
+    if hashes and storage.hash_of(name) != info.xxh3:
+        return (f"{name} holds other bytes than were written",)
+    return ()
 
 
 def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Sequence[Shard]) -> None:
@@ -212,13 +257,14 @@ def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Se
         found = signal_of(folder)
         if found is not None:
             signal, element_type = found
-            kind = storage.schema_of(f"{folder}/{members[0].file}").field(signal.kind).type
             signals[folder] = {
                 "signal": signal.name,
                 "element_type": element_type,
-                "dim": item_shape(kind)[0],
+                "dim": _dim(storage.schema_of(f"{folder}/{members[0].file}"), signal),
                 "rows": sum(shard.rows for shard in members),
             }
+    examples = open_shards(storage, EXAMPLES, shards)
+    index = _write_index(storage, IdIndex.of(examples.flat("id").read()))
     manifest = {
         "kind": _KIND,
         "format_version": FORMAT_VERSION,
@@ -226,12 +272,37 @@ def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Se
         "parts": dict(parts),
         "teacher": teacher,
         "rows": sum(shard.rows for shard in shards),
-        "rows_fingerprint": rows_fingerprint(open_shards(storage, EXAMPLES, shards).table()),
+        "rows_fingerprint": rows_fingerprint(examples.table()),
+        "index": {"bytes": index.bytes, "xxh3": index.xxh3},
         "signals": signals,
         "raybrew": __version__,
         "shards": [shard.plain() for shard in shards],
     }
     storage.write("manifest.json", json_bytes(manifest))
+    storage.delete([name for name in storage.files(INDEX) if name != f"{INDEX}/{index.file}"])
+
+
+def index_file(manifest: Mapping[str, Any]) -> ShardInfo:
+    """The file that finds rows by their ids."""
+    entry = manifest["index"]
+    return ShardInfo(f"{entry['xxh3']}.arrow", int(manifest["rows"]), int(entry["bytes"]), str(entry["xxh3"]))
+
+
+def _write_index(storage: Storage, index: IdIndex) -> ShardInfo:
+    data = table_bytes(index.table())
+    digest = xxhash.xxh3_128_hexdigest(data)
+    info = ShardInfo(f"{digest}.arrow", len(index), len(data), digest)
+    name = f"{INDEX}/{info.file}"
+    if problems_of_file(storage, name, info, hashes=True):
+        storage.write(name, data)
+    return info
+
+
+def _dim(schema: pa.Schema, signal: Signal) -> int:
+    """Numbers per row or token; for attention the number of heads."""
+    if signal.kind in PAIR_KINDS:
+        return int((schema.metadata or {})[HEADS])
+    return int(item_shape(schema.field(signal.kind).type)[0])
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
@@ -255,9 +326,11 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         raise StoreError(f"{path}: not the manifest of a raybrew teacher store")
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        fix = "install that one" if newer else "capture again, and remove this store with `raybrew store prune`"
         raise StoreError(
             f"{path}: format version {version}, written by raybrew {manifest.get('raybrew')}; "
-            f"this is raybrew {__version__}, which reads version {FORMAT_VERSION}"
+            f"this is raybrew {__version__}, which reads version {FORMAT_VERSION}; {fix}"
         )
     try:
         found = str(manifest["fingerprint"])
@@ -268,6 +341,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
             if signal_of(folder) is None:
                 raise ValueError(f"{folder!r} is no folder of a signal")
             int(entry["dim"])
+        index_file(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); capture again to rewrite it") from error
     return manifest
@@ -291,6 +365,16 @@ def _parsed(index: int, content: bytes) -> Shard | None:
 def _whole(shard: Shard, sizes: Mapping[str, int]) -> Shard | None:
     """`shard` with those of its files that are of the size they should be; None if its examples are not."""
     files = {folder: info for folder, info in shard.files.items() if sizes.get(f"{folder}/{shard.file}") == info.bytes}
+    aside = {folder: rows for folder, rows in shard.set_aside.items() if folder in files}
+    return dataclasses.replace(shard, files=files, set_aside=aside) if EXAMPLES in files else None
+
+
+def _unharmed(storage: Storage, shard: Shard) -> Shard | None:
+    """`shard` with those of its files that hold the bytes that were written; None if its examples do not."""
+    name = "{}/{}".format
+    files = {
+        folder: info for folder, info in shard.files.items() if storage.hash_of(name(folder, shard.file)) == info.xxh3
+    }
     return dataclasses.replace(shard, files=files) if EXAMPLES in files else None
 
 

@@ -96,8 +96,8 @@ def leased(storage: ObjectFolder) -> Iterator[str]:
     if found is None or found.token != mine.token:
         raise StoreError(_held(storage, found))
     storage.delete(storage.files(_PENDING))
-    done = threading.Event()
-    beating = threading.Thread(target=_beat, args=(storage, mine, done), name="lease", daemon=True)
+    hasty, done = type(storage)(storage.location, storage.cache, patient=False), threading.Event()
+    beating = threading.Thread(target=_beat, args=(hasty, mine, done), name="lease", daemon=True)
     beating.start()
     try:
         yield mine.token
@@ -105,9 +105,9 @@ def leased(storage: ObjectFolder) -> Iterator[str]:
         done.set()
         beating.join()
         with contextlib.suppress(StoreError):
-            # An error that ended the block is worth more than one of tidying up.
-            if storage.holds(mine.token):
-                storage.delete([*storage.files(_PENDING), _LEASE])
+            # An error that ended the block is worth more than one of tidying up, and must not wait for it.
+            if hasty.holds(mine.token):
+                hasty.delete([*hasty.files(_PENDING), _LEASE])
 
 
 def _wait_for_end(storage: ObjectFolder) -> None:
@@ -139,9 +139,9 @@ def _beat(storage: ObjectFolder, mine: Holder, done: threading.Event) -> None:
             if not storage.holds(mine.token):
                 return
             beat += 1
-            storage.write_once(_LEASE, json_bytes(dataclasses.asdict(dataclasses.replace(mine, beat=beat))))
-        except OSError:
-            continue
+            storage.write(_LEASE, json_bytes(dataclasses.asdict(dataclasses.replace(mine, beat=beat))))
+        except StoreError:
+            continue  # an outage
 
 
 def _held(storage: ObjectFolder, holder: Holder | None) -> str:

@@ -17,13 +17,14 @@ import filelock
 
 from raybrew.data.arrow import write_json
 from raybrew.errors import Interrupted, StoreError
-from raybrew.store.layout import Shard
+from raybrew.store.layout import INDEX, Shard
 from raybrew.store.storage import PENDING, Storage, storage_errors
 
-__all__ = ["Pending", "locked_folder", "locked_store", "remove_orphans"]
+__all__ = ["Pending", "folder_holder", "locked_folder", "locked_store", "orphans_of", "remove_orphans"]
 
 _HOLDER = ".capture.json"
 _LOCK = ".lock"
+_DEAD = ".dead-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,24 +80,45 @@ def locked_folder(root: Path) -> Iterator[str]:
 
 def remove_orphans(storage: Storage, shards: Sequence[Shard]) -> None:
     """Remove files that no commit mark knows, left by a capture that died between two steps. Needs the lock."""
+    storage.delete(orphans_of(storage, shards))
+
+
+def orphans_of(storage: Storage, shards: Sequence[Shard]) -> list[str]:
+    """Names of the files that `remove_orphans` removes."""
     known = {f"{folder}/{shard.file}" for shard in shards for folder in shard.files}
     known |= {f"shards/{shard.index:05d}.json" for shard in shards}
     orphans = []
     for name in storage.files():
         folder, _, file = name.rpartition("/")
         temporary = file.startswith(".") and file.endswith(".tmp")
-        data = file.endswith(".arrow") and not name.startswith(f"{PENDING}/")
+        data = file.endswith(".arrow") and not name.startswith((f"{PENDING}/", f"{INDEX}/"))
         mark = folder == "shards" and file.endswith(".json")
         if temporary or ((data or mark) and name not in known):
             orphans.append(name)
-    storage.delete(orphans)
+    return orphans
+
+
+def folder_holder(root: Path) -> str | None:
+    """Who holds the lock on a store in a folder; None if nobody does. Changes nothing."""
+    if not (root / _LOCK).is_file():
+        return None
+    lock = filelock.FileLock(root / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return _holder(root)
+    except OSError:
+        return None  # a store that cannot be written is not being written
+    lock.release()
+    return None
 
 
 def _discard(folder: Path) -> None:
     # Renamed first: from then on no worker that is still alive finds its way in, whatever it writes meanwhile.
     if folder.is_dir():
-        dead = folder.with_name(f".dead-{uuid.uuid4().hex}")
-        os.replace(folder, dead)
+        os.replace(folder, folder.with_name(f"{_DEAD}{uuid.uuid4().hex}"))
+    # With those of captures that were killed just here.
+    for dead in folder.parent.glob(f"{_DEAD}*"):
         shutil.rmtree(dead, ignore_errors=True)
 
 

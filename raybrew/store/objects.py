@@ -34,8 +34,10 @@ __all__ = ["RETRY_PAUSES", "ObjectFolder"]
 
 log = logging.getLogger("raybrew.store")
 
-#: Seconds between the tries of one operation, about a minute in all; each a quarter longer or shorter by chance.
-RETRY_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+#: Seconds between the tries of one operation, half a minute in all; each a quarter longer or shorter by chance.
+RETRY_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+#: Tries of each request by the client library itself, which sees to single parts of large files.
+CLIENT_ATTEMPTS = 3
 _CONNECT_SECONDS, _REQUEST_SECONDS = 5.0, 30.0
 _READERS = 16
 _BLOCK_BYTES = 1 << 22
@@ -57,18 +59,22 @@ Result = TypeVar("Result")
 
 
 class ObjectFolder:
-    """The objects below `scheme://bucket/prefix`. `cache` is the folder of copies; None: the user's cache folder."""
+    """The objects below `scheme://bucket/prefix`. `cache` is the folder of copies; None: the user's cache folder.
 
-    def __init__(self, url: str, cache: str | None = None) -> None:
+    What fails is tried again if `patient`.
+    """
+
+    def __init__(self, url: str, cache: str | None = None, patient: bool = True) -> None:
         self.location = url.rstrip("/")
         self.cache = cache
+        self.patient = patient
         parts = urlsplit(self.location)
         if parts.scheme not in ("s3", "gs") or not parts.netloc or "@" in parts.netloc or parts.query:
             raise StoreError(f"{self.location}: no URL of an object store; s3://bucket/prefix or gs://bucket/prefix")
         self._root = f"{parts.netloc}{parts.path}".rstrip("/")
 
-    def __reduce__(self) -> tuple[type[ObjectFolder], tuple[str, str | None]]:
-        return ObjectFolder, (self.location, self.cache)
+    def __reduce__(self) -> tuple[type[ObjectFolder], tuple[str, str | None, bool]]:
+        return ObjectFolder, (self.location, self.cache, self.patient)
 
     @property
     def path(self) -> Path:
@@ -96,8 +102,10 @@ class ObjectFolder:
 
     def read(self, name: str) -> bytes:
         def read() -> bytes:
-            with self._system.open_input_stream(f"{self._root}/{name}", compression=None) as stream:
-                return bytes(stream.read())
+            found = self._content(f"{self._root}/{name}")
+            if found is None:
+                raise FileNotFoundError(f"{self.location}/{name}")
+            return found
 
         return self._try("read", name, read)
 
@@ -113,22 +121,25 @@ class ObjectFolder:
             return {name: data for name, data in zip(names, found, strict=True) if data is not None}
 
     def write(self, name: str, data: bytes) -> None:
-        self._try("written", name, lambda: self.write_once(name, data))
+        target = f"{self._root}/{name}"
+        with tempfile.TemporaryDirectory(prefix="raybrew-") as folder:
+            path = Path(folder) / "data"
+            path.write_bytes(data)
 
-    def write_once(self, name: str, data: bytes) -> None:
-        """`write` without a second try; OSError."""
-        # Not `with`: that would complete the object after an error. A stream that is dropped open is given up.
-        stream = self._system.open_output_stream(f"{self._root}/{name}", compression=None)
-        stream.write(data)
-        stream.close()
+            def write() -> None:
+                self._copy_up(path, name)
+                if self._content(target) != data:
+                    raise OSError("it is not there afterwards")
+
+            self._try("written", name, write)
 
     def put(self, path: Path, name: str) -> None:
-        size = path.stat().st_size
-        target = f"{self._root}/{name}"
+        size, target = path.stat().st_size, f"{self._root}/{name}"
 
         def upload() -> None:
-            # In parts where it is large. Sizes and checksums of the parts are the service's to check.
-            pyarrow.fs.copy_files(str(path), target, pyarrow.fs.LocalFileSystem(), self._system)
+            if self._system.get_file_info(target).type == pyarrow.fs.FileType.File:
+                self._system.delete_file(target)  # so that what is found afterwards is new
+            self._copy_up(path, name)
             found = self._system.get_file_info(target)
             if found.size != size:
                 raise OSError(f"{found.size} of {size} bytes have arrived")
@@ -187,6 +198,12 @@ class ObjectFolder:
 
         return leased(self)
 
+    def holder(self) -> str | None:
+        from raybrew.store.lease import holder_of
+
+        found = holder_of(self)
+        return None if found is None or found.gone else str(found)
+
     def holds(self, token: str) -> bool:
         from raybrew.store.lease import holder_of
 
@@ -210,6 +227,19 @@ class ObjectFolder:
         region = settings("AWS_REGION") or settings("AWS_DEFAULT_REGION")
         return _file_system(parts.scheme, parts.netloc, endpoint, region, os.getpid())
 
+    def _content(self, path: str) -> bytes | None:
+        try:
+            with self._system.open_input_stream(path, compression=None) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def _copy_up(self, path: Path, name: str) -> None:
+        # In parts where it is large; checksums of the parts are the service's to check. Whether it has arrived is the
+        # caller's: copy_files does not report an error of the last request. (A Python stream would, but after an error
+        # `with` completes the object as it is, and dropping one waits for the network with the interpreter locked.)
+        pyarrow.fs.copy_files(str(path), f"{self._root}/{name}", pyarrow.fs.LocalFileSystem(), self._system)
+
     def _list(self, path: str, recursive: bool) -> list[Any]:
         selector = pyarrow.fs.FileSelector(path, recursive=recursive, allow_not_found=True)
         return list(self._try("listed", "", lambda: self._system.get_file_info(selector)))
@@ -217,7 +247,8 @@ class ObjectFolder:
     def _try(self, verb: str, name: str, work: Callable[[], Result]) -> Result:
         """Do `work`, again after errors that may pass; StoreError when they do not."""
         what = f"{self.location}/{name}".rstrip("/")
-        for pause in (*RETRY_PAUSES, None):
+        pauses = RETRY_PAUSES if self.patient else ()
+        for pause in (*pauses, None):
             try:
                 return work()
             except FileNotFoundError:
@@ -225,13 +256,14 @@ class ObjectFolder:
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                told = " ".join(str(error).split())[:300]
+                # pyarrow puts the key and what it was doing first.
+                told = " ".join(str(error).rpartition("AWS Error ")[2].split())[:300]
                 if isinstance(error, PermissionError) or any(word in told for word in _FINAL):
                     raise StoreError(f"{what}: cannot be {verb}: {told}") from error
                 if pause is None:
                     raise StoreError(
-                        f"{what}: cannot be {verb} after {len(RETRY_PAUSES) + 1} tries in {sum(RETRY_PAUSES):.0f} s "
-                        f"({told}); what is committed is kept: run the same command again when the service answers"
+                        f"{what}: cannot be {verb} after {len(pauses) + 1} tries in {sum(pauses):.0f} s ({told}); "
+                        "what is committed is kept: run the same command again when the service answers"
                     ) from error
                 log.warning("%s: cannot be %s (%s); trying again in %.1f s", what, verb, told[:120], pause)
                 time.sleep(pause * random.uniform(0.75, 1.25))
@@ -248,7 +280,7 @@ def _file_system(scheme: str, bucket: str, endpoint: str | None, region: str | N
         region=region or (None if endpoint else pyarrow.fs.resolve_s3_region(bucket)),
         connect_timeout=_CONNECT_SECONDS,
         request_timeout=_REQUEST_SECONDS,
-        # A small object is one request; only large ones are uploaded in parts.
-        allow_delayed_open=True,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=2),
+        # An upload begins with a request of its own, by which missing rights or a missing bucket are told.
+        allow_delayed_open=False,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=CLIENT_ATTEMPTS),
     )

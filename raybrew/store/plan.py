@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raybrew.signals import Signal, sorted_signals
-from raybrew.store.layout import EXAMPLES, IdIndex, Shard, element_type_of, open_shards, signal_folder
+from raybrew.store.elements import element_type_of
+from raybrew.store.layout import EXAMPLES, IdIndex, Shard, open_shards, signal_folder
 from raybrew.store.storage import Storage
 
 __all__ = ["ShardTask", "ids_of", "plan_shards", "unique_rows"]
@@ -56,7 +57,7 @@ def plan_shards(
     """
     request = sorted_signals(request)
     places = unique_rows(ids)
-    found = IdIndex(committed_ids).find(ids[places])
+    found = IdIndex.of(committed_ids).find(ids[places])
     starts = np.cumsum([0, *(shard.rows for shard in committed)])
     touched = np.unique(np.searchsorted(starts, found[found >= 0], side="right") - 1)
     tasks: list[ShardTask] = []

@@ -4,42 +4,64 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raybrew.data.arrow import ArrowFolder
+from raybrew.data.arrow import ArrowFolder, FlatColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
+from raybrew.store.elements import ELEMENT_TYPES, SCALE, element_type_of, from_int8
 from raybrew.store.layout import (
-    ELEMENT_TYPES,
     EXAMPLES,
+    INDEX,
     IdIndex,
     Shard,
-    element_type_of,
+    index_file,
     open_shards,
     problems_of,
+    problems_of_file,
     read_manifest,
     signal_folder,
     signal_of,
 )
 from raybrew.store.storage import Storage, open_storage, stores_below
+from raybrew.store.usage import last_used
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Store", "StoreEntry", "describe", "list_stores"]
+__all__ = ["RowPositions", "Store", "StoreEntry", "describe", "entry_of", "list_stores"]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
     """One signal: its shards as a table, and where the rows of each shard of the store begin in it (-1: not there)."""
 
+    folder: str
     data: ArrowFolder
     starts: npt.NDArray[np.int64]
+
+
+#: Ids that are looked for at once when all of them are.
+_LOOKED_UP_TOGETHER = 1 << 16
+
+
+class RowPositions:
+    """Positions in a store of the rows of another table, by number: `positions[rows]`. Holds nothing per row."""
+
+    def __init__(self, store: Store, ids: FlatColumn) -> None:
+        self._store = store
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        return self._store.locate(self._ids.gather(rows))
 
 
 class Store:
@@ -134,36 +156,69 @@ class Store:
 
     @functools.cached_property
     def _index(self) -> IdIndex:
-        return IdIndex(self.ids)
+        """The index that lies in the store, mapped; made anew in memory where it is gone."""
+        file = index_file(self.manifest)
+        try:
+            folder, names = self.storage.staged(INDEX, [file])
+            return IdIndex.mapped(ArrowFolder.open(folder, names))
+        except DataError:
+            return IdIndex.of(self.ids)
 
     def locate(self, ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Positions (n,) of example ids (n, 16) uint8; StoreError says how many are not stored."""
         positions = self._index.find(ids)
-        missing = int((positions < 0).sum())
+        missing = int(((positions < 0) | (positions >= self.num_rows)).sum())
         if missing:
             raise StoreError(
                 f"{self.location}: {missing} of {len(positions)} rows are not in this store; "
                 "`raybrew capture` adds them"
             )
+        if not np.array_equal(self.examples.flat("id").gather(positions), ids):
+            raise StoreError(_damage(self.location, (f"{INDEX}/{index_file(self.manifest).file} names other rows",)))
         return positions
 
+    def locate_all(self, ids: FlatColumn) -> RowPositions:
+        """`locate` for all ids of a column, looked up again where they are used; StoreError if one is not stored."""
+        for start in range(0, len(ids), _LOOKED_UP_TOGETHER):
+            self.locate(ids.gather(np.arange(start, min(start + _LOOKED_UP_TOGETHER, len(ids)))))
+        return RowPositions(self, ids)
+
     def dim(self, signal: Signal) -> int:
-        """Numbers per row (logits) or per token (hidden)."""
-        column = self._stored(signal).data.column(signal.kind)
-        return column.item_shape[0]
+        """Numbers per row (logits, pooled) or per token (hidden, query, key, value); heads for attention."""
+        return int(self.manifest["signals"][self.folder_of(signal)]["dim"])
+
+    def folder_of(self, signal: Signal) -> str:
+        """The folder that `gather` reads `signal` from, which tells its element type."""
+        return self._stored(signal).folder
+
+    def set_aside(self, request: Iterable[Signal]) -> dict[str, str]:
+        """Rows that the teacher could not compute for one of `request`: example id in hex -> reason."""
+        folders = [EXAMPLES, *(self.folder_of(signal) for signal in request)]
+        return {
+            row: reason
+            for shard in self._shards
+            for folder in folders
+            for row, reason in shard.set_aside.get(folder, {}).items()
+        }
 
     def has(self, signal: Signal, positions: npt.NDArray[np.int64]) -> bool:
         """Whether `signal` is stored for all of these rows."""
+        return bool(self.has_each(signal, positions).all())
+
+    def has_each(self, signal: Signal, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """For which of these rows `signal` is stored."""
         if signal not in self.signals:
-            return False
+            return np.zeros(len(positions), np.bool_)
         shards = np.searchsorted(self._starts, positions, side="right") - 1
-        return bool((self._stored(signal).starts[shards] >= 0).all())
+        return self._stored(signal).starts[shards] >= 0
 
     def gather(self, signal: Signal, positions: npt.NDArray[np.int64], length: int | None = None) -> Tensor:
         """Outputs of the rows at `positions` in the type they are stored in; StoreError if some have none.
 
-        logits: (n, classes) float32. hidden: (n, length, dim), zeros behind the `lengths` of each row; `length`
-        defaults to that of the longest.
+        logits: (n, classes) float32, or (n, items, classes) up to the most items of a row, for tasks with items.
+        pooled: (n, dim). hidden, query, key, value: (n, length, dim). attention, attention_probs: (n, heads, length,
+        length). Zeros stand behind the items or tokens of each row; `length` defaults to that of the longest. What is
+        stored as int8 comes as float32.
         """
         import torch
 
@@ -176,16 +231,30 @@ class Store:
                 f"{int((starts < 0).sum())} of those asked for are not among them; `raybrew capture` adds them"
             )
         places = positions - self._starts[shards] + starts
-        if signal.layer is None:
-            return torch.from_numpy(stored.data.flat(signal.kind).gather(places))
-        values = stored.data.ragged(signal.kind).gather_padded(places, 0, length)
+        column = stored.data.column(signal.kind)
+        if isinstance(column, FlatColumn):
+            values = column.gather(places)
+        elif column.item_shape:
+            values = column.gather_padded(places, 0, None if signal.layer is None else length)
+        else:
+            values = column.gather_squares(places, self.dim(signal), length)
         if values.dtype == np.uint16:
             return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(values)
+        if values.dtype != np.int8:
+            return torch.from_numpy(values)
+        scale = stored.data.column(SCALE)
+        if isinstance(scale, FlatColumn):
+            scales = scale.gather(places)[:, None]
+        else:
+            scales = scale.gather_padded(places, 0, values.shape[-2])
+            scales = scales[:, :, None] if values.ndim == 3 else scales[:, None, :, None]
+        return from_int8(torch.from_numpy(values), torch.from_numpy(scales))
 
     def verify(self) -> tuple[str, ...]:
         """One line for each file whose bytes are not those that were written; reads the whole store."""
-        return problems_of(self.storage, self._shards, hashes=True)
+        problems = problems_of(self.storage, self._shards, hashes=True)
+        file = index_file(self.manifest)
+        return problems + problems_of_file(self.storage, f"{INDEX}/{file.file}", file, hashes=True)
 
     def _stored(self, signal: Signal) -> _Stored:
         if signal not in self._open:
@@ -201,7 +270,7 @@ class Store:
             members = [shard for shard in self._shards if folder in shard.files]
             rows = np.array([shard.rows if folder in shard.files else 0 for shard in self._shards], np.int64)
             starts = np.where(rows > 0, np.cumsum(rows) - rows, -1)
-            self._open[signal] = _Stored(self._folder(folder, members), starts)
+            self._open[signal] = _Stored(folder, self._folder(folder, members), starts)
         return self._open[signal]
 
     def _folder(self, folder: str, shards: list[Shard]) -> ArrowFolder:
@@ -218,11 +287,13 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class StoreEntry:
-    """A folder among stores: an open store, or why it cannot be opened."""
+    """A folder among stores: an open store, or why it cannot be opened. `used` is an ISO date, if it is known."""
 
     location: str
     store: Store | None
     problem: str | None
+    bytes: int
+    used: str | None
 
     @property
     def path(self) -> Path:
@@ -232,18 +303,31 @@ class StoreEntry:
 
 def list_stores(root: str | Path, cache: str | None = None) -> tuple[StoreEntry, ...]:
     """All stores below the folder or URL `root`, finished or not, by name."""
-    entries = []
-    for storage in stores_below(root, cache):
-        try:
-            entries.append(StoreEntry(storage.location, Store.open(storage), None))
-        except StoreError as error:
-            entries.append(StoreEntry(storage.location, None, str(error)))
-    return tuple(entries)
+    return tuple(entry_of(storage) for storage in stores_below(root, cache))
+
+
+def entry_of(storage: Storage) -> StoreEntry:
+    """One store of `list_stores`."""
+    used, size = last_used(storage), sum(storage.files().values())
+    date = None if used is None else used.isoformat(timespec="seconds")
+    try:
+        return StoreEntry(storage.location, Store.open(storage), None, size, date)
+    except StoreError as error:
+        return StoreEntry(storage.location, None, str(error), size, date)
 
 
 def describe(store: Store) -> dict[str, Any]:
     """What a store holds and from what it was computed, as plain values."""
     shards: list[Shard] = store.manifest["shards"]
+    sizes: dict[str, int] = {}
+    aside: dict[str, dict[str, str]] = {}
+    for shard in shards:
+        for folder, info in shard.files.items():
+            sizes[folder] = sizes.get(folder, 0) + info.bytes
+        for folder, rows in shard.set_aside.items():
+            aside.setdefault(folder, {}).update(rows)
+    index = index_file(store.manifest).bytes
+    used = last_used(store.storage)
     return {
         "path": store.location,
         "fingerprint": store.fingerprint,
@@ -253,12 +337,18 @@ def describe(store: Store) -> dict[str, Any]:
         "rows_fingerprint": store.manifest["rows_fingerprint"],
         "tokens": sum(shard.tokens for shard in shards),
         "shards": len(shards),
-        "bytes": sum(info.bytes for shard in shards for info in shard.files.values()),
-        "signals": dict(store.manifest["signals"]),
+        "bytes": index + sum(sizes.values()),
+        "examples_bytes": sizes[EXAMPLES],
+        "index_bytes": index,
+        "signals": {
+            folder: {**entry, "bytes": sizes.get(folder, 0)} for folder, entry in store.manifest["signals"].items()
+        },
+        "set_aside": aside,
+        "used": None if used is None else used.isoformat(timespec="seconds"),
         "raybrew": store.manifest["raybrew"],
     }
 
 
 def _damage(location: str, problems: tuple[str, ...]) -> str:
     shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-    return f"{location}: damaged: {shown}. Delete what is damaged and capture again: only that is computed anew"
+    return f"{location}: damaged: {shown}. `raybrew capture --verify` computes that anew, and only that"

@@ -16,10 +16,21 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from raybrew.config import StoreConfig
 from raybrew.data.arrow import ArrowFolder, ShardInfo, hash_file, write_bytes
 from raybrew.errors import DataError, StoreError
 
-__all__ = ["PENDING", "LocalFolder", "Storage", "is_remote", "open_storage", "storage_errors", "stores_below"]
+__all__ = [
+    "PENDING",
+    "LocalFolder",
+    "Storage",
+    "is_remote",
+    "open_storage",
+    "storage_errors",
+    "stores_at",
+    "stores_below",
+    "stores_root",
+]
 
 #: Folder of what a running capture still has to compute; below it one folder per capture, named by its token.
 PENDING = "pending"
@@ -91,6 +102,10 @@ class Storage(Protocol):
 
     def claim(self) -> contextlib.AbstractContextManager[str]:
         """Hold the store as its one writer; gives a token. StoreError says who holds it otherwise."""
+        ...
+
+    def holder(self) -> str | None:
+        """Who is capturing into the store, in words; None if nobody is known to."""
         ...
 
     def holds(self, token: str) -> bool:
@@ -173,6 +188,11 @@ class LocalFolder:
 
         return locked_folder(self.path)
 
+    def holder(self) -> str | None:
+        from raybrew.store.lock import folder_holder
+
+        return folder_holder(self.path)
+
     def holds(self, token: str) -> bool:
         return (self.path / PENDING / token).is_dir()
 
@@ -200,6 +220,12 @@ def open_storage(location: str | Path, cache: str | Path | None = None) -> Stora
     return ObjectFolder(str(location), None if cache is None else str(cache))
 
 
+def stores_at(location: str | Path, cache: str | Path | None = None) -> list[Storage]:
+    """The storage of the store at a path or URL, or of all stores in a folder of stores."""
+    storage = open_storage(location, cache)
+    return [storage] if _is_store(storage) else stores_below(location, cache)
+
+
 def stores_below(location: str | Path, cache: str | Path | None = None) -> list[Storage]:
     """Storages of all stores in a folder of stores, finished or not, by name."""
     if is_remote(location):
@@ -210,7 +236,18 @@ def stores_below(location: str | Path, cache: str | Path | None = None) -> list[
     else:
         root = Path(location)
         found = [LocalFolder(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-    return [storage for storage in found if storage.sizes(["manifest.json"]) or storage.files("shards")]
+    return [storage for storage in found if _is_store(storage)]
+
+
+def _is_store(storage: Storage) -> bool:
+    return bool(storage.sizes(["manifest.json"]) or storage.files("shards"))
+
+
+def stores_root(config: StoreConfig) -> str:
+    """Folder or URL of all stores of an experiment with this `store` section."""
+    if config.path is not None and is_remote(config.path):
+        return config.path.rstrip("/")
+    return str(Path(config.path or Path(config.storage_path) / "store").absolute())
 
 
 @contextlib.contextmanager

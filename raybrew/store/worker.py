@@ -23,12 +23,12 @@ from raybrew.errors import Interrupted, StoreError
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device
 from raybrew.signals import Signal
 from raybrew.store.compute import Teacher
+from raybrew.store.elements import element_type_of
 from raybrew.store.layout import (
     EXAMPLES,
     Shard,
     commit_shard,
     committed_shard,
-    element_type_of,
     open_shards,
     signal_folder,
 )
@@ -61,6 +61,7 @@ class WorkerSettings:
     precision: str
     element_type: str
     batch_tokens: int
+    skip_bad_rows: bool = False
     threads: int | None = None
 
 
@@ -73,6 +74,7 @@ class ShardResult:
     tokens: int
     bytes: int
     notes: tuple[str, ...]
+    set_aside: int = 0
 
 
 def build_teacher(settings: WorkerSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Teacher:
@@ -126,11 +128,17 @@ class ShardWorker:
             storage.scratch(pending.token) as scratch,
         ):
             old = None if task.new else committed_shard(storage, task.index)
+            untokenised: dict[int, str] | None = {} if self._settings.skip_bad_rows else None
+            uncomputed: dict[Signal, dict[int, str]] | None = {} if self._settings.skip_bad_rows else None
             if old is None:
-                examples = self._teacher.encode(storage.table_of(pending.name(shard_name(task.index))))
+                examples = self._teacher.encode(storage.table_of(pending.name(shard_name(task.index))), untokenised)
             else:
                 examples = open_shards(storage, EXAMPLES, [old]).table()
-            tables = self._forward_thread.submit(self._teacher.compute, examples, task.signals, self._count).result()
+            tables = self._forward_thread.submit(
+                self._teacher.compute, examples, task.signals, self._count, uncomputed
+            ).result()
+            aside = {folder: dict(rows) for folder, rows in old.set_aside.items()} if old is not None else {}
+            aside |= self._set_aside(examples, untokenised or {}, uncomputed or {})
             outputs = {self._folder(signal): table for signal, table in tables.items()}
             if old is None:
                 outputs[EXAMPLES] = examples
@@ -143,7 +151,7 @@ class ShardWorker:
                     with _interrupted_where_gone():
                         written[folder].parent.mkdir(exist_ok=True)
                         infos[folder] = write_shard(written[folder], table)
-                shard = _shard_of(task.index, examples, infos)
+                shard = _shard_of(task.index, examples, infos, aside)
                 self._commit(shard, written)
             except BaseException:
                 for path in written.values():
@@ -155,7 +163,26 @@ class ShardWorker:
             shard.tokens,
             sum(infos[folder].bytes for folder in outputs),
             tuple(self._teacher.notes),
+            len({row for rows in aside.values() for row in rows}),
         )
+
+    def _set_aside(
+        self, examples: pa.Table, untokenised: dict[int, str], uncomputed: dict[Signal, dict[int, str]]
+    ) -> dict[str, dict[str, str]]:
+        """What a commit mark says of rows that are set aside; StoreError where it is not a matter of single rows."""
+        found = {EXAMPLES: untokenised} | {self._folder(signal): rows for signal, rows in uncomputed.items()}
+        for rows in found.values():
+            if 2 * len(rows) > examples.num_rows > 1:
+                raise StoreError(
+                    f"{len(rows)} of {examples.num_rows} rows of a shard cannot be stored, which is no matter of "
+                    f"single rows: {next(iter(rows.values()))}; try another store.element_type, or teacher.precision"
+                )
+        ids = examples.column("id")
+        return {
+            folder: {ids[row].as_py().hex(): reason for row, reason in rows.items()}
+            for folder, rows in found.items()
+            if rows
+        }
 
     def _folder(self, signal: Signal) -> str:
         return signal_folder(signal, element_type_of(signal, self._settings.element_type))
@@ -206,7 +233,9 @@ def _interrupted_where_gone() -> Iterator[None]:
         raise Interrupted("the capture was stopped") from None
 
 
-def _shard_of(index: int, examples: pa.Table, files: dict[str, ShardInfo]) -> Shard:
+def _shard_of(
+    index: int, examples: pa.Table, files: dict[str, ShardInfo], aside: Mapping[str, Mapping[str, str]]
+) -> Shard:
     ids = examples.column("id")
     tokens = sum(len(chunk.values) for chunk in examples.column("input_ids").chunks)
-    return Shard(index, examples.num_rows, tokens, ids[0].as_py().hex(), ids[-1].as_py().hex(), files)
+    return Shard(index, examples.num_rows, tokens, ids[0].as_py().hex(), ids[-1].as_py().hex(), files, aside)

@@ -200,7 +200,7 @@ class Conductor:
         plain = job.experiment.plain()
         if applied is None:
             applied = {name: plain[name] for name in ("data", "student", "distill", "train")}
-        gpus = self.sweep.resources.gpus if job.experiment.train.workers == 1 else 0.0
+        gpus = self.sweep.resources.gpus if job.experiment.train.worker_range[1] == 1 else 0.0
         line = self.ledger.write(
             "trial", number=number, run=job.run, role=job.role, values=job.values, seed=job.seed, rerun=job.rerun,
             applied=applied, gpus=gpus,

@@ -14,15 +14,17 @@ from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.space import apply_values, corners, show_value_of
 from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError, RaybrewError
-from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal, sorted_signals
-from raybrew.store.reader import describe
+from raybrew.store.reader import Store, describe
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
-from raybrew.verbs.capture import capture, capture_table, request_of
-from raybrew.verbs.evaluate import evaluate_teacher
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, teacher_source
+from raybrew.verbs.capture import request_of, tokenizer_source
+from raybrew.verbs.choose import student_teacher, teacher_sources
+from raybrew.verbs.described import TaskPlan, described_teachers
+from raybrew.verbs.inputs import Inputs
+from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import Reporter
+from raybrew.verbs.teachers import ready_teachers
 
 __all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
 
@@ -83,77 +85,63 @@ def control_epochs(base: Experiment, reporter: Reporter) -> int:
     """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
     if base.data.unlabeled is None:
         return base.train.epochs
-    teacher = teacher_source(base) if base.teacher.model is not None else None
-    rows = read_rows(base, teacher, reporter.say)
+    sources = teacher_sources(base, None)
+    rows = read_rows(base, next(iter(sources.values()), None), reporter.say)
     return max(1, round(base.train.epochs * (rows.num_labelled + rows.num_unlabeled) / rows.num_labelled))
 
 
 def _one_teacher(
     members: Sequence[tuple[dict[str, Any], Experiment]], reporter: Reporter, problems: dict[str, Problem]
 ) -> list[TeacherPass]:
+    """The pass of one `teacher` section, which may name several teachers, over one set of rows."""
     first = members[0][1]
-    if not first.teacher.given:
+    sources = teacher_sources(first, None)
+    if not sources:
         return []
-    if first.teacher.members:
-        return [_several_teachers([experiment for _, experiment in members], reporter)]
-    teacher = teacher_source(first)
-    rows = read_rows(first, teacher, reporter.say)
-    check_teacher_labels(teacher, rows.labels)
+    rows = read_rows(first, next(iter(sources.values())), reporter.say)
     union: set[Signal] = set()
-    live, seen = False, set()
+    seen: set[str] = set()
     for values, experiment in members:
         key = canonical(experiment.plain()["student"]) + canonical(experiment.plain()["distill"])
         if key in seen:
             continue
         seen.add(key)
         try:
-            request = request_of(experiment, teacher, rows.labels.names)
+            union |= set(request_of(experiment, sources, rows.labels.names, student_teacher(experiment, None)))
         except RaybrewError as error:
             shown = ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
             problems.setdefault(str(error), Problem("sweep.space", f"impossible with {shown}: {error}"))
-            continue
-        if experiment.teacher.source == "live" or any(signal.kind not in ("logits", "hidden") for signal in request):
-            live = True
-        else:
-            union |= set(request)
-    if problems:
+    if problems or not union:
         return []
-    if live:
-        reporter.say("some configurations run the teacher live in every step: see teacher.source and distill.matches")
-    found = [_capture(first, teacher, rows, union, reporter)] if union else []
-    if rows.evaluation is not None:
-        evaluate_teacher(first, teacher, rows, reporter)
-    for _, experiment in members[:1]:
-        student = experiment.student
-        tokens = teacher if student.model is None else ModelSource(student.model, student.revision)
-        encode(experiment, rows.training, tokens)
-        if rows.evaluation is not None:
-            encode(experiment, rows.evaluation.table, tokens)
-    return found
-
-
-def _capture(
-    experiment: Experiment, teacher: ModelSource, rows: Rows, union: set[Signal], reporter: Reporter
-) -> TeacherPass:
+    for source in sources.values():
+        check_teacher_labels(source, rows.labels)
     started, counted = time.monotonic(), _Counting(reporter)
-    store = capture_table(experiment, teacher, rows.training, union, counted)
-    signals = tuple(signal.name for signal in sorted_signals(union))
-    seconds = round(time.monotonic() - started, 2)
-    size = round(describe(store)["bytes"] / 1e6, 2)
-    return TeacherPass(teacher.model, rows.training.num_rows, counted.total, signals, seconds, size)
-
-
-def _several_teachers(experiments: Sequence[Experiment], reporter: Reporter) -> TeacherPass:
-    """Stores of several teachers: what is there is not computed again, so each adds what it needs beyond the others."""
-    started, counted = time.monotonic(), _Counting(reporter)
-    done: set[str] = set()
-    for experiment in experiments:
-        key = canonical(experiment.plain()["student"]) + canonical(experiment.plain()["distill"]["matches"])
-        if key not in done:
-            done.add(key)
-            capture(experiment, reporter=counted)
-    names = ", ".join(experiments[0].teacher.members)
-    return TeacherPass(names, counted.total, counted.total, (), round(time.monotonic() - started, 2), 0.0)
+    request = sorted_signals(union)
+    tokens = tokenizer_source(first, student_teacher(first, None))
+    teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted)
+    computed, seconds = counted.total, round(time.monotonic() - started, 2)
+    # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
+    inputs = Inputs(
+        rows.labels,
+        encode(first, ready.training, tokens, *others),
+        encode(first, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
+        ready.num_labelled,
+        ready.num_unlabeled,
+        teachers,
+    )
+    described_teachers([TaskPlan(None, first, ready, sources, request)], [inputs], reporter)
+    stores = [teacher for teacher in teachers if teacher.store is not None]
+    if not stores:
+        reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
+        return []
+    size = sum(
+        describe(Store.open(given.store, given.fingerprint, first.store.element_type))["bytes"]
+        for given in stores
+        if given.store is not None
+    )
+    names = ", ".join(given.name or given.source.model for given in stores)
+    signals = tuple(signal.name for signal in request)
+    return [TeacherPass(names, ready.training.num_rows, computed, signals, seconds, round(size / 1e6, 2))]
 
 
 class _Counting:

@@ -76,8 +76,8 @@ def waiting_reason(conductor: Conductor, slots: int) -> str:
     sweep, train = conductor.sweep, conductor.base.train
     if sweep.concurrency is not None and sweep.concurrency == slots:
         why = f"sweep.concurrency={slots}"
-    elif train.workers > 1:
-        why = f"each takes {train.workers} workers with {train.cpus_per_worker:g} CPUs"
+    elif train.worker_range[1] > 1:
+        why = f"each takes {train.worker_range[1]} workers with {train.cpus_per_worker:g} CPUs"
     else:
         gpus = f" and {sweep.resources.gpus:g} GPUs" if sweep.resources.gpus else ""
         why = f"each reserves {sweep.resources.cpus:g} CPUs{gpus} (sweep.resources)"

@@ -70,7 +70,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
 def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> dict[str, Any]:
     from raybrew.verbs.distill import distill
 
-    several = experiment.train.workers > 1
+    several = experiment.train.worker_range[1] > 1
     train = experiment.train.model_copy(update={"launcher": "ray" if several else "local"})
     if train.threads is None:
         train = train.model_copy(update={"threads": int(os.environ.get("OMP_NUM_THREADS", "1"))})

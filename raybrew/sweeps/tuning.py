@@ -52,7 +52,7 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
             scheduler=build_scheduler(sweep.scheduler, earlier),
             num_samples=-1,
             max_concurrent_trials=slots,
-            reuse_actors=base.train.workers == 1,
+            reuse_actors=base.train.worker_range[1] == 1,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
@@ -99,7 +99,7 @@ def wanted_resources(base: Experiment) -> Any:
     """
     assert base.sweep is not None
     wanted = base.sweep.resources
-    if base.train.workers == 1:
+    if base.train.worker_range[1] == 1:
         return {"cpu": wanted.cpus, "gpu": wanted.gpus}
     return tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
 
@@ -108,12 +108,13 @@ def room_for(base: Experiment, ray_info: RayInfo) -> int:
     """Trials at the same time; ClusterError if there is room for none."""
     assert base.sweep is not None
     sweep, train = base.sweep, base.train
-    if train.workers == 1:
+    if train.worker_range[1] == 1:
         cpus, gpus = sweep.resources.cpus, sweep.resources.gpus
         keys = "sweep.resources"
     else:
-        use_gpu = train.device == "cuda" or (train.device == "auto" and ray_info.gpus >= train.workers)
-        cpus, gpus = train.workers * train.cpus_per_worker, float(train.workers if use_gpu else 0)
+        workers = train.worker_range[1]
+        use_gpu = train.device == "cuda" or (train.device == "auto" and ray_info.gpus >= workers)
+        cpus, gpus = workers * train.cpus_per_worker, float(workers if use_gpu else 0)
         keys = "train.workers, train.cpus_per_worker"
     check_resources(cpus, gpus, f"one trial ({keys})")
     room = math.floor(ray_info.cpus / cpus + 1e-9)

@@ -1,18 +1,26 @@
-"""The contract of a task, and the literal table of tasks."""
+"""The contract of a task, and the literal table of tasks.
+
+Source rows become *units*: what one forward pass takes. For most tasks a row is a unit; a sentence or context that is
+too long for a model becomes several. A unit has an id made from its content, so a teacher's outputs are kept by unit.
+Units are encoded for a tokenizer. The outputs of a model over a unit are one vector of logits or, for tasks that judge
+parts of a text, one for each *item*: a word in tagging, a token of the context in question answering. Which tokens
+carry an item stands in the column `items`; logits of others reach neither a store nor a loss nor a metric.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
-    from raybrew.config import TaskConfig
+    from raybrew.config import Columns, TaskConfig
+    from raybrew.tasks.heads import Head
 
-__all__ = ["TASKS", "BadValue", "Labels", "Task", "build_task"]
+__all__ = ["TASKS", "BadValue", "Labels", "Outputs", "Task", "Units", "build_task"]
 
 
 class BadValue(ValueError):  # noqa: N818 (it says what is there)
@@ -26,12 +34,27 @@ class BadValue(ValueError):  # noqa: N818 (it says what is there)
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Label names in the order of a model's outputs."""
+    """Label names in the order of a model's outputs. Not `named`: any model with as many outputs fits."""
 
     names: tuple[str, ...]
+    named: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+#: float32 logits of units in order: (units, classes), or for each unit (items, classes) where the task has items.
+Outputs = "np.ndarray | Sequence[np.ndarray]"
+
+
+class Units(Protocol):
+    """Encoded units as tasks see them: what `encode` and `units` gave, by column."""
+
+    @property
+    def num_rows(self) -> int: ...
+    def values(self, name: str) -> Any:
+        """Column `name`: an array (units, ...), or a list of one array per unit where their lengths differ."""
+        ...
 
 
 class Task(Protocol):
@@ -41,7 +64,7 @@ class Task(Protocol):
 
     @property
     def fixed_labels(self) -> Labels | None:
-        """Labels that the configuration prescribes; None where the teacher or the rows decide."""
+        """Labels that the configuration or the task prescribes; None where the teacher or the rows decide."""
         ...
 
     @property
@@ -50,57 +73,115 @@ class Task(Protocol):
         ...
 
     @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Further source columns that are read where a source has them."""
+        ...
+
+    @property
     def label_column(self) -> str:
         """Source column of the label."""
         ...
 
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        """Columns of a unit that `encode` makes token ids of. Nothing else of a unit matters to a teacher's store."""
+        ...
+
     def schema(self) -> pa.Schema:
-        """Arrow schema of parsed rows: content columns, then `label` (int32, -1 = none)."""
+        """Arrow schema of parsed source rows, the last column being `label`."""
         ...
 
     def parse(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Content of one source row; BadValue where it cannot be used. Does not look at the label."""
         ...
 
-    def raw_label(self, raw: Mapping[str, Any]) -> str | int | None:
-        """The label as it stands in the source: text, number, or None where there is none. BadValue otherwise."""
+    def raw_label(self, raw: Mapping[str, Any], names: Sequence[str] | None = None) -> Any:
+        """The label as it stands in the source: a name or number, a tuple of them, or None where there is none.
+
+        `names` are the source's class names or, lacking these, the labels known so far. BadValue for what is no label.
+        Tasks whose labels are no names (`names_labels` false) return the value of the column `label`.
+        """
+        ...
+
+    @property
+    def names_labels(self) -> bool:
+        """Whether labels are names out of a set."""
         ...
 
     def label_id(self, value: str | int | None, labels: Labels, names_of_source: Sequence[str] | None) -> int:
-        """Index into `labels`; -1 for none. `names_of_source`: the source's ClassLabel names, if it has them."""
+        """Index of one name into `labels`; -1 for none. `names_of_source`: the source's class names, if it has them."""
+        ...
+
+    def complete_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The labels of a model for rows that have `names`, in order."""
+        ...
+
+    def no_label(self, parsed: Mapping[str, Any]) -> Any:
+        """What stands in the column `label` of a row without one."""
+        ...
+
+    def untrainable(self, rows: pa.Table, labels: Labels) -> str | None:
+        """Why nothing can be learnt from these labelled rows, or None."""
         ...
 
     def content(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """The strings that make the example what it is: its id is a hash of them. Labels are no part of it."""
+        """The strings that make a row or unit what it is: its id is a hash of them. Labels are no part of it."""
         ...
 
-    def encode(self, tokenizer: Any, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[list[int]]]:
-        """`input_ids`, and `token_type_ids` if the model has them, of a batch of parsed rows (column -> values)."""
+    def units(self, rows: pa.Table, tokenizers: Sequence[Any]) -> pa.Table:
+        """The units of source rows (as `load_rows` gives them), each short enough for all of `tokenizers`.
+
+        Columns: `id`, those of `content_columns`, `label`, and, where rows and units differ, `row` (int32, which source
+        row) and whatever else is needed to map back.
+        """
+        ...
+
+    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Columns for models, of a batch of units (column -> values): `input_ids`, `token_type_ids` if the model has
+        them, `items` (positions of tokens) if the task has items, and `label` where it depends on tokens."""
         ...
 
     def encode_settings(self) -> dict[str, Any]:
-        """Settings beside tokenizer and rows that `encode` depends on, as plain JSON values."""
+        """Settings beside tokenizer and units that `encode` depends on, as plain JSON values."""
         ...
 
-    def metrics(self, logits: np.ndarray, label_ids: np.ndarray, num_labels: int) -> dict[str, float]:
-        """Metrics of (rows, classes) float32 logits against (rows,) label ids, all >= 0."""
+    @property
+    def head(self) -> Head:
+        """Losses on the outputs: against labels, and what of them is compared with the teacher's."""
         ...
 
-    def predictions(self, logits: np.ndarray, labels: Labels) -> list[dict[str, Any]]:
-        """One mapping per row, as `raybrew predict` writes it."""
+    def metrics(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> dict[str, float]:
+        """Metrics of `Outputs` over labelled units. `rows`: the source rows, where `keeps_rows`."""
+        ...
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether `metrics` needs the source rows themselves."""
+        ...
+
+    def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
+        """One mapping per source row, as `raybrew predict` writes it."""
         ...
 
 
 #: Task kind -> "module:Class". One line per task.
-TASKS: Mapping[str, str] = {
-    "classification": "raybrew.tasks.classification:Classification",
-}
+TASKS: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": "raybrew.tasks.classification:Classification",
+        "multilabel": "raybrew.tasks.multilabel:Multilabel",
+        "regression": "raybrew.tasks.regression:Regression",
+        "tagging": "raybrew.tasks.tagging:Tagging",
+        "qa": "raybrew.tasks.qa:QuestionAnswering",
+    }
+)
 
 
-def build_task(config: TaskConfig, text: str = "text", text_pair: str | None = None, label: str = "label") -> Task:
+def build_task(config: TaskConfig, columns: Columns | None = None) -> Task:
     """The task that `config` describes, reading from the given source columns."""
     import importlib
 
+    from raybrew.config import Columns
+
     module, _, name = TASKS[config.kind].partition(":")
-    task: Task = getattr(importlib.import_module(module), name)(config, text, text_pair, label)
+    task: Task = getattr(importlib.import_module(module), name)(config, columns or Columns())
     return task

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raybrew.errors import CheckpointError, EnvironmentProblem
 from raybrew.textbrewer.configs import TrainingConfig
@@ -80,7 +80,7 @@ class TrainingOutput:
     def evaluate(self, student: nn.Module) -> dict[str, float]:
         return {}
 
-    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         return None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -96,6 +96,7 @@ class TrainingOutput:
                 module.training = mode
 
     def close(self) -> None:
+        self.states.wait()
         if self._writer is not None:
             self._writer.close()
             self._writer = None

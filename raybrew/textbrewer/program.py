@@ -194,6 +194,12 @@ class AdaptorProgram:
                 for stream in self.streams.values():
                     stream.end_epoch()
 
+    def epochs_after(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+    def example_ids(self, step: int) -> Sequence[str]:
+        return ()  # what the batches of a dataloader are made of is the script's
+
     def task_at(self, index: int) -> str:
         """The task of the micro-batch with this number, counted over the whole run."""
         return next(iter(self.streams)) if self.order is None else self.order(index)
@@ -257,6 +263,9 @@ class AdaptorProgram:
 
     def saves_at(self, step: int) -> bool:
         return step in self.pace.save_steps
+
+    def gives_up(self, metrics: Mapping[str, float]) -> bool:
+        return False
 
     def state_dict(self, context: Context) -> dict[str, Any]:
         own = {"random": random_states(), "streams": {task: s.state_dict() for task, s in self.streams.items()}}

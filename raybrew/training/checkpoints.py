@@ -1,7 +1,7 @@
 """Checkpoints: everything that changes during training, in one file, whole or absent.
 
 `step-00000120.pt` is written beside its final name and renamed, so a file that exists is complete; a checksum beside it
-tells damage from truncation by a broken disk.
+tells damage from truncation by a broken disk. Writing goes on in a thread beside the training, from a copy.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import os
 import pickle
 import re
 import shutil
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from torch import Tensor
 
 from raybrew.errors import CheckpointError, EnvironmentProblem
 
@@ -29,6 +32,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
@@ -36,25 +41,48 @@ class Checkpoints:
             return []
         return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _NAME.fullmatch(path.name)))
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after `step` steps; EnvironmentProblem when the disk is full."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Begin to write the state after `step` steps, once the one before is written; a copy is taken at once.
+
+        EnvironmentProblem when the one before could not be written, for example on a full disk.
+        """
+        self.wait()
+        copied = _on_cpu(state)
+        self._writer = threading.Thread(target=self._write_aside, args=(step, copied), name="raybrew-checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until the last save is on the disk; EnvironmentProblem if it failed."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write_aside(self, step: int, state: Mapping[str, Any]) -> None:
+        try:
+            self._write(step, state)
+        except BaseException as error:  # raised by `wait`, in the thread that trains
+            self._error = error
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        path = self._path(step)
         temporary = self.folder / f".{path.name}.{os.getpid()}"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             torch.save(state, temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             _sum_path(path).write_text(_checksum(temporary), encoding="ascii")
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
-            full = shutil.disk_usage(self.folder).free < _size(temporary) + 2**20
+            full = self.folder.is_dir() and shutil.disk_usage(self.folder).free < _size(temporary) + 2**20
             temporary.unlink(missing_ok=True)
             # torch reports a failed write in words of its own.
             reason = "No space left on device" if full else str(error).splitlines()[0]
             raise EnvironmentProblem(f"cannot write checkpoint {path}: {reason}") from error
         self._prune()
-        return path
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state), None if there is none; damaged ones are passed over.
@@ -63,19 +91,38 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            path = self.folder / f"step-{step:08d}.pt"
-            checksum = _sum_path(path)
-            if checksum.is_file() and checksum.read_text(encoding="ascii") != _checksum(path):
-                continue
-            try:
-                return step, torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-                continue
+            state = self._read(step)
+            if state is not None:
+                return step, state
         if steps:
             raise CheckpointError(
                 f"{self.folder}: all {len(steps)} checkpoints are damaged; remove the folder to start the run anew"
             )
         return None
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The checkpoint of `step`; CheckpointError if it is not there or damaged."""
+        state = self._read(step)
+        if state is None:
+            raise CheckpointError(
+                f"{self._path(step)}: not there or damaged, but another worker has read it; is {self.folder} the same "
+                "folder on all nodes?"
+            )
+        return state
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+    def _read(self, step: int) -> dict[str, Any] | None:
+        path = self._path(step)
+        checksum = _sum_path(path)
+        try:
+            if checksum.is_file() and checksum.read_text(encoding="ascii") != _checksum(path):
+                return None
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            return None
+        return state
 
     def clear(self) -> None:
         """Remove all checkpoints of a finished run."""
@@ -89,9 +136,20 @@ class Checkpoints:
             left_over.unlink(missing_ok=True)
 
     def _remove(self, step: int) -> None:
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self._path(step)
         path.unlink(missing_ok=True)
         _sum_path(path).unlink(missing_ok=True)
+
+
+def _on_cpu(value: Any) -> Any:
+    """A copy that later steps do not change; tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value
 
 
 def _size(path: Path) -> int:

@@ -14,13 +14,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["STOP_FILE", "Context", "DistributedContext", "LocalContext", "OnEvaluation", "stop_on_signals"]
+from raybrew.training.parallel import replicate
+
+__all__ = [
+    "FAILURES_FILE",
+    "STOP_FILE",
+    "Context",
+    "DistributedContext",
+    "LocalContext",
+    "OnEvaluation",
+    "stop_on_signals",
+]
 
 #: Takes step, epoch, share of all steps and metrics of an evaluation; says whether training is to stop there.
 OnEvaluation = Callable[[dict[str, Any]], bool]
 
 #: A file of this name in the run folder asks all workers to save and stop.
 STOP_FILE = "stop.request"
+#: A file of this name in the run folder tells restarted workers, one JSON line each time, of which died: rank -> error.
+FAILURES_FILE = "failures.jsonl"
 
 
 class Context(Protocol):
@@ -109,10 +121,7 @@ class DistributedContext:
         return gathered
 
     def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:
-        devices = [self.device.index or 0] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            module, device_ids=devices, find_unused_parameters=find_unused, gradient_as_bucket_view=True
-        )
+        return replicate(module, self.device, find_unused)
 
     def stop_requested(self) -> bool:
         # One look a second: on a shared file system a look is a round trip.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybrew.config.train import TrainConfig
+from raybrew.config.train import EarlyStoppingConfig, TrainConfig
 from raybrew.data.loader import MicroBatch, StepBatch, StepLoader
-from raybrew.data.sampler import num_batches
+from raybrew.data.sampler import BatchSize, Order
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import Teacher
 from raybrew.models.forward import forward
@@ -18,26 +19,40 @@ from raybrew.signals import Signal
 from raybrew.training.context import Context
 from raybrew.training.optim import build_optimizer, learning_rate_factor
 
-__all__ = ["EncodedProgram", "Trainee", "total_steps"]
+__all__ = ["EncodedProgram", "Patience", "Trainee", "build_order", "total_steps"]
 
 
 class Trainee(nn.Module):
     """Student and objective as one module, so that DDP sees one forward pass. Returns sum and count of each term."""
 
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
+    def __init__(self, student: nn.Module, objective: Objective, run: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
+        self.run = run  #: stands in for calling the student
 
     def forward(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
-        outputs = forward(self.student, inputs, self.objective.student_request)
+        outputs = forward(self.student, inputs, self.objective.student_request, self.run)
         terms = self.objective(outputs, teacher, inputs)
         return torch.stack([term.sum for term in terms]), torch.stack([term.count for term in terms])
 
 
-def total_steps(num_rows: int, config: TrainConfig) -> int:
+def build_order(lengths: np.ndarray, config: TrainConfig) -> Order:
+    """The order of training rows whose lengths in tokens these are."""
+    return Order(lengths, BatchSize(config.batch_size, config.batch_tokens, config.compile), config.seed)
+
+
+class Epochs(Protocol):
+    """How the steps of a run divide into epochs."""
+
+    def first_step(self, epoch: int) -> int: ...
+    def epoch_of(self, step: int) -> int: ...
+    def progress(self, finished_steps: int) -> float: ...
+
+
+def total_steps(order: Epochs, config: TrainConfig) -> int:
     """Optimizer steps of a whole run."""
-    steps = config.epochs * num_batches(num_rows, config.batch_size)
+    steps = order.first_step(config.epochs)
     return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
@@ -51,22 +66,28 @@ class EncodedProgram:
         loader: StepLoader,
         config: TrainConfig,
         metric: str,
-        device: torch.device,
     ) -> None:
         self.trainee = trainee
         self.teacher = teacher
         self.loader = loader
         self.config = config
         self.metric = metric
-        self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, device)
+        self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
         self.find_unused = not trainee.objective.uses_all_of_student
         self.num_steps = loader.num_steps
-        self.steps_per_epoch = num_batches(len(loader.data.lengths), config.batch_size)
+        self.order: Epochs = loader.order
+        self.patience = None if config.early_stopping is None else Patience(config.early_stopping)
         self.max_grad_norm = config.max_grad_norm
         self.save_seconds = 60 * config.checkpoint_minutes
 
     def steps(self) -> Iterable[StepBatch]:
         return self.loader
+
+    def epochs_after(self, step: int) -> float:
+        return self.order.progress(step)
+
+    def example_ids(self, step: int) -> Sequence[str]:
+        return [self.loader.data.ids[row].tobytes().hex() for row in self.loader.order.batch(step)]
 
     def counts(self, batch: StepBatch) -> Tensor:
         objective = self.trainee.objective
@@ -85,7 +106,7 @@ class EncodedProgram:
         _seed_dropout(self.config.seed, step, rank)
         factor = learning_rate_factor(step, self.num_steps, self.config.warmup, self.config.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = self.config.learning_rate * factor * group["lr_scale"]
 
     def end_step(self) -> None:
         return None
@@ -94,18 +115,51 @@ class EncodedProgram:
         return step % self.config.log_steps == 0
 
     def evaluates_at(self, step: int) -> bool:
-        every = self.config.eval_steps
-        return step % every == 0 if every else step % self.steps_per_epoch == 0
+        return self._is_due(step, self.config.eval_steps, self.config.eval_epochs or 1)
 
     def saves_at(self, step: int) -> bool:
-        every = self.config.checkpoint_steps
-        return step % every == 0 if every else self.evaluates_at(step)
+        every, epochs = self.config.checkpoint_steps, self.config.checkpoint_epochs
+        return self._is_due(step, every, epochs) if every or epochs else self.evaluates_at(step)
+
+    def _is_due(self, step: int, every: int | None, epochs: int | None) -> bool:
+        if every is not None:
+            return step % every == 0
+        epoch = self.order.epoch_of(step)
+        return step == self.order.first_step(epoch) and epoch % (epochs or 1) == 0
+
+    def gives_up(self, metrics: Mapping[str, float]) -> bool:
+        return self.patience is not None and bool(metrics) and self.patience.ends_with(metrics[self.metric])
 
     def state_dict(self, context: Context) -> dict[str, Any]:
-        return {}  # the step, which names the checkpoint, is all that order and rates depend on
+        # The step, which names the checkpoint, is all that order and rates depend on.
+        return {} if self.patience is None else {"patience": self.patience.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int) -> None:
-        return None
+        if self.patience is not None:
+            self.patience.load_state_dict(state["patience"])
+
+
+class Patience:
+    """Counts evaluations since the last one that was better by more than `min_delta`."""
+
+    def __init__(self, config: EarlyStoppingConfig) -> None:
+        self.config = config
+        self.best: float | None = None
+        self.waited = 0
+
+    def ends_with(self, value: float) -> bool:
+        """Take the value of one more evaluation, higher being better; True when it is one too many."""
+        if self.best is None or value > self.best + self.config.min_delta:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        return self.waited >= self.config.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
 
 
 def _seed_dropout(seed: int, step: int, rank: int) -> None:

@@ -19,6 +19,7 @@ from raybrew.errors import ClusterError, RaybrewError, RunError
 from raybrew.models.loading import pick_device
 from raybrew.runtime import check_resources, ensure_ray
 from raybrew.training.context import (
+    FAILURES_FILE,
     STOP_FILE,
     Context,
     DistributedContext,
@@ -29,6 +30,9 @@ from raybrew.training.context import (
 
 __all__ = ["Job", "choose_launcher", "launch"]
 
+#: How often an elastic group looks whether it could be larger. Growing costs the steps since the last checkpoint.
+_RESIZE_SECONDS = 60.0
+
 Job = Callable[[Mapping[str, Any], Context], dict[str, Any]]
 
 
@@ -36,7 +40,7 @@ def choose_launcher(config: TrainConfig) -> str:
     """`local` or `ray`: `auto` is local for one worker unless a cluster address is set."""
     if config.launcher != "auto":
         return config.launcher
-    return "ray" if config.workers > 1 or os.environ.get("RAY_ADDRESS") else "local"
+    return "ray" if config.worker_range[1] > 1 or os.environ.get("RAY_ADDRESS") else "local"
 
 
 def launch(
@@ -53,7 +57,8 @@ def launch(
     Ctrl-C and SIGTERM ask the workers to save and stop; the job's result says so. `on_evaluation` is asked after each
     evaluation of a job in this process; Ray's workers are stopped by a STOP_FILE in the run folder.
     """
-    (run_folder / STOP_FILE).unlink(missing_ok=True)
+    for left_over in (STOP_FILE, FAILURES_FILE):
+        (run_folder / left_over).unlink(missing_ok=True)
     if choose_launcher(config) == "local":
         return _in_process(job, spec, config, key, on_evaluation)
     return _on_ray(job, spec, config, run_folder, say, key)
@@ -78,14 +83,18 @@ def _on_ray(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    fewest, most = config.worker_range
+    if fewest < most:
+        # A group that waits for a dead node's resources is tried again, smaller, after this time; Ray's own is 60 s.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     ray_info = ensure_ray("training")
     if ray_info.dashboard_url:
         say(f"Ray dashboard: {ray_info.dashboard_url}")
-    use_gpu = config.device == "cuda" or (config.device == "auto" and ray_info.gpus >= config.workers)
+    use_gpu = config.device == "cuda" or (config.device == "auto" and ray_info.gpus >= fewest)
     check_resources(
-        cpus=config.workers * config.cpus_per_worker,
-        gpus=config.workers if use_gpu else 0,
-        purpose=f"{config.workers} training workers ({key}.workers, {key}.cpus_per_worker)",
+        cpus=fewest * config.cpus_per_worker,
+        gpus=fewest if use_gpu else 0,
+        purpose=f"{fewest} training workers ({key}.workers, {key}.cpus_per_worker)",
     )
 
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -95,7 +104,9 @@ def _on_ray(
         _ray_worker,  # type: ignore[arg-type]  # what it returns is the result's `return_value`
         train_loop_config={"job": job, "spec": dict(spec), "run_folder": str(run_folder), "threads": config.threads},
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
+            # The stubs know the old ScalingConfig.
+            num_workers=fewest if fewest == most else (fewest, most),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,  # type: ignore[call-arg]
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
@@ -104,6 +115,7 @@ def _on_ray(
             name=f"train-{os.getpid()}-{run_folder.name}",
             storage_path=str(run_folder / "ray"),
             failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=[_failure_notes(run_folder / FAILURES_FILE)],
             logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # the stubs know the old RunConfig
         ),
     )
@@ -134,6 +146,23 @@ def _on_ray(
     if "raised" in result:
         raise result["raised"]
     return result
+
+
+def _failure_notes(path: Path) -> Any:
+    """What writes a line for each failure of workers to `path`, from Ray Train's controller."""
+    from ray.train import UserCallback
+
+    class FailureNotes(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            import json
+
+            reasons = {
+                str(rank): (str(error).strip() or type(error).__name__) for rank, error in worker_exceptions.items()
+            }
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(reasons) + "\n")
+
+    return FailureNotes()
 
 
 def _ray_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,10 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.distillers.objective import Objective
-from raybrew.errors import DivergenceError, Interrupted
+from raybrew.errors import Interrupted
 from raybrew.training.context import Context
-from raybrew.training.optim import trained_parameters
+from raybrew.training.optim import clip_gradients, trained_parameters
+from raybrew.training.parallel import (
+    full_state,
+    load_full_state,
+    load_optimizer_state,
+    optimizer_state,
+    without_sync,
+)
 from raybrew.training.precision import Precision
+from raybrew.training.window import Window
 
 __all__ = ["Hooks", "Micro", "Outcome", "Program", "Step", "Trained", "train"]
 
@@ -80,12 +87,18 @@ class Program(Protocol):
     @property
     def num_steps(self) -> int: ...
     @property
-    def steps_per_epoch(self) -> int: ...
-    @property
     def max_grad_norm(self) -> float | None: ...
     @property
     def save_seconds(self) -> float:
         """Longest time between two checkpoints."""
+        ...
+
+    def epochs_after(self, step: int) -> float:
+        """Epochs that `step` finished steps make."""
+        ...
+
+    def example_ids(self, step: int) -> Sequence[str]:
+        """Ids of the global batch of `step`, counted from 0; empty where they are unknown."""
         ...
 
     def steps(self) -> Iterable[Any]:
@@ -119,6 +132,10 @@ class Program(Protocol):
     def logs_at(self, step: int) -> bool: ...
     def evaluates_at(self, step: int) -> bool: ...
     def saves_at(self, step: int) -> bool: ...
+    def gives_up(self, metrics: Mapping[str, float]) -> bool:
+        """Whether training ends with this evaluation, before its last step. Every rank gets the same metrics."""
+        ...
+
     def state_dict(self, context: Context) -> dict[str, Any]:
         """What changes beside trainee and optimizer. All ranks call it."""
         ...
@@ -137,12 +154,12 @@ class Hooks(Protocol):
         """Metrics of the student, named without prefix; the same on every rank."""
         ...
 
-    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
-        """The student just became the best one (rank 0)."""
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """The student, with these weights, just became the best one (rank 0)."""
         ...
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Make `state` the newest checkpoint (rank 0)."""
+        """Make `state` the newest checkpoint (rank 0). Its tensors change with the next step: copy them."""
         ...
 
 
@@ -155,54 +172,56 @@ class Outcome:
     seconds: float
     best: dict[str, Any] | None
     last: dict[str, float]
+    ended_by: str | None = None  #: `early_stopping`, if that ended it before its last step
 
 
 def train(
     program: Program, context: Context, precision: Precision, hooks: Hooks, state: Mapping[str, Any] | None = None
 ) -> Outcome:
-    """Train to the last step of `program` and return the outcome.
+    """Train to the last step of `program`, or until it gives up, and return the outcome.
 
     `state` is what `hooks.save` was last given; with it training goes on at the very next step. Interrupted is raised
-    after a save when a worker was asked to stop; DivergenceError when the loss is no longer finite.
+    after a save when a worker was asked to stop; DivergenceError when loss or gradient are no longer finite, before
+    anything is evaluated or saved of that.
     """
     device = context.device
     trainee, optimizer, num_steps = program.trainee, program.optimizer, program.num_steps
     objective = trainee.objective
     parameters = trained_parameters([trainee])
-    window = _Window(len(objective.terms), device)
+    window = Window(objective.names, device)
     best: dict[str, Any] | None = None
     last_metrics: dict[str, float] = {}
-    elapsed_before = 0.0
+    ended_by: str | None = None
+    step, elapsed_before = 0, 0.0
     if state is not None:
-        trainee.load_state_dict(state["trainee"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_full_state(trainee, state["trainee"])
+        load_optimizer_state(optimizer, state["optimizer"])
         precision.scaler.load_state_dict(state["scaler"])
         program.load_state_dict(state["program"], context.rank)
         window.load(state["window"], on_this_rank=context.rank == 0)
         best, last_metrics, elapsed_before = state["best"], state["last_metrics"], state["seconds"]
+        step, ended_by = state["step"], state["ended_by"]
     module = context.wrap(trainee, find_unused=program.find_unused)
     weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
     started = saved_at = time.monotonic()
     trainee.train()
 
-    def save(step: int) -> None:
-        whole_window, program_state = window.over_all_ranks(context), program.state_dict(context)
-        if context.rank == 0:
-            hooks.save(
-                step,
-                {
-                    "trainee": trainee.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": precision.scaler.state_dict(),
-                    "program": program_state,
-                    "window": whole_window,
-                    "best": best,
-                    "last_metrics": last_metrics,
-                    "seconds": elapsed_before + time.monotonic() - started,
-                },
-            )
+    def seconds() -> float:
+        return elapsed_before + time.monotonic() - started
 
-    for batch in program.steps():
+    def save(step: int) -> None:
+        window.check(context, precision.is_scaled, program.example_ids)
+        parts = {
+            "trainee": full_state(trainee),
+            "optimizer": optimizer_state(optimizer),
+            "program": program.state_dict(context),
+            "window": window.over_all_ranks(context),
+        }
+        if context.rank == 0:
+            own = {"scaler": precision.scaler.state_dict(), "best": best, "last_metrics": last_metrics}
+            hooks.save(step, parts | own | {"step": step, "ended_by": ended_by, "seconds": seconds()})
+
+    for batch in program.steps() if ended_by is None else ():
         known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
             # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
@@ -223,7 +242,7 @@ def train(
         for index, cpu_micro in enumerate(batch.micro_batches):
             micro = cpu_micro.to(device)
             last = index + 1 == len(batch.micro_batches)
-            with contextlib.nullcontext() if last else _without_sync(module):
+            with contextlib.nullcontext() if last else without_sync(module):
                 targets = program.targets(micro)
                 with precision.autocast():
                     micro_sums, micro_counts = module(micro.inputs, targets)
@@ -234,139 +253,54 @@ def train(
                 precision.scaler.scale((micro_sums * factors).sum()).backward()
             sums += micro_sums.detach()
         precision.scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, program.max_grad_norm or math.inf)
+        grad_norm = clip_gradients(parameters, program.max_grad_norm)
         precision.scaler.step(optimizer)
         precision.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         assert denominators is not None  # a step has a micro-batch, which told them at the latest
-        window.add(sums, weights, denominators, shares, batch)
 
         step = batch.step + 1
+        window.add(step, sums, weights, denominators, shares, batch.amounts, grad_norm)
         at_end = step == num_steps
-        position = {"step": step, "epoch": round(step / program.steps_per_epoch, 4)}
+        position = {"step": step, "epoch": round(program.epochs_after(step), 4)}
         if program.logs_at(step) or at_end:
-            rate = optimizer.param_groups[0]["lr"]
-            record = window.record(objective, context, rate, float(grad_norm), time.monotonic() - started)
-            if not math.isfinite(record["loss"]):
-                terms = {name: value for name, value in record.items() if name.startswith("loss/")}
-                raise DivergenceError(
-                    f"the loss is no longer finite at step {step}: {terms}; lower the learning rate "
-                    "(train.learning_rate)"
-                )
+            window.check(context, precision.is_scaled, program.example_ids)
+            record = window.record(context, optimizer.param_groups[0]["lr"], float(grad_norm))
             if context.rank == 0:
-                hooks.log(position | {"kind": "train", "time": elapsed_before + time.monotonic() - started} | record)
+                hooks.log(position | {"kind": "train", "time": seconds()} | record)
         program.end_step()
-        due = program.evaluates_at(step)
-        if due or at_end:
+        if program.evaluates_at(step) or at_end:
+            window.check(context, precision.is_scaled, program.example_ids)
             last_metrics = hooks.evaluate(trainee.student)
             metric = program.metric
             is_best = bool(last_metrics) and (best is None or last_metrics[metric] > best["value"])
             if is_best:
                 best = position | {"metric": metric, "value": last_metrics[metric], "metrics": last_metrics}
+                student_weights = full_state(trainee.student)
                 if context.rank == 0:
-                    hooks.keep_best(trainee.student, best)
+                    hooks.keep_best(trainee.student, best, student_weights)
             if context.rank == 0:
                 named = {f"eval/{name}": value for name, value in last_metrics.items()}
-                seconds = elapsed_before + time.monotonic() - started
-                hooks.log(position | {"kind": "eval", "time": seconds} | named | {"best": is_best})
+                hooks.log(position | {"kind": "eval", "time": seconds()} | named | {"best": is_best})
+            if program.gives_up(last_metrics) and not at_end:
+                ended_by = "early_stopping"
             if context.report(position | {"share": step / num_steps} | last_metrics) and not at_end:
                 save(step)
                 raise Interrupted(f"stopped after step {step} of {num_steps} by its launcher; the state is saved")
-        if at_end or save_soon or program.saves_at(step):
+        if at_end or ended_by or save_soon or program.saves_at(step):
             save(step)
             saved_at = time.monotonic()
+        if ended_by:
+            break
 
-    seconds = elapsed_before + time.monotonic() - started
-    return Outcome(num_steps, num_steps / program.steps_per_epoch, seconds, best, last_metrics)
+    return Outcome(step, program.epochs_after(step), seconds(), best, last_metrics, ended_by)
 
 
 def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:
     """What each term's sum is multiplied by, float32.
 
-    DDP averages over ranks; multiplying by their number makes it the sum that the one division expects.
+    DDP and FSDP average over ranks; multiplying by their number makes it the sum that the one division expects.
     """
     per_item = torch.where(counts > 0, world_size / counts, 0.0).to(weights.device, torch.float32)
     factors = weights.float() * per_item
     return factors if shares is None else factors * torch.tensor(shares, device=weights.device)
-
-
-class _Window:
-    """Sums since the last log line. They stay on the device until they are logged."""
-
-    def __init__(self, num_terms: int, device: torch.device) -> None:
-        self.sums = torch.zeros(2, num_terms, dtype=torch.float64, device=device)  # as they are, and weighted
-        self.counts = torch.zeros(num_terms, dtype=torch.float64)
-        self.shares = torch.zeros(num_terms, dtype=torch.float64)
-        self.amounts = torch.zeros(3, dtype=torch.float64)  # rows, tokens, padded tokens
-        self.num_steps = 0
-        self.since = time.monotonic()
-
-    def add(self, sums: Tensor, weights: Tensor, counts: Tensor, shares: list[float] | None, batch: Step) -> None:
-        exact = sums.double()
-        # A term that weighs nothing may be anything, NaN included.
-        self.sums += torch.stack([exact, torch.where(weights == 0, 0.0, exact * weights)])
-        self.counts = self.counts.to(counts.device) + counts
-        self.shares += 1.0 if shares is None else torch.tensor(shares, dtype=torch.float64)
-        self.amounts += torch.tensor(batch.amounts, dtype=torch.float64)
-        self.num_steps += 1
-
-    def over_all_ranks(self, context: Context) -> dict[str, Any]:
-        sums = context.add_up(self.sums)
-        amounts = context.add_up(self.amounts)
-        return {
-            "sums": sums.tolist(),
-            "counts": self.counts.tolist(),
-            "shares": self.shares.tolist(),
-            "amounts": amounts.tolist(),
-            "num_steps": self.num_steps,
-        }
-
-    def load(self, saved: Mapping[str, Any], on_this_rank: bool) -> None:
-        self.counts = torch.tensor(saved["counts"], dtype=torch.float64)
-        self.shares = torch.tensor(saved["shares"], dtype=torch.float64)
-        self.num_steps = saved["num_steps"]
-        if on_this_rank:  # sums and amounts are added over ranks when they are read
-            self.sums.copy_(torch.tensor(saved["sums"], dtype=torch.float64))
-            self.amounts = torch.tensor(saved["amounts"], dtype=torch.float64)
-
-    def record(
-        self, objective: Objective, context: Context, learning_rate: float, grad_norm: float, now: float
-    ) -> dict[str, Any]:
-        """The means since the last record, which start anew. All ranks call it."""
-        whole = self.over_all_ranks(context)
-        seconds = time.monotonic() - self.since
-        rows, tokens, padded = whole["amounts"]
-        means, weighted = (
-            [total / count if count else 0.0 for total, count in zip(sums, whole["counts"], strict=True)]
-            for sums in whole["sums"]
-        )
-        shares = [share / self.num_steps for share in whole["shares"]]
-        record: dict[str, Any] = {"loss": sum(mean * share for mean, share in zip(weighted, shares, strict=True))}
-        record |= {f"loss/{name}": mean for name, mean in zip(objective.names, means, strict=True)}
-        record |= {
-            "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
-            "samples_per_second": round(rows / seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1),
-            "padding_share": round(1 - tokens / padded, 4) if padded else 0.0,
-            "memory_bytes": _memory_bytes(context.device),
-        }
-        self.__init__(len(means), context.device)  # type: ignore[misc]
-        return record
-
-
-def _without_sync(module: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Gradients of all but the last micro-batch stay on their worker."""
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        manager: contextlib.AbstractContextManager[Any] = module.no_sync()
-        return manager
-    return contextlib.nullcontext()
-
-
-def _memory_bytes(device: torch.device) -> int:
-    """Highest device memory so far, or this process's resident memory on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

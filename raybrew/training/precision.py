@@ -18,8 +18,14 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.device = device
-        # DDP averages gradients before they are unscaled, so an overflow on one rank is seen by all of them.
+        # DDP averages gradients before they are unscaled, so an overflow on one rank is seen by all of them; what
+        # `unscale_` finds in parts of divided gradients is exchanged by torch.
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether losses are scaled, so that gradients may overflow now and then."""
+        return self.scaler.is_enabled()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Context in which matrix products run in the reduced type."""

@@ -3,51 +3,107 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from raybrew.config import Experiment
-from raybrew.errors import ConfigError
+from raybrew.config import Experiment, StudentConfig
+from raybrew.config.views import one_teacher
+from raybrew.distillers.ensemble import request_of_member
+from raybrew.errors import ConfigError, DataError
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
-from raybrew.store.storage import is_remote
-from raybrew.verbs.job import objective_of
-from raybrew.verbs.prepare import check_teacher_labels, read_rows, task_of, teacher_source
+from raybrew.store.storage import stores_root
+from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
+from raybrew.verbs.objective import objective_of
+from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
-__all__ = ["attention_in", "capture", "capture_table", "request_of", "store_root"]
+__all__ = ["capture", "capture_all", "capture_table", "request_of", "store_root", "tokenizer_source", "usable_rows"]
 
 
-def capture(experiment: Experiment, *, teacher_run: str | None = None, reporter: Reporter | None = None) -> Store:
+def capture(
+    experiment: Experiment,
+    *,
+    task: str | None = None,
+    teacher: str | None = None,
+    teacher_run: str | None = None,
+    reporter: Reporter | None = None,
+    verify: bool = False,
+) -> Store:
     """The teacher's store for this experiment, with everything its objective and `store.signals` ask for.
 
-    Rows, signals and whole stores that exist are not computed again; killed at any moment, the same call finishes the
-    missing shards.
+    `task` and `teacher` choose one of several. Rows, signals and whole stores that exist are not computed again; killed
+    at any moment, the same call finishes the missing shards. `verify` also reads all that is stored and computes anew
+    what is damaged.
     """
+    found = capture_all(
+        experiment, task=task, teacher=teacher, teacher_run=teacher_run, reporter=reporter, verify=verify
+    )
+    if len(found) > 1:
+        raise ConfigError(f"teacher: this experiment has several, choose one or capture_all: {', '.join(found)}")
+    return next(iter(found.values()))
+
+
+def capture_all(
+    experiment: Experiment,
+    *,
+    task: str | None = None,
+    teacher: str | None = None,
+    teacher_run: str | None = None,
+    reporter: Reporter | None = None,
+    verify: bool = False,
+) -> dict[str, Store]:
+    """The stores of all teachers of all tasks, or of those that `task` and `teacher` choose, by name."""
     reporter = reporter or QuietReporter()
-    teacher = teacher_source(experiment, teacher_run)
-    rows = read_rows(experiment, teacher, reporter.say)
-    check_teacher_labels(teacher, rows.labels)
-    request = set(request_of(experiment, teacher, rows.labels.names)) or {LOGITS}
-    attention = attention_in(request)
-    if attention:
-        raise ConfigError(
-            f"distill.matches: {attention} cannot be captured, and a student that is matched with it runs the teacher "
-            "live, so `raybrew distill` needs no capture; remove the attention matches to capture the rest"
-        )
-    return capture_table(experiment, teacher, rows.training, request, reporter)
+    views = chosen_tasks(experiment, task)
+    shape = student_teacher(experiment, teacher_run)
+    found: dict[str, Store] = {}
+    for name, view in views.items():
+        sources = teacher_sources(view, teacher_run)
+        chosen = chosen_teachers(list(sources), teacher)
+        rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
+        request = request_of(view, sources, rows.labels.names, shape)
+        student = [] if experiment.student == StudentConfig() else [tokenizer_source(experiment, shape)]
+        asks = [each for each in sources if request_of_member(request, each, weight_of(view, each))]
+        together = [*student, *(sources[each] for each in asks)]
+        for member in chosen:
+            source = sources[member]
+            check_teacher_labels(source, rows.labels)
+            one = one_teacher(view, member)
+            asked = set(request_of_member(request, member, weight_of(view, member)))
+            asked |= {parse_signal(signal) for signal in experiment.store.signals}
+            label = "/".join(part for part in (name, member) if part)
+            if one.teacher.source == "live" and len(views) + len(sources) > 2:
+                reporter.say(f"{label}: source is live, nothing to capture")
+                continue
+            units = units_of(view, rows.training, source, *together)
+            found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label, verify)
+    if not found:
+        raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
+    return found
 
 
 def capture_table(
-    experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: Collection[Signal], reporter: Reporter
+    experiment: Experiment,
+    teacher: ModelSource,
+    rows: pa.Table,
+    request: Collection[Signal],
+    reporter: Reporter,
+    label: str = "",
+    verify: bool = False,
 ) -> Store:
-    """The store with `request` for all of `rows`, computed where it lacks something."""
+    """The store with `request` for all of `rows`, computed where it lacks something. `label` tells several apart.
+
+    `rows` are units. Says which of them the teacher could not compute (`data.on_bad_row: skip`), or is a DataError that
+    names them.
+    """
     names = ", ".join(signal.name for signal in sorted_signals(request))
     update: Callable[[int, str], None] | None = None
     with contextlib.ExitStack() as stack:
@@ -55,13 +111,13 @@ def capture_table(
         def show(progress: CaptureProgress) -> None:
             nonlocal update
             if update is None:  # the bar appears only if there is something to do
-                title = f"capture {experiment.name} ({names})"
+                title = f"capture {label or experiment.name} ({names})"
                 update = stack.enter_context(reporter.bar(title, progress.total_rows, "rows"))
             if progress.note:
                 reporter.say(progress.note)
             update(progress.done_rows, f"{progress.bytes_written / 2**20:.1f} MiB")
 
-        return capture_rows(
+        store = capture_rows(
             rows,
             task_of(experiment),
             teacher,
@@ -71,27 +127,66 @@ def capture_table(
             experiment.teacher.device,
             experiment.teacher.precision,
             show,
+            experiment.data.on_bad_row == "skip",
+            verify,
         )
+    usable_rows(experiment, store, rows, request, reporter.say)
+    return store
+
+
+def usable_rows(
+    experiment: Experiment, store: Store, rows: pa.Table, request: Collection[Signal], say: Say | None = None
+) -> npt.NDArray[np.bool_]:
+    """Which of `rows` the teacher could compute, (rows,).
+
+    The others are told to `say`, or are a DataError where `data.on_bad_row` is `error`.
+    """
+    aside = store.set_aside(request)
+    names = [row.hex() for row in rows.column("id").to_pylist()] if aside else []
+    found = [name for name in dict.fromkeys(names) if name in aside]
+    if not found:
+        return np.ones(rows.num_rows, np.bool_)
+    shown = [f"row {name}: {aside[name]}" for name in found[:10]]
+    if experiment.data.on_bad_row == "error":
+        raise DataError(
+            f"{store.location}: {len(found)} rows were set aside, which the teacher could not compute ({shown[0]}); "
+            "data.on_bad_row=skip leaves them out"
+        )
+    good = np.array([name not in aside for name in names])
+    if say is None:
+        return good
+    say(f"left out {len(found)} rows that the teacher could not compute")
+    for line in shown:
+        say(f"  {line}")
+    if len(found) > len(shown):
+        say(f"  ... and {len(found) - len(shown)} more: `raybrew store show {store.location}`")
+    return good
+
+
+def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
+    """Where the student's tokenizer comes from: its own model, or the teacher's for a shape."""
+    student = experiment.student
+    if student.model is not None:
+        return ModelSource(student.model, student.revision, student.trust_remote_code)
+    if teacher is None:
+        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
+    return teacher
 
 
 def store_root(experiment: Experiment) -> str:
     """Folder or URL of all teacher stores."""
-    given = experiment.store.path
-    if given is not None and is_remote(given):
-        return given.rstrip("/")
-    return str(Path(given or Path(experiment.store.storage_path) / "store").absolute())
+    return stores_root(experiment.store)
 
 
-def request_of(experiment: Experiment, teacher: ModelSource, labels: tuple[str, ...]) -> tuple[Signal, ...]:
-    """What the objective asks of the teacher, and `store.signals`; ConfigError for layers that do not exist."""
-    config = empty_student(experiment.student, teacher, experiment.task.kind, labels).config
-    wanted = {parse_signal(name) for name in experiment.store.signals}
-    attention = attention_in(wanted)
-    if attention:
-        raise ConfigError(f"store.signals: {attention} cannot be captured; allowed: logits, hidden.NN")
-    return sorted_signals(wanted | set(objective_of(experiment, config, teacher).teacher_request))
+def request_of(
+    view: Experiment,
+    teachers: Mapping[str | None, ModelSource],
+    labels: tuple[str, ...],
+    shape: ModelSource | None,
+) -> tuple[Signal, ...]:
+    """What the objective of an experiment of one task asks of its teachers; ConfigError for layers that do not exist.
 
-
-def attention_in(request: Collection[Signal]) -> str:
-    """Names of the attention signals in `request`, which stores do not hold; empty if there are none."""
-    return ", ".join(signal.name for signal in sorted_signals(request) if signal.kind not in ("logits", "hidden"))
+    `shape` is the teacher that a student's shape is made after.
+    """
+    config = empty_student(view.student, shape, view.task.kind, labels).config
+    return sorted_signals(objective_of(view, config, teachers).teacher_request)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from raybrew.config import Experiment
-from raybrew.data.encoded import tokenizer_fingerprint
-from raybrew.errors import ConfigError, ModelError
-from raybrew.models.loading import ModelSource, load_tokenizer
+from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.views import task_views
+from raybrew.distillers.ensemble import request_of_member
+from raybrew.errors import ConfigError
+from raybrew.models.loading import ModelSource
 from raybrew.reports.html import write_report
-from raybrew.signals import Signal
-from raybrew.store.find import find_store
-from raybrew.store.reader import Store
 from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import attention_in, capture_table, request_of, store_root
-from raybrew.verbs.evaluate import evaluate_teacher
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
+from raybrew.verbs.capture import request_of, tokenizer_source
+from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
+from raybrew.verbs.described import TaskPlan, described_teachers
+from raybrew.verbs.inputs import Inputs, fingerprints_of
+from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
-from raybrew.verbs.training import Inputs, train_run
+from raybrew.verbs.teachers import ready_teachers
+from raybrew.verbs.training import train_run
 
 __all__ = ["distill"]
 
@@ -38,137 +38,104 @@ def distill(
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
-    `teacher.source: auto` captures what the store lacks first, and runs the teacher live where attention is matched;
-    `store` wants it there; `live` runs the teacher in every step. The same call continues an interrupted run and
-    returns a finished one at once. `on_evaluation` hears of each evaluation and may end the training of one worker;
-    `command` is what the run notes as its command. Raises ConfigError, DataError, ModelError, StoreError before
-    training, and Interrupted when asked to stop (the state is saved).
+    `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
+    step. The same call continues an interrupted run and returns a finished one at once. `on_evaluation` hears of each
+    evaluation and may end the training of one worker; `command` is what the run notes as its command. Raises
+    ConfigError, DataError, ModelError, StoreError before training, and Interrupted when asked to stop (the state is
+    saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
         raise ConfigError("student: required by `raybrew distill`; give student.model or student.shape")
-    teacher = teacher_source(experiment, teacher_run) if experiment.teacher.model is not None else None
-    rows = read_rows(experiment, teacher, reporter.say)
-    request = request_of(experiment, teacher, rows.labels.names) if teacher is not None else ()
-    if teacher is not None and request:
-        check_teacher_labels(teacher, rows.labels)
+    shape = student_teacher(experiment, teacher_run)
+    tokens = tokenizer_source(experiment, shape)
+    tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
-        store = None
-        if teacher is not None and request and _from_store(experiment, request, reporter):
-            store = _store(experiment, teacher, rows.training, request, reporter)
-        tokens = _tokenizer_source(experiment, teacher)
-        if teacher is not None and request:
-            _check_tokenizers(experiment, teacher, tokens, request)
-        inputs = Inputs(
-            rows.labels,
-            encode(experiment, rows.training, tokens),
-            encode(experiment, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
-            rows.num_labelled,
-            rows.num_unlabeled,
-            teacher,
-            store.location if store is not None else None,
-            store.fingerprint if store is not None else None,
-        )
+        inputs = [_inputs(experiment, task, tokens, reporter) for task in tasks]
         finished = run.summary()
         if finished is not None:
-            run.prepare(experiment, "distill", inputs.fingerprints(), None)
+            run.prepare(experiment, "distill", fingerprints_of(inputs), None)
             return RunResult(run.path, finished, already_done=True)
-        facts = _facts(experiment, teacher, rows, inputs, bool(request), reporter)
+        facts = {
+            "role": "student" if any(task.request for task in tasks) else "control",
+            "teacher": described_teachers(tasks, inputs, reporter),
+            "distill": _described_losses(experiment, inputs),
+        }
+        if len(inputs) > 1:
+            facts["tasks"] = {str(part.task): _described_task(part) for part in inputs}
         result = train_run(
-            experiment, "distill", run, inputs, experiment.train, reporter, facts, "train", command, on_evaluation
+            experiment,
+            "distill",
+            run,
+            inputs,
+            shape,
+            experiment.train,
+            reporter,
+            facts,
+            "train",
+            command,
+            on_evaluation,
         )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
         return result
 
 
-def _from_store(experiment: Experiment, request: tuple[Signal, ...], reporter: Reporter) -> bool:
-    """Whether a store answers `request`. `auto` runs the teacher live for what no store holds, and says so."""
-    attention = attention_in(request)
-    if attention and experiment.teacher.source == "auto":
-        reporter.say(f"the teacher runs live in every step: stores do not hold {attention}")
-    return experiment.teacher.source == "store" or (experiment.teacher.source == "auto" and not attention)
+def _read(
+    name: str | None, view: Experiment, shape: ModelSource | None, teacher_run: str | None, reporter: Reporter
+) -> TaskPlan:
+    """What one task has: rows, teachers, and what is asked of them."""
+    sources = teacher_sources(view, teacher_run)
+    rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
+    request = request_of(view, sources, rows.labels.names, shape) if sources else ()
+    for member, source in sources.items():
+        if request_of_member(request, member, weight_of(view, member)):
+            check_teacher_labels(source, rows.labels)
+    return TaskPlan(name, view, rows, sources, request)
 
 
-def _store(
-    experiment: Experiment, teacher: ModelSource, rows: pa.Table, request: tuple[Signal, ...], reporter: Reporter
-) -> Store:
-    """The store that the student reads: as it is for `source: store`, completed first for `auto`."""
-    if experiment.teacher.source == "auto":
-        return capture_table(experiment, teacher, rows, request, reporter)
-    return find_store(
-        rows,
-        task_of(experiment),
-        teacher,
-        request,
-        experiment.store,
-        store_root(experiment),
-        experiment.teacher.device,
-        experiment.teacher.precision,
+def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:
+    view = task.view
+    teachers, rows, others = ready_teachers(view, task.sources, task.request, task.rows, tokens, reporter, task.name)
+    several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
+    return Inputs(
+        rows.labels,
+        encode(view, rows.training, tokens, *others),
+        encode(view, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
+        rows.num_labelled,
+        rows.num_unlabeled,
+        teachers,
+        task.name,
+        several.tasks[str(task.name)].weight if several is not None else 1.0,
     )
 
 
-def _tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
-    student = experiment.student
-    if student.model is not None:
-        return ModelSource(student.model, student.revision, student.trust_remote_code)
-    if teacher is None:
-        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
-    return teacher
-
-
-def _check_tokenizers(
-    experiment: Experiment, teacher: ModelSource, student: ModelSource, request: tuple[Signal, ...]
-) -> None:
-    """Refuse what needs the same tokens on both sides when the tokenizers differ."""
-    if student == teacher:
-        return
-    if tokenizer_fingerprint(load_tokenizer(student)) == tokenizer_fingerprint(load_tokenizer(teacher)):
-        return
-    layers = [signal.name for signal in request if signal.layer is not None]
-    if layers:
-        raise ModelError(
-            f"distill.matches: compares {', '.join(layers)} token by token, but the tokenizers of {student.model} and "
-            f"{teacher.model} differ; remove the matches, or take a student with the teacher's tokenizer"
-        )
-    if experiment.teacher.source == "live":
-        raise ModelError(
-            f"teacher.source: live feeds both models the same tokens, but the tokenizers of {student.model} and "
-            f"{teacher.model} differ; use teacher.source=auto"
-        )
-
-
-def _facts(
-    experiment: Experiment,
-    teacher: ModelSource | None,
-    rows: Rows,
-    inputs: Inputs,
-    from_teacher: bool,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """What the summary says beyond the training itself."""
+def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[str, Any]:
+    """What the summary says about what the student learns from."""
     distill = experiment.distill
-    described: dict[str, Any] | None = None
-    if teacher is not None:
-        described = {"model": teacher.model, "fingerprint": inputs.fingerprint}
-        if rows.evaluation is not None and from_teacher:
-            found = evaluate_teacher(experiment, teacher, rows, reporter)
-            described |= {
-                "parameters": found.parameters,
-                "megabytes": found.megabytes,
-                "metrics": found.metrics,
-                "latency_ms": found.latency_ms,
-            }
+    sources = {"live" if teacher.store is None else "store" for part in inputs for teacher in part.teachers}
     return {
-        "role": "student" if from_teacher else "control",
-        "teacher": described,
-        "distill": {
-            "temperature": distill.temperature,
-            "kd_loss": distill.kd_loss.kind,
-            "kd_weight": distill.kd_weight,
-            "hard_label_weight": distill.hard_label_weight,
-            "matches": [f"{match.loss} {match.layers} x {match.weight:g}" for match in distill.matches],
-            "source": "store" if inputs.store is not None else "live" if from_teacher else "labels",
+        "temperature": distill.temperature,
+        "scale_by_temperature_squared": distill.scale_by_temperature_squared,
+        "kd_loss": distill.kd_loss.kind,
+        "kd_weight": distill.kd_weight,
+        "hard_label_weight": distill.hard_label_weight,
+        "matches": [
+            f"{match.loss} {match.layers} x {match.weight:g}" + (f" of {match.teacher}" if match.teacher else "")
+            for match in distill.matches
+        ],
+        "source": " and ".join(sorted(sources)) or "labels",
+    }
+
+
+def _described_task(part: Inputs) -> dict[str, Any]:
+    return {
+        "labels": list(part.labels.names),
+        "weight": part.weight,
+        "rows": {
+            "train": part.num_labelled,
+            "unlabeled": part.num_unlabeled,
+            "eval": part.evaluation.num_rows if part.evaluation is not None else 0,
         },
     }

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xxhash
 
-from raybrew.config import Experiment
+from raybrew.config import Experiment, TeacherConfig
+from raybrew.config.views import choose_task
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
+from raybrew.distillers.ensemble import Average
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.inspection import count_parameters, measure_latency, model_megabytes
 from raybrew.models.loading import (
@@ -25,16 +29,31 @@ from raybrew.models.loading import (
     pick_device,
     pick_precision,
 )
+from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.base import Labels
 from raybrew.training.context import LocalContext
 from raybrew.training.evaluation import compute_logits
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
 from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
-__all__ = ["Evaluation", "evaluate", "logits_of", "pick_model"]
+__all__ = [
+    "AVERAGE",
+    "Evaluation",
+    "average_name",
+    "evaluate",
+    "evaluate_all",
+    "evaluate_ensemble",
+    "evaluate_teacher",
+    "logits_of",
+    "pick_model",
+]
+
+#: What the average of several teachers is called where one of their names may stand.
+AVERAGE = "average"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,38 +74,106 @@ class Evaluation:
 
 
 def evaluate(
-    experiment: Experiment, *, model: str = "student", run_id: str | None = None, reporter: Reporter | None = None
+    experiment: Experiment,
+    *,
+    model: str = "student",
+    task: str | None = None,
+    teacher: str | None = None,
+    run_id: str | None = None,
+    reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Metrics on `data.eval` of this experiment's `student` or `teacher`, or of a model folder or hub model."""
+    """Metrics on `data.eval` of this experiment's `student` or `teacher`, or of a model folder or hub model.
+
+    `task` chooses one of several tasks, and `teacher` one of several teachers: one of their names, or `average`.
+    """
+    found = evaluate_all(experiment, model=model, task=task, teacher=teacher, run_id=run_id, reporter=reporter)
+    if len(found) > 1:
+        raise ConfigError(f"evaluate: several models are meant, choose one or evaluate_all: {', '.join(found)}")
+    return next(iter(found.values()))
+
+
+def evaluate_all(
+    experiment: Experiment,
+    *,
+    model: str = "student",
+    task: str | None = None,
+    teacher: str | None = None,
+    run_id: str | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Evaluation]:
+    """As `evaluate` for all tasks, and with `model="teacher"` for all teachers and their average, by name."""
     reporter = reporter or QuietReporter()
-    if experiment.data.eval is None:
-        raise ConfigError("data.eval: required by this command; name labelled rows")
-    source = pick_model(experiment, model, run_id)
-    # The evaluated model's labels count, not those that the training rows would suggest.
-    if experiment.data.train is None:
-        experiment = experiment.model_copy(
-            update={"data": experiment.data.model_copy(update={"train": experiment.data.eval, "train_rows": None})}
-        )
-    rows = read_rows(experiment, source, reporter.say, with_unlabeled=False)
+    if teacher is not None and model != "teacher":
+        raise ConfigError(f"--teacher: given {teacher!r}, which applies to --model teacher only")
+    found: dict[str, Evaluation] = {}
+    for name, view in chosen_tasks(experiment, task).items():
+        if view.data.eval is None:
+            key = "data" if name is None else f"task.tasks.{name}.data"
+            raise ConfigError(f"{key}.eval: required by this command; name labelled rows")
+        # The evaluated model's labels count, not those that the training rows would suggest.
+        if view.data.train is None:
+            data = view.data.model_copy(update={"train": view.data.eval, "train_rows": None})
+            view = view.model_copy(update={"data": data})
+        for label, one in _evaluated(experiment, name, view, model, teacher, run_id, reporter).items():
+            found["/".join(part for part in (name, label) if part)] = one
+    return found
+
+
+def _evaluated(
+    experiment: Experiment,
+    name: str | None,
+    view: Experiment,
+    model: str,
+    teacher: str | None,
+    run_id: str | None,
+    reporter: Reporter,
+) -> dict[str, Evaluation]:
+    """The evaluations of one task; a single one is labelled with nothing."""
+    if model == "teacher" and view.teacher.members:
+        sources = {str(member): source for member, source in teacher_sources(view).items()}
+        chosen = chosen_teachers([*sources, AVERAGE], teacher)
+        rows = _labelled_rows(view, next(iter(sources.values())), reporter)
+        for source in sources.values():
+            check_teacher_labels(source, rows.labels)
+        averaged, members = evaluate_ensemble(view, sources, rows, reporter)
+        return {str(label): {**members, AVERAGE: averaged}[str(label)] for label in chosen}
+    if teacher is not None:
+        raise ConfigError(f"--teacher: given {teacher!r}, but there is one teacher only; leave it out")
+    source = teacher_source(view) if model == "teacher" else pick_model(experiment, model, run_id, name)
+    rows = _labelled_rows(view, source, reporter)
     check_teacher_labels(source, rows.labels)
     assert rows.evaluation is not None  # data.eval is given
-    return evaluate_rows(experiment, source, encode(experiment, rows.evaluation.table, source), rows.labels, reporter)
+    table = rows.evaluation.table
+    encoded = encode(view, table, source)
+    return {"": evaluate_rows(view, source, encoded, table.num_rows, rows.labels, reporter)}
+
+
+def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> Rows:
+    return read_rows(view, source, reporter.say, with_unlabeled=False)
 
 
 def evaluate_rows(
-    experiment: Experiment, source: ModelSource, rows: EncodedRows, labels: Labels, reporter: Reporter
+    experiment: Experiment,
+    source: ModelSource,
+    rows: EncodedRows,
+    num_rows: int,
+    labels: Labels,
+    reporter: Reporter,
+    name: str = "",
 ) -> Evaluation:
-    """Metrics of `source` over encoded rows."""
+    """Metrics of `source` over the encoded units of `num_rows` source rows; `name` is what progress calls it."""
     started = time.monotonic()
     network = load_model(source, experiment.task.kind)
-    logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {Path(source.model).name}")
-    metrics = task_of(experiment).metrics(logits, np.asarray(rows.labels), len(labels))
+    logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {name or Path(source.model).name}")
+    metrics = task_of(experiment).metrics(logits, rows, rows.rows, labels)
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
-    return Evaluation(source.model, metrics, rows.num_rows, count_parameters(network), size, seconds)
+    return Evaluation(source.model, metrics, num_rows, count_parameters(network), size, seconds)
 
 
-def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, reporter: Reporter) -> Evaluation:
+def evaluate_teacher(
+    experiment: Experiment, teacher: ModelSource, rows: Rows, reporter: Reporter, name: str = "teacher"
+) -> Evaluation:
     """Metrics, size and latency of the teacher on the evaluation rows, computed once for all students."""
     assert rows.evaluation is not None  # the caller looked
     encoded = encode(experiment, rows.evaluation.table, teacher)
@@ -96,7 +183,7 @@ def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, r
         return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         pass  # not computed yet, or by another version
-    found = evaluate_rows(experiment, teacher, encoded, rows.labels, reporter)
+    found = evaluate_rows(experiment, teacher, encoded, len(rows.evaluation), rows.labels, reporter, name)
     device = pick_device(experiment.train.device)
     length = max(2, int(np.median(encoded.lengths)))
     latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
@@ -105,10 +192,75 @@ def evaluate_teacher(experiment: Experiment, teacher: ModelSource, rows: Rows, r
     return found
 
 
+def evaluate_ensemble(
+    view: Experiment, sources: Mapping[str, ModelSource], rows: Rows, reporter: Reporter
+) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """The average of several teachers as one model, and each of them; the average is computed once for all students.
+
+    Its size and latency are those of all teachers together.
+    """
+    assert rows.evaluation is not None  # the caller looked
+    members = {name: evaluate_teacher(view, source, rows, reporter, name) for name, source in sources.items()}
+    weights = {name: member.weight for name, member in view.teacher.members.items()}
+    # Units that fit all tokenizers, so that all teachers speak of the same ones.
+    encoded = {name: encode(view, rows.evaluation.table, source, *sources.values()) for name, source in sources.items()}
+    hashes = {
+        name: f"{hash_weights(load_model(source, view.task.kind))} {encoded[name].key} {weights[name]}"
+        for name, source in sources.items()
+    }
+    average = Average(weights, view.teacher.average, view.distill.temperature)
+    rule = (view.teacher.average, view.distill.temperature if view.teacher.average == "probabilities" else None)
+    key = xxhash.xxh3_128_hexdigest(json.dumps([hashes, rule]).encode())
+    path = next(iter(encoded.values())).folder.parent / f"evaluation-{key}.json"
+    try:
+        return Evaluation(**json.loads(path.read_text(encoding="utf-8"))), members
+    except (OSError, ValueError, TypeError):
+        pass  # not computed yet, or by another version
+    said: dict[Signal, np.ndarray | list[np.ndarray]] = {}
+    for name, source in sources.items():
+        network = load_model(source, view.task.kind)
+        logits = logits_of(view, network, source, encoded[name], reporter, f"evaluate {name} for the average")
+        said[LOGITS.of(name)] = logits
+    first = next(iter(encoded.values()))
+    metrics = task_of(view).metrics(_averaged(average, said), first, first.rows, rows.labels)
+    batches = dict.fromkeys(batch for member in members.values() for batch in member.latency_ms)
+    found = Evaluation(
+        average_name(view.teacher),
+        metrics,
+        len(rows.evaluation),
+        sum(member.parameters for member in members.values()),
+        round(sum(member.megabytes for member in members.values()), 2),
+        round(sum(member.seconds for member in members.values()), 3),
+        {batch: round(sum(m.latency_ms.get(batch, 0.0) for m in members.values()), 4) for batch in batches},
+    )
+    write_json(path, found.plain())
+    return found, members
+
+
+def _averaged(average: Average, said: Mapping[Signal, np.ndarray | list[np.ndarray]]) -> np.ndarray | list[np.ndarray]:
+    """The average of all teachers' logits, in the form that each of them has."""
+    first = next(iter(said.values()))
+    if isinstance(first, np.ndarray):
+        whole = {signal: torch.from_numpy(np.asarray(values)) for signal, values in said.items()}
+        return average(whole)[LOGITS].numpy()
+    return [
+        average({signal: torch.from_numpy(values[row]) for signal, values in said.items()})[LOGITS].numpy()
+        for row in range(len(first))
+    ]
+
+
+def average_name(teacher: TeacherConfig) -> str:
+    """What several teachers are called together: `big + other`, with weights where they differ."""
+    weights = {name: member.weight for name, member in teacher.members.items() if member.weight > 0}
+    if len(set(weights.values())) <= 1:
+        return " + ".join(weights)
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
+
+
 def logits_of(
     experiment: Experiment, network: Any, source: ModelSource, rows: EncodedRows, reporter: Reporter, title: str
-) -> np.ndarray:
-    """float32 (rows, classes) logits of a loaded model, in this process."""
+) -> np.ndarray | list[np.ndarray]:
+    """float32 logits of a loaded model, in this process: (rows, classes), or (items, classes) for each row."""
     device = pick_device(experiment.train.device)
     precision = Precision(pick_precision(experiment.train.precision, device), device)
     pad_token_id = load_tokenizer(source).pad_token_id
@@ -123,18 +275,22 @@ def logits_of(
         return compute_logits(network.to(device), rows, pad_token_id, LocalContext(device), precision, advance)
 
 
-def pick_model(experiment: Experiment, model: str, run_id: str | None = None) -> ModelSource:
-    """`student`, `teacher`, or a folder or hub name as a source; RunError when the student is not trained yet."""
+def pick_model(experiment: Experiment, model: str, run_id: str | None = None, task: str | None = None) -> ModelSource:
+    """`student`, `teacher`, or a folder or hub name as a source; RunError when the student is not trained yet.
+
+    `task` is the name of the task that is meant, of several.
+    """
     if model == "teacher":
-        return teacher_source(experiment)
+        return teacher_source(choose_task(experiment, task))
     if model == "student":
         run = RunFolder.of(experiment, "distill", run_id)
-        if not run.student.is_dir():
+        folder = run.student / (task or "")
+        if not folder.is_dir():
             raise RunError(
-                f"no student yet: {run.student} does not exist; run `raybrew distill` with this experiment first, "
+                f"no student yet: {folder} does not exist; run `raybrew distill` with this experiment first, "
                 "or name a model folder with --model"
             )
-        return ModelSource(str(run.student))
+        return ModelSource(str(folder))
     return ModelSource(model)
 
 

@@ -3,24 +3,79 @@
 from __future__ import annotations
 
 from raybrew.config import Experiment
+from raybrew.config.views import teacher_views
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource
 from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.choose import chosen_tasks, chosen_teachers
+from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.prepare import encode, finetune_config, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
-from raybrew.verbs.training import Inputs, train_run
+from raybrew.verbs.training import train_run
 
-__all__ = ["finetune"]
+__all__ = ["finetune", "finetune_all"]
 
 
-def finetune(experiment: Experiment, *, run_id: str | None = None, reporter: Reporter | None = None) -> RunResult:
+def finetune(
+    experiment: Experiment,
+    *,
+    task: str | None = None,
+    teacher: str | None = None,
+    run_id: str | None = None,
+    reporter: Reporter | None = None,
+) -> RunResult:
     """Train `teacher.model` on the labels of `data.train` as `teacher.finetune` says; keep the best by `task.metric`.
 
-    The same call continues an interrupted run and returns a finished one at once. Raises ConfigError, DataError,
-    ModelError before training, and Interrupted when asked to stop (the state is saved).
+    `task` and `teacher` choose one of several. The same call continues an interrupted run and returns a finished one at
+    once. Raises ConfigError, DataError, ModelError before training, and Interrupted when asked to stop (the state is
+    saved).
+    """
+    chosen = _to_train(experiment, task, teacher)
+    if len(chosen) > 1:
+        raise ConfigError(f"teacher: this experiment has several, choose one or finetune_all: {', '.join(chosen)}")
+    return _finetune(next(iter(chosen.values())), run_id, reporter or QuietReporter())
+
+
+def finetune_all(
+    experiment: Experiment,
+    *,
+    task: str | None = None,
+    teacher: str | None = None,
+    run_id: str | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, RunResult]:
+    """Train all teachers of all tasks that have `finetune`, or those that `task` and `teacher` choose, by name.
+
+    Each has a run folder of its own; equal settings share one.
     """
     reporter = reporter or QuietReporter()
+    chosen = _to_train(experiment, task, teacher)
+    if run_id is not None and len(chosen) > 1:
+        raise ConfigError(f"--run-id: names one run, but there are several teachers ({', '.join(chosen)}); choose one")
+    found = {}
+    for label, one in chosen.items():
+        if len(chosen) > 1:
+            reporter.say(f"teacher {label}: {one.teacher.model}")
+        found[label] = _finetune(one, run_id, reporter)
+    return found
+
+
+def _to_train(experiment: Experiment, task: str | None, teacher: str | None) -> dict[str, Experiment]:
+    """Label -> experiment of one task and one teacher that has something to train; ConfigError if there is none."""
+    found: dict[str, Experiment] = {}
+    for name, view in chosen_tasks(experiment, task).items():
+        teachers = teacher_views(view)
+        for member in chosen_teachers(list(teachers), teacher):
+            if teachers[member].teacher.finetune is not None:
+                found["/".join(part for part in (name, member) if part)] = teachers[member]
+    if not found:
+        finetune_config(experiment)  # says what is missing of a single teacher
+        raise ConfigError("teacher.members: none of those chosen has `finetune`; there is nothing to train")
+    return found
+
+
+def _finetune(experiment: Experiment, run_id: str | None, reporter: Reporter) -> RunResult:
     config = finetune_config(experiment)
     teacher = experiment.teacher
     if teacher.model is None:
@@ -36,11 +91,10 @@ def finetune(experiment: Experiment, *, run_id: str | None = None, reporter: Rep
             encode(experiment, rows.evaluation.table, source) if rows.evaluation is not None else None,
             rows.num_labelled,
             0,
-            source,
         )
         finished = run.summary()
         if finished is not None:
             run.prepare(experiment, "finetune", inputs.fingerprints(), None)
             return RunResult(run.path, finished, already_done=True)
         facts = {"role": "teacher", "teacher": None, "base_model": teacher.model}
-        return train_run(experiment, "finetune", run, inputs, config, reporter, facts, "teacher.finetune")
+        return train_run(experiment, "finetune", run, [inputs], source, config, reporter, facts, "teacher.finetune")

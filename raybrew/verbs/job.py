@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,34 +15,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raybrew.config import Experiment, TrainConfig
-from raybrew.data.encoded import EncodedRows, open_encoded
-from raybrew.data.loader import StepLoader
-from raybrew.distillers.matches import resolve_matches
-from raybrew.distillers.objective import Objective, build_objective
-from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
-from raybrew.errors import Interrupted
+from raybrew.data.arrow import write_json
+from raybrew.data.encoded import EncodedRows
+from raybrew.errors import DivergenceError, Interrupted
 from raybrew.export.folder import recover_student, save_student
-from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, pick_precision
-from raybrew.models.shapes import TeacherDims, dims_of
-from raybrew.models.students import build_student
-from raybrew.signals import PAIR_KINDS, Signal
-from raybrew.store.reader import Store
-from raybrew.tasks.base import Labels
+from raybrew.models.loading import ModelSource, pick_precision
+from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers
 from raybrew.training.checkpoints import Checkpoints
-from raybrew.training.context import Context
-from raybrew.training.encoded import EncodedProgram, Trainee, total_steps
-from raybrew.training.evaluation import compute_logits
+from raybrew.training.context import FAILURES_FILE, Context
 from raybrew.training.loop import train
+from raybrew.training.parallel import full_state
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.prepare import finetune_config, task_of
+from raybrew.verbs.inputs import Inputs
+from raybrew.verbs.parts import Parts, build_parts, build_program, num_steps_of
+from raybrew.verbs.prepare import finetune_config
 
-__all__ = ["run_job"]
+__all__ = ["joint_metrics", "run_job"]
 
 
 def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
@@ -49,61 +44,32 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     experiment = Experiment.model_validate(spec["experiment"])
     finetuning = spec["verb"] == "finetune"
     config: TrainConfig = finetune_config(experiment) if finetuning else experiment.train
-    labels = Labels(tuple(spec["labels"]))
     precision = Precision(pick_precision(config.precision, context.device), context.device)
-    source = ModelSource(**spec["teacher"]) if spec["teacher"] else None
     torch.manual_seed(config.seed)
-    description = None
-    if finetuning:
-        assert source is not None  # a finetune spec always names its starting point
-        student: nn.Module = load_model(source, experiment.task.kind, labels.names)
-        tokenizer = load_tokenizer(source)
-        objective = build_objective(_labels_only(experiment))
-    else:
-        student, tokenizer, description = build_student(
-            experiment.student, source, experiment.task.kind, labels.names, config.seed
-        )
-        objective = objective_of(experiment, student.config, source)
-    student.to(context.device)
-    objective.to(context.device)
-
-    data = open_encoded(Path(spec["training_rows"]))
-    stored, teacher = _teacher(spec, experiment, objective, source, data, context)
-    state, run = None, RunFolder(Path(spec["run_folder"]), spec["run_id"])
+    inputs = [Inputs.from_plain(values) for values in spec["inputs"]]
+    source = ModelSource(**spec["source"]) if spec["source"] else None
+    parts = build_parts(experiment, inputs, source, config, finetuning, context)
+    run = RunFolder(Path(spec["run_folder"]), spec["run_id"])
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
     if context.rank == 0:
-        recover_student(run.student)
-    found = checkpoints.load_newest()
-    start_step = 0
-    if found is not None:
-        start_step, state = found
-    loader = StepLoader(
-        data,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        seed=config.seed,
-        rank=context.rank,
-        world_size=context.world_size,
-        num_steps=total_steps(data.num_rows, config),
-        start_step=start_step,
-        pad_token_id=tokenizer.pad_token_id,
-        teacher=stored,
-        pin_memory=context.device.type == "cuda",
-    )
-    hooks = _RunHooks(spec, experiment, run, checkpoints, tokenizer, labels, context, precision)
-    with hooks.open(start_step, loader.num_steps):
-        if description is not None and start_step == 0:
-            hooks.note(f"student: {description}")
+        for part in parts.tasks:
+            recover_student(run.student / part.name)
+    start_step, state = newest_state(checkpoints, context)
+    hooks = _RunHooks(spec, experiment, run, checkpoints, parts, context, precision)
+    with hooks.open(start_step, num_steps_of(experiment, inputs, config)):
+        if parts.description is not None and start_step == 0:
+            hooks.note(f"student: {parts.description}")
         try:
-            program = EncodedProgram(
-                Trainee(student, objective), teacher, loader, config, experiment.task.metric, context.device
-            )
+            program = build_program(experiment, parts, config, start_step, context)
             outcome = train(program, context, precision, hooks, state)
+            if outcome.best is None:
+                # Without evaluation rows the last student is the one to keep.
+                student = program.trainee.student
+                weights = full_state(student)
+                if context.rank == 0:
+                    hooks.keep_best(student, {}, weights)
         except Interrupted as stop:
             return {"status": "interrupted", "message": str(stop)}
-    if outcome.best is None and context.rank == 0:
-        # Without evaluation rows the last student is the one to keep.
-        hooks.keep_best(student, {})
     return {
         "status": "done",
         "steps": outcome.steps,
@@ -111,56 +77,34 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "best": outcome.best,
         "last": {"metrics": outcome.last},
+        "ended_by": outcome.ended_by,
         "workers": context.world_size,
         "precision": precision.name,
         "device": str(context.device),
     }
 
 
-def objective_of(experiment: Experiment, student_config: Any, teacher: ModelSource | None) -> Objective:
-    """The objective of `distill`: matches resolved for the depths and widths of these two models."""
-    if not any(match.weight for match in experiment.distill.matches):
-        return build_objective(experiment.distill)
-    assert teacher is not None  # checked with the configuration: matches need a teacher
-    teacher_config = load_config(teacher)
-    student, wanted = dims_of(student_config), dims_of(teacher_config)
-    matches = resolve_matches(experiment.distill.matches, student.layers, wanted.layers)
-    return build_objective(
-        experiment.distill,
-        matches,
-        {match.student: _size(student, match.student) for match in matches},
-        {match.teacher: _size(wanted, match.teacher) for match in matches},
-        seed=experiment.train.seed,
-        teacher_heads=wanted.heads,
-    )
+def newest_state(checkpoints: Checkpoints, context: Context) -> tuple[int, dict[str, Any] | None]:
+    """Step and state to go on from; (0, None) to begin. Rank 0 chooses, so that all ranks take the same one."""
+    found = checkpoints.load_newest() if context.rank == 0 else None
+    step = context.gather(None if found is None else found[0])[0]
+    if step is None:
+        return 0, None
+    return step, found[1] if found is not None else checkpoints.load(step)
 
 
-def _size(dims: TeacherDims, signal: Signal) -> int:
-    return dims.heads if signal.kind in PAIR_KINDS else dims.hidden
-
-
-def _labels_only(experiment: Experiment) -> Any:
-    return experiment.distill.model_copy(update={"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": ()})
-
-
-def _teacher(
-    spec: Mapping[str, Any],
-    experiment: Experiment,
-    objective: Objective,
-    source: ModelSource | None,
-    data: EncodedRows,
-    context: Context,
-) -> tuple[StoredSignals | None, Teacher]:
-    """What the loader puts into batches, and what is asked in each step."""
-    if not objective.teacher_request or source is None:
-        return None, SignalsInBatch()
-    if spec["store"] is not None:
-        store = Store.open(spec["store"], spec["fingerprint"], experiment.store.element_type, experiment.store.cache)
-        return StoredSignals(store, store.locate(data.ids), objective.teacher_request), SignalsInBatch()
-    model: nn.Module = load_model(source, experiment.task.kind)
-    model.to(context.device)
-    precision = Precision(pick_precision(experiment.teacher.precision, context.device), context.device)
-    return None, LiveTeacher(model, objective.teacher_request, precision.autocast)
+def joint_metrics(found: Mapping[str, Mapping[str, float]], judged_by: Mapping[str, str]) -> dict[str, float]:
+    """Metrics of an only task (named "") as they are; of several `<task>.<metric>`, and the `mean` of those they are
+    judged by. Tasks without evaluation rows have no part in it."""
+    if "" in found:
+        return dict(found[""])
+    measured = {task: metrics for task, metrics in found.items() if metrics}
+    if not measured:
+        return {}
+    mean = sum(metrics[judged_by[task]] for task, metrics in measured.items()) / len(measured)
+    return {"mean": mean} | {
+        f"{task}.{name}": value for task, metrics in measured.items() for name, value in metrics.items()
+    }
 
 
 class _RunHooks:
@@ -172,8 +116,7 @@ class _RunHooks:
         experiment: Experiment,
         run: RunFolder,
         checkpoints: Checkpoints,
-        tokenizer: Any,
-        labels: Labels,
+        parts: Parts,
         context: Context,
         precision: Precision,
     ) -> None:
@@ -181,12 +124,9 @@ class _RunHooks:
         self.experiment = experiment
         self.run = run
         self.checkpoints = checkpoints
-        self.tokenizer = tokenizer
-        self.labels = labels
+        self.parts = parts
         self.context = context
         self.precision = precision
-        self.task = task_of(experiment)
-        self.evaluation = open_encoded(Path(spec["evaluation_rows"])) if spec["evaluation_rows"] else None
         self.metrics = MetricsLog(run.metrics)
         self.trackers: Any = None
         self.step = 0
@@ -198,6 +138,8 @@ class _RunHooks:
             yield
             return
         repeated = self.metrics.truncate_after(start_step)
+        for failure in self._failures():
+            self._event(start_step, "failure", failure)
         verb = "resumed" if start_step else "started"
         workers = self.context.world_size
         message = f"{verb} at step {start_step} of {num_steps} with {workers} worker{'s' if workers > 1 else ''}"
@@ -215,15 +157,28 @@ class _RunHooks:
         status, message = "finished", "finished"
         try:
             yield
+            self.checkpoints.wait()
         except BaseException as error:
             status = "interrupted" if isinstance(error, Interrupted) else "failed"
             message = (str(error).splitlines() or [type(error).__name__])[0]
+            if isinstance(error, DivergenceError):
+                self._keep_examples(error)
+            self.checkpoints.wait()
             raise
         finally:
             self.trackers.finish("done" if status == "finished" else status)
             logger.removeHandler(notes)
             self._event(self.step, status, message)
             self.metrics.close()
+
+    def _failures(self) -> list[str]:
+        """What happened to the workers that these ones replace, each told once."""
+        path = self.run.path / FAILURES_FILE
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        path.unlink()
+        return [describe_failure(json.loads(line)) for line in lines]
 
     def _event(self, step: int, event: str, message: str) -> None:
         self.step = step
@@ -242,18 +197,57 @@ class _RunHooks:
         self.trackers.log(record)
 
     def evaluate(self, student: nn.Module) -> dict[str, float]:
-        if self.evaluation is None:
-            return {}
-        logits = compute_logits(student, self.evaluation, self.tokenizer.pad_token_id, self.context, self.precision)
-        return self.task.metrics(logits, np.asarray(self.evaluation.labels), len(self.labels))
+        found = {
+            part.name: part.metrics(student, self.parts.tokenizer.pad_token_id, self.context, self.precision)
+            for part in self.parts.tasks
+        }
+        return joint_metrics(found, {part.name: part.view.task.metric for part in self.parts.tasks})
 
-    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
-        save_student(student, self.tokenizer, self.run.student, "")
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        for part in self.parts.tasks:
+            model, own = student, weights
+            if isinstance(student, MultiTaskStudent):
+                model, own = student[part.name], student.weights_of(part.name, weights)
+            save_student(model, self.parts.tokenizer, self.run.student / part.name, "", own)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.step = step
-        self.metrics.sync()
+        self.metrics.sync()  # lines of this step are on the disk before the checkpoint that counts on them
         self.checkpoints.save(step, state)
+
+    def _keep_examples(self, error: DivergenceError) -> None:
+        """`divergence.json`: the batch in which the loss stopped being a number, with its texts."""
+        examples = [found for part in self.parts.tasks for found in self._examples(part.inputs.training, error)]
+        content = {
+            "step": error.step,
+            "terms": {name: str(value) for name, value in error.terms.items()},
+            "grad_norm": str(error.grad_norm),
+            "examples": examples,
+        }
+        write_json(self.run.path / "divergence.json", content)
+
+    def _examples(self, training: EncodedRows, error: DivergenceError) -> list[dict[str, str]]:
+        """Those of `training` that the error names, each with its id and text."""
+        wanted = {bytes.fromhex(name) for name in error.example_ids}
+        rows = [row for row, each in enumerate(training.ids) if each.tobytes() in wanted]
+        if not rows:
+            return []
+        tokens, lengths = training.gather(np.array(rows, dtype=np.int64))["input_ids"]
+        ends = np.cumsum(lengths)
+        decode = self.parts.tokenizer.decode
+        texts = [decode(tokens[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+        ids = [training.ids[row].tobytes().hex() for row in rows]
+        return [{"id": name, "text": text} for name, text in zip(ids, texts, strict=True)]
+
+
+def describe_failure(reasons: Mapping[str, str]) -> str:
+    """One line about workers that failed together; `reasons` gives the error of each rank."""
+    ranks = sorted(reasons, key=int)
+    if not ranks:
+        return "the workers failed; they are started again from the last checkpoint"
+    who = f"worker {ranks[0]}" if len(ranks) == 1 else f"workers {', '.join(ranks)}"
+    last_line = reasons[ranks[0]].splitlines()[-1].strip()
+    return f"{who} failed ({last_line[:200]}); training starts again from the last checkpoint"
 
 
 class _EventHandler(logging.Handler):

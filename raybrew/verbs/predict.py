@@ -1,4 +1,4 @@
-"""predict: labels and probabilities of new rows."""
+"""predict: what a model says of new rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.views import choose_task
 from raybrew.data.rows import load_rows
 from raybrew.errors import EnvironmentProblem
 from raybrew.models.loading import load_model
@@ -24,26 +25,30 @@ def predict(
     source: str,
     *,
     model: str = "student",
+    task: str | None = None,
     run_id: str | None = None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Predictions for the rows of `source` (any format that `data.train` may have; labels are ignored), in its order.
 
-    Each is the row's content with `label`, `score` (its probability) and `scores` of all labels.
+    Each is the row's content with what the task predicts: README, "Tasks", lists it. `task` chooses one of several.
     """
     reporter = reporter or QuietReporter()
-    chosen = pick_model(experiment, model, run_id)
+    view = choose_task(experiment, task)
+    chosen = pick_model(experiment, model, run_id, task)
     labels = labels_of_model(chosen)
-    task = task_of(experiment)
-    data = experiment.data.model_copy(update={"unlabeled": source, "unlabeled_rows": None})
-    rows = load_rows(data, "unlabeled", task, labels)
+    kind = task_of(view)
+    data = view.data.model_copy(update={"unlabeled": source, "unlabeled_rows": None})
+    rows = load_rows(data, "unlabeled", kind, labels)
     for bad in rows.skipped:
         reporter.say(f"left out: {bad}")
-    encoded = encode(experiment, rows.table, chosen)
-    network = load_model(chosen, experiment.task.kind)
-    logits = logits_of(experiment, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
-    content = rows.table.drop_columns(["id", "label"]).to_pylist()
-    return [row | found for row, found in zip(content, task.predictions(logits, labels), strict=True)]
+    encoded = encode(view, rows.table, chosen)
+    network = load_model(chosen, view.task.kind)
+    logits = logits_of(view, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
+    hidden = {"id", "label", "scored"} & set(rows.table.column_names)
+    content = rows.table.drop_columns(sorted(hidden)).to_pylist()
+    predictions = kind.predictions(logits, encoded, rows.table, labels)
+    return [row | found for row, found in zip(content, predictions, strict=True)]
 
 
 def write_predictions(predictions: list[dict[str, Any]], path: Path) -> None:

@@ -5,18 +5,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
-from raybrew.data.encoded import EncodedRows, encode_rows
+from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, model_labels
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
 
-__all__ = ["Rows", "Say", "check_teacher_labels", "encode", "read_rows", "task_of", "teacher_source"]
+__all__ = [
+    "Rows",
+    "Say",
+    "check_teacher_labels",
+    "encode",
+    "read_rows",
+    "rows_with",
+    "task_of",
+    "teacher_source",
+    "tokenizers_of",
+    "units_of",
+]
 
 #: Takes one line for the user.
 Say = Callable[[str], None]
@@ -24,7 +38,7 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Parsed rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
+    """Parsed source rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
 
     training: pa.Table
     num_labelled: int
@@ -32,13 +46,27 @@ class Rows:
     evaluation: RowSet | None
     labels: Labels
 
+    def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
+        """The same without these training rows; DataError if none is left."""
+        if not bad.any():
+            return self
+        if bad.all():
+            raise DataError("not one training row is left: the teacher could compute none of them")
+        lost = int(bad[: self.num_labelled].sum())
+        return dataclasses.replace(
+            self,
+            training=self.training.filter(pa.array(~bad)),
+            num_labelled=self.num_labelled - lost,
+            num_unlabeled=self.num_unlabeled - (int(bad.sum()) - lost),
+        )
+
 
 def task_of(experiment: Experiment) -> Task:
     """The experiment's task, reading its columns."""
-    columns, config = experiment.data.columns, experiment.task
+    config = experiment.task
     if isinstance(config, MultiTaskConfig):
         raise ConfigError(f"task: one task is needed, this experiment has {', '.join(config.tasks)}; choose one")
-    return build_task(config, columns.text, columns.text_pair, columns.label)
+    return build_task(config, experiment.data.columns)
 
 
 def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:
@@ -93,17 +121,44 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
             f"the teacher {teacher.model} has {config.num_labels} classes ({shown}), the data has {len(ours)} "
             f"({', '.join(ours[:20])}); fine-tune it on this data, or set task.labels to the teacher's"
         )
-    if theirs and theirs != ours:
+    if labels.named and theirs and theirs != ours:
         raise DataError(
             f"the teacher {teacher.model} has the classes {', '.join(theirs[:20])} in this order, the data has "
             f"{', '.join(ours[:20])}; set task.labels={theirs} or fine-tune the teacher again"
         )
 
 
-def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource) -> EncodedRows:
-    """The rows as token ids of that tokenizer, memory-mapped out of the experiment's cache."""
+def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, *others: ModelSource) -> EncodedRows:
+    """The units of source rows as token ids of that tokenizer, memory-mapped out of the experiment's cache.
+
+    Units are cut so that they also fit the tokenizers of `others`.
+    """
     folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
-    return encode_rows(table, task_of(experiment), load_tokenizer(tokenizer_source), folder)
+    tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
+    return encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
+
+
+def units_of(experiment: Experiment, rows: pa.Table, *models: ModelSource) -> pa.Table:
+    """The units of source rows, cut so that they fit the tokenizers of all these models."""
+    return task_of(experiment).units(rows, tokenizers_of(*models))
+
+
+def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> npt.NDArray[np.bool_]:
+    """Which of `num_rows` source rows have one of the `chosen` (units,) units."""
+    if "row" not in units.column_names:
+        return chosen
+    found = np.zeros(num_rows, np.bool_)
+    found[units.column("row").to_numpy()[chosen]] = True
+    return found
+
+
+def tokenizers_of(source: ModelSource, *others: ModelSource) -> list[Any]:
+    """The tokenizer of `source`, and those of `others` that differ from it and from one another."""
+    found: dict[str, Any] = {}
+    for each in dict.fromkeys((source, *others)):
+        tokenizer = load_tokenizer(each)
+        found.setdefault(tokenizer_fingerprint(tokenizer), tokenizer)
+    return list(found.values())
 
 
 def finetune_config(experiment: Experiment) -> FinetuneConfig:

@@ -4,60 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment, TrainConfig
-from raybrew.data.encoded import EncodedRows
+from raybrew.config.views import task_views
 from raybrew.errors import Interrupted
 from raybrew.export.card import model_card
 from raybrew.export.folder import write_card
 from raybrew.models.inspection import count_parameters, describe, measure_latency, model_megabytes
 from raybrew.models.loading import ModelSource, load_model, pick_device
-from raybrew.tasks.base import Labels
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
-from raybrew.training.encoded import total_steps
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.job import run_job
+from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.reporter import Reporter, follow_metrics
 from raybrew.verbs.result import RunResult
 
-__all__ = ["Inputs", "command_line", "facts_of_model", "train_run"]
+__all__ = ["command_line", "facts_of_model", "train_run"]
 
 #: Rows whose median length stands for a typical example when latency is measured.
 _LATENCY_BATCHES = (1, 32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """All that a run is made from besides its configuration; fingerprints of these are kept with it."""
-
-    labels: Labels
-    training: EncodedRows
-    evaluation: EncodedRows | None
-    num_labelled: int
-    num_unlabeled: int
-    teacher: ModelSource | None
-    store: str | None = None
-    fingerprint: str | None = None
-
-    def fingerprints(self) -> dict[str, Any]:
-        """What must not change between a run and its continuation."""
-        return {
-            "training_rows": self.training.key,
-            "evaluation_rows": self.evaluation.key if self.evaluation is not None else None,
-            "teacher": self.fingerprint,
-        }
 
 
 def train_run(
     experiment: Experiment,
     verb: str,
     run: RunFolder,
-    inputs: Inputs,
+    inputs: Sequence[Inputs],
+    source: ModelSource | None,
     config: TrainConfig,
     reporter: Reporter,
     facts: Mapping[str, Any],
@@ -65,25 +44,22 @@ def train_run(
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
-    """Train by `config` in `run`, or continue there; write the summary and model card. Interrupted after a stop.
+    """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
 
+    `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
     `command` is what the run notes as its command; default: the command line of this process.
     """
     command = command or command_line()
-    run.prepare(experiment, verb, inputs.fingerprints(), command)
+    run.prepare(experiment, verb, fingerprints_of(inputs), command)
     spec = {
         "experiment": experiment.plain(),
         "verb": verb,
         "run_folder": str(run.path),
         "run_id": run.run_id,
-        "labels": list(inputs.labels.names),
-        "training_rows": str(inputs.training.folder),
-        "evaluation_rows": str(inputs.evaluation.folder) if inputs.evaluation is not None else None,
-        "teacher": dataclasses.asdict(inputs.teacher) if inputs.teacher is not None else None,
-        "store": inputs.store,
-        "fingerprint": inputs.fingerprint,
+        "inputs": [part.plain() for part in inputs],
+        "source": dataclasses.asdict(source) if source is not None else None,
     }
-    num_steps = total_steps(inputs.training.num_rows, config)
+    num_steps = num_steps_of(experiment, inputs, config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
         result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
@@ -98,11 +74,12 @@ def train_run(
         "best": result["best"],
         "last": result["last"],
         "steps": result["steps"],
+        "ended_by": result["ended_by"],
         "epochs": result["epochs"],
         "rows": {
-            "train": inputs.num_labelled,
-            "unlabeled": inputs.num_unlabeled,
-            "eval": inputs.evaluation.num_rows if inputs.evaluation is not None else 0,
+            "train": sum(part.num_labelled for part in inputs),
+            "unlabeled": sum(part.num_unlabeled for part in inputs),
+            "eval": sum(part.evaluation.num_rows for part in inputs if part.evaluation is not None),
         },
         "wall_seconds": round(result["seconds"], 2),
         "workers": result["workers"],
@@ -111,7 +88,8 @@ def train_run(
         **facts,
     }
     summary["latency_ms"] = summary["student"].pop("latency_ms")
-    write_card(run.student, model_card(summary | {"command": command}))
+    for part in inputs:
+        write_card(run.student / (part.task or ""), model_card(_of_task(summary, part.task) | {"command": command}))
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()
@@ -119,11 +97,13 @@ def train_run(
 
 
 def facts_of_model(
-    folder: Path, experiment: Experiment, inputs: Inputs, device: str, key: str = "train"
+    folder: Path, experiment: Experiment, inputs: Sequence[Inputs], device: str, key: str = "train"
 ) -> dict[str, Any]:
-    """Size and measured latency of the model in `folder`."""
-    model = load_model(ModelSource(str(folder)), experiment.task.kind)
-    rows = inputs.evaluation if inputs.evaluation is not None else inputs.training
+    """Size and measured latency of the model in `folder`, or of those below it: their shared encoder counts once."""
+    views = task_views(experiment)
+    first, *others = inputs
+    model = load_model(ModelSource(str(folder / (first.task or ""))), views[first.task].task.kind)
+    rows = first.evaluation if first.evaluation is not None else first.training
     length = max(2, int(sorted(rows.lengths.tolist())[rows.num_rows // 2]))
     latency = measure_latency(
         model, batch_sizes=_LATENCY_BATCHES, length=length, device=pick_device(device, f"{key}.device")
@@ -133,12 +113,37 @@ def facts_of_model(
         facts["description"] = experiment.student.shape
     else:
         facts["description"] = f"{model.config.model_type} {facts['layers']} x {facts['hidden']}"
+    parameters, megabytes = count_parameters(model), model_megabytes(model)
+    for part in others:
+        other = load_model(ModelSource(str(folder / str(part.task))), views[part.task].task.kind)
+        parameters += count_parameters(other) - count_parameters(other.base_model)
+        megabytes += model_megabytes(other) - model_megabytes(other.base_model)
     return {
-        "parameters": count_parameters(model),
-        "megabytes": round(model_megabytes(model), 2),
         **facts,
+        "parameters": parameters,
+        "megabytes": round(megabytes, 2),
         "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()} | {"tokens": length},
     }
+
+
+def _of_task(summary: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """`summary` as the card of the model of one task wants it."""
+    if task is None:
+        return dict(summary)
+    own = {**summary, "name": f"{summary['name']}: {task}"}
+    for key in ("best", "last", "teacher"):
+        section = summary.get(key)
+        if section and section.get("metrics"):
+            metrics = {
+                name.removeprefix(f"{task}."): value
+                for name, value in section["metrics"].items()
+                if name.startswith(f"{task}.")
+            }
+            own[key] = {**section, "metrics": metrics}
+    teacher = ((summary.get("teacher") or {}).get("members") or {}).get(task)
+    if teacher is not None:
+        own["teacher"] = teacher
+    return own
 
 
 def command_line() -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification
+from warm_cli import WarmProcess
 
 from raybrew.demo.tokenizer import build_tokenizer
 
@@ -88,8 +89,10 @@ def write_experiment(folder: Path, name: str = "tiny") -> Path:
     return path
 
 
-def start_cli(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """`raybrew ...` as a process of its own, in a process group of its own."""
+def start_cli(*arguments: object, **environment: str) -> WarmProcess | subprocess.Popen[str]:
+    """`raybrew ...` as a process of its own, in a process group of its own; started anew for another environment."""
+    if environment.items() <= os.environ.items():
+        return WarmProcess([str(argument) for argument in arguments])
     command = [sys.executable, "-m", "raybrew", *map(str, arguments)]
     return subprocess.Popen(
         command,

@@ -3,191 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import multiprocessing
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from tiny_runs import OBJECTIVES, Recorder, Rows, gap, losses_only, run, settings, trainee
 
-from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, TrainConfig
-from raybrew.data.loader import StepLoader
-from raybrew.distillers.matches import resolve_matches
-from raybrew.distillers.objective import Objective, build_objective
-from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
 from raybrew.errors import DivergenceError, Interrupted
-from raybrew.models.forward import forward
-from raybrew.training.context import Context, DistributedContext, LocalContext
-from raybrew.training.encoded import EncodedProgram, Trainee, total_steps
-from raybrew.training.loop import train
-from raybrew.training.precision import Precision
-
-NUM_ROWS, CLASSES, VOCABULARY = 45, 3, 50
-
-OBJECTIVES = {
-    "logits": DistillConfig(temperature=4.0, kd_loss=KDLossConfig(kind="kl"), hard_label_weight=0.1),
-    "hidden": DistillConfig(
-        temperature=2.0,
-        matches=(MatchConfig(loss="hidden_mse"), MatchConfig(loss="mmd", layers="last"), MatchConfig(loss="pkd")),
-    ),
-    "attention": DistillConfig(
-        kd_loss=KDLossConfig(kind="kl"),
-        matches=(MatchConfig(loss="attention_mse"), MatchConfig(loss="attention_mse_sum", layers="last")),
-    ),
-    "hidden only": DistillConfig(kd_weight=0.0, matches=(MatchConfig(loss="hidden_mse", layers=((1, 2),)),)),
-}
-
-
-class Rows:
-    """Encoded rows in memory: token ids of different lengths, some without a label."""
-
-    def __init__(self) -> None:
-        random = np.random.default_rng(7)
-        self.lengths = random.integers(2, 12, NUM_ROWS).astype(np.int32)
-        self.tokens = [random.integers(1, VOCABULARY, length) for length in self.lengths]
-        self.labels = random.integers(-1, CLASSES, NUM_ROWS).astype(np.int32)
-
-    def gather_padded(self, rows: np.ndarray, pad_token_id: int) -> dict[str, np.ndarray]:
-        longest = max(len(self.tokens[row]) for row in rows)
-        ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, : len(self.tokens[row])] = self.tokens[row]
-            mask[place, : len(self.tokens[row])] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-
-def model(layers: int, hidden: int, seed: int, dropout: float = 0.0) -> BertForSequenceClassification:
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=2,
-        intermediate_size=2 * hidden,
-        max_position_embeddings=16,
-        num_labels=CLASSES,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        attn_implementation="sdpa",
-    )
-    return BertForSequenceClassification(config)
-
-
-def trainee(kind: str, dropout: float = 0.0) -> Trainee:
-    config = OBJECTIVES[kind]
-    matches = resolve_matches(config.matches, 2, 4)
-    objective = build_objective(
-        config,
-        matches,
-        {match.student: 8 if match.student.kind == "hidden" else 2 for match in matches},
-        {match.teacher: 12 if match.teacher.kind == "hidden" else 2 for match in matches},
-        seed=3,
-    )
-    return Trainee(model(2, 8, seed=1, dropout=dropout), objective)
-
-
-@dataclasses.dataclass
-class Recorder:
-    """Hooks that keep everything in memory; `stop_after` asks the context to stop from within an evaluation."""
-
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    states: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    kept: list[int] = dataclasses.field(default_factory=list)
-
-    def log(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
-
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
-        return {"accuracy": float(sum(p.detach().double().sum() for p in student.parameters()))}
-
-    def keep_best(self, student: nn.Module, best: Mapping[str, Any]) -> None:
-        self.kept.append(int(best["step"]))
-
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        import copy
-
-        self.states[step] = copy.deepcopy(state)
-
-
-def settings(**changes: Any) -> TrainConfig:
-    values = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "log_steps": 2, "seed": 5}
-    return TrainConfig(**(values | changes))
-
-
-def run(
-    kind: str,
-    config: TrainConfig,
-    context: Context | None = None,
-    state: Mapping[str, Any] | None = None,
-    start_step: int = 0,
-    stored: bool = False,
-    dropout: float = 0.0,
-    precision_name: str = "fp32",
-) -> tuple[dict[str, torch.Tensor], Recorder]:
-    """Train and return the final weights and what was recorded."""
-    context = context or LocalContext(torch.device("cpu"))
-    subject = trainee(kind, dropout)
-    teacher_model = model(4, 12, seed=2).eval()
-    rows, recorder = Rows(), Recorder()
-    objective = subject.objective
-    loader = StepLoader(
-        rows,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        seed=config.seed,
-        rank=context.rank,
-        world_size=context.world_size,
-        num_steps=total_steps(NUM_ROWS, config),
-        start_step=start_step,
-        pad_token_id=0,
-        teacher=stored_signals(teacher_model, rows, objective) if stored else None,
-    )
-    teacher = SignalsInBatch() if stored else LiveTeacher(teacher_model, objective.teacher_request)
-    precision = Precision(precision_name, context.device)
-    program = EncodedProgram(subject, teacher, loader, config, "accuracy", context.device)
-    train(program, context, precision, recorder, state)
-    return {name: value.detach().clone() for name, value in subject.state_dict().items()}, recorder
-
-
-def stored_signals(
-    teacher: nn.Module, rows: Rows, objective: Objective
-) -> Callable[[np.ndarray], dict[Any, torch.Tensor]]:
-    """Signals computed row by row beforehand, as a store holds them, padded on request."""
-    kept = []
-    for row in range(NUM_ROWS):
-        inputs = {name: torch.from_numpy(value) for name, value in rows.gather_padded(np.array([row]), 0).items()}
-        with torch.no_grad():
-            kept.append({s: value[0] for s, value in forward(teacher, inputs, objective.teacher_request).items()})
-
-    def gather(wanted: np.ndarray) -> dict[Any, torch.Tensor]:
-        return {
-            signal: torch.stack([kept[row][signal] for row in wanted])
-            if signal.kind == "logits"
-            else padded([kept[row][signal] for row in wanted], signal.kind == "attention")
-            for signal in objective.teacher_request
-        }
-
-    def padded(values: list[torch.Tensor], pairs: bool) -> torch.Tensor:
-        longest = max(value.shape[1 if pairs else 0] for value in values)
-        missing = [longest - value.shape[1 if pairs else 0] for value in values]
-        sizes = [(0, rest, 0, rest) if pairs else (0, 0, 0, rest) for rest in missing]
-        return torch.stack([nn.functional.pad(value, size) for value, size in zip(values, sizes, strict=True)])
-
-    return gather
-
-
-def gap(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> tuple[float, float]:
-    """Largest and mean absolute difference of all weights."""
-    assert first.keys() == second.keys()
-    differences = torch.cat([(first[name] - second[name]).abs().flatten() for name in first])
-    assert differences.numel() > 1000
-    return float(differences.max()), float(differences.mean())
+from raybrew.training.context import LocalContext
 
 
 @pytest.fixture(scope="module", params=list(OBJECTIVES))
@@ -284,42 +107,168 @@ def test_divergence_names_step_and_terms() -> None:
         run("logits", settings(learning_rate=1e30, max_grad_norm=None))
 
 
-def losses_only(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without what depends on the clock and the machine."""
-    clock = ("time", "samples_per_second", "tokens_per_second", "memory_bytes")
-    return {name: value for name, value in record.items() if name not in clock}
+def test_token_budgets_follow_one_trajectory_too(straight: Any) -> None:
+    """Cut by tokens, from the store, and resumed within an epoch: the same as whole batches of as many tokens."""
+    kind, _, _ = straight
+    config = settings(batch_tokens=48, checkpoint_steps=1)
+    weights, unbroken = run(kind, config)
+    assert unbroken.records[-1]["step"] > 18  # other steps than those of 8 rows
+    cut, _ = run(kind, settings(batch_tokens=48, micro_batch_tokens=17), stored=True)
+    assert gap(weights, cut)[0] < 2e-4
+    resumed, _ = run(kind, config, state=unbroken.states[10], start_step=10)
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
-def _worker(rank: int, world_size: int, kind: str, config: TrainConfig, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
-    )
-    try:
-        context = DistributedContext(torch.device("cpu"), Path(folder))
-        weights, recorder = run(kind, config, context)
-        if rank == 0:
-            torch.save({"weights": weights, "records": recorder.records}, f"{folder}/result.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+def test_layers_computed_again_change_nothing(straight: Any) -> None:
+    """With dropout, which draws the same numbers both times."""
+    kind, _, _ = straight
+    if kind == "attention":
+        pytest.skip("attention scores cannot be collected from layers that run twice; the configuration refuses it")
+    weights, _ = run(kind, settings(max_steps=6), dropout=0.1)
+    again, _ = run(kind, settings(max_steps=6, gradient_checkpointing=True), dropout=0.1)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_two_workers_equal_one(straight: Any, tmp_path: Path, micro_batch_size: int | None) -> None:
-    """45 rows in batches of 8 end on one of 5, so shares differ; micro-batches of 2 leave one worker an empty one."""
-    kind, weights, recorder = straight
-    config = settings(micro_batch_size=micro_batch_size)
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_worker, args=(rank, 2, kind, config, str(tmp_path))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=100)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    found = torch.load(tmp_path / "result.pt", weights_only=True)
-    largest, mean = gap(weights, found["weights"])
-    assert largest < 2e-4
-    assert mean < 2e-6
-    ours = [record["loss"] for record in recorder.records if record["kind"] == "train"]
-    theirs = [record["loss"] for record in found["records"] if record["kind"] == "train"]
+@pytest.mark.slow
+def test_compiled_follows_the_same_trajectory() -> None:
+    """In few shapes: rows are filled up, lengths rounded; what fills weighs nothing."""
+    shapes: set[tuple[int, ...]] = set()
+    weights, recorder = run("hidden", settings(max_steps=8))
+    with pytest.MonkeyPatch.context() as patch:
+        import raybrew.training.encoded as encoded
+
+        counts = encoded.EncodedProgram.counts
+
+        def count(self: Any, batch: Any) -> torch.Tensor:
+            shapes.update(tuple(micro.inputs["input_ids"].shape) for micro in batch.micro_batches)
+            return counts(self, batch)
+
+        patch.setattr(encoded.EncodedProgram, "counts", count)
+        found, compiled = run("hidden", settings(max_steps=8, compile=True))
+    assert shapes == {(8, 16)}
+    assert gap(weights, found)[0] < 5e-4
+    ours, theirs = ([r["loss"] for r in each.records if r["kind"] == "train"] for each in (recorder, compiled))
     assert theirs == pytest.approx(ours, abs=1e-4)
+
+
+def test_lower_layers_learn_more_slowly() -> None:
+    """The first step of each weight is its share of what it is with one rate for all."""
+    before = trainee("logits").state_dict()
+
+    def moved(decay: float) -> dict[str, float]:
+        weights, recorder = run("logits", settings(max_steps=1, warmup=0.0, weight_decay=0.0, layer_lr_decay=decay))
+        assert recorder.records[0]["learning_rate"] == 1e-2
+        return {name: float((weights[name] - before[name]).abs().max()) for name in weights if "key.bias" not in name}
+
+    plain, scaled = moved(1.0), moved(0.5)
+    for part, factor in (("classifier", 1), ("pooler", 1), ("layer.1", 1), ("layer.0", 0.5), ("embeddings", 0.25)):
+        shares = [scaled[name] / plain[name] for name in plain if part in name]
+        assert shares
+        assert shares == pytest.approx([factor] * len(shares), rel=1e-3)
+
+
+class TestEarlyStopping:
+    """Evaluations after each of 6 epochs; the metric is best at the second and comes back close to it at the fourth."""
+
+    values = (0.5, 0.8, 0.7, 0.805, 0.6, 0.6)
+
+    def train(self, patience: int, min_delta: float, **more: Any) -> Recorder:
+        stopping = {"patience": patience, "min_delta": min_delta}
+        config = settings(epochs=6, checkpoint_steps=1, early_stopping=stopping)
+        recorder = Recorder(metric=lambda number: self.values[number - 1])
+        return run("logits", config, recorder=recorder, **more)[1]
+
+    @pytest.mark.parametrize(
+        ("patience", "min_delta", "evaluations"), [(1, 0.0, 3), (2, 0.0, 6), (2, 0.01, 4), (9, 0.0, 6)]
+    )
+    def test_ends_after_so_many_without_a_better_one(self, patience: int, min_delta: float, evaluations: int) -> None:
+        recorder = self.train(patience, min_delta)
+        assert [record["step"] for record in recorder.records if record["kind"] == "eval"] == [
+            6 * epoch for epoch in range(1, evaluations + 1)
+        ]
+        assert max(recorder.states) == 6 * evaluations
+        # The best student is the best one, however small the gain.
+        assert recorder.kept == ([6, 12, 24] if evaluations >= 4 else [6, 12])
+
+    def test_survives_an_interruption(self) -> None:
+        """What was waited for is part of the state, and so is that it is over."""
+        whole = self.train(2, 0.01)
+        resumed = Recorder(records=[dict(r) for r in whole.records if r["step"] <= 20])
+        resumed.metric = lambda number: self.values[number - 1]
+        config = settings(epochs=6, checkpoint_steps=1, early_stopping={"patience": 2, "min_delta": 0.01})
+        run("logits", config, recorder=resumed, state=whole.states[20], start_step=20)
+        assert [losses_only(record) for record in resumed.records] == [losses_only(r) for r in whole.records]
+        over = Recorder()
+        run("logits", config, recorder=over, state=whole.states[24], start_step=24)
+        assert over.records == []
+
+
+class TestDivergence:
+    """A loss or gradient that is no number ends the training before anything is saved or evaluated of it."""
+
+    def poison(self, step: int, what: str) -> Any:
+        def change(program: Any) -> None:
+            start, targets = program.start_step, program.targets
+            now = [0]
+
+            def start_step(number: int, rank: int) -> None:
+                now[0] = number
+                start(number, rank)
+
+            def poisoned(micro: Any) -> Any:
+                signals = dict(targets(micro))
+                if now[0] == step and what == "loss":
+                    signals = {signal: value * float("nan") for signal, value in signals.items()}
+                return signals
+
+            program.start_step, program.targets = start_step, poisoned
+            if what == "gradient":
+                parameter = next(program.trainee.student.parameters())
+                parameter.register_hook(lambda grad: grad * float("inf") if now[0] == step else grad)
+
+        return change
+
+    @pytest.mark.parametrize("what", ["loss", "gradient"])
+    def test_names_the_first_bad_step_and_its_examples(self, what: str) -> None:
+        recorder = Recorder()
+        config = settings(log_steps=7, checkpoint_steps=5)
+        with pytest.raises(DivergenceError, match=rf"the {what} is no longer finite at step 8 \(loss/kd") as caught:
+            run("logits", config, recorder=recorder, change=self.poison(7, what))
+        error = caught.value
+        assert error.step == 8
+        assert set(error.terms) == {"kd", "label"}
+        rows = Rows()
+        from raybrew.training.encoded import build_order
+
+        wanted = build_order(rows.lengths, config).batch(7)
+        assert error.example_ids == tuple(rows.ids[row].tobytes().hex() for row in wanted)
+        assert len(error.example_ids) == 8
+        assert error.example_ids[0] in str(error)
+        assert sorted(recorder.states) == [5]
+        assert [record["step"] for record in recorder.records if record["kind"] == "train"] == [7]
+
+    def test_survives_pickling(self) -> None:
+        import pickle
+
+        with pytest.raises(DivergenceError) as caught:
+            run("logits", settings(), change=self.poison(3, "loss"))
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (str(again), again.step, again.example_ids) == (
+            str(caught.value),
+            caught.value.step,
+            caught.value.example_ids,
+        )
+
+    def test_a_term_without_weight_may_be_anything(self) -> None:
+        def change(program: Any) -> None:
+            inner = program.trainee.objective.terms[1].compute
+            inner_weights = program.trainee.objective.weights
+            program.trainee.objective.weights = lambda progress: [inner_weights(progress)[0], 0.0]
+            object.__setattr__(
+                program.trainee.objective.terms[1],
+                "compute",
+                lambda *given: inner(*given)._replace(sum=inner(*given).sum.detach() * float("nan")),
+            )
+
+        _, recorder = run("logits", settings(max_steps=4), change=change)
+        assert all(record["loss"] == record["loss"] for record in recorder.records if record["kind"] == "train")

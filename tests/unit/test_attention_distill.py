@@ -1,4 +1,4 @@
-"""A student that is matched with the teacher's attention, from an experiment file to its folder, in this process."""
+"""Students matched with attention, relations, pooled outputs: from an experiment file to a folder, in this process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tiny_teacher import make_rows, make_teacher
 
 import raybrew
 from raybrew.config.loading import build_experiment
-from raybrew.errors import ConfigError, LossError
-from raybrew.verbs.reporter import LineReporter
+from raybrew.errors import ConfigError, LossError, ModelError
+from raybrew.store.reader import list_stores
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +40,69 @@ def experiment(folder: Path, distill: dict[str, Any], **sections: dict[str, Any]
     return build_experiment(values)
 
 
-def test_auto_runs_the_teacher_live_and_says_so(folder: Path) -> None:
-    said: list[str] = []
-    wanted = experiment(folder, {"matches": ["L1_attention_mse", "L1_hidden_mse"], "kd_loss": {"kind": "js"}})
-    result = raybrew.distill(wanted, report=False, reporter=LineReporter(said.append))
-    assert [line for line in said if "live" in line] == [
-        "the teacher runs live in every step: stores do not hold attention.02"
-    ]
-    assert result.summary["distill"]["source"] == "live"
-    assert not (folder / "runs" / "store").exists()
+def losses_of(result: Any) -> list[dict[str, float]]:
     records = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
-    terms = {"loss/kd", "loss/attention_mse.1-2", "loss/hidden_mse.0-0", "loss/hidden_mse.1-2"}
-    trained = [record for record in records if record["kind"] == "train"]
-    assert len(trained) == 2
-    assert all(terms <= set(record) and record["loss/attention_mse.1-2"] > 0 for record in trained)
-    # The same match, spelt out, is the same run.
+    return [
+        {name: value for name, value in record.items() if name.startswith("loss/")}
+        for record in records
+        if record["kind"] == "train"
+    ]
+
+
+#: Every kind of match that is not between hidden states, and what it asks of the teacher beside the logits.
+MATCHES = {
+    "attention_mse": ({"loss": "attention_mse"}, ["attention.02"]),
+    "attention_ce_mean": ({"loss": "attention_ce_mean"}, ["attention.02"]),
+    "attention_probs_mse": ({"loss": "attention_probs_mse"}, ["attention_probs.02"]),
+    "minilm": (
+        {"loss": "relation_kl", "layers": "final", "relations": ["attention", "value"]},
+        ["key.02", "query.02", "value.02"],
+    ),
+    "minilm_v2": ({"loss": "relation_kl", "relation_heads": 4}, ["key.02", "query.02", "value.02"]),
+    "pooled_mse": ({"loss": "pooled_mse", "weight": 2.0}, ["pooled"]),
+    "pooled_cos": ({"loss": "pooled_cos"}, ["pooled"]),
+}
+
+
+@pytest.mark.parametrize("name", MATCHES)
+def test_the_store_trains_like_the_live_teacher(folder: Path, name: str) -> None:
+    match, signals = MATCHES[name]
+    exact = {"element_type": "float32"}
+    found = {}
+    for source in ("auto", "live", "store"):
+        result = raybrew.distill(
+            experiment(folder, {"matches": [match]}, teacher={"source": source}, store=exact), report=False
+        )
+        assert result.summary["distill"]["source"] == ("live" if source == "live" else "store")
+        found[source] = losses_of(result)
+    (entry,) = list_stores(folder / "runs" / "store")
+    assert entry.store is not None
+    assert {f"signals/{signal}.float32" for signal in signals} <= set(entry.store.manifest["signals"])
+    assert len(found["auto"]) == 2
+    assert found["auto"] == found["store"]
+    for stored, live in zip(found["auto"], found["live"], strict=True):
+        assert any(key.startswith(f"loss/{match['loss']}") and value > 1e-6 for key, value in stored.items())
+        assert stored == pytest.approx(live, rel=1e-4, abs=1e-7)
+
+
+def test_one_match_by_name_or_spelt_out_is_one_run(folder: Path) -> None:
+    named = experiment(folder, {"matches": ["L1_attention_mse", "L1_hidden_mse"], "kd_loss": {"kind": "js"}})
+    result = raybrew.distill(named, report=False)
+    assert {"loss/kd", "loss/attention_mse.1-2", "loss/hidden_mse.0-0", "loss/hidden_mse.1-2"} <= set(
+        losses_of(result)[0]
+    )
     spelt = [{"loss": "attention_mse"}, {"loss": "hidden_mse", "layers": "even"}]
     same = raybrew.distill(experiment(folder, {"matches": spelt, "kd_loss": {"kind": "js"}}), report=False)
     assert same.already_done
     assert same.path == result.path
 
 
-def test_without_attention_auto_still_captures(folder: Path) -> None:
-    said: list[str] = []
-    wanted = experiment(
-        folder, {"probability_shift": True, "temperature_schedule": {"kind": "cwsm"}}, train={"epochs": 1}
-    )
-    result = raybrew.distill(wanted, report=False, reporter=LineReporter(said.append))
-    assert result.summary["distill"]["source"] == "store"
-    assert not any("live" in line for line in said)
-
-
-def test_capture_says_that_attention_is_not_stored(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"distill.matches: attention.02 cannot be captured.*needs no capture"):
-        raybrew.capture(experiment(folder, {"matches": [{"loss": "attention_ce"}]}))
-    with pytest.raises(
-        ConfigError, match=r"store.signals: attention.01 cannot be captured; allowed: logits, hidden.NN"
-    ):
-        raybrew.capture(experiment(folder, {}, store={"signals": ["attention.01"]}))
+def test_signals_of_the_store_section_are_captured(folder: Path) -> None:
+    names = ["attention.01", "attention_probs.02", "value.01", "pooled", "hidden.00"]
+    store = raybrew.capture(experiment(folder, {}, store={"signals": names, "path": str(folder / "extra")}))
+    assert {signal.name for signal in store.signals} == {"logits", *names}
+    with pytest.raises(ModelError, match=r"attention.03 was asked for, but .* has layers 1 to 2"):
+        raybrew.capture(experiment(folder, {}, store={"signals": ["attention.03"]}))
 
 
 def test_heads_and_depths_that_do_not_fit_are_refused_before_training(folder: Path) -> None:

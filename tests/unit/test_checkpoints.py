@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def three(tmp_path: Path) -> Checkpoints:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in (10, 20, 30):
         checkpoints.save(step, state(step))
+    checkpoints.wait()
     return checkpoints
 
 
@@ -61,6 +63,7 @@ def test_a_file_that_was_being_written_is_no_checkpoint(three: Checkpoints) -> N
     (three.folder / ".step-00000040.pt.123").write_bytes(b"half")
     assert three.steps() == [20, 30]
     three.save(50, state(50))
+    three.wait()
     assert not list(three.folder.glob(".step-*"))
 
 
@@ -69,7 +72,43 @@ def test_a_full_disk_is_one_clear_error(three: Checkpoints, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
+    three.save(60, state(60))
     with pytest.raises(EnvironmentProblem, match=r"step-00000060.pt: .*No space left") as caught:
-        three.save(60, state(60))
+        three.save(70, state(70))
     assert caught.value.exit_code == 4
-    assert three.load_newest() is not None
+    three.wait()  # an error is told once
+    found = three.load_newest()
+    assert found is not None
+    assert found[0] == 30
+
+
+def test_writing_goes_on_beside_the_training(three: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the training changes after `save` is not in the file, and the next save waits for this one."""
+    go_on, order = threading.Event(), []
+    write = torch.save
+
+    def slow(value: Any, *rest: Any) -> None:
+        assert go_on.wait(timeout=20)
+        order.append(int(value["weights"][0]))
+        write(value, *rest)
+
+    monkeypatch.setattr(torch, "save", slow)
+    content = {"weights": torch.full((1000,), 40.0), "inner": [{"moment": torch.zeros(3)}], "seconds": 1.5}
+    three.save(40, content)
+    content["weights"].fill_(-1)
+    content["inner"][0]["moment"].fill_(-1)
+    assert three.steps() == [20, 30]
+    threading.Timer(0.2, go_on.set).start()
+    three.save(50, state(50))
+    assert order[0] == 40
+    three.wait()
+    loaded = three.load(40)
+    assert loaded["weights"].eq(40).all()
+    assert loaded["inner"][0]["moment"].eq(0).all()
+    assert three.steps() == [40, 50]
+
+
+def test_a_named_checkpoint_must_be_there(three: Checkpoints) -> None:
+    assert three.load(20)["weights"].eq(20).all()
+    with pytest.raises(CheckpointError, match=r"step-00000010.pt: not there or damaged"):
+        three.load(10)

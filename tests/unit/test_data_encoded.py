@@ -18,12 +18,12 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
-from raybrew.config import ClassificationConfig
+from raybrew.config import ClassificationConfig, Columns
 from raybrew.data import encoded
 from raybrew.data.encoded import EncodedRows, encode_rows, open_encoded, tokenizer_fingerprint
-from raybrew.data.rows import example_id
 from raybrew.errors import DataError, EnvironmentProblem
 from raybrew.tasks.base import Task, build_task
+from raybrew.tasks.ids import example_id
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,7 +50,7 @@ def table_of(texts: list[str], labels: list[int] | None = None, pairs: list[str]
 
 
 def task_of(max_length: int = 128, pair: bool = False) -> Task:
-    return build_task(ClassificationConfig(max_length=max_length), "text", "text_pair" if pair else None)
+    return build_task(ClassificationConfig(max_length=max_length), Columns(text_pair="text_pair" if pair else None))
 
 
 class Progress:

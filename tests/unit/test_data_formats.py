@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raybrew.config import ClassificationConfig, Columns, DataConfig
-from raybrew.data.rows import RowSet, example_id, load_rows
+from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import DataError
 from raybrew.tasks.base import Labels, build_task
+from raybrew.tasks.ids import example_id
 
 Row = dict[str, Any]
 SENTENCES = ["a first one", 'she said "no", twice', "naïve 你好 🙂", " kept  spaces ", "it 's\u2028fine", "last"]
@@ -90,7 +91,7 @@ def load(
     columns = Columns(text_pair="text_pair" if pair else None)
     task_labels = options.pop("task_labels", None)
     data = DataConfig(**{split: str(path)}, columns=columns, **options)
-    task = build_task(ClassificationConfig(labels=task_labels), "text", columns.text_pair)
+    task = build_task(ClassificationConfig(labels=task_labels), columns)
     return load_rows(data, split, task, labels)
 
 
@@ -199,7 +200,7 @@ def test_arrow_text_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
         writer.write_table(table)
     for name in ("text", "plain"):
         data = DataConfig(train=str(tmp_path / "rows.arrow"), columns=Columns(text=name), on_bad_row="skip")
-        rows = load_rows(data, "train", build_task(ClassificationConfig(), name))
+        rows = load_rows(data, "train", build_task(ClassificationConfig(), Columns(text=name)))
         assert column(rows, "text") == ["fine", "too"]
         assert rows.skipped[0].column == name
         assert "byte 0xe9 at character 4" in rows.skipped[0].reason

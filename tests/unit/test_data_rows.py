@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data_formats import column, load, write_csv, write_jsonl
 
-from raybrew.data.rows import example_id, row_ids, rows_fingerprint, subset_indices
+from raybrew.data.rows import row_ids, rows_fingerprint, subset_indices
 from raybrew.tasks.base import Labels
+from raybrew.tasks.ids import example_id
 
 
 def test_ids_are_pinned() -> None:

@@ -9,38 +9,36 @@ import pytest
 import torch
 
 from raybrew.data.loader import StepLoader, collate
+from raybrew.data.sampler import BatchSize, Order
 from raybrew.signals import LOGITS
 
 
 class Rows:
     def __init__(self, num_rows: int = 10, fail_at: int | None = None) -> None:
         self.lengths = (np.arange(num_rows) % 4 + 2).astype(np.int32)
+        self.ids = np.arange(num_rows * 16, dtype=np.uint8).reshape(num_rows, 16)
         self.labels = (np.arange(num_rows) % 3 - 1).astype(np.int32)
         self.fail_at = fail_at
 
-    def gather_padded(self, rows: np.ndarray, pad_token_id: int) -> dict[str, np.ndarray]:
+    def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"labels": self.labels[rows].astype(np.int64)}
+
+    def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
         if self.fail_at is not None and self.fail_at in rows:
             raise OSError("the disk went away")
-        longest = int(self.lengths[rows].max())
+        longest = length or int(self.lengths[rows].max())
         mask = (np.arange(longest) < self.lengths[rows, None]).astype(np.int64)
         return {"input_ids": np.where(mask == 1, rows[:, None] + 1, pad_token_id), "attention_mask": mask}
 
 
 def loader(data: Rows, **changes: Any) -> StepLoader:
-    values: dict[str, Any] = {
-        "batch_size": 4,
-        "micro_batch_size": None,
-        "seed": 0,
-        "rank": 0,
-        "world_size": 1,
-        "num_steps": 6,
-        "pad_token_id": 0,
-    }
-    return StepLoader(data, **(values | changes))
+    values: dict[str, Any] = {"rank": 0, "world_size": 1, "num_steps": 6, "pad_token_id": 0}
+    order = Order(data.lengths, changes.pop("size", BatchSize(4)), seed=0)
+    return StepLoader(data, order, **(values | changes))
 
 
 def test_collate_pads_and_masks() -> None:
-    batch = collate(np.array([0, 3]), Rows(), 0, lambda rows: {LOGITS: torch.from_numpy(rows).float()})
+    batch = collate(np.array([0, 3]), Rows(), 0, lambda rows, length: {LOGITS: torch.from_numpy(rows).float()})
     assert batch.inputs["input_ids"].tolist() == [[1, 1, 0, 0, 0], [4, 4, 4, 4, 4]]
     assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [2, 5]
     assert batch.inputs["labels"].tolist() == [-1, -1]

@@ -53,9 +53,9 @@ def test_an_index_finds_what_a_dictionary_finds() -> None:
     stored = rng.integers(0, 3, (300, 16)).astype(np.uint8)
     asked = np.concatenate([stored[rng.permutation(300)], rng.integers(0, 3, (100, 16)).astype(np.uint8)])
     naive = {bytes(row): place for place, row in reversed(list(enumerate(stored)))}
-    assert IdIndex(stored).find(asked).tolist() == [naive.get(bytes(row), -1) for row in asked]
-    assert IdIndex(ids()).find(ids(1, 2)).tolist() == [-1, -1]
-    assert IdIndex(ids(256, 1, 0)).find(ids(0, 1, 256, 2)).tolist() == [2, 1, 0, -1]
+    assert IdIndex.of(stored).find(asked).tolist() == [naive.get(bytes(row), -1) for row in asked]
+    assert IdIndex.of(ids()).find(ids(1, 2)).tolist() == [-1, -1]
+    assert IdIndex.of(ids(256, 1, 0)).find(ids(0, 1, 256, 2)).tolist() == [2, 1, 0, -1]
 
 
 def test_repeats_count_once_at_their_first_place() -> None:
@@ -115,7 +115,11 @@ def test_commit_marks_without_their_files_do_not_count(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"kind": "something else"}, "not the manifest of a raybrew teacher store"),
-        ({"format_version": 2, "raybrew": "9.1"}, r"format version 2, written by raybrew 9\.1; .*reads version 1"),
+        (
+            {"format_version": 3, "raybrew": "9.1"},
+            r"format version 3, written by raybrew 9\.1; .*reads version 2.*install",
+        ),
+        ({"format_version": 1, "raybrew": "0.0"}, r"format version 1, .*reads version 2; capture again, .*store prune"),
         ({"fingerprint": "0" * 32}, f"the fingerprint {'0' * 32} is not that of its own parts"),
         ({"shards": [{"index": 0}]}, "damaged .*rows"),
         ({"shards": None}, "damaged"),
@@ -123,14 +127,16 @@ def test_commit_marks_without_their_files_do_not_count(tmp_path: Path) -> None:
     ],
 )
 def test_manifests_that_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    from raybrew.store.layout import fingerprint_of_parts
+    from raybrew.store.layout import FORMAT_VERSION, fingerprint_of_parts
 
     good = {
         "kind": "raybrew teacher store",
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint_of_parts({"weights": "a"}),
         "parts": {"weights": "a"},
         "signals": {},
+        "rows": 0,
+        "index": {"bytes": 1, "xxh3": "0"},
         "shards": [],
     }
     (tmp_path / "manifest.json").write_text(json.dumps(good))

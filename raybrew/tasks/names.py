@@ -1,0 +1,67 @@
+"""Label names against the labels of a model: what all tasks share whose labels are names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from raybrew.tasks.base import BadValue, Labels
+from raybrew.tasks.text import checked_text
+
+__all__ = ["label_id", "name_or_number"]
+
+#: `int` alone would also take "1_0" and digits of other scripts.
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def name_or_number(value: object, column: str) -> str | int | None:
+    """One label as it stands in a source: a name, a number, or None where there is none; BadValue otherwise."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if not value.is_integer():
+            raise BadValue(column, f"{value!r} is no class number; a label is a name or a whole number")
+        return int(value)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str):
+        return checked_text(value, column).strip()
+    raise BadValue(column, f"a label is text or a whole number, got {type(value).__name__}")
+
+
+def label_id(value: str | int | None, labels: Labels, names_of_source: Sequence[str] | None, column: str) -> int:
+    """Index of `value` into `labels`, -1 for none; BadValue names what is known."""
+    if value is None:
+        return -1
+    if isinstance(value, int) and names_of_source is not None:
+        if value == -1:
+            return -1  # the hub's mark of a hidden label
+        if not 0 <= value < len(names_of_source):
+            raise BadValue(column, f"class number {value} is outside 0..{len(names_of_source) - 1}")
+        value = names_of_source[value]
+    if str(value) in labels.names:
+        return labels.names.index(str(value))
+    # Models and data often differ in case only (POSITIVE, positive); a name that fits two labels fits none.
+    alike = [index for index, name in enumerate(labels.names) if name.casefold() == str(value).casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    number = _as_number(value)
+    if number is not None:
+        if number == -1:
+            return -1
+        # "0" and 0 mean the first class unless some class is itself named by a number.
+        if 0 <= number < len(labels) and not any(_as_number(name) is not None for name in labels.names):
+            return number
+    allowed = ", ".join(labels.names[:20]) + (", ..." if len(labels) > 20 else "")
+    raise BadValue(column, f"unknown label {value!r}; known labels: {allowed}")
+
+
+def _as_number(value: str | int) -> int | None:
+    if isinstance(value, int):
+        return value
+    return int(value) if _WHOLE_NUMBER.fullmatch(value) else None

@@ -1,0 +1,165 @@
+"""What the loop trains with several tasks: one student, an objective for each task, each step of one task.
+
+Terms of all tasks stand side by side in one objective, whose weights, schedules and projections the loop and the
+optimizer see; a step has those of its task alone, the others count nothing in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybrew.config.train import TrainConfig
+from raybrew.data.loader import MicroBatch
+from raybrew.data.multi_task import MultiTaskLoader, TaskStep
+from raybrew.distillers.objective import Objective
+from raybrew.distillers.teachers import Teacher
+from raybrew.models.forward import forward
+from raybrew.models.multi_task import MultiTaskStudent
+from raybrew.signals import Signal
+from raybrew.training.encoded import EncodedProgram
+
+__all__ = ["MultiTaskProgram", "MultiTaskTrainee", "joint_objective"]
+
+
+def joint_objective(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> Objective:
+    """All terms of all tasks, named `<task>.<term>` and weighed by the task's weight; their projections are shared."""
+    terms = tuple(
+        dataclasses.replace(term, name=f"{task}.{term.name}", weight=term.weight * weights[task])
+        for task, objective in objectives.items()
+        for term in objective.terms
+    )
+    projections = {
+        f"{task}_{name}": module
+        for task, objective in objectives.items()
+        for name, module in objective.projections.items()
+    }
+    asked = [(objective.student_request, objective.teacher_request) for objective in objectives.values()]
+    student, teacher = (frozenset().union(*requests) for requests in zip(*asked, strict=True))
+    return Objective(terms, student, teacher, projections)
+
+
+class MultiTaskTrainee(nn.Module):
+    """Student and objective as one module, so that DDP sees one forward pass, of one task."""
+
+    def __init__(
+        self,
+        student: MultiTaskStudent,
+        objectives: Mapping[str, Objective],
+        weights: Mapping[str, float],
+        runs: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = joint_objective(objectives, weights)
+        self.runs = runs or {}  #: stand in for calling the models of tasks
+        # Not modules of this one: their projections are the joint objective's.
+        self._objectives = dict(objectives)
+        starts = [0]
+        for objective in objectives.values():
+            starts.append(starts[-1] + len(objective.terms))
+        self.spans = {task: slice(*starts[index : index + 2]) for index, task in enumerate(objectives)}
+
+    def of_task(self, task: str) -> Objective:
+        """The objective of one task."""
+        return self._objectives[task]
+
+    def forward(self, inputs: TaskInputs, teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
+        """Sum and count of every task's terms; 0 for those of other tasks than that of `inputs`."""
+        objective = self._objectives[inputs.task]
+        outputs = forward(
+            self.student[inputs.task], inputs.batch, objective.student_request, self.runs.get(inputs.task)
+        )
+        terms = objective(outputs, teacher, inputs.batch)
+        before = self.spans[inputs.task].start
+        after = len(self.objective.terms) - self.spans[inputs.task].stop
+        sums = torch.stack([term.sum for term in terms])
+        counts = torch.stack([term.count for term in terms])
+        return nn.functional.pad(sums, (before, after)), nn.functional.pad(counts, (before, after))
+
+
+@dataclasses.dataclass
+class TaskInputs:
+    """A micro-batch's inputs and the task they are of."""
+
+    task: str
+    batch: dict[str, Tensor]
+
+
+@dataclasses.dataclass
+class _TaskMicro:
+    task: str
+    micro: MicroBatch
+
+    @property
+    def inputs(self) -> TaskInputs:
+        return TaskInputs(self.task, self.micro.inputs)
+
+    def to(self, device: torch.device) -> _TaskMicro:
+        return _TaskMicro(self.task, self.micro.to(device))
+
+
+@dataclasses.dataclass
+class _Step:
+    """A step as the loop takes it."""
+
+    step: int
+    task: str
+    micro_batches: list[_TaskMicro]
+    amounts: tuple[int, int, int]
+
+
+class MultiTaskProgram(EncodedProgram):
+    """A student of several tasks on their encoded rows; order, rates and dropout are those of any experiment."""
+
+    trainee: MultiTaskTrainee  # type: ignore[assignment]  # as EncodedProgram's, with a task in its inputs
+    loader: MultiTaskLoader  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        trainee: MultiTaskTrainee,
+        teachers: Mapping[str, Teacher],
+        loader: MultiTaskLoader,
+        config: TrainConfig,
+        metric: str,
+    ) -> None:
+        super().__init__(trainee, None, loader, config, metric)  # type: ignore[arg-type]
+        self.teachers = {task: teachers[task] for task in trainee.spans}
+        self._places = {task: place for place, task in enumerate(trainee.spans)}
+        self.find_unused = True  # the other tasks' heads
+
+    def steps(self) -> Any:
+        return map(_as_step, self.loader)
+
+    def example_ids(self, step: int) -> Sequence[str]:
+        return self.loader.example_ids(step)
+
+    def counts(self, batch: Any) -> Tensor:
+        # A row for each task, so that a step says how many items there are of its own, and 0 of the others.
+        objective = self.trainee.of_task(batch.task)
+        own = torch.stack([objective.counts(micro.inputs.batch) for micro in batch.micro_batches]).sum(dim=0)
+        rows = torch.zeros(len(self.teachers), len(own), dtype=own.dtype)
+        rows[self._places[batch.task]] = own
+        return rows.flatten()
+
+    def denominators(self, counts: Tensor) -> Tensor:
+        found: list[float] = []
+        for task, own in zip(self.teachers, counts.reshape(len(self.teachers), -1), strict=True):
+            found += self.trainee.of_task(task).denominators(own)
+        return torch.tensor(found, dtype=torch.float64)
+
+    def shares(self, batch: Any) -> list[float]:  # type: ignore[override]  # there it is None: one task
+        span = self.trainee.spans[batch.task]
+        return [float(span.start <= index < span.stop) for index in range(len(self.trainee.objective.terms))]
+
+    def targets(self, micro: Any) -> Mapping[Signal, Tensor]:
+        return self.teachers[micro.task].signals(micro.micro)
+
+
+def _as_step(found: TaskStep) -> _Step:
+    micros = [_TaskMicro(found.task, micro) for micro in found.micro_batches]
+    return _Step(found.step, found.task, micros, found.amounts)

@@ -1,0 +1,104 @@
+"""What a student's summary says about its teachers: each by name, and together as what it is measured against."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raybrew.config import Experiment, TeacherConfig
+from raybrew.models.loading import ModelSource
+from raybrew.reports.rows import model_name
+from raybrew.signals import Signal
+from raybrew.verbs.evaluate import Evaluation, average_name, evaluate_ensemble, evaluate_teacher
+from raybrew.verbs.inputs import Inputs
+from raybrew.verbs.job import joint_metrics
+from raybrew.verbs.prepare import Rows
+from raybrew.verbs.reporter import Reporter
+
+__all__ = ["TaskPlan", "described_teachers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPlan:
+    """One task of `distill` before its teachers are ready; `view` is the experiment of this task alone."""
+
+    name: str | None
+    view: Experiment
+    rows: Rows
+    sources: Mapping[str | None, ModelSource]
+    request: tuple[Signal, ...]
+
+
+def described_teachers(
+    tasks: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter
+) -> dict[str, Any] | None:
+    """Facts of the only teacher; of several the average's, with each one's under `members`.
+
+    Of several tasks, `members` are the tasks' teachers, and the whole is what they come to together: the same metrics
+    as the student's, and the sum of sizes.
+    """
+    found = {task.name or "": _of_task(task, part, reporter) for task, part in zip(tasks, inputs, strict=True)}
+    if "" in found:
+        return found[""]
+    members = {name: facts for name, facts in found.items() if facts is not None}
+    if not members:
+        return None
+    whole: dict[str, Any] = {
+        "model": ", ".join(f"{task.name}: {_short_name(task.view.teacher)}" for task in tasks if task.sources),
+        "fingerprint": None,
+        "members": members,
+    }
+    measured = {name: facts["metrics"] for name, facts in members.items() if facts.get("metrics")}
+    if len(measured) == len(tasks):
+        metrics = {str(task.name): task.view.task.metric for task in tasks}
+        whole["metrics"] = joint_metrics(measured, metrics)
+        for key in ("parameters", "megabytes"):
+            whole[key] = round(sum(facts[key] for facts in members.values()), 2)
+    return whole
+
+
+def _short_name(teacher: TeacherConfig) -> str:
+    """What the experiment calls it, which says more than the folder of a finetune run."""
+    return average_name(teacher) if teacher.members else model_name(teacher.model or "")
+
+
+def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, Any] | None:
+    if not task.sources:
+        return None
+    measure = task.rows.evaluation is not None and bool(task.request)
+    fingerprints = {teacher.name: teacher.fingerprint for teacher in inputs.teachers}
+    if None in task.sources:
+        source = task.sources[None]
+        facts: dict[str, Any] = {"model": source.model, "fingerprint": fingerprints.get(None)}
+        return facts | (_measured(evaluate_teacher(task.view, source, task.rows, reporter)) if measure else {})
+    members: dict[str, dict[str, Any]] = {
+        str(name): {
+            "model": source.model,
+            "fingerprint": fingerprints.get(name),
+            "weight": task.view.teacher.members[str(name)].weight,
+        }
+        for name, source in task.sources.items()
+    }
+    facts = {
+        "model": average_name(task.view.teacher),
+        "fingerprint": None,
+        "average": task.view.teacher.average,
+        "members": members,
+    }
+    if measure:
+        sources = {str(name): source for name, source in task.sources.items()}
+        averaged, each = evaluate_ensemble(task.view, sources, task.rows, reporter)
+        facts |= _measured(averaged)
+        for name, found in each.items():
+            members[name] |= _measured(found)
+    return facts
+
+
+def _measured(found: Evaluation) -> dict[str, Any]:
+    return {
+        "parameters": found.parameters,
+        "megabytes": found.megabytes,
+        "metrics": found.metrics,
+        "latency_ms": found.latency_ms,
+    }

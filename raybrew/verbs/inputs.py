@@ -1,0 +1,94 @@
+"""What a training run is made from besides its configuration: rows and teachers, for each task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raybrew.data.encoded import EncodedRows, open_encoded
+from raybrew.models.loading import ModelSource
+from raybrew.tasks.base import Labels
+
+__all__ = ["Inputs", "TeacherInput", "fingerprints_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherInput:
+    """A teacher of a task. With a `store` it answers from there, else it runs live."""
+
+    source: ModelSource
+    name: str | None = None  #: among several
+    weight: float = 1.0
+    precision: str = "auto"
+    store: str | None = None
+    fingerprint: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> TeacherInput:
+        """What `plain` gave."""
+        return cls(**{**values, "source": ModelSource(**values["source"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Rows and teachers of one task."""
+
+    labels: Labels
+    training: EncodedRows
+    evaluation: EncodedRows | None
+    num_labelled: int
+    num_unlabeled: int
+    teachers: tuple[TeacherInput, ...] = ()
+    task: str | None = None  #: name among several
+    weight: float = 1.0
+
+    def plain(self) -> dict[str, Any]:
+        """As plain JSON values, for a process elsewhere."""
+        return {
+            "task": self.task,
+            "weight": self.weight,
+            "labels": list(self.labels.names),
+            "training_rows": str(self.training.folder),
+            "evaluation_rows": str(self.evaluation.folder) if self.evaluation is not None else None,
+            "num_labelled": self.num_labelled,
+            "num_unlabeled": self.num_unlabeled,
+            "teachers": [teacher.plain() for teacher in self.teachers],
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Inputs:
+        """What `plain` gave, its rows opened."""
+        evaluation = values["evaluation_rows"]
+        return cls(
+            Labels(tuple(values["labels"])),
+            open_encoded(Path(values["training_rows"])),
+            open_encoded(Path(evaluation)) if evaluation is not None else None,
+            values["num_labelled"],
+            values["num_unlabeled"],
+            tuple(TeacherInput.from_plain(teacher) for teacher in values["teachers"]),
+            values["task"],
+            values["weight"],
+        )
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        one = next((teacher.fingerprint for teacher in self.teachers if teacher.name is None), None)
+        several = {teacher.name: teacher.fingerprint for teacher in self.teachers if teacher.name is not None}
+        return {
+            "training_rows": self.training.key,
+            "evaluation_rows": self.evaluation.key if self.evaluation is not None else None,
+            "teacher": several or one,
+        }
+
+
+def fingerprints_of(inputs: Sequence[Inputs]) -> dict[str, Any]:
+    """The fingerprints of one task, or of each of several by name."""
+    if len(inputs) == 1:
+        return inputs[0].fingerprints()
+    return {str(part.task): part.fingerprints() for part in inputs}

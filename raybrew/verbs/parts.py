@@ -1,0 +1,216 @@
+"""The tasks of a training job, ready to train: model, objective, rows and teachers of each, and the program of all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from raybrew.config import Experiment, MultiTaskConfig, TrainConfig
+from raybrew.config.views import task_views
+from raybrew.data.loader import SignalSource, StepLoader
+from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
+from raybrew.data.sampler import Order
+from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
+from raybrew.distillers.objective import Objective, build_objective
+from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
+from raybrew.models.forward import checkpoint_layers, compiled
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
+from raybrew.models.multi_task import MultiTaskStudent
+from raybrew.models.students import build_student
+from raybrew.signals import Signal
+from raybrew.store.reader import Store
+from raybrew.training.context import Context
+from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
+from raybrew.training.evaluation import compute_logits
+from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
+from raybrew.training.parallel import shard
+from raybrew.training.precision import Precision
+from raybrew.verbs.inputs import Inputs, TeacherInput
+from raybrew.verbs.objective import labels_only, objective_of
+from raybrew.verbs.prepare import task_of
+
+__all__ = ["Part", "Parts", "build_parts", "build_program", "num_steps_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One task; `view` is the experiment of this task alone."""
+
+    view: Experiment
+    inputs: Inputs
+    model: Any  # a Hugging Face model
+    objective: Objective
+    stored: SignalSource | None  #: what the loader puts into batches
+    teacher: Teacher  #: what is asked in each step
+
+    @property
+    def name(self) -> str:
+        """The task's name among several, empty for an only one."""
+        return self.inputs.task or ""
+
+    def metrics(
+        self, student: nn.Module, pad_token_id: int, context: Context, precision: Precision
+    ) -> dict[str, float]:
+        """Metrics of the student on this task's evaluation rows; empty without any."""
+        rows = self.inputs.evaluation
+        if rows is None:
+            return {}
+        model = student[self.name] if isinstance(student, MultiTaskStudent) else student
+        logits = compute_logits(model, rows, pad_token_id, context, precision)
+        return task_of(self.view).metrics(logits, rows, rows.rows, self.inputs.labels)
+
+
+class Parts(NamedTuple):
+    """All tasks, the one tokenizer of the student, and a line on what it is."""
+
+    tasks: tuple[Part, ...]
+    tokenizer: Any
+    description: str | None
+
+
+def build_parts(
+    experiment: Experiment,
+    inputs: Sequence[Inputs],
+    source: ModelSource | None,
+    config: TrainConfig,
+    finetuning: bool,
+    context: Context,
+) -> Parts:
+    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after."""
+    views = task_views(experiment)
+    parts, tokenizer, description = [], None, None
+    for each in inputs:
+        view, labels = views[each.task], each.labels.names
+        if finetuning:
+            assert source is not None  # a finetune spec always names its starting point
+            model: Any = load_model(source, view.task.kind, labels)
+            tokenizer = tokenizer or load_tokenizer(source)
+            objective = build_objective(labels_only(view.distill), head=task_of(view).head)
+        else:
+            built = build_student(experiment.student, source, view.task.kind, labels, config.seed)
+            model, tokenizer, description = built.model, tokenizer or built.tokenizer, description or built.description
+            objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
+        if config.gradient_checkpointing:
+            checkpoint_layers(model)
+        stored, teacher = _teachers(view, each, objective, context)
+        parts.append(Part(view, each, model.to(context.device), objective.to(context.device), stored, teacher))
+    if len(parts) > 1 and description is not None:
+        description = f"a head each for {', '.join(part.name for part in parts)} on one encoder: {description}"
+    return Parts(tuple(parts), tokenizer, description)
+
+
+def num_steps_of(experiment: Experiment, inputs: Sequence[Inputs], config: TrainConfig) -> int:
+    """Optimizer steps of a whole run."""
+    orders = _orders(inputs, config)
+    task = experiment.task
+    if isinstance(task, MultiTaskConfig):
+        return total_steps(TaskSchedule(orders, task.tau, config.seed), config)
+    return total_steps(orders[""], config)
+
+
+def build_program(
+    experiment: Experiment, parts: Parts, config: TrainConfig, start_step: int, context: Context
+) -> EncodedProgram:
+    """What the loop trains: the model of one task, or a MultiTaskStudent of several."""
+    inputs = [part.inputs for part in parts.tasks]
+    num_steps = num_steps_of(experiment, inputs, config)
+    orders = _orders(inputs, config)
+    task, metric = experiment.task, experiment.task.metric
+    if not isinstance(task, MultiTaskConfig):
+        part = parts.tasks[0]
+        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context)
+        trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None)
+        if config.parallel == "fsdp" and context.world_size > 1:
+            shard(trainee, part.model, context.device)
+        return EncodedProgram(trainee, part.teacher, loader, config, metric)
+    by_name = {part.name: part for part in parts.tasks}
+    schedule = TaskSchedule(orders, task.tau, config.seed)
+    done = schedule.before(start_step)
+    loaders = {
+        name: _loader(part, parts, config, orders[name], num_steps, done[name], context)
+        for name, part in by_name.items()
+    }
+    several = MultiTaskTrainee(
+        MultiTaskStudent({name: part.model for name, part in by_name.items()}),
+        {name: part.objective for name, part in by_name.items()},
+        {name: part.inputs.weight for name, part in by_name.items()},
+        {name: compiled(part.model) for name, part in by_name.items()} if config.compile else None,
+    )
+    return MultiTaskProgram(
+        several,
+        {name: part.teacher for name, part in by_name.items()},
+        MultiTaskLoader(loaders, schedule, num_steps, start_step),
+        config,
+        metric,
+    )
+
+
+def _orders(inputs: Sequence[Inputs], config: TrainConfig) -> dict[str, Order]:
+    return {part.task or "": build_order(part.training.lengths, config) for part in inputs}
+
+
+def _loader(
+    part: Part,
+    parts: Parts,
+    config: TrainConfig,
+    order: Order,
+    num_steps: int,
+    start_step: int,
+    context: Context,
+) -> StepLoader:
+    return StepLoader(
+        part.inputs.training,
+        order,
+        rank=context.rank,
+        world_size=context.world_size,
+        num_steps=num_steps,
+        start_step=start_step,
+        pad_token_id=parts.tokenizer.pad_token_id,
+        micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
+        teacher=part.stored,
+        pin_memory=context.device.type == "cuda",
+    )
+
+
+def _teachers(
+    view: Experiment, inputs: Inputs, objective: Objective, context: Context
+) -> tuple[SignalSource | None, Teacher]:
+    """What the loader puts into batches, and what is asked in each step, for all teachers of a task."""
+    request = objective.teacher_request
+    stored: dict[str | None, SignalSource] = {}
+    live: dict[str | None, Teacher] = {}
+    for given in inputs.teachers:
+        asked = request_of_member(request, given.name, given.weight)
+        if not asked:
+            continue
+        if given.store is not None:
+            store = Store.open(given.store, given.fingerprint, view.store.element_type, view.store.cache)
+            stored[given.name] = StoredSignals(store, store.locate_all(inputs.training.arrow.flat("id")), asked)
+        else:
+            live[given.name] = _live(view, given, asked, context)
+    if None in stored:
+        return stored[None], SignalsInBatch()
+    if None in live:
+        return None, live[None]
+    if not stored and not live:
+        return None, SignalsInBatch()
+    average = Average(
+        {str(given.name): given.weight for given in inputs.teachers},
+        view.teacher.average,
+        view.distill.temperature,
+    )
+    by_name = {str(name): source for name, source in stored.items()}
+    return EnsembleSignals(by_name) if by_name else None, Ensemble(
+        {str(name): teacher for name, teacher in live.items()}, average
+    )
+
+
+def _live(view: Experiment, given: TeacherInput, asked: Sequence[Signal], context: Context) -> LiveTeacher:
+    model: nn.Module = load_model(given.source, view.task.kind)
+    model.to(context.device)
+    precision = Precision(pick_precision(given.precision, context.device), context.device)
+    return LiveTeacher(model, asked, precision.autocast)

@@ -1,0 +1,109 @@
+"""The teachers of a task: where each one is, what it is asked for, and whether it answers live or from a store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from raybrew.config import Experiment
+from raybrew.config.views import one_teacher
+from raybrew.data.encoded import tokenizer_fingerprint
+from raybrew.distillers.ensemble import request_of_member
+from raybrew.errors import ModelError
+from raybrew.models.loading import ModelSource, load_tokenizer
+from raybrew.signals import Signal
+from raybrew.store.find import find_store
+from raybrew.store.reader import Store
+from raybrew.verbs.capture import capture_table, store_root, usable_rows
+from raybrew.verbs.choose import weight_of
+from raybrew.verbs.inputs import TeacherInput
+from raybrew.verbs.prepare import Rows, rows_with, task_of, units_of
+from raybrew.verbs.reporter import Reporter
+
+__all__ = ["check_tokenizers", "ready_teachers"]
+
+
+def ready_teachers(
+    view: Experiment,
+    sources: Mapping[str | None, ModelSource],
+    request: tuple[Signal, ...],
+    rows: Rows,
+    student: ModelSource,
+    reporter: Reporter,
+    task: str | None = None,
+) -> tuple[tuple[TeacherInput, ...], Rows, list[ModelSource]]:
+    """The teachers that `request` asks for, the rows that all of them could compute, and whose tokenizers these fit.
+
+    Each teacher runs live or has a store with all that it will be asked; `auto` captures what the store lacks.
+    ModelError where a teacher's tokenizer is not the student's and tokens are compared, or it runs live.
+    """
+    asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
+    others = [sources[name] for name in sources if asked[name]]
+    found: list[TeacherInput] = []
+    units = units_of(view, rows.training, student, *others) if others else rows.training
+    bad = np.zeros(units.num_rows, np.bool_)
+    for name, source in sources.items():
+        if not asked[name]:
+            continue
+        one = one_teacher(view, name)
+        check_tokenizers(one, source, student, asked[name], name)
+        given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
+        if one.teacher.source != "live":
+            label = "/".join(part for part in (task, name) if part)
+            store = _store(one, source, units, asked[name], reporter, label)
+            bad |= ~usable_rows(one, store, units, asked[name])
+            given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint)
+        found.append(given)
+    return tuple(found), rows.without(rows_with(units, bad, rows.training.num_rows)), others
+
+
+def check_tokenizers(
+    one: Experiment, teacher: ModelSource, student: ModelSource, request: tuple[Signal, ...], name: str | None = None
+) -> None:
+    """Refuse what needs the same tokens on both sides when the tokenizers differ."""
+    if student == teacher:
+        return
+    if tokenizer_fingerprint(load_tokenizer(student)) == tokenizer_fingerprint(load_tokenizer(teacher)):
+        return
+    whose = "" if name is None else f" of teacher {name}"
+    layers = [signal.name for signal in request if signal.layer is not None]
+    if layers:
+        raise ModelError(
+            f"distill.matches: compares {', '.join(layers)}{whose} token by token, but the tokenizers of "
+            f"{student.model} and {teacher.model} differ; remove the matches, or take a student with the teacher's "
+            "tokenizer"
+        )
+    if one.teacher.source == "live":
+        key = "teacher" if name is None else f"teacher.members.{name}"
+        raise ModelError(
+            f"{key}.source: live feeds both models the same tokens, but the tokenizers of {student.model} and "
+            f"{teacher.model} differ; use {key}.source=auto"
+        )
+
+
+def _store(
+    one: Experiment,
+    teacher: ModelSource,
+    rows: pa.Table,
+    request: tuple[Signal, ...],
+    reporter: Reporter,
+    label: str,
+) -> Store:
+    """The store that the student reads: as it is for `source: store`, completed first for `auto`. `rows` are units."""
+    if one.teacher.source == "auto":
+        return capture_table(one, teacher, rows, request, reporter, label)
+    store = find_store(
+        rows,
+        task_of(one),
+        teacher,
+        request,
+        one.store,
+        store_root(one),
+        one.teacher.device,
+        one.teacher.precision,
+    )
+    usable_rows(one, store, rows, request, reporter.say)
+    return store

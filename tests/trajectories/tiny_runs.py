@@ -1,0 +1,252 @@
+"""Small trainings in memory for tests of trajectories: rows, models, objectives, and what a training records."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
+
+from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, TrainConfig
+from raybrew.data.loader import StepLoader
+from raybrew.distillers.matches import resolve_matches
+from raybrew.distillers.objective import Objective, build_objective
+from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
+from raybrew.models.forward import checkpoint_layers, compiled, forward
+from raybrew.tasks.heads import ItemHead
+from raybrew.training.context import Context, LocalContext
+from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
+from raybrew.training.loop import train
+from raybrew.training.parallel import full_state, shard, whole
+from raybrew.training.precision import Precision
+
+__all__ = [
+    "CLASSES",
+    "NUM_ROWS",
+    "OBJECTIVES",
+    "Recorder",
+    "Rows",
+    "gap",
+    "losses_only",
+    "model",
+    "run",
+    "settings",
+    "stored_signals",
+    "trainee",
+]
+
+NUM_ROWS, CLASSES, VOCABULARY = 45, 3, 50
+
+OBJECTIVES = {
+    "logits": DistillConfig(temperature=4.0, kd_loss=KDLossConfig(kind="kl"), hard_label_weight=0.1),
+    "hidden": DistillConfig(
+        temperature=2.0,
+        matches=(MatchConfig(loss="hidden_mse"), MatchConfig(loss="mmd", layers="last"), MatchConfig(loss="pkd")),
+    ),
+    "attention": DistillConfig(
+        kd_loss=KDLossConfig(kind="kl"),
+        matches=(MatchConfig(loss="attention_mse"), MatchConfig(loss="attention_mse_sum", layers="last")),
+    ),
+    "tagging": DistillConfig(
+        kd_loss=KDLossConfig(kind="kl"), hard_label_weight=0.5, matches=(MatchConfig(loss="hidden_mse"),)
+    ),
+    "hidden only": DistillConfig(kd_weight=0.0, matches=(MatchConfig(loss="hidden_mse", layers=((1, 2),)),)),
+}
+
+
+class Rows:
+    """Encoded rows in memory: token ids of different lengths, some without a label.
+
+    With `items` each row has labels at some of its tokens, the first of words, and the others are masked.
+    """
+
+    def __init__(self, items: bool = False) -> None:
+        random = np.random.default_rng(7)
+        self.lengths = random.integers(2, 12, NUM_ROWS).astype(np.int32)
+        self.tokens = [random.integers(1, VOCABULARY, length) for length in self.lengths]
+        self.ids = np.arange(NUM_ROWS * 16, dtype=np.uint16).astype(np.uint8).reshape(NUM_ROWS, 16)
+        self.ids[:, 0] = np.arange(NUM_ROWS)
+        self.labels = random.integers(-1, CLASSES, NUM_ROWS).astype(np.int32)
+
+        chosen = [random.permutation(length)[: random.integers(1, length + 1)] for length in self.lengths]
+        self.items = [np.sort(places) for places in chosen] if items else None
+        self.item_labels = [random.integers(-1, CLASSES, len(places)) for places in chosen]
+
+    def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        if self.items is None:
+            return {"labels": self.labels[rows].astype(np.int64)}
+        shape = (len(rows), max(len(self.items[row]) for row in rows))
+        batch = {"items": np.zeros(shape, np.int64), "item_mask": np.zeros(shape, np.float32)}
+        batch["labels"] = np.full(shape, -1, np.int64)
+        for place, row in enumerate(rows):
+            count = len(self.items[row])
+            batch["items"][place, :count] = self.items[row]
+            batch["item_mask"][place, :count] = 1
+            batch["labels"][place, :count] = self.item_labels[row]
+        return batch
+
+    def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
+        longest = length or max(len(self.tokens[row]) for row in rows)
+        ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : len(self.tokens[row])] = self.tokens[row]
+            mask[place, : len(self.tokens[row])] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def model(layers: int, hidden: int, seed: int, dropout: float = 0.0, items: bool = False) -> Any:
+    """An untrained BERT, for items one with a label per token."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=16,
+        num_labels=CLASSES,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        attn_implementation="sdpa",
+    )
+    return (BertForTokenClassification if items else BertForSequenceClassification)(config)
+
+
+def trainee(kind: str, dropout: float = 0.0, compile_student: bool = False) -> Trainee:
+    config = OBJECTIVES[kind]
+    matches = resolve_matches(config.matches, 2, 4)
+    objective = build_objective(
+        config,
+        matches,
+        {match.student: 8 if match.student.kind == "hidden" else 2 for match in matches},
+        {match.teacher: 12 if match.teacher.kind == "hidden" else 2 for match in matches},
+        seed=3,
+        head=ItemHead() if kind == "tagging" else None,
+    )
+    student = model(2, 8, seed=1, dropout=dropout, items=kind == "tagging")
+    return Trainee(student, objective, compiled(student) if compile_student else None)
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Hooks that keep everything in memory. The metric is a sum over weights, or what `metric` says of a step."""
+
+    metric: Callable[[int], float] | None = None
+
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    states: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    kept: list[int] = dataclasses.field(default_factory=list)
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def evaluate(self, student: nn.Module) -> dict[str, float]:
+        if self.metric is not None:
+            return {"accuracy": self.metric(len([record for record in self.records if record["kind"] == "eval"]) + 1)}
+        return {"accuracy": float(sum(whole(p.detach()).double().sum() for p in student.parameters()))}
+
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+        self.kept.append(int(best["step"]))
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        self.states[step] = copy.deepcopy(state)
+
+
+def settings(**changes: Any) -> TrainConfig:
+    values = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "log_steps": 2, "seed": 5}
+    return TrainConfig(**(values | changes))
+
+
+def run(
+    kind: str,
+    config: TrainConfig,
+    context: Context | None = None,
+    state: Mapping[str, Any] | None = None,
+    start_step: int = 0,
+    stored: bool = False,
+    dropout: float = 0.0,
+    precision_name: str = "fp32",
+    recorder: Recorder | None = None,
+    change: Callable[[EncodedProgram], None] | None = None,
+) -> tuple[dict[str, torch.Tensor], Recorder]:
+    """Train and return the final weights and what was recorded. `change` may do something to the program first."""
+    context = context or LocalContext(torch.device("cpu"))
+    subject = trainee(kind, dropout, config.compile)
+    items = kind == "tagging"
+    teacher_model = model(4, 12, seed=2, items=items).eval()
+    rows, recorder = Rows(items), recorder or Recorder()
+    if config.gradient_checkpointing:
+        checkpoint_layers(subject.student)
+    if config.parallel == "fsdp":
+        shard(subject, subject.student, context.device)
+    objective = subject.objective
+    order = build_order(rows.lengths, config)
+    loader = StepLoader(
+        rows,
+        order,
+        rank=context.rank,
+        world_size=context.world_size,
+        num_steps=total_steps(order, config),
+        micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
+        start_step=start_step,
+        pad_token_id=0,
+        teacher=stored_signals(teacher_model, rows, objective) if stored else None,
+    )
+    teacher = SignalsInBatch() if stored else LiveTeacher(teacher_model, objective.teacher_request)
+    precision = Precision(precision_name, context.device)
+    program = EncodedProgram(subject, teacher, loader, config, "accuracy")
+    if change is not None:
+        change(program)
+    train(program, context, precision, recorder, state)
+    return {name: value.detach().clone() for name, value in full_state(subject).items()}, recorder
+
+
+def stored_signals(
+    teacher: nn.Module, rows: Rows, objective: Objective
+) -> Callable[[np.ndarray, int | None], dict[Any, torch.Tensor]]:
+    """Signals computed row by row beforehand, as a store holds them, padded on request."""
+    kept = []
+    for row in range(NUM_ROWS):
+        one = np.array([row])
+        arrays = rows.gather_padded(one, 0) | rows.targets(one)
+        inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        with torch.no_grad():
+            kept.append({s: value[0] for s, value in forward(teacher, inputs, objective.teacher_request).items()})
+
+    def gather(wanted: np.ndarray, length: int | None) -> dict[Any, torch.Tensor]:
+        return {
+            signal: torch.stack([kept[row][signal] for row in wanted])
+            if signal.kind == "logits" and rows.items is None
+            else padded([kept[row][signal] for row in wanted], signal.kind == "attention", length)
+            for signal in objective.teacher_request
+        }
+
+    def padded(values: list[torch.Tensor], pairs: bool, length: int | None) -> torch.Tensor:
+        if length is None or values[0].shape[-1] == CLASSES:
+            length = max(value.shape[1 if pairs else 0] for value in values)
+        missing = [length - value.shape[1 if pairs else 0] for value in values]
+        sizes = [(0, rest, 0, rest) if pairs else (0, 0, 0, rest) for rest in missing]
+        return torch.stack([nn.functional.pad(value, size) for value, size in zip(values, sizes, strict=True)])
+
+    return gather
+
+
+def gap(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> tuple[float, float]:
+    """Largest and mean absolute difference of all weights."""
+    assert first.keys() == second.keys()
+    differences = torch.cat([(first[name] - second[name]).abs().flatten() for name in first])
+    assert differences.numel() > 1000
+    return float(differences.max()), float(differences.mean())
+
+
+def losses_only(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what depends on the clock and the machine."""
+    clock = ("time", "samples_per_second", "tokens_per_second", "memory_bytes")
+    return {name: value for name, value in record.items() if name not in clock}
