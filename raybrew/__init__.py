@@ -33,10 +33,10 @@ if TYPE_CHECKING:
         register_new,
     )
     from raybrew.textbrewer.taps import CustomMatch
-    from raybrew.verbs.capture import capture
+    from raybrew.verbs.capture import capture, capture_all
     from raybrew.verbs.distill import distill
-    from raybrew.verbs.evaluate import evaluate
-    from raybrew.verbs.finetune import finetune
+    from raybrew.verbs.evaluate import evaluate, evaluate_all
+    from raybrew.verbs.finetune import finetune, finetune_all
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
@@ -74,9 +74,12 @@ _WHERE = {
     "verify_stores": "raybrew.verbs.store",
     "build_experiment": "raybrew.config.loading",
     "capture": "raybrew.verbs.capture",
+    "capture_all": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
     "evaluate": "raybrew.verbs.evaluate",
+    "evaluate_all": "raybrew.verbs.evaluate",
     "finetune": "raybrew.verbs.finetune",
+    "finetune_all": "raybrew.verbs.finetune",
     "load_experiment": "raybrew.config.loading",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
@@ -108,9 +111,12 @@ __all__ = [
     "__version__",
     "build_experiment",
     "capture",
+    "capture_all",
     "distill",
     "evaluate",
+    "evaluate_all",
     "finetune",
+    "finetune_all",
     "list_stores",
     "load_experiment",
     "plan_prune",
