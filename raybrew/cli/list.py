@@ -99,8 +99,8 @@ def _tasks() -> tuple[str, Rows]:
     from raybrew.config.multi_task import MultiTaskConfig
     from raybrew.config.task import TASK_CONFIGS
 
-    kinds = {**TASK_CONFIGS, "multi": MultiTaskConfig}
-    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in kinds.items()]
+    configs = {**TASK_CONFIGS, "multi": MultiTaskConfig}
+    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in configs.items()]
 
 
 def _metrics() -> tuple[str, Rows]:

@@ -106,6 +106,16 @@ def test_all_problems_of_several_teachers_at_once() -> None:
         assert words in found
 
 
+def test_probabilities_need_a_softmax_over_classes() -> None:
+    teacher = {**TEACHERS["teacher"], "average": "probabilities"}
+    for kind, allowed in (("classification", True), ("tagging", True), ("qa", False)):
+        values = {"name": "x", "task": {"kind": kind}, "teacher": teacher, "student": {"shape": "T3"}}
+        if allowed:
+            build_experiment(values, check_files=False)
+        else:
+            assert f"teacher.average: given 'probabilities', but a task of kind {kind}" in problems(values)
+
+
 def test_a_single_teacher_takes_no_names() -> None:
     found = problems(
         {"name": "x", "teacher": {"model": "m", "average": "probabilities"}, "student": {"shape": "T3"}},
