@@ -313,6 +313,16 @@ def _store(store: StoreConfig) -> list[Problem]:
     return problems
 
 
+def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
+    if data.eval is not None or task.kind == "multi":  # each of several tasks has rows of its own
+        return []
+    return [
+        Problem(f"{key}.early_stopping", "given without data.eval: nothing is evaluated that it could stop at")
+        for key, config in (("train", train), ("teacher.finetune", teacher.finetune))
+        if config is not None and config.early_stopping is not None
+    ]
+
+
 def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
     """What is not among a model's outputs is collected while a layer runs once, as it is written."""
     inside = sorted({match.loss for match in distill.matches if match.feature != "hidden" and match.weight > 0})
@@ -373,5 +383,6 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("distill", "teacher"), _distill),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),
 )

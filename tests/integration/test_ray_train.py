@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -143,6 +144,14 @@ def test_an_elastic_run_takes_as_many_workers_as_fit(project: Path, unbroken: Pa
     assert "with 2 workers" in events[0]["message"]
     assert all(torch.equal(weights(project, "elastic")[name], value) for name, value in weights(project, "two").items())
     assert losses_of(run_of(project, "elastic")) == losses_of(unbroken)
+
+
+def test_a_divided_student_is_the_same_student(project: Path, unbroken: Path) -> None:
+    """FSDP: evaluated, saved and kept whole."""
+    cli(*arguments(project, "divided", *TWO, "train.parallel=fsdp"), timeout=300)
+    assert gap(weights(project, "divided"), weights(project, "two")) < 2e-4
+    config = json.loads((run_of(project, "divided") / "student" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(project: Path, unbroken: Path) -> None:
