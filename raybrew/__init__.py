@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
     from raybrew.store.reader import Store
+    from raybrew.sweeps.result import Sweep, SweepResult
+    from raybrew.sweeps.run import sweep
     from raybrew.textbrewer.configs import FEATURES, DistillationConfig, TrainingConfig
     from raybrew.textbrewer.distillers import (
         BasicDistiller,
@@ -33,10 +35,11 @@ if TYPE_CHECKING:
         register_new,
     )
     from raybrew.textbrewer.taps import CustomMatch
-    from raybrew.verbs.capture import capture
+    from raybrew.verbs.capture import capture, capture_all
     from raybrew.verbs.distill import distill
-    from raybrew.verbs.evaluate import evaluate
-    from raybrew.verbs.finetune import finetune
+    from raybrew.verbs.evaluate import evaluate, evaluate_all
+    from raybrew.verbs.finetune import finetune, finetune_all
+    from raybrew.verbs.plan import Plan, plan
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
@@ -66,17 +69,25 @@ _WHERE = {
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "Sweep": "raybrew.sweeps.result",
+    "SweepResult": "raybrew.sweeps.result",
+    "sweep": "raybrew.sweeps.run",
     "PruneRules": "raybrew.verbs.store",
     "list_stores": "raybrew.verbs.store",
+    "Plan": "raybrew.verbs.plan",
+    "plan": "raybrew.verbs.plan",
     "plan_prune": "raybrew.verbs.store",
     "prune_stores": "raybrew.verbs.store",
     "verify_live": "raybrew.verbs.store",
     "verify_stores": "raybrew.verbs.store",
     "build_experiment": "raybrew.config.loading",
     "capture": "raybrew.verbs.capture",
+    "capture_all": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
     "evaluate": "raybrew.verbs.evaluate",
+    "evaluate_all": "raybrew.verbs.evaluate",
     "finetune": "raybrew.verbs.finetune",
+    "finetune_all": "raybrew.verbs.finetune",
     "load_experiment": "raybrew.config.loading",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
@@ -100,24 +111,32 @@ __all__ = [
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
+    "Plan",
     "PruneRules",
     "QuietReporter",
     "RunResult",
     "Store",
+    "Sweep",
+    "SweepResult",
     "TrainingConfig",
     "__version__",
     "build_experiment",
     "capture",
+    "capture_all",
     "distill",
     "evaluate",
+    "evaluate_all",
     "finetune",
+    "finetune_all",
     "list_stores",
     "load_experiment",
+    "plan",
     "plan_prune",
     "predict",
     "prune_stores",
     "register_new",
     "report",
+    "sweep",
     "verify_live",
     "verify_stores",
 ]

@@ -96,9 +96,11 @@ def _initialisations() -> tuple[str, Rows]:
 
 
 def _tasks() -> tuple[str, Rows]:
+    from raybrew.config.multi_task import MultiTaskConfig
     from raybrew.config.task import TASK_CONFIGS
 
-    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in TASK_CONFIGS.items()]
+    configs = {**TASK_CONFIGS, "multi": MultiTaskConfig}
+    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in configs.items()]
 
 
 def _metrics() -> tuple[str, Rows]:
@@ -107,7 +109,8 @@ def _metrics() -> tuple[str, Rows]:
     tasks = {
         name: [kind for kind, config in TASK_CONFIGS.items() if name in _choices(config, "metric")] for name in METRICS
     }
-    return "task.metric", [(name, f"{about} ({', '.join(tasks[name])})") for name, about in METRICS.items()]
+    rows = [(name, f"{about} ({', '.join(tasks[name])})") for name, about in METRICS.items()]
+    return "task.metric", [*rows, ("mean", "mean over tasks of each one's own metric (multi)")]
 
 
 def _projections() -> tuple[str, Rows]:

@@ -34,7 +34,7 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
     for names, rule in _RULES:
         if all(name in sections for name in names):
             problems += rule(*(sections[name] for name in names))
-    problems += check_one_task(sections.get("student"), sections.get("distill"), sections.get("teacher"))
+    problems += check_one_task(sections)
     if check_files:
         if "data" in sections:
             problems += _missing_data(sections["data"])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raybrew.config import Columns, TaskConfig
     from raybrew.tasks.heads import Head
 
-__all__ = ["TASKS", "BadValue", "Labels", "Outputs", "Task", "Units", "build_task"]
+__all__ = ["TASKS", "BadValue", "Labels", "Task", "Units", "build_task"]
 
 
 class BadValue(ValueError):  # noqa: N818 (it says what is there)
@@ -41,10 +41,6 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-#: float32 logits of units in order: (units, classes), or for each unit (items, classes) where the task has items.
-Outputs = "np.ndarray | Sequence[np.ndarray]"
 
 
 class Units(Protocol):
@@ -151,7 +147,10 @@ class Task(Protocol):
         ...
 
     def metrics(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> dict[str, float]:
-        """Metrics of `Outputs` over labelled units. `rows`: the source rows, where `keeps_rows`."""
+        """Metrics over labelled units. `rows`: the source rows, where `keeps_rows`.
+
+        `outputs` are the float32 logits of units in order: (units, classes), or a list of (items, classes) for each.
+        """
         ...
 
     @property
@@ -160,7 +159,7 @@ class Task(Protocol):
         ...
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
-        """One mapping per source row, as `raybrew predict` writes it."""
+        """One mapping per source row, as `raybrew predict` writes it; `outputs` as in `metrics`."""
         ...
 
 
