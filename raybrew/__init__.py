@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
     from raybrew.store.reader import Store
+    from raybrew.sweeps.result import Sweep, SweepResult
+    from raybrew.sweeps.run import sweep
     from raybrew.textbrewer.configs import FEATURES, DistillationConfig, TrainingConfig
     from raybrew.textbrewer.distillers import (
         BasicDistiller,
@@ -67,6 +69,9 @@ _WHERE = {
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "Sweep": "raybrew.sweeps.result",
+    "SweepResult": "raybrew.sweeps.result",
+    "sweep": "raybrew.sweeps.run",
     "PruneRules": "raybrew.verbs.store",
     "list_stores": "raybrew.verbs.store",
     "Plan": "raybrew.verbs.plan",
@@ -111,6 +116,8 @@ __all__ = [
     "QuietReporter",
     "RunResult",
     "Store",
+    "Sweep",
+    "SweepResult",
     "TrainingConfig",
     "__version__",
     "build_experiment",
@@ -129,6 +136,7 @@ __all__ = [
     "prune_stores",
     "register_new",
     "report",
+    "sweep",
     "verify_live",
     "verify_stores",
 ]
