@@ -27,7 +27,7 @@ from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.find import checked_rows, identify
-from raybrew.store.layout import Shard, committed_shards, publish, read_manifest
+from raybrew.store.layout import Shard, committed_shards, publish, read_manifest, refuse_foreign
 from raybrew.store.lock import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
@@ -74,6 +74,7 @@ def capture(
     _check_actors(store)
     known, model, tokenizer = identify(task, teacher, request, device, precision)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
+    refuse_foreign(storage)
     ids = row_ids(rows)
 
     shards, stored_ids = _readable_shards(storage)
