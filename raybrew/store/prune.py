@@ -27,7 +27,7 @@ from raybrew.store.layout import (
     signal_of,
 )
 from raybrew.store.lock import locked_store, orphans_of
-from raybrew.store.storage import PENDING, LocalFolder, Storage, stores_at
+from raybrew.store.storage import PENDING, LocalFolder, Storage, is_remote, stores_at
 from raybrew.store.usage import last_used
 
 __all__ = ["PruneRules", "Removal", "plan_prune", "prune_stores"]
@@ -88,6 +88,8 @@ def plan_prune(root: str | Path, rules: PruneRules, cache: str | None = None) ->
 
     StoreError if a fingerprint, signal or element type of the rules fits no store.
     """
+    if not is_remote(root) and not Path(root).is_dir():
+        raise StoreError(f"{root}: no such folder; `raybrew capture` makes stores")
     removals: list[Removal] = []
     named: set[str] = set()
     for storage in stores_at(root, cache):
