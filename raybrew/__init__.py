@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.distill import distill
     from raybrew.verbs.evaluate import evaluate
     from raybrew.verbs.finetune import finetune
+    from raybrew.verbs.plan import Plan, plan
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
@@ -68,6 +69,8 @@ _WHERE = {
     "Store": "raybrew.store.reader",
     "PruneRules": "raybrew.verbs.store",
     "list_stores": "raybrew.verbs.store",
+    "Plan": "raybrew.verbs.plan",
+    "plan": "raybrew.verbs.plan",
     "plan_prune": "raybrew.verbs.store",
     "prune_stores": "raybrew.verbs.store",
     "verify_live": "raybrew.verbs.store",
@@ -100,6 +103,7 @@ __all__ = [
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
+    "Plan",
     "PruneRules",
     "QuietReporter",
     "RunResult",
@@ -113,6 +117,7 @@ __all__ = [
     "finetune",
     "list_stores",
     "load_experiment",
+    "plan",
     "plan_prune",
     "predict",
     "prune_stores",

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from raybrew.training import loop
+
 __all__ = ["Watch"]
 
 PARTS = ("data", "teacher", "forward", "loss", "backward", "clip", "optimizer")
@@ -37,7 +39,7 @@ class Watch:
             handles.append(module.register_forward_hook(lambda *_, part=part: self._end(part)))
         handles.append(program.optimizer.register_step_pre_hook(lambda *_: self._begin("optimizer")))
         handles.append(program.optimizer.register_step_post_hook(lambda *_: self._end("optimizer")))
-        backward, clip = torch.Tensor.backward, nn.utils.clip_grad_norm_
+        backward, clip = torch.Tensor.backward, loop.clip_gradients
         loader = program.loader
 
         def timed_steps() -> Iterator[Any]:
@@ -52,11 +54,11 @@ class Watch:
 
         program.steps = timed_steps
         torch.Tensor.backward = self._timed("backward", backward)
-        nn.utils.clip_grad_norm_ = self._timed("clip", clip)
+        loop.clip_gradients = self._timed("clip", clip)
         try:
             yield
         finally:
-            torch.Tensor.backward, nn.utils.clip_grad_norm_ = backward, clip
+            torch.Tensor.backward, loop.clip_gradients = backward, clip
             for handle in handles:
                 handle.remove()
 

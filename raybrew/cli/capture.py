@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from raybrew.cli.options import AsJson, ExperimentFile, Overrides, TaskChoice, TeacherChoice
 from raybrew.cli.terminal import make_reporter, print_json, results
 from raybrew.config.loading import load_experiment
@@ -14,6 +18,9 @@ def capture(
     overrides: Overrides = None,
     task: TaskChoice = None,
     teacher: TeacherChoice = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all that is stored already and compute anew what is damaged.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the teacher once over all training rows and keep its outputs for every student to come.
@@ -25,7 +32,7 @@ def capture(
     from raybrew.store.reader import describe
     from raybrew.verbs.capture import capture_all
 
-    found = capture_all(config, task=task, teacher=teacher, reporter=make_reporter())
+    found = capture_all(config, task=task, teacher=teacher, reporter=make_reporter(), verify=verify)
     facts = {name: describe(store) for name, store in found.items()}
     if as_json:
         print_json(facts if len(facts) > 1 else next(iter(facts.values())))

@@ -96,9 +96,11 @@ def _initialisations() -> tuple[str, Rows]:
 
 
 def _tasks() -> tuple[str, Rows]:
+    from raybrew.config.multi_task import MultiTaskConfig
     from raybrew.config.task import TASK_CONFIGS
 
-    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in TASK_CONFIGS.items()]
+    configs = {**TASK_CONFIGS, "multi": MultiTaskConfig}
+    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in configs.items()]
 
 
 def _metrics() -> tuple[str, Rows]:

@@ -15,6 +15,7 @@ from raybrew.cli.evaluate import evaluate
 from raybrew.cli.finetune import finetune
 from raybrew.cli.init import init
 from raybrew.cli.list import list_names
+from raybrew.cli.plan import plan
 from raybrew.cli.predict import predict
 from raybrew.cli.report import report
 from raybrew.cli.show import show
@@ -57,6 +58,7 @@ app.command("demo")(demo)
 app.command("init")(init)
 app.command("validate")(validate)
 app.command("list")(list_names)
+app.command("plan")(plan)
 app.command("finetune")(finetune)
 app.command("capture")(capture)
 app.command("distill")(distill)

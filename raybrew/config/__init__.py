@@ -9,7 +9,15 @@ from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.task import TASK_CONFIGS, ClassificationConfig, TaggingConfig, TaskConfig
+from raybrew.config.task import (
+    TASK_CONFIGS,
+    ClassificationConfig,
+    MultilabelConfig,
+    QAConfig,
+    RegressionConfig,
+    TaggingConfig,
+    TaskConfig,
+)
 from raybrew.config.teacher import TeacherConfig, TeacherMember
 from raybrew.config.tracking import TrackingConfig, WandbConfig
 from raybrew.config.train import FinetuneConfig, TrainConfig
@@ -25,6 +33,9 @@ __all__ = [
     "KDLossConfig",
     "MatchConfig",
     "MultiTaskConfig",
+    "MultilabelConfig",
+    "QAConfig",
+    "RegressionConfig",
     "ShapeConfig",
     "StoreConfig",
     "StudentConfig",

@@ -14,7 +14,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
-from raybrew.config.task import TASK_COLUMNS, TaggingConfig, TaskConfig
+from raybrew.config.task import TASK_COLUMNS, TASK_KD_LOSSES, QAConfig, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
 from raybrew.signals import parse_signal
@@ -87,6 +87,43 @@ def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
+    problems = []
+    kind, allowed = distill.kd_loss.kind, TASK_KD_LOSSES[task.kind]
+    shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: {', '.join(allowed)}"
+    if distill.kd_weight > 0 and kind not in allowed:
+        problems.append(Problem("distill.kd_loss.kind", shown))
+    if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging"):
+        problems.append(
+            Problem(
+                "distill.temperature_schedule",
+                f"given for task.kind {task.kind!r}; it compares classes that exclude one another, of a fixed number "
+                "(classification, tagging)",
+            )
+        )
+    if distill.probability_shift and task.kind in ("multilabel", "regression"):
+        problems.append(
+            Problem("distill.probability_shift", f"given for task.kind {task.kind!r}, which has no single true class")
+        )
+    return problems
+
+
+def _qa(task: TaskConfig) -> list[Problem]:
+    if not isinstance(task, QAConfig):
+        return []
+    # Three or four tokens around question and window, and a window moves on by at least half of its size.
+    room = task.max_length - task.max_question - 4
+    if 2 * task.stride > room:
+        return [
+            Problem(
+                "task.stride",
+                f"given {task.stride}; allowed: at most half of what max_length ({task.max_length}) leaves beside "
+                f"max_question ({task.max_question}): {max(0, room // 2)}",
+            )
+        ]
+    return []
 
 
 def _tagging(task: TaskConfig) -> list[Problem]:
@@ -276,6 +313,16 @@ def _store(store: StoreConfig) -> list[Problem]:
     return problems
 
 
+def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
+    if data.eval is not None or task.kind == "multi":  # each of several tasks has rows of its own
+        return []
+    return [
+        Problem(f"{key}.early_stopping", "given without data.eval: nothing is evaluated that it could stop at")
+        for key, config in (("train", train), ("teacher.finetune", teacher.finetune))
+        if config is not None and config.early_stopping is not None
+    ]
+
+
 def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
     """What is not among a model's outputs is collected while a layer runs once, as it is written."""
     inside = sorted({match.loss for match in distill.matches if match.feature != "hidden" and match.weight > 0})
@@ -328,11 +375,14 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("data",), _data),
     (("task", "data"), _columns),
     (("task",), _tagging),
+    (("task",), _qa),
+    (("task", "distill"), _kd_of_task),
     (("train",), lambda train: _train("train", train)),
     (("teacher",), _teacher),
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),
 )

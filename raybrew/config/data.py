@@ -34,15 +34,23 @@ class Columns(Section):
     """Names of the source columns. Each task reads some of them; one that the task does not read must not be given."""
 
     text: str = "text"
-    """Classification: column of the (first) sentence."""
+    """Column of the (first) sentence; of classification, multilabel and regression."""
     text_pair: str | None = None
-    """Classification: column of the second sentence; none for single sentences."""
+    """Column of the second sentence; none for single sentences."""
     label: str = "label"
-    """Classification: column of the label, a label name or its number."""
+    """Column of the label: a name or its number; several of them (multilabel); a number (regression)."""
     tokens: str | int = "tokens"
     """Tagging: column of the words, a list. In CoNLL files the number of their column from 0; default: the first."""
     tags: str | int = "tags"
     """Tagging: column of the tags, one per word. In CoNLL files a number, -1 for the last, which is the default."""
+    question: str = "question"
+    """Question answering: column of the question."""
+    context: str = "context"
+    """Question answering: column of the text that holds the answer."""
+    answers: str = "answers"
+    """Question answering: column of {text: [...], answer_start: [...]}, starts being characters of the context."""
+    scored_answers: str | None = None
+    """Question answering: column of a list of answers to score with, where a row has it; else those of `answers`."""
 
 
 class DataConfig(Section):

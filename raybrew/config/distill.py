@@ -33,7 +33,7 @@ _FEATURES: tuple[tuple[str, Literal["attention", "attention_probs", "qkv", "pool
 class KDLossConfig(Section):
     """The loss between student and teacher logits, and its options."""
 
-    kind: Literal["ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] = "ce"
+    kind: Literal["ce", "mse", "bce", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] = "ce"
     """Which loss; `raybrew list losses` explains each."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the teacher in the mixture of `js`."""

@@ -46,20 +46,20 @@ def problems_of(error: ValidationError, prefix: str, model: type[BaseModel]) -> 
     """pydantic's findings in our words; alternatives of one union become one problem."""
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for finding in error.errors(include_url=False):
-        path = _plain_path(finding["loc"], model)
+        path, _ = _walk(finding["loc"], model)
         if finding["type"] == "union_tag_invalid":
             path.append("kind")
         grouped.setdefault(".".join([prefix, *path] if prefix else path), []).append(finding)
     # Where a union member goes deeper into what was given, that finding says more than its siblings at the top.
     keys = [key for key in grouped if not any(other.startswith(key + ".") for other in grouped)]
-    return [Problem(key, _describe(key, grouped[key], prefix, model)) for key in keys]
+    return [Problem(key, _describe(key, grouped[key], model)) for key in keys]
 
 
-def _describe(key: str, findings: list[Mapping[str, Any]], prefix: str, model: type[BaseModel]) -> str:
+def _describe(key: str, findings: list[Mapping[str, Any]], model: type[BaseModel]) -> str:
     first = findings[0]
     kind, given = first["type"], first["input"]
     if kind == "extra_forbidden":
-        section = _model_at(model, [part for part in key.removeprefix(prefix).strip(".").split(".") if part][:-1])
+        section = _as_model(_walk(first["loc"][:-1], model)[1])
         fields = list(section.model_fields) if section is not None else []
         near = near_match(key.rsplit(".", 1)[-1], fields)
         return f"unknown key (given {_short(given)}); allowed: {', '.join(fields)}{near}"
@@ -115,8 +115,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _plain_path(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
-    """The dotted path of a finding without pydantic's names of union members such as `tuple[int, ...]`."""
+def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], Any]:
+    """The dotted path of a finding, and the annotation of what is there.
+
+    The path is without pydantic's names of union members, such as `tuple[int, ...]`.
+    """
     path: list[str] = []
     here: Any = model
     for part in location:
@@ -141,7 +144,7 @@ def _plain_path(location: Sequence[str | int], model: type[BaseModel]) -> list[s
             here = owner.model_fields[part].annotation
         elif owner is not None and part != owner.__name__ and not _names_member(here, part):
             path.append(part)  # an unknown key
-    return path
+    return path, here
 
 
 def _tagged_member(annotation: Any, tag: str) -> Any:
@@ -189,19 +192,3 @@ def _item_type(annotation: Any) -> Any:
         if found is not None:
             return found
     return None
-
-
-def _model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
-    here: Any = model
-    for part in path:
-        if part.isdigit():
-            here = _item_type(here)
-            continue
-        if _values_of_mapping(here) is not None:
-            here = _values_of_mapping(here)
-            continue
-        owner = _as_model(here)
-        if owner is None or part not in owner.model_fields:
-            return owner
-        here = owner.model_fields[part].annotation
-    return _as_model(here)

@@ -10,7 +10,19 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from raybrew.config.base import Many, Section
 
-__all__ = ["TASK_COLUMNS", "TASK_CONFIGS", "ClassificationConfig", "TaggingConfig", "TaskConfig", "task_config_of"]
+__all__ = [
+    "METRICS",
+    "TASK_COLUMNS",
+    "TASK_CONFIGS",
+    "TASK_KD_LOSSES",
+    "ClassificationConfig",
+    "MultilabelConfig",
+    "QAConfig",
+    "RegressionConfig",
+    "TaggingConfig",
+    "TaskConfig",
+    "task_config_of",
+]
 
 
 class _LabelledConfig(Section):
@@ -55,14 +67,89 @@ class TaggingConfig(_LabelledConfig):
     words."""
 
 
+class MultilabelConfig(_LabelledConfig):
+    """Multi-label classification: any number of labels for each sentence or pair."""
+
+    kind: Literal["multilabel"] = "multilabel"
+    """Which task."""
+    separator: str = Field(default=",", min_length=1)
+    """What stands between labels where they come as text; lists of labels need none."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """A label is predicted from this probability on."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens; longer rows are truncated."""
+    metric: Literal["micro_f1", "macro_f1", "subset_accuracy"] = "micro_f1"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
+class RegressionConfig(Section):
+    """One number for each sentence or pair, as the similarity of STS-B."""
+
+    kind: Literal["regression"] = "regression"
+    """Which task."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens; longer rows are truncated."""
+    metric: Literal["pearson", "spearman"] = "pearson"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
+class QAConfig(Section):
+    """Extractive question answering: the answer is a span of the context."""
+
+    kind: Literal["qa"] = "qa"
+    """Which task."""
+    scoring: Literal["squad", "cmrc"] = "squad"
+    """How answers are compared: as SQuAD's script does (English), or that of CMRC 2018 and DRCD (Chinese)."""
+    max_length: int = Field(default=384, ge=32, le=65536)
+    """Longest encoded window in tokens, question included; longer contexts are read through several windows."""
+    stride: int = Field(default=128, ge=1)
+    """Tokens that two neighbouring windows share. An answer of more tokens may be cut by a border."""
+    max_question: int = Field(default=64, ge=1)
+    """Longest question in tokens; the rest of longer ones is left out."""
+    max_answer: int = Field(default=30, ge=1)
+    """Longest answer in tokens that is predicted."""
+    no_answer: bool = False
+    """Whether questions may have no answer in their context (SQuAD 2.0); otherwise such rows are bad."""
+    no_answer_margin: float = 0.0
+    """With `no_answer`: how much the score of `none` must exceed that of the best span to be predicted."""
+    n_best: int = Field(default=20, ge=1, le=1000)
+    """Best starts and ends that are combined, and answers that `raybrew predict` writes at most."""
+    metric: Literal["f1", "exact_match"] = "f1"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
 #: `task.kind` -> its config. One line per task.
 TASK_CONFIGS: Mapping[str, type[Section]] = MappingProxyType(
-    {"classification": ClassificationConfig, "tagging": TaggingConfig}
+    {
+        "classification": ClassificationConfig,
+        "multilabel": MultilabelConfig,
+        "regression": RegressionConfig,
+        "tagging": TaggingConfig,
+        "qa": QAConfig,
+    }
 )
 
 #: `task.kind` -> the keys of `data.columns` that it reads.
 TASK_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"classification": ("text", "text_pair", "label"), "tagging": ("tokens", "tags")}
+    {
+        "classification": ("text", "text_pair", "label"),
+        "multilabel": ("text", "text_pair", "label"),
+        "regression": ("text", "text_pair", "label"),
+        "tagging": ("tokens", "tags"),
+        "qa": ("question", "context", "answers", "scored_answers"),
+    }
+)
+
+_SOFTMAX_LOSSES = ("ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv")
+#: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by.
+TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "classification": _SOFTMAX_LOSSES,
+        "multilabel": ("bce", "mse"),
+        "regression": ("mse",),
+        "tagging": _SOFTMAX_LOSSES,
+        "qa": _SOFTMAX_LOSSES,
+    }
 )
 
 #: Every metric that some task has, and what it is.
@@ -71,7 +158,12 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "accuracy": "share of rows (tagging: words) that are right",
         "macro_f1": "F1 of each class, averaged over classes",
         "mcc": "Matthews' correlation coefficient, fair to unbalanced classes",
-        "f1": "F1 of whole spans, micro average, by seqeval",
+        "micro_f1": "F1 over all labels of all rows",
+        "subset_accuracy": "share of rows whose set of labels is right",
+        "pearson": "Pearson's correlation",
+        "spearman": "Spearman's rank correlation",
+        "f1": "F1 of whole spans by seqeval; of words that an answer shares with a true one by SQuAD's or CMRC's rule",
+        "exact_match": "share of answers that equal a true one, by SQuAD's or CMRC's rule",
         "precision": "share of the spans found that are right, by seqeval",
         "recall": "share of the true spans that are found, by seqeval",
     }
@@ -86,7 +178,11 @@ def _kind_of(value: Any) -> Any:
 
 #: Any task, told apart by `kind`; without one it is classification.
 TaskConfig = Annotated[
-    Annotated[ClassificationConfig, Tag("classification")] | Annotated[TaggingConfig, Tag("tagging")],
+    Annotated[ClassificationConfig, Tag("classification")]
+    | Annotated[MultilabelConfig, Tag("multilabel")]
+    | Annotated[RegressionConfig, Tag("regression")]
+    | Annotated[TaggingConfig, Tag("tagging")]
+    | Annotated[QAConfig, Tag("qa")],
     Discriminator(_kind_of),
 ]
 

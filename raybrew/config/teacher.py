@@ -44,7 +44,8 @@ class TeacherConfig(Section):
     """How `raybrew finetune` trains the teacher on labels. Not set: `teacher.model` is used as it is."""
     source: Literal["auto", "store", "live"] = "auto"
     """Where a student's targets come from: `store` (captured once), `live` (teacher runs in every step);
-    `auto` uses the store and captures what it lacks."""
+    `auto` uses the store and captures what it lacks, but runs the teacher live where a store of 1 GiB or more would not
+    fit on the disk, or would be read once only (train.epochs=1) and is not there yet."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward pass; `auto`: bf16 on GPUs that have it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)

@@ -42,6 +42,12 @@ _SET: Mapping[str, Any] = {
     "train.learning_rate": 1.0e-4,
 }
 
+#: The same for kinds of tasks that ask for something else.
+_SET_FOR_TASK: Mapping[str, Mapping[str, Any]] = {
+    "multilabel": {"distill.kd_loss": {"kind": "bce"}},
+    "regression": {"distill.kd_loss": {"kind": "mse"}},
+}
+
 #: An example of a space, for a section that is commented out as a whole.
 _SPACE = {"distill.temperature": [1, 4, 8], "student.shape": ["T3", "T6"]}
 
@@ -68,6 +74,7 @@ def experiment_template(file: str = "experiment.yaml", task: str = "classificati
 
 
 def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Iterator[str]:
+    given_values = {**_SET, **_SET_FOR_TASK.get(task, {})}
     for name, field in section.model_fields.items():
         key = f"{prefix}.{name}"
         yield from _comment(field, indent)
@@ -78,8 +85,8 @@ def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Itera
             yield f"{indent}# columns: {_flow(given)}"
         elif key == "sweep.space":
             yield f"{indent}{name}: {_flow(_SPACE)}"
-        elif key in _SET:
-            yield f"{indent}{name}: {_flow(_SET[key])}"
+        elif key in given_values:
+            yield f"{indent}{name}: {_flow(given_values[key])}"
         else:
             default = field.get_default(call_default_factory=True)
             if isinstance(default, Section):

@@ -31,10 +31,11 @@ class ParquetFile:
         """Class names that `datasets` left in the file's metadata."""
         return _class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         file = _guarded(self.name, lambda: pq.ParquetFile(self.path))
         require_columns(self.name, file.schema_arrow.names, columns)
+        columns = _with_optional(columns, optional, file.schema_arrow.names)
         with file:
             yield from _records(self.name, file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)), columns)
 
@@ -51,10 +52,11 @@ class ArrowFile:
         with _guarded(self.name, self._open) as reader:
             return _class_names(reader.schema, column)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         with _guarded(self.name, self._open) as reader:
             require_columns(self.name, reader.schema.names, columns)
+            columns = _with_optional(columns, optional, reader.schema.names)
             if isinstance(reader, pa.RecordBatchFileReader):
                 batches: Iterable[Any] = map(reader.get_batch, range(reader.num_record_batches))
             else:
@@ -88,11 +90,16 @@ class DatasetRows:
         feature = getattr(feature, "feature", feature)
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         require_columns(self.name, self.dataset.column_names, columns)
+        columns = _with_optional(columns, optional, self.dataset.column_names)
         tables = self.dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH_ROWS)
         yield from _records(self.name, tables, columns)
+
+
+def _with_optional(columns: Sequence[str], optional: Sequence[str], has: Sequence[str]) -> list[str]:
+    return [*columns, *(column for column in optional if column in has and column not in columns)]
 
 
 def _records(name: str, tables: Iterable[pa.Table | pa.RecordBatch], columns: Sequence[str]) -> Iterator[Record]:

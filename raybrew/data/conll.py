@@ -32,7 +32,7 @@ class ConllFile:
         del column
         return None
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         row = 0
         for first, lines in self._sentences():

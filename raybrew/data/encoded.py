@@ -73,6 +73,13 @@ class EncodedRows:
         """Number of rows."""
         return self.arrow.num_rows
 
+    @property
+    def num_source_rows(self) -> int:
+        """Number of source rows, of which some may have several units."""
+        if "row" not in self.arrow.schema.names:
+            return self.num_rows
+        return int(self.arrow.flat("row").gather([self.num_rows - 1])[0]) + 1
+
     @functools.cached_property
     def token_columns(self) -> tuple[str, ...]:
         """`input_ids`, and `token_type_ids` if the model has them."""

@@ -37,6 +37,8 @@ LEGACY_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: What `datasets` says of a repository that holds a loading script.
+_SCRIPT_REFUSED = "scripts are no longer supported"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
@@ -71,7 +73,15 @@ def load_hub(name: HubName, split: str, local: Path) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(name.repository, name.subset, split=split)
+        try:
+            return datasets.load_dataset(name.repository, name.subset, split=split)
+        except RuntimeError as error:
+            if _SCRIPT_REFUSED not in str(error):
+                raise
+            # Old repositories hold a loading script only; the hub keeps its rows as Parquet on a branch of its own.
+            return datasets.load_dataset(
+                name.repository, data_dir=name.subset, revision="refs/convert/parquet", split=split
+            )
     except Exception as error:  # HTTP, parsing and cache libraries below raise errors of many families
         subset = "" if name.subset is None else f", subset {name.subset}"
         raise DataError(

@@ -63,8 +63,7 @@ class Labeller:
         """The labels, and the final number of each code."""
         if self._known is not None:
             return self._known, np.arange(len(self._known), dtype=np.int32)
-        if not self._task.names_labels:
-            raise AssertionError("a task without label names prescribes its labels")
+        assert self._task.names_labels  # a task without label names prescribes its labels
         if len(self._names) > _MANY_LABELS and len(self._names) > num_rows / 2:
             raise DataError(
                 f"{source}: column {self._task.label_column!r} has {len(self._names)} different values in {num_rows} "

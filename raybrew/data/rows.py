@@ -113,7 +113,7 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
     for reader in open_source(source):
         if labeller is not None:
             labeller.use_names(reader.label_names(task.label_column))
-        for row, line, raw in reader.rows(columns):
+        for row, line, raw in reader.rows(columns, task.optional_columns):
             num_rows += 1
             if isinstance(raw, BadRow):
                 problem = raw

@@ -54,7 +54,7 @@ class _TextFile:
 class CsvFile(_TextFile):
     """Comma-separated values with a header."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         with _opened(self.path) as file:
             # surrogateescape: one bad byte makes one bad row instead of ending the file. newline="": csv sees \r\n.
@@ -100,7 +100,7 @@ class CsvFile(_TextFile):
 class TsvFile(_TextFile):
     """Tab-separated values with a header and without quoting."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         header: list[str] | None = None
         row = 0
@@ -132,7 +132,7 @@ class TsvFile(_TextFile):
 class JsonlFile(_TextFile):
     """One JSON object per line."""
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Record]:
+    def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         seen: dict[str, None] = {}
         last_keys: Any = None

@@ -9,11 +9,54 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["model_card"]
 
-_PIPELINES: Mapping[str, str] = {"classification": "text-classification"}
+#: Kind of task -> what the hub calls it.
+_PIPELINES: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": "text-classification",
+        "multilabel": "text-classification",
+        "regression": "text-classification",
+        "tagging": "token-classification",
+        "qa": "question-answering",
+    }
+)
+_CLASSIFY = """\
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="path/to/this/folder")
+print(classify(["A first text.", "A second one."]{options}))"""
+_TAG = """\
+from transformers import pipeline
+
+tag = pipeline("token-classification", model="path/to/this/folder", aggregation_strategy="first")
+print(tag("Some text."))"""
+_ANSWER = """\
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+model = AutoModelForQuestionAnswering.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+question, context = "Who wrote it?", "It was written by Ann."
+inputs = tokenizer(question, context, return_tensors="pt")
+with torch.inference_mode():
+    outputs = model(**inputs)
+start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+#: Kind of task -> code that runs its models.
+_USAGE: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": _CLASSIFY.format(options=""),
+        "multilabel": _CLASSIFY.format(options=", top_k=None"),
+        "regression": _CLASSIFY.format(options=""),
+        "tagging": _TAG,
+        "qa": _ANSWER,
+    }
+)
+_PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 #: What YAML does not take literally inside double quotes.
 _NOT_PRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
@@ -36,7 +79,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
         _metadata(summary),
         f"# {_escape(summary.get('name') or 'student')}",
         _introduction(summary),
-        _usage(),
+        _usage(summary.get("task") or "classification"),
         _figures(summary),
         _lineage(summary),
         _settings(summary),
@@ -77,14 +120,9 @@ def _introduction(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _usage() -> str:
-    code = (
-        "from transformers import pipeline\n\n"
-        'classify = pipeline("text-classification", model="path/to/this/folder")\n'
-        'print(classify(["A first text.", "A second one."]))'
-    )
-    pairs = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'
-    return f"## How to use\n\n{_fenced(code, 'python')}\n\n{pairs}"
+def _usage(task: str) -> str:
+    parts = ["## How to use", _fenced(_USAGE[task], "python")]
+    return "\n\n".join([*parts, _PAIRS] if _PIPELINES[task] == "text-classification" else parts)
 
 
 def _figures(summary: Mapping[str, Any]) -> str:

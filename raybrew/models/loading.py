@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -22,6 +24,7 @@ from raybrew.errors import ModelError
 
 __all__ = [
     "AUTO_CLASSES",
+    "PROBLEM_TYPES",
     "ModelSource",
     "load_config",
     "load_model",
@@ -34,7 +37,16 @@ __all__ = [
 #: Task kind -> the Auto class that gives its head.
 AUTO_CLASSES: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
+    "multilabel": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
     "tagging": AutoModelForTokenClassification,
+    "qa": AutoModelForQuestionAnswering,
+}
+#: Task kind -> how transformers' own pipelines read the outputs of a sequence classifier.
+PROBLEM_TYPES: Mapping[str, Any] = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
 }
 
 
@@ -80,6 +92,8 @@ def load_model(source: ModelSource, task_kind: str, labels: tuple[str, ...] | No
             "ignore_mismatched_sizes": True,
         }
     model: PreTrainedModel = _load("model", AUTO_CLASSES[task_kind].from_pretrained, source, **arguments)
+    if labels is not None:
+        model.config.problem_type = PROBLEM_TYPES.get(task_kind)
     return model
 
 

@@ -13,22 +13,22 @@ __all__ = ["MultiTaskStudent"]
 
 
 class MultiTaskStudent(nn.Module):
-    """`models[task]` are whole models of one architecture that share all of their encoder, embeddings included.
+    """`models[task]` are whole models of one architecture that share one base model, embeddings included.
 
-    What is shared are the parts of the base model under their names, so that models of different heads fit together,
-    such as one with a pooler and one without. The first model that has a part gives it to all.
+    Where heads ask for different base models, such as one with a pooler and one without, the one with most parts is
+    shared, and each model is saved with its own parts alone.
     """
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
         super().__init__()
-        parts: dict[str, nn.Module] = {}
-        loose: dict[str, nn.Parameter] = {}
+        bases = {task: _base_of(model, task) for task, model in models.items()}
+        # The object itself, not its parts: transformers captures hidden states by hooks that each base model puts on
+        # its layers, and layers of two base models would be captured twice.
+        shared = max(bases.values(), key=lambda base: len(list(base.children())))
+        self._own = {task: frozenset(model.state_dict()) for task, model in models.items()}
         for task, model in models.items():
-            base = _base_of(model, task)
-            for name, part in list(base.named_children()):
-                setattr(base, name, _shared(parts, name, part, task))
-            for name, parameter in list(base.named_parameters(recurse=False)):
-                setattr(base, name, loose.setdefault(name, parameter))
+            _check_fits(shared, bases[task], task)
+            setattr(model, model.base_model_prefix, shared)
         self.models = nn.ModuleDict(models)
 
     def __getitem__(self, task: str) -> PreTrainedModel:
@@ -38,7 +38,8 @@ class MultiTaskStudent(nn.Module):
     def weights_of(self, task: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of one task's model out of `weights`, a state of this module, under the names that it has itself."""
         start = f"models.{task}."
-        return {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
+        named = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
+        return {name: value for name, value in named.items() if name in self._own[task]}
 
 
 def _base_of(model: PreTrainedModel, task: str) -> nn.Module:
@@ -48,9 +49,11 @@ def _base_of(model: PreTrainedModel, task: str) -> nn.Module:
     return base
 
 
-def _shared(parts: dict[str, nn.Module], name: str, part: nn.Module, task: str) -> nn.Module:
-    found = parts.setdefault(name, part)
-    ours, theirs = ({key: value.shape for key, value in module.state_dict().items()} for module in (found, part))
-    if ours != theirs:
-        raise ModelError(f"{task}: its model's {name} has other sizes than those of the tasks before; all share one")
-    return found
+def _check_fits(shared: nn.Module, base: nn.Module, task: str) -> None:
+    has = {name: value.shape for name, value in shared.state_dict().items()}
+    lacks = [name for name, value in base.state_dict().items() if has.get(name) != value.shape]
+    if lacks:
+        raise ModelError(
+            f"{task}: its model has other parts than those of the other tasks, which share one encoder: "
+            f"{', '.join(lacks[:3])}{', ...' if len(lacks) > 3 else ''}"
+        )

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.errors import ConfigError, ModelError
 from raybrew.models.initialise import init_from_teacher
-from raybrew.models.loading import AUTO_CLASSES, ModelSource, load_config, load_model, load_tokenizer
+from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import FAMILIES, dims_of, pick_layers, resolve_shape, size_names, sizes_text
 
 __all__ = ["Student", "build_student", "empty_student", "student_config"]
@@ -151,6 +151,7 @@ def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> Pretraine
 
 
 def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) -> PreTrainedModel:
+    config.problem_type = PROBLEM_TYPES.get(task_kind)
     try:
         model: PreTrainedModel = AUTO_CLASSES[task_kind].from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code

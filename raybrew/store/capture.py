@@ -27,7 +27,16 @@ from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.find import checked_rows, identify
-from raybrew.store.layout import Shard, committed_shards, publish, read_manifest, refuse_foreign
+from raybrew.store.layout import (
+    INDEX,
+    Shard,
+    committed_shards,
+    index_file,
+    problems_of_file,
+    publish,
+    read_manifest,
+    refuse_foreign,
+)
 from raybrew.store.lock import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
@@ -61,12 +70,14 @@ def capture(
     precision: str,
     progress: Callable[[CaptureProgress], None] | None = None,
     skip_bad_rows: bool = False,
+    verify: bool = False,
 ) -> Store:
     """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
     What it lacks is computed. `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored
     once. `auto` precision is decided on this machine, `auto` device by each worker. A row that the teacher cannot
-    compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. Raises DataError, ModelError,
+    compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. `verify` reads what is stored
+    already and computes anew what does not hold the bytes that were written. Raises DataError, ModelError,
     ClusterError, and StoreError, among others while another capture writes this store.
     """
     request = sorted_signals(request)
@@ -77,12 +88,12 @@ def capture(
     refuse_foreign(storage)
     ids = row_ids(rows)
 
-    shards, stored_ids = _readable_shards(storage)
+    shards, stored_ids = _readable_shards(storage, verify)
     tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
-    if tasks or not _is_published(storage, shards):
+    if tasks or not _is_published(storage, shards, verify):
         with locked_store(storage) as pending:
             # Again, now that nobody else writes.
-            shards, stored_ids = _readable_shards(storage)
+            shards, stored_ids = _readable_shards(storage, verify)
             tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
             remove_orphans(storage, shards)
             settings = WorkerSettings(
@@ -124,10 +135,10 @@ def _check_actors(store: StoreConfig) -> None:
         raise ConfigError(message, (message,))
 
 
-def _readable_shards(storage: Storage) -> tuple[list[Shard], Ids]:
+def _readable_shards(storage: Storage, verify: bool) -> tuple[list[Shard], Ids]:
     """Committed shards whose examples can be read, and the ids of all their rows."""
     shards, ids = [], []
-    for shard in committed_shards(storage):
+    for shard in committed_shards(storage, verify):
         try:
             ids.append(ids_of(storage, [shard]))
         except DataError:
@@ -136,11 +147,14 @@ def _readable_shards(storage: Storage) -> tuple[list[Shard], Ids]:
     return shards, np.concatenate([ids_of(storage, []), *ids])
 
 
-def _is_published(storage: Storage, shards: list[Shard]) -> bool:
+def _is_published(storage: Storage, shards: list[Shard], verify: bool) -> bool:
     try:
-        return bool(read_manifest(storage)["shards"] == shards)
+        manifest = read_manifest(storage)
     except StoreError:
         return False
+    index = index_file(manifest)
+    sound = not problems_of_file(storage, f"{INDEX}/{index.file}", index, hashes=verify)
+    return bool(manifest["shards"] == shards and sound)
 
 
 def _runs_here(store: StoreConfig, tasks: list[ShardTask]) -> bool:

@@ -192,16 +192,18 @@ def commit_shard(storage: Storage, shard: Shard) -> None:
     storage.write(_mark(shard.index), json_bytes(shard.plain()))
 
 
-def committed_shards(storage: Storage) -> list[Shard]:
+def committed_shards(storage: Storage, hashes: bool = False) -> list[Shard]:
     """Shards with a commit mark, by number, without those files that are missing or not of the size they should be.
 
-    So what was damaged is computed again. A shard without its examples is not committed at all.
+    With `hashes` all bytes are read, and files that hold other ones are left out too. So what was damaged is computed
+    again. A shard without its examples is not committed at all.
     """
     sizes = storage.files()
     marks = {int(found[1]): name for name in sizes if (found := _MARK.fullmatch(name)) is not None}
     contents = storage.read_many(list(marks.values()))
     parsed = [_parsed(number, contents[marks[number]]) for number in sorted(marks) if marks[number] in contents]
-    return [whole for shard in parsed if shard is not None and (whole := _whole(shard, sizes)) is not None]
+    whole = [kept for shard in parsed if shard is not None and (kept := _whole(shard, sizes)) is not None]
+    return whole if not hashes else [kept for shard in whole if (kept := _unharmed(storage, shard)) is not None]
 
 
 def committed_shard(storage: Storage, index: int) -> Shard | None:
@@ -293,7 +295,7 @@ def _write_index(storage: Storage, index: IdIndex) -> ShardInfo:
     digest = xxhash.xxh3_128_hexdigest(data)
     info = ShardInfo(f"{digest}.arrow", len(index), len(data), digest)
     name = f"{INDEX}/{info.file}"
-    if storage.sizes([name]).get(name) != info.bytes:
+    if problems_of_file(storage, name, info, hashes=True):
         storage.write(name, data)
     return info
 
@@ -389,6 +391,15 @@ def _whole(shard: Shard, sizes: Mapping[str, int]) -> Shard | None:
     files = {folder: info for folder, info in shard.files.items() if sizes.get(f"{folder}/{shard.file}") == info.bytes}
     aside = {folder: rows for folder, rows in shard.set_aside.items() if folder in files}
     return dataclasses.replace(shard, files=files, set_aside=aside) if EXAMPLES in files else None
+
+
+def _unharmed(storage: Storage, shard: Shard) -> Shard | None:
+    """`shard` with those of its files that hold the bytes that were written; None if its examples do not."""
+    name = "{}/{}".format
+    files = {
+        folder: info for folder, info in shard.files.items() if storage.hash_of(name(folder, shard.file)) == info.xxh3
+    }
+    return dataclasses.replace(shard, files=files) if EXAMPLES in files else None
 
 
 def _mark(index: int) -> str:

@@ -24,6 +24,7 @@ __all__ = ["Pending", "folder_holder", "locked_folder", "locked_store", "orphans
 
 _HOLDER = ".capture.json"
 _LOCK = ".lock"
+_DEAD = ".dead-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +119,9 @@ def folder_holder(root: Path) -> str | None:
 def _discard(folder: Path) -> None:
     # Renamed first: from then on no worker that is still alive finds its way in, whatever it writes meanwhile.
     if folder.is_dir():
-        dead = folder.with_name(f".dead-{uuid.uuid4().hex}")
-        os.replace(folder, dead)
+        os.replace(folder, folder.with_name(f"{_DEAD}{uuid.uuid4().hex}"))
+    # With those of captures that were killed just here.
+    for dead in folder.parent.glob(f"{_DEAD}*"):
         shutil.rmtree(dead, ignore_errors=True)
 
 

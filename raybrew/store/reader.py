@@ -351,4 +351,4 @@ def describe(store: Store) -> dict[str, Any]:
 
 def _damage(location: str, problems: tuple[str, ...]) -> str:
     shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-    return f"{location}: damaged: {shown}. Delete what is damaged and capture again: only that is computed anew"
+    return f"{location}: damaged: {shown}. `raybrew capture --verify` computes that anew, and only that"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raybrew.config import Columns, TaskConfig
     from raybrew.tasks.heads import Head
 
-__all__ = ["TASKS", "BadValue", "Labels", "Outputs", "Task", "Units", "build_task"]
+__all__ = ["TASKS", "BadValue", "Labels", "Task", "Units", "build_task"]
 
 
 class BadValue(ValueError):  # noqa: N818 (it says what is there)
@@ -34,16 +34,13 @@ class BadValue(ValueError):  # noqa: N818 (it says what is there)
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Label names in the order of a model's outputs."""
+    """Label names in the order of a model's outputs. Not `named`: any model with as many outputs fits."""
 
     names: tuple[str, ...]
+    named: bool = True
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-#: float32 logits of units in order: (units, classes), or for each unit (items, classes) where the task has items.
-Outputs = "np.ndarray | Sequence[np.ndarray]"
 
 
 class Units(Protocol):
@@ -69,6 +66,11 @@ class Task(Protocol):
     @property
     def columns(self) -> tuple[str, ...]:
         """Source columns that every row must have; the label column is only needed where labels are."""
+        ...
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Further source columns that are read where a source has them."""
         ...
 
     @property
@@ -145,7 +147,10 @@ class Task(Protocol):
         ...
 
     def metrics(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> dict[str, float]:
-        """Metrics of `Outputs` over labelled units. `rows`: the source rows, where `keeps_rows`."""
+        """Metrics over labelled units. `rows`: the source rows, where `keeps_rows`.
+
+        `outputs` are the float32 logits of units in order: (units, classes), or a list of (items, classes) for each.
+        """
         ...
 
     @property
@@ -154,7 +159,7 @@ class Task(Protocol):
         ...
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
-        """One mapping per source row, as `raybrew predict` writes it."""
+        """One mapping per source row, as `raybrew predict` writes it; `outputs` as in `metrics`."""
         ...
 
 
@@ -162,7 +167,10 @@ class Task(Protocol):
 TASKS: Mapping[str, str] = MappingProxyType(
     {
         "classification": "raybrew.tasks.classification:Classification",
+        "multilabel": "raybrew.tasks.multilabel:Multilabel",
+        "regression": "raybrew.tasks.regression:Regression",
         "tagging": "raybrew.tasks.tagging:Tagging",
+        "qa": "raybrew.tasks.qa:QuestionAnswering",
     }
 )
 

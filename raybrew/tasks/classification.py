@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybrew.config.data import Columns
 from raybrew.config.task import ClassificationConfig
 from raybrew.tasks.base import Labels, Units
 from raybrew.tasks.names import label_id, name_or_number
-from raybrew.tasks.text import text_of
+from raybrew.tasks.texts import TextTask
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,52 +20,28 @@ __all__ = ["Classification"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(TextTask):
     """Rows of text (and text_pair) with one label each; see `raybrew.tasks.base.Task` for the contract."""
 
     config: ClassificationConfig
-    source: Columns = dataclasses.field(default_factory=Columns)
 
     kind = "classification"
     names_labels = True
-    keeps_rows = False
 
     @property
     def fixed_labels(self) -> Labels | None:
         return None if self.config.labels is None else Labels(self.config.labels)
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.source.text,) if self.source.text_pair is None else (self.source.text, self.source.text_pair)
-
-    @property
-    def label_column(self) -> str:
-        return self.source.label
-
-    @property
-    def content_columns(self) -> tuple[str, ...]:
-        return ("text",) if self.source.text_pair is None else ("text", "text_pair")
-
     def schema(self) -> pa.Schema:
         import pyarrow as pa
 
-        content = [pa.field(name, pa.string()) for name in self.content_columns]
-        return pa.schema([*content, pa.field("label", pa.int32())])
-
-    def parse(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        row = {"text": text_of(raw, self.source.text)}
-        if self.source.text_pair is not None:
-            row["text_pair"] = text_of(raw, self.source.text_pair)
-        return row
+        return self._schema(pa.int32())
 
     def raw_label(self, raw: Mapping[str, Any], names: Sequence[str] | None = None) -> str | int | None:
         return name_or_number(raw.get(self.source.label), self.source.label)
 
     def label_id(self, value: str | int | None, labels: Labels, names_of_source: Sequence[str] | None) -> int:
         return label_id(value, labels, names_of_source, self.source.label)
-
-    def complete_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        return names
 
     def no_label(self, parsed: Mapping[str, Any]) -> int:
         return -1
@@ -80,18 +55,6 @@ class Classification:
             f"all {rows.num_rows} rows have the label {name!r} (column {self.source.label!r}); training needs two "
             "classes at least"
         )
-
-    def content(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(row[name] for name in self.content_columns)
-
-    def units(self, rows: pa.Table, tokenizers: Sequence[Any]) -> pa.Table:
-        return rows
-
-    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        return encode_texts(tokenizer, units, self.content_columns, self.config.max_length)
-
-    def encode_settings(self) -> dict[str, Any]:
-        return {"max_length": self.config.max_length}
 
     @property
     def head(self) -> Head:
@@ -121,12 +84,3 @@ class Classification:
             scores = {name: round(float(value), 6) for name, value in zip(labels.names, probabilities, strict=True)}
             found.append({"label": labels.names[best], "score": scores[labels.names[best]], "scores": scores})
         return found
-
-
-def encode_texts(
-    tokenizer: Any, units: Mapping[str, Sequence[Any]], columns: Sequence[str], max_length: int
-) -> dict[str, list[Any]]:
-    """Token ids of one text or of pairs of texts, truncated to `max_length`."""
-    texts = [list(units[name]) for name in columns]
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
-    return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-from raybrew.losses.logits import hard_label_ce
+from raybrew.losses.logits import hard_label_ce, label_items
 from raybrew.losses.term import LossTerm
 
-__all__ = ["ClassHead", "Compared", "Head", "ItemHead"]
+__all__ = ["BinaryHead", "ClassHead", "Compared", "Head", "ItemHead", "NumberHead", "SpanHead"]
 
 
 class Compared(NamedTuple):
@@ -77,3 +79,76 @@ class ItemHead:
 
     def num_labelled(self, batch: Mapping[str, Tensor]) -> Tensor:
         return ((batch["labels"] >= 0) * batch["item_mask"]).sum()
+
+
+class BinaryHead:
+    """Any set of classes per row: logits (batch, classes); binary cross entropy, mean over classes.
+
+    Labels (batch, most) are class numbers filled up with -1; a row with -2 has no labels.
+    """
+
+    def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
+        return Compared(student, teacher, batch["logits_mask"], None)
+
+    def num_compared(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["logits_mask"].sum()
+
+    def label_loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> LossTerm:
+        labelled, labels = self._labelled(batch), batch["labels"]
+        classes = logits.shape[-1]
+        # One class more than there are takes what is no class.
+        targets = torch.zeros(len(labels), classes + 1, device=logits.device)
+        targets = targets.scatter(1, labels.masked_fill(labels < 0, classes), 1.0)[:, :classes]
+        per_row = functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(dim=-1)
+        return LossTerm(per_row.masked_fill(~labelled, 0.0).sum(), labelled.float().sum())
+
+    def num_labelled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self._labelled(batch).float().sum()
+
+    def _labelled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return ~(batch["labels"] == -2).any(dim=1) & (batch["logits_mask"] != 0)
+
+
+class NumberHead:
+    """One number per row: logits (batch, 1), labels (batch,) float32 with NaN for none; squared error."""
+
+    def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
+        return Compared(student, teacher, batch["logits_mask"], None)
+
+    def num_compared(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["logits_mask"].sum()
+
+    def label_loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> LossTerm:
+        labelled = self._labelled(batch)
+        gaps = (logits.float().squeeze(-1) - batch["labels"]).masked_fill(~labelled, 0.0)
+        return LossTerm(gaps.square().sum(), labelled.float().sum())
+
+    def num_labelled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self._labelled(batch).float().sum()
+
+    def _labelled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return ~batch["labels"].isnan() & (batch["logits_mask"] != 0)
+
+
+class SpanHead:
+    """A span of items: start and end logits (batch, items, 2), labels (batch, 2) of items, -1 for none.
+
+    Start and end are two questions whose classes are the row's items; padding is no item, so it takes no probability.
+    """
+
+    def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
+        return Compared(
+            student.transpose(1, 2), teacher.transpose(1, 2), self._mask(batch), batch["labels"], batch["item_mask"]
+        )
+
+    def num_compared(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self._mask(batch).sum()
+
+    def label_loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> LossTerm:
+        return hard_label_ce(logits.transpose(1, 2), batch["labels"], self._mask(batch), class_mask=batch["item_mask"])
+
+    def num_labelled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return label_items(batch["labels"], self._mask(batch), class_mask=batch["item_mask"]).float().sum()
+
+    def _mask(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["logits_mask"].unsqueeze(1).expand(-1, 2)

@@ -13,6 +13,7 @@ from raybrew.data.loader import TokenRows, collate
 from raybrew.models.forward import forward
 from raybrew.signals import LOGITS
 from raybrew.training.context import Context
+from raybrew.training.parallel import is_sharded
 from raybrew.training.precision import Precision
 
 __all__ = ["compute_logits"]
@@ -31,14 +32,21 @@ def compute_logits(
 ) -> np.ndarray | list[np.ndarray]:
     """float32 logits of `model` in the order of `data`, on every worker: (rows, classes), or (items, classes) a row.
 
-    Batches are cut by a token budget from rows sorted by length; ranks take every `world_size`-th batch.
+    Batches are cut by a token budget from rows sorted by length; ranks take every `world_size`-th one. Where the model
+    is divided among them, all run equally often: who has no batch left repeats the last, which counts once.
     """
     was_training = model.training
     model.eval()
     parts: list[tuple[np.ndarray, Any]] = []
     batches = list(_batches(data.lengths))
-    with torch.inference_mode(), precision.autocast():
-        for rows in batches[context.rank :: context.world_size]:
+    mine = batches[context.rank :: context.world_size]
+    divided = is_sharded(model)
+    repeated = -(-len(batches) // context.world_size) - len(mine) if divided else 0
+    # Weights that are gathered in inference mode could not be trained afterwards.
+    with torch.no_grad() if divided else torch.inference_mode(), precision.autocast():
+        for _ in range(repeated):
+            forward(model, collate(batches[-1], data, pad_token_id, None).to(context.device).inputs, (LOGITS,))
+        for rows in mine:
             batch = collate(rows, data, pad_token_id, None).to(context.device)
             logits = forward(model, batch.inputs, (LOGITS,))[LOGITS]
             values = logits.float().cpu().numpy()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -24,13 +23,12 @@ from torch import Tensor, nn
 from raybrew.distillers.objective import Objective
 from raybrew.errors import Interrupted
 from raybrew.training.context import Context
-from raybrew.training.optim import trained_parameters
+from raybrew.training.optim import clip_gradients, trained_parameters
 from raybrew.training.parallel import (
     full_state,
     load_full_state,
     load_optimizer_state,
     optimizer_state,
-    whole,
     without_sync,
 )
 from raybrew.training.precision import Precision
@@ -255,7 +253,7 @@ def train(
                 precision.scaler.scale((micro_sums * factors).sum()).backward()
             sums += micro_sums.detach()
         precision.scaler.unscale_(optimizer)
-        grad_norm = whole(nn.utils.clip_grad_norm_(parameters, program.max_grad_norm or math.inf))
+        grad_norm = clip_gradients(parameters, program.max_grad_norm)
         precision.scaler.step(optimizer)
         precision.scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raybrew.config.train import TrainConfig
 from raybrew.errors import ModelError
+from raybrew.training.parallel import whole
 
-__all__ = ["build_optimizer", "layer_scales", "learning_rate_factor", "trained_parameters"]
+__all__ = ["build_optimizer", "clip_gradients", "layer_scales", "learning_rate_factor", "trained_parameters"]
 
 
 def trained_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -63,6 +64,18 @@ def layer_scales(student: nn.Module, decay: float) -> dict[int, float]:
         above = depth - 1 - int(name[len(stack) + 1 :].split(".")[0]) if inside else 0 if reached else depth
         scales[id(parameter)] = decay**above
     return scales
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+    """The norm of all gradients; those of a larger norm than `max_norm` are scaled down to it. Waits for no device.
+
+    As torch's `clip_grad_norm_`, but gradients that need no scaling are not multiplied by 1 where it is known for free.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients))
+    if max_norm is not None and not (norm.device.type == "cpu" and norm <= max_norm):
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup: float, schedule: str) -> float:

@@ -35,13 +35,17 @@ def capture(
     teacher: str | None = None,
     teacher_run: str | None = None,
     reporter: Reporter | None = None,
+    verify: bool = False,
 ) -> Store:
     """The teacher's store for this experiment, with everything its objective and `store.signals` ask for.
 
     `task` and `teacher` choose one of several. Rows, signals and whole stores that exist are not computed again; killed
-    at any moment, the same call finishes the missing shards.
+    at any moment, the same call finishes the missing shards. `verify` also reads all that is stored and computes anew
+    what is damaged.
     """
-    found = capture_all(experiment, task=task, teacher=teacher, teacher_run=teacher_run, reporter=reporter)
+    found = capture_all(
+        experiment, task=task, teacher=teacher, teacher_run=teacher_run, reporter=reporter, verify=verify
+    )
     if len(found) > 1:
         raise ConfigError(f"teacher: this experiment has several, choose one or capture_all: {', '.join(found)}")
     return next(iter(found.values()))
@@ -54,6 +58,7 @@ def capture_all(
     teacher: str | None = None,
     teacher_run: str | None = None,
     reporter: Reporter | None = None,
+    verify: bool = False,
 ) -> dict[str, Store]:
     """The stores of all teachers of all tasks, or of those that `task` and `teacher` choose, by name."""
     reporter = reporter or QuietReporter()
@@ -79,7 +84,7 @@ def capture_all(
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
             units = units_of(view, rows.training, source, *together)
-            found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label)
+            found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label, verify)
     if not found:
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
     return found
@@ -92,6 +97,7 @@ def capture_table(
     request: Collection[Signal],
     reporter: Reporter,
     label: str = "",
+    verify: bool = False,
 ) -> Store:
     """The store with `request` for all of `rows`, computed where it lacks something. `label` tells several apart.
 
@@ -122,6 +128,7 @@ def capture_table(
             experiment.teacher.precision,
             show,
             experiment.data.on_bad_row == "skip",
+            verify,
         )
     usable_rows(experiment, store, rows, request, reporter.say)
     return store

@@ -45,7 +45,8 @@ def predict(
     encoded = encode(view, rows.table, chosen)
     network = load_model(chosen, view.task.kind)
     logits = logits_of(view, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
-    content = rows.table.drop_columns(["id", "label"]).to_pylist()
+    hidden = {"id", "label", "scored"} & set(rows.table.column_names)
+    content = rows.table.drop_columns(sorted(hidden)).to_pylist()
     predictions = kind.predictions(logits, encoded, rows.table, labels)
     return [row | found for row, found in zip(content, predictions, strict=True)]
 

@@ -121,7 +121,7 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
             f"the teacher {teacher.model} has {config.num_labels} classes ({shown}), the data has {len(ours)} "
             f"({', '.join(ours[:20])}); fine-tune it on this data, or set task.labels to the teacher's"
         )
-    if theirs and theirs != ours:
+    if labels.named and theirs and theirs != ours:
         raise DataError(
             f"the teacher {teacher.model} has the classes {', '.join(theirs[:20])} in this order, the data has "
             f"{', '.join(ours[:20])}; set task.labels={theirs} or fine-tune the teacher again"

@@ -6,8 +6,10 @@ is followed there, by a thread beside the waiting verb.
 
 from __future__ import annotations
 
+import datetime
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,15 +54,28 @@ class LineReporter:
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        shown = [-1]
+        shown, first = -1, None
 
         def update(done: int, text: str) -> None:
+            nonlocal shown, first
+            now = time.monotonic()
+            if first is None:  # what a continued run had done already says nothing of its speed
+                first = (done, now)
             tenth = 10 * done // max(total, 1)
-            if tenth > shown[0]:
-                shown[0] = tenth
-                self.write(f"{title}: {done}/{total} {unit}{'  ' + text if text else ''}")
+            if tenth > shown:
+                shown = tenth
+                pace = _pace(done - first[0], total - done, now - first[1], unit)
+                self.write("  ".join(part for part in (f"{title}: {done}/{total} {unit}", pace, text) if part))
 
         yield update
+
+
+def _pace(done: int, left: int, seconds: float, unit: str) -> str:
+    """Rate and remaining time, such as `812.4 rows/s, 0:01:10 left`; empty while nothing is known."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    return f"{rate:.1f} {unit}/s" + (f", {datetime.timedelta(seconds=round(left / rate))} left" if left > 0 else "")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
 from raybrew.verbs.prepare import Rows, rows_with, task_of, units_of
 from raybrew.verbs.reporter import Reporter
+from raybrew.verbs.source import runs_live
 
 __all__ = ["check_tokenizers", "ready_teachers"]
 
@@ -37,7 +38,8 @@ def ready_teachers(
 ) -> tuple[tuple[TeacherInput, ...], Rows, list[ModelSource]]:
     """The teachers that `request` asks for, the rows that all of them could compute, and whose tokenizers these fit.
 
-    Each teacher runs live or has a store with all that it will be asked; `auto` captures what the store lacks.
+    Each teacher runs live or has a store with all that it will be asked; `auto` decides by the rule of
+    `raybrew.verbs.source` and captures what the store lacks.
     ModelError where a teacher's tokenizer is not the student's and tokens are compared, or it runs live.
     """
     asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
@@ -51,7 +53,7 @@ def ready_teachers(
         one = one_teacher(view, name)
         check_tokenizers(one, source, student, asked[name], name)
         given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
-        if one.teacher.source != "live":
+        if not _is_live(one, source, student, units, asked[name], len(rows.labels), reporter):
             label = "/".join(part for part in (task, name) if part)
             store = _store(one, source, units, asked[name], reporter, label)
             bad |= ~usable_rows(one, store, units, asked[name])
@@ -64,9 +66,7 @@ def check_tokenizers(
     one: Experiment, teacher: ModelSource, student: ModelSource, request: tuple[Signal, ...], name: str | None = None
 ) -> None:
     """Refuse what needs the same tokens on both sides when the tokenizers differ."""
-    if student == teacher:
-        return
-    if tokenizer_fingerprint(load_tokenizer(student)) == tokenizer_fingerprint(load_tokenizer(teacher)):
+    if _same_tokenizer(teacher, student):
         return
     whose = "" if name is None else f" of teacher {name}"
     layers = [signal.name for signal in request if signal.layer is not None]
@@ -82,6 +82,27 @@ def check_tokenizers(
             f"{key}.source: live feeds both models the same tokens, but the tokenizers of {student.model} and "
             f"{teacher.model} differ; use {key}.source=auto"
         )
+
+
+def _is_live(
+    one: Experiment,
+    teacher: ModelSource,
+    student: ModelSource,
+    units: pa.Table,
+    request: tuple[Signal, ...],
+    num_labels: int,
+    reporter: Reporter,
+) -> bool:
+    """Whether the teacher runs in every step: as `source` says, by the rule of `runs_live` for `auto`."""
+    if one.teacher.source != "auto":
+        return one.teacher.source == "live"
+    return _same_tokenizer(teacher, student) and runs_live(one, teacher, units, request, num_labels, reporter.say)
+
+
+def _same_tokenizer(teacher: ModelSource, student: ModelSource) -> bool:
+    return student == teacher or tokenizer_fingerprint(load_tokenizer(student)) == tokenizer_fingerprint(
+        load_tokenizer(teacher)
+    )
 
 
 def _store(

@@ -79,7 +79,7 @@ def train_run(
         "rows": {
             "train": sum(part.num_labelled for part in inputs),
             "unlabeled": sum(part.num_unlabeled for part in inputs),
-            "eval": sum(part.evaluation.num_rows for part in inputs if part.evaluation is not None),
+            "eval": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
         },
         "wall_seconds": round(result["seconds"], 2),
         "workers": result["workers"],
@@ -88,8 +88,10 @@ def train_run(
         **facts,
     }
     summary["latency_ms"] = summary["student"].pop("latency_ms")
+    views = task_views(experiment)
     for part in inputs:
-        write_card(run.student / (part.task or ""), model_card(_of_task(summary, part.task) | {"command": command}))
+        known = {"command": command, "task": views[part.task].task.kind}
+        write_card(run.student / (part.task or ""), model_card(_of_task(summary, part.task) | known))
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal as signals
 import threading
 import time
@@ -79,28 +80,31 @@ def test_actors_write_what_one_process_writes(
     assert "ray" not in (printed.out + printed.err).lower()
 
 
-def test_a_killed_actor_costs_no_shard(
+def test_killed_actors_cost_no_shard(
     cluster: RayInfo, tmp_path: Path, teacher: ModelSource, rows: pa.Table, expected: Store
 ) -> None:
     if not cluster.started or not Path("/proc/self/stat").is_file():
         pytest.skip("needs a cluster of its own and /proc, to find an actor")
     killed: list[int] = []
+    rng, done = random.Random(0), threading.Event()
 
-    def kill_one() -> None:
-        # One of those that have begun a shard, or are about to.
-        deadline = time.monotonic() + 120
-        while not killed and time.monotonic() < deadline:
+    def kill_two() -> None:
+        # One after another, at random moments after shards were begun. (A third could end one shard three times.)
+        while len(killed) < 2 and not done.wait(0.005):
             if list(tmp_path.glob("*/pending/*/*.attempts")):
-                killed.extend(_actor_processes()[:1])
-                for pid in killed:
-                    os.kill(pid, signals.SIGKILL)
-            time.sleep(0.005)
+                fresh = [pid for pid in _actor_processes() if pid not in killed]
+                if fresh and not done.wait(rng.uniform(0.0, 0.05)):
+                    killed.append(rng.choice(fresh))
+                    os.kill(killed[-1], signals.SIGKILL)
 
-    hunter = threading.Thread(target=kill_one)
+    hunter = threading.Thread(target=kill_two)
     hunter.start()
-    store = run(rows, teacher, tmp_path, rows_per_shard=10)
-    hunter.join()
-    assert len(killed) == 1
+    try:
+        store = run(rows, teacher, tmp_path, rows_per_shard=10)
+    finally:
+        done.set()
+        hunter.join()
+    assert killed
     assert tree(store.path) == tree(expected.path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_project import cli, losses_of, make_project, start_cli
+
+from raybrew.tracking.jsonl import read_metrics
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -120,9 +123,35 @@ def test_a_killed_worker_changes_nothing(project: Path, unbroken: Path) -> None:
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "resumed at step" in err
+    assert "failed (" in err
+    events = [
+        record for record in read_metrics(run_of(project, "killed") / "metrics.jsonl") if record["kind"] == "event"
+    ]
+    told = [record["event"] for record in events]
+    assert told.index("failure") < told.index("resumed")
+    assert "training starts again from the last checkpoint" in events[told.index("failure")]["message"]
+    assert "with 2 workers" in events[told.index("resumed")]["message"]
     mine, theirs = weights(project, "killed"), weights(project, "two")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert losses_of(run_of(project, "killed")) == losses_of(unbroken)
+
+
+def test_an_elastic_run_takes_as_many_workers_as_fit(project: Path, unbroken: Path) -> None:
+    """Of up to four workers that need half of the CPUs each, two fit, and compute what two do."""
+    half = f"train.cpus_per_worker={(os.cpu_count() or 1) / 2}"
+    cli(*arguments(project, "elastic", "train.workers=[1,4]", half), timeout=300)
+    events = read_metrics(run_of(project, "elastic") / "metrics.jsonl")
+    assert "with 2 workers" in events[0]["message"]
+    assert all(torch.equal(weights(project, "elastic")[name], value) for name, value in weights(project, "two").items())
+    assert losses_of(run_of(project, "elastic")) == losses_of(unbroken)
+
+
+def test_a_divided_student_is_the_same_student(project: Path, unbroken: Path) -> None:
+    """FSDP: evaluated, saved and kept whole."""
+    cli(*arguments(project, "divided", *TWO, "train.parallel=fsdp"), timeout=300)
+    assert gap(weights(project, "divided"), weights(project, "two")) < 2e-4
+    config = json.loads((run_of(project, "divided") / "student" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(project: Path, unbroken: Path) -> None:

@@ -10,12 +10,15 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_runs import OBJECTIVES, Recorder, gap, run, settings
+from tiny_runs import OBJECTIVES, Recorder, Rows, gap, run, settings
+from torch import nn
 
 from raybrew.errors import DivergenceError
-from raybrew.training.context import DistributedContext
+from raybrew.training import evaluation
+from raybrew.training.context import Context, DistributedContext, LocalContext
 from raybrew.training.precision import Precision
 
 RESUMED_AT = 9
@@ -55,6 +58,23 @@ CASES = [
 ]
 
 
+class Evaluating(Recorder):
+    """Evaluates by all workers together, in an odd number of batches."""
+
+    def __init__(self, context: Context, kind: str) -> None:
+        super().__init__()
+        self.context = context
+        self.rows = Rows(kind == "tagging")
+
+    def evaluate(self, student: nn.Module) -> dict[str, float]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "_BATCH_TOKENS", 60)
+            assert len(list(evaluation._batches(self.rows.lengths))) % 2 == 1
+            precision = Precision("fp32", self.context.device)
+            logits = evaluation.compute_logits(student, self.rows, 0, self.context, precision)
+        return {"accuracy": float(np.abs(np.concatenate([np.atleast_2d(row) for row in logits])).mean())}
+
+
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -63,7 +83,8 @@ def worker(rank: int, folder: str) -> None:
         for case in CASES:
             state = torch.load(f"{folder}/{case.kind}.pt", weights_only=True) if case.resumed else None
             start = RESUMED_AT if case.resumed else 0
-            weights, recorder = run(case.kind, case.settings(), context, state, start)
+            recorder = Evaluating(context, case.kind)
+            weights, _ = run(case.kind, case.settings(), context, state, start, recorder=recorder)
             if rank == 0:
                 found = {"weights": weights, "records": recorder.records, "state": recorder.states.get(RESUMED_AT)}
                 torch.save(found, f"{folder}/{case.name}.pt")
@@ -161,7 +182,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_two_workers_equal_one(together: Path, case: Case) -> None:
-    weights, recorder = run(case.kind, case.settings(alone=True))
+    recorder = Evaluating(LocalContext(torch.device("cpu")), case.kind)
+    weights, _ = run(case.kind, case.settings(alone=True), recorder=recorder)
     found = torch.load(together / f"{case.name}.pt", weights_only=True)
     largest, mean = gap(weights, found["weights"])
     assert largest < 2e-4

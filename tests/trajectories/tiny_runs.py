@@ -36,6 +36,7 @@ __all__ = [
     "model",
     "run",
     "settings",
+    "stored_signals",
     "trainee",
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raybrew.data.hub import LEGACY_NAMES, HubName, parse_hub_name
+from raybrew.data.hub import LEGACY_NAMES, HubName, load_hub, parse_hub_name
 from raybrew.data.sources import format_of, open_source, resolve_source
 from raybrew.errors import DataError
 
@@ -196,3 +196,25 @@ def test_resolving_imports_no_heavy_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_repositories_with_a_script_are_read_from_their_parquet_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[dict[str, object]] = []
+
+    def load_dataset(path: str, name: str | None = None, **options: object) -> str:
+        asked.append({"path": path, "name": name, **options})
+        if "revision" not in options:
+            raise RuntimeError("Dataset scripts are no longer supported, but found conll2003.py")
+        return "rows"
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_hub(HubName("owner/old", "part"), "train", Path("old")) == "rows"
+    assert asked[1] == {
+        "path": "owner/old",
+        "name": None,
+        "data_dir": "part",
+        "revision": "refs/convert/parquet",
+        "split": "train",
+    }

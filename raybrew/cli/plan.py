@@ -1,0 +1,99 @@
+"""raybrew plan."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raybrew.cli.options import AsJson, ExperimentFile, Overrides
+from raybrew.cli.terminal import make_reporter, print_json, results
+from raybrew.config.loading import load_experiment
+
+if TYPE_CHECKING:
+    from raybrew.verbs.plan import Plan, StorePlan
+
+__all__ = ["plan"]
+
+
+def plan(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Trainings that read the store, as in a sweep.", show_default=True)
+    ] = 1,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price-per-hour", min=0, help="Price of an hour of one device.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what capture and training will take, before anything runs: rows, bytes, time, price, store or live teacher.
+
+    Measures the teacher and the student for a few seconds on this machine. Writes nothing.
+    """
+    config = load_experiment(experiment, overrides or ())
+
+    from raybrew.verbs.plan import plan as verb
+
+    found = verb(config, trials=trials, price_per_hour=price_per_hour, reporter=make_reporter())
+    if as_json:
+        print_json(found.plain())
+    else:
+        _print(found)
+
+
+def _print(found: Plan) -> None:
+    from rich.table import Table
+
+    console = results()
+    for store in found.stores:
+        console.print(_store_table(store), markup=False)
+    table = Table("", "", title=f"training {found.name}", title_justify="left", title_style="bold", show_header=False)
+    training = found.training
+    if training is not None:
+        device = "GPU" if training.device == "cuda" else "CPU"
+        table.add_row("rows, steps", f"{training.rows} rows, {training.steps} steps in {training.epochs:g} epochs")
+        table.add_row("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})")
+        table.add_row("an epoch", f"{_time(training.epoch_seconds)} with {training.workers} workers")
+        table.add_row("one training", _time(training.worker_seconds / training.workers))
+    for name, seconds in (("with a store", found.stored_seconds), ("teacher live", found.live_seconds)):
+        if found.stores:
+            price = ""
+            if found.price_per_hour is not None:
+                price = f", price {seconds / 3600 * found.price_per_hour:.2f}"
+            table.add_row(
+                f"{found.trials} training{'s' if found.trials > 1 else ''}, {name}",
+                f"{_time(seconds)} of device time ({seconds / 3600:.2f} h{price})",
+            )
+    if found.stores:
+        table.add_row("break-even", f"1 pass over the rows; here are {found.passes:g}")
+    console.print(table, markup=False)
+    for problem in found.problems:
+        console.print(f"problem: {problem}", soft_wrap=True, markup=False)
+    console.print(f"verdict: {found.verdict}", soft_wrap=True, markup=False)
+
+
+def _store_table(store: StorePlan) -> object:
+    from rich.table import Table
+
+    from raybrew.verbs.amounts import Sizes
+
+    table = Table("", "", title=f"store of {store.label}", title_justify="left", title_style="bold", show_header=False)
+    table.add_row("teacher", store.teacher)
+    table.add_row("rows, tokens", f"{store.rows} rows, {store.tokens} tokens, at most {store.longest} in a row")
+    for name, count in store.bytes.items():
+        table.add_row(name, Sizes.text(count))
+    room = "" if store.free_bytes is None else f", {Sizes.text(store.free_bytes)} free"
+    table.add_row("in all", f"{Sizes.text(store.total_bytes)} in {store.shards} shards{room}")
+    table.add_row("place", store.location)
+    table.add_row(
+        "capture",
+        f"{_time(store.actor_seconds)} by one actor ({store.tokens_per_second:.0f} tokens/s, {store.device}), "
+        f"{_time(store.seconds)} by {store.actors}",
+    )
+    return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))

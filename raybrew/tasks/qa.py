@@ -1,0 +1,343 @@
+"""Extractive question answering: start and end of the answer among the tokens of the context.
+
+A long context is read through overlapping windows, each a unit. Items are the first token (where a window says that it
+holds no answer) and the tokens of the window; those of the question and all others are none. Every step from answers
+to items and back goes by characters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from raybrew.config.data import Columns
+from raybrew.config.task import QAConfig
+from raybrew.errors import DataError
+from raybrew.tasks.base import BadValue, Labels, Units
+from raybrew.tasks.ids import example_id
+from raybrew.tasks.qa_scores import SCORERS
+from raybrew.tasks.text import text_of
+from raybrew.tasks.windows import cut_windows, offsets_of, shortened
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raybrew.tasks.heads import Head
+
+__all__ = ["QuestionAnswering"]
+
+_BATCH_ROWS = 256
+_UNLABELLED = -1
+
+
+class _Candidate(NamedTuple):
+    """A span of the context in characters, and the sum of its start and end logits."""
+
+    score: float
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering:
+    """Rows of question and context with answers; see `raybrew.tasks.base.Task` for the contract.
+
+    The column `label` of rows holds the spans of answers in characters one after the other, [from, to, from, to, ...];
+    [] for a question without an answer, [-1] for a row without labels. `scored` are the answers to score with.
+    """
+
+    config: QAConfig
+    source: Columns = dataclasses.field(default_factory=Columns)
+
+    kind = "qa"
+    names_labels = False
+    keeps_rows = True
+
+    @property
+    def fixed_labels(self) -> Labels:
+        return Labels(("start", "end"), named=False)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.source.question, self.source.context)
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        return (self.source.answers, *([self.source.scored_answers] if self.source.scored_answers else []))
+
+    @property
+    def label_column(self) -> str:
+        return self.source.answers
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return ("question", "window")
+
+    def schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        texts = [pa.field(name, pa.string()) for name in ("question", "context")]
+        return pa.schema([*texts, pa.field("scored", pa.list_(pa.string())), pa.field("label", pa.list_(pa.int32()))])
+
+    def parse(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        question, context = (text_of(raw, column) for column in self.columns)
+        return {"question": question, "context": context, "scored": self._scored(raw)}
+
+    def _scored(self, raw: Mapping[str, Any]) -> list[str]:
+        column = self.source.scored_answers
+        given = raw.get(column) if column is not None else None
+        if given is None:
+            # Rows to predict may have anything there; labelled ones are looked at in `raw_label`.
+            try:
+                return [text for text, _ in _answers(raw.get(self.source.answers), self.source.answers)]
+            except BadValue:
+                return []
+        if not isinstance(given, list) or not given or not all(isinstance(text, str) for text in given):
+            raise BadValue(str(column), "a list of answers expected, texts all of them")
+        return given
+
+    def raw_label(self, raw: Mapping[str, Any], names: Sequence[str] | None = None) -> list[int] | None:
+        column = self.source.answers
+        if raw.get(column) is None:
+            return None
+        answers, context = _answers(raw[column], column), raw[self.source.context]
+        if not answers and not self.config.no_answer:
+            raise BadValue(column, "holds no answer; if questions may have none, set task.no_answer=true")
+        spans: list[int] = []
+        for number, (text, start) in enumerate(answers):
+            if start < 0 or context[start : start + len(text)] != text:
+                raise BadValue(column, f"answer {number + 1} ({_short(text)}) {_misplaced(context, text, start)}")
+            spans += [start, start + len(text)]
+        return spans
+
+    def label_id(self, value: str | int | None, labels: Labels, names_of_source: Sequence[str] | None) -> int:
+        raise AssertionError("an answer is no name")
+
+    def complete_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return names
+
+    def no_label(self, parsed: Mapping[str, Any]) -> list[int]:
+        return [_UNLABELLED]
+
+    def untrainable(self, rows: pa.Table, labels: Labels) -> str | None:
+        if any(rows.column("label").to_pylist()):
+            return None
+        return f"not one of {rows.num_rows} questions has an answer (column {self.source.answers!r}): nothing to learn"
+
+    def content(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return (row["question"], row["context"])
+
+    def units(self, rows: pa.Table, tokenizers: Sequence[Any]) -> pa.Table:
+        """Windows: `question`, `window`, `row`, `start`, the character of the context where it begins, and `label`.
+
+        Its label are the spans that lie in it whole, in characters of the window. DataError for several tokenizers.
+        """
+        import pyarrow as pa
+
+        if len(tokenizers) > 1:
+            raise DataError(
+                "question answering compares start and end over the tokens of the context, and the tokenizers of "
+                "student and teacher cut it differently; take a student with the teacher's tokenizer"
+            )
+        columns: dict[str, list[Any]] = {name: [] for name in ("id", "question", "window", "label", "row", "start")}
+        for first in range(0, rows.num_rows, _BATCH_ROWS):
+            part = rows.slice(first, _BATCH_ROWS).to_pylist()
+            for place, (row, question, windows) in enumerate(self._windows(part, tokenizers[0])):
+                for start, end in windows:
+                    window = row["context"][start:end]
+                    columns["id"].append(example_id((question, window)))
+                    columns["question"].append(question)
+                    columns["window"].append(window)
+                    columns["label"].append(_inside(row["label"], start, end))
+                    columns["row"].append(first + place)
+                    columns["start"].append(start)
+        types = {"id": pa.binary(16), "question": pa.string(), "window": pa.string(), "label": pa.list_(pa.int32())}
+        return pa.table({name: pa.array(values, types.get(name, pa.int32())) for name, values in columns.items()})
+
+    def _windows(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
+    ) -> list[tuple[Mapping[str, Any], str, list[tuple[int, int]]]]:
+        """Each row, its question as it is asked, and the windows of its context."""
+        texts = {row[name]: None for row in rows for name in ("question", "context")}  # contexts have many questions
+        found = dict(zip(texts, offsets_of(tokenizer, list(texts)), strict=True))
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        result = []
+        for row in rows:
+            tokens = found[row["question"]][0]
+            question = shortened(row["question"], tokens, self.config.max_question)
+            room = self.config.max_length - special - min(len(tokens), self.config.max_question)
+            offsets, begins = found[row["context"]]
+            windows = cut_windows(len(row["context"]), offsets, begins, room, self.config.stride)
+            result.append((row, question, windows))
+        return result
+
+    def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Token ids; `items`, the first token and those of the window; `spans`, their characters; `label` in items."""
+        encoded = tokenizer(
+            list(units["question"]),
+            list(units["window"]),
+            truncation="only_second",
+            max_length=self.config.max_length,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        items, spans = [], []
+        for place, offsets in enumerate(encoded["offset_mapping"]):
+            first = _first_token(encoded["input_ids"][place], tokenizer.cls_token_id)
+            # Marks of some tokenizers stand for no character; they are no place for an answer.
+            tokens = [
+                token
+                for token, sequence in enumerate(encoded.sequence_ids(place))
+                if sequence == 1 and token != first and offsets[token][1] > offsets[token][0]
+            ]
+            items.append([first, *tokens])
+            spans.append([[0, 0], *([int(edge) for edge in offsets[token]] for token in tokens)])
+        columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        columns |= {"items": items, "spans": spans}
+        if "label" in units:
+            columns["label"] = [_items_of(label, span) for label, span in zip(units["label"], spans, strict=True)]
+        return columns
+
+    def encode_settings(self) -> dict[str, Any]:
+        return {
+            "max_length": self.config.max_length,
+            "stride": self.config.stride,
+            "max_question": self.config.max_question,
+        }
+
+    @property
+    def head(self) -> Head:
+        from raybrew.tasks.heads import SpanHead
+
+        return SpanHead()
+
+    def metrics(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> dict[str, float]:
+        """F1 and exact match in [0, 1] by the rule of `task.scoring`, mean over questions."""
+        assert rows is not None  # keeps_rows
+        score = SCORERS[self.config.scoring]
+        found = self.predictions(outputs, units, rows, labels)
+        pairs = [
+            score(answer["answer"], truths)
+            for answer, truths in zip(found, rows.column("scored").to_pylist(), strict=True)
+        ]
+        exact, f1 = np.mean(np.array(pairs), axis=0)
+        return {"f1": float(f1), "exact_match": float(exact)}
+
+    def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
+        """`answer` with `start` and `end` in characters of the context, its `score`, and `n_best` answers.
+
+        Scores are shares of the softmax over the n-best. With `task.no_answer` an empty answer may be the best; its
+        start and end are null.
+        """
+        contexts = rows.column("context").to_pylist()
+        candidates: list[list[_Candidate]] = [[] for _ in contexts]
+        nothing = np.full(len(contexts), np.inf)
+        starts, spans = units.values("start"), units.values("spans")
+        for unit, row in enumerate(units.values("row").tolist()):
+            candidates[row] += self._candidates(outputs[unit], spans[unit], int(starts[unit]))
+            # A question has no answer if no window has one.
+            nothing[row] = min(nothing[row], float(outputs[unit][0].sum()))
+        return [
+            self._prediction(context, found, float(none))
+            for context, found, none in zip(contexts, candidates, nothing, strict=True)
+        ]
+
+    def _candidates(self, logits: Any, spans: Any, offset: int) -> list[_Candidate]:
+        """The best spans of one window. The first item is no token of it."""
+        config = self.config
+        best_starts = 1 + np.argsort(-logits[1:, 0], kind="stable")[: config.n_best]
+        best_ends = 1 + np.argsort(-logits[1:, 1], kind="stable")[: config.n_best]
+        return [
+            _Candidate(
+                float(logits[start, 0] + logits[end, 1]), offset + int(spans[start][0]), offset + int(spans[end][1])
+            )
+            for start in best_starts.tolist()
+            for end in best_ends.tolist()
+            if start <= end < start + config.max_answer
+        ]
+
+    def _prediction(self, context: str, candidates: list[_Candidate], nothing: float) -> dict[str, Any]:
+        from scipy.special import softmax
+
+        best: dict[tuple[int, int], float] = {}
+        for score, start, end in sorted(candidates, reverse=True):
+            best.setdefault((start, end), score)  # windows overlap: a span may come twice
+            if len(best) == self.config.n_best:
+                break
+        found: list[dict[str, Any]] = [
+            {"answer": context[start:end], "start": start, "end": end, "score": score}
+            for (start, end), score in best.items()
+        ]
+        if self.config.no_answer or not found:
+            empty = {"answer": "", "start": None, "end": None, "score": nothing}
+            first = not found or nothing - found[0]["score"] > self.config.no_answer_margin
+            found.insert(0 if first else len(found), empty)
+        for answer, share in zip(found, softmax([answer["score"] for answer in found]), strict=True):
+            answer["score"] = round(float(share), 6)
+        return {**found[0], "n_best": found[: self.config.n_best]}
+
+
+def _answers(value: Any, column: str) -> list[tuple[str, int]]:
+    """Texts and starts of the answers in a column, in either of the two forms of SQuAD files."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        texts, starts = value.get("text"), value.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise BadValue(column, "{text: [...], answer_start: [...]} of equal lengths expected")
+        pairs = list(zip(texts, starts, strict=True))
+    elif isinstance(value, list) and all(isinstance(answer, Mapping) for answer in value):
+        pairs = [(answer.get("text"), answer.get("answer_start")) for answer in value]
+    else:
+        raise BadValue(column, f"{{text: [...], answer_start: [...]}} expected, got {type(value).__name__}")
+    for number, (text, start) in enumerate(pairs):
+        if not isinstance(text, str) or not text.strip():
+            raise BadValue(column, f"text of answer {number + 1} is empty or no text")
+        if isinstance(start, bool) or not isinstance(start, int):
+            raise BadValue(column, f"answer_start of answer {number + 1} is no whole number but {start!r}")
+    return pairs
+
+
+def _misplaced(context: str, text: str, start: int) -> str:
+    """What is wrong with an answer that does not stand where it should, and where it does."""
+    places = []
+    place = context.find(text)
+    while place >= 0:
+        places.append(place)
+        place = context.find(text, place + 1)
+    if places:
+        return f"does not stand at {start}, where the context has {_short(context[max(start, 0):][:len(text)])}; it " \
+            f"stands at {min(places, key=lambda found: abs(found - start))}"  # fmt: skip
+    place = context.casefold().find(text.casefold())
+    near = f"; {_short(context[place : place + len(text)])} stands at {place}" if place >= 0 else ""
+    return f"is not in the context{near}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def _inside(label: Sequence[int], start: int, end: int) -> list[int]:
+    """The spans of `label` within a window, in its characters. [-1] for no labels stays."""
+    if list(label) == [_UNLABELLED]:
+        return [_UNLABELLED]
+    pairs = zip(label[::2], label[1::2], strict=True)
+    return [edge - start for span in pairs if start <= span[0] and span[1] <= end for edge in span]
+
+
+def _items_of(label: Sequence[int], spans: Sequence[Sequence[int]]) -> list[int]:
+    """Start and end item of the first answer in a window; [0, 0] without one, [-1, -1] without labels."""
+    if list(label) == [_UNLABELLED]:
+        return [-1, -1]
+    if not label:
+        return [0, 0]
+    start, end = label[0], label[1]
+    touched = [item for item, span in enumerate(spans) if item and span[0] < end and span[1] > start]
+    return [touched[0], touched[-1]] if touched else [0, 0]
+
+
+def _first_token(tokens: Sequence[int], cls_token_id: int | None) -> int:
+    return tokens.index(cls_token_id) if cls_token_id is not None and cls_token_id in tokens else 0

@@ -1,0 +1,82 @@
+"""Long contexts as overlapping windows: pieces of the text itself, cut between words by a tokenizer's offsets."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
+from raybrew.errors import DataError
+
+__all__ = ["cut_windows", "offsets_of", "shortened"]
+
+Offsets = list[tuple[int, int]]
+
+
+def offsets_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[Offsets, list[int]]]:
+    """For each text the characters (from, to) of every token, and the tokens with which words begin.
+
+    DataError for tokenizers without offsets.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{type(tokenizer).__name__} has no offsets, so answers cannot be mapped between characters and tokens; "
+            "question answering needs a fast tokenizer (tokenizer.json)"
+        )
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,  # texts longer than the model takes are what is being cut
+    )
+    found = []
+    for place, offsets in enumerate(encoded["offset_mapping"]):
+        words = encoded.word_ids(place)
+        begins = [token for token, word in enumerate(words) if token == 0 or word != words[token - 1]]
+        found.append(([(int(start), int(end)) for start, end in offsets], begins))
+    return found
+
+
+def shortened(text: str, offsets: Offsets, most: int) -> str:
+    """`text` up to its token number `most`."""
+    return text if len(offsets) <= most else text[: offsets[most - 1][1]]
+
+
+def cut_windows(
+    num_characters: int, offsets: Offsets, begins: Sequence[int], room: int, stride: int
+) -> list[tuple[int, int]]:
+    """Characters (from, to) of windows of at most `room` tokens, neighbours sharing at least `stride` of them.
+
+    `offsets` and `begins` are those of a text of `num_characters`, as `offsets_of` gives them.
+
+    Windows begin and end between words, so that a window by itself has the tokens it has in the text; a word of more
+    than `room` - `stride` tokens is cut. Together they cover the text.
+    """
+    if len(offsets) <= room:
+        return [(0, num_characters)]
+    windows: list[tuple[int, int]] = []
+    first = 0
+    while True:
+        end = first + room
+        if end >= len(offsets):
+            windows.append((_start(offsets, first), num_characters))
+            return windows
+        whole = _last_begin(begins, end)
+        if whole > first + stride:
+            end = whole
+        windows.append((_start(offsets, first), offsets[end - 1][1]))
+        # Back by the stride, to the beginning of that word; forward by one token at least.
+        target = end - stride
+        whole = _last_begin(begins, target)
+        first = whole if whole > first else max(target, first + 1)
+
+
+def _start(offsets: Offsets, token: int) -> int:
+    """The end of the token before: spaces in front belong to a word for some tokenizers."""
+    return 0 if token == 0 else offsets[token - 1][1]
+
+
+def _last_begin(begins: Sequence[int], token: int) -> int:
+    """The last beginning of a word that is not behind `token`."""
+    return begins[bisect.bisect_right(begins, token) - 1]

@@ -1,0 +1,115 @@
+"""How much a teacher's outputs will take: rows, tokens and bytes by a sample of rows and the model's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raybrew.config import Experiment
+from raybrew.data.rows import row_ids
+from raybrew.models.loading import ModelSource, load_config, load_tokenizer
+from raybrew.models.shapes import dims_of
+from raybrew.signals import Signal
+from raybrew.store.estimate import Amounts, Widths, estimate_bytes
+from raybrew.store.plan import unique_rows
+from raybrew.store.staging import cache_root
+from raybrew.store.storage import is_remote
+from raybrew.tasks.base import Task
+from raybrew.verbs.capture import store_root
+from raybrew.verbs.prepare import task_of
+
+__all__ = ["SAMPLE_ROWS", "Sizes", "TokenSample", "free_bytes", "sizes_of_store", "token_columns"]
+
+#: More rows than this are not all tokenised: a random sample stands for them.
+SAMPLE_ROWS = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSample:
+    """Lengths of all of `rows` rows, or of a random sample of them. `items` where the task has some."""
+
+    rows: int
+    lengths: npt.NDArray[np.int32]
+    items: npt.NDArray[np.int32] | None
+    columns: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row was tokenised."""
+        return len(self.lengths) == self.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Bytes of a store, by folder."""
+
+    amounts: Amounts
+    longest: int
+    bytes: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return sum(self.bytes.values())
+
+    @staticmethod
+    def text(count: float) -> str:
+        """As a person reads it: `12.3 MiB`."""
+        for unit in ("B", "KiB", "MiB", "GiB"):
+            if count < 1024:
+                return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+            count /= 1024
+        return f"{count:.1f} TiB"
+
+
+def token_columns(task: Task, tokenizer: Any, units: pa.Table, most: int = SAMPLE_ROWS) -> TokenSample:
+    """Token counts of `units`, of a seeded sample of `most` where there are more."""
+    if units.num_rows > most:
+        chosen = units.take(np.sort(np.random.default_rng(0).choice(units.num_rows, most, replace=False)))
+    else:
+        chosen = units
+    encoded = task.encode(tokenizer, {name: chosen.column(name).to_pylist() for name in task.content_columns})
+    lengths = np.array([len(tokens) for tokens in encoded["input_ids"]], np.int32)
+    items = np.array([len(places) for places in encoded["items"]], np.int32) if "items" in encoded else None
+    kept = tuple(name for name in ("input_ids", "token_type_ids", "items") if name in encoded)
+    return TokenSample(units.num_rows, lengths, items, kept)
+
+
+def sizes_of_store(
+    one: Experiment,
+    source: ModelSource,
+    units: pa.Table,
+    request: tuple[Signal, ...],
+    num_labels: int,
+    most: int = SAMPLE_ROWS,
+) -> Sizes:
+    """What a store of `request` for `units` will take. Only tokenizer and configuration of the teacher are loaded."""
+    units = units.take(unique_rows(row_ids(units)))
+    task, config = task_of(one), load_config(source)
+    sample = token_columns(task, load_tokenizer(source), units, most)
+    amounts = Amounts.of(sample.lengths, sample.items, sample.columns, sample.rows)
+    hidden, heads = _hidden_and_heads(config, request)
+    widths = Widths(num_labels, hidden, heads)
+    found = estimate_bytes(amounts, widths, request, one.store.element_type, one.store.rows_per_shard)
+    return Sizes(amounts, int(sample.lengths.max(initial=0)), found)
+
+
+def free_bytes(one: Experiment) -> int | None:
+    """Bytes free where the store (or this node's copies of a remote one) will lie; None if that cannot be told."""
+    root = store_root(one)
+    path = cache_root(one.store.cache) if is_remote(root) else Path(root)
+    there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
+    return None if there is None else shutil.disk_usage(there).free
+
+
+def _hidden_and_heads(config: Any, request: tuple[Signal, ...]) -> tuple[int, int]:
+    if all(signal.kind == "logits" for signal in request):
+        return 0, 0  # families whose sizes are not known give logits too
+    dims = dims_of(config)
+    return dims.hidden, dims.heads

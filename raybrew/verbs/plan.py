@@ -1,0 +1,398 @@
+"""plan: what capture and training will take, before anything runs, from the config and a short probe of the models."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import nn
+
+from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.views import one_teacher, task_views, teacher_views
+from raybrew.data.sampler import Order
+from raybrew.distillers.ensemble import request_of_member
+from raybrew.errors import ConfigError, RunError
+from raybrew.models.forward import MODEL_INPUTS, forward
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision
+from raybrew.models.students import build_student
+from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
+from raybrew.store.compute import Teacher
+from raybrew.training.encoded import build_order, total_steps
+from raybrew.training.optim import build_optimizer
+from raybrew.training.precision import Precision
+from raybrew.verbs.amounts import Sizes, free_bytes, sizes_of_store, token_columns
+from raybrew.verbs.capture import request_of, store_root, tokenizer_source
+from raybrew.verbs.choose import student_teacher, weight_of
+from raybrew.verbs.objective import objective_of
+from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
+from raybrew.verbs.reporter import QuietReporter, Reporter
+
+__all__ = ["Plan", "StorePlan", "TrainingPlan", "plan"]
+
+#: A measurement goes on with more rows until it has lasted so long.
+_PROBE_SECONDS = 1.5
+_PROBE_ROWS = 1024
+_PROBE_STEPS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class StorePlan:
+    """One teacher's pass over its rows. Seconds are of one actor with the teacher loaded; `bytes` by folder."""
+
+    label: str
+    teacher: str
+    location: str
+    rows: int
+    tokens: int
+    longest: int
+    shards: int
+    element_type: str
+    bytes: dict[str, int]
+    total_bytes: int
+    free_bytes: int | None
+    tokens_per_second: float
+    actor_seconds: float
+    actors: int
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds with all actors busy."""
+        return self.actor_seconds / max(1, min(self.actors, self.shards))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk (for s3:// and gs:// that of the copies on this node) has room."""
+        return self.free_bytes is None or self.total_bytes <= self.free_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """The student's training by a bare loop of its forward and backward pass; a live teacher comes on top."""
+
+    rows: int
+    epochs: float
+    steps: int
+    step_seconds: float
+    worker_seconds: float
+    workers: int
+    device: str
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Wall seconds of one epoch from the store."""
+        return self.worker_seconds / max(self.epochs, 1e-9) / self.workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an experiment will take. Device seconds add up what all actors and workers are busy."""
+
+    name: str
+    trials: int
+    stores: tuple[StorePlan, ...]
+    training: TrainingPlan | None
+    price_per_hour: float | None
+    problems: tuple[str, ...]
+
+    @property
+    def passes(self) -> float:
+        """How often students read all rows: trials times epochs."""
+        return self.trials * (self.training.epochs if self.training is not None else 1.0)
+
+    @property
+    def teacher_seconds(self) -> float:
+        """Device seconds of one pass of all teachers."""
+        return sum(store.actor_seconds for store in self.stores)
+
+    @property
+    def student_seconds(self) -> float:
+        """Device seconds of all trainings without teachers."""
+        return self.trials * (self.training.worker_seconds if self.training is not None else 0.0)
+
+    @property
+    def stored_seconds(self) -> float:
+        """Device seconds with one pass of the teacher."""
+        return self.teacher_seconds + self.student_seconds
+
+    @property
+    def live_seconds(self) -> float:
+        """Device seconds with the teacher in every step."""
+        return self.passes * self.teacher_seconds + self.student_seconds
+
+    @property
+    def advice(self) -> str:
+        """`store` or `live`."""
+        return "store" if all(store.fits for store in self.stores) and self.passes > 1 else "live"
+
+    @property
+    def verdict(self) -> str:
+        """The advice in one sentence."""
+        if not self.stores:
+            return "no teacher is asked for anything: the student learns from labels alone"
+        lacking = [store for store in self.stores if not store.fits]
+        if lacking:
+            return f"run the teacher live, or give store.path more room: {self.problems[0]}"
+        if self.passes <= 1:
+            return "run the teacher live (teacher.source=live): its outputs would be read once only"
+        return (
+            f"store: the teacher runs once instead of {self.passes:g} times, "
+            f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """All values as plain JSON types, the derived ones too."""
+        price = None
+        if self.price_per_hour is not None:
+            price = {
+                "per_hour": self.price_per_hour,
+                "store": self.stored_seconds / 3600 * self.price_per_hour,
+                "live": self.live_seconds / 3600 * self.price_per_hour,
+            }
+        training = self.training
+        return {
+            "name": self.name,
+            "trials": self.trials,
+            "stores": [
+                dataclasses.asdict(store) | {"seconds": store.seconds, "fits": store.fits} for store in self.stores
+            ],
+            "training": None
+            if training is None
+            else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},
+            "device_hours": {"store": self.stored_seconds / 3600, "live": self.live_seconds / 3600},
+            "price": price,
+            "break_even_passes": 1,
+            "passes": self.passes,
+            "advice": self.advice,
+            "verdict": self.verdict,
+            "problems": list(self.problems),
+        }
+
+
+def plan(
+    experiment: Experiment, *, trials: int = 1, price_per_hour: float | None = None, reporter: Reporter | None = None
+) -> Plan:
+    """What capturing and training `experiment` will take for `trials` trainings. Nothing is written.
+
+    A few seconds of the real teacher and student on this machine are measured; a teacher that is not fine-tuned yet is
+    taken as its base model, which has the same speed and sizes. Raises ConfigError, DataError and ModelError.
+    """
+    if trials < 1:
+        raise ConfigError(f"--trials: given {trials}; allowed: at least 1")
+    reporter = reporter or QuietReporter()
+    has_student = experiment.student.model is not None or experiment.student.shape is not None
+    stores: list[StorePlan] = []
+    trainings: list[TrainingPlan] = []
+    shape = _trained_or_base(functools.partial(student_teacher, experiment), experiment)
+    for task, view in task_views(experiment).items():
+        sources = {
+            name: _trained_or_base(functools.partial(teacher_source, one), one)
+            for name, one in teacher_views(view).items()
+        }
+        given = {name: source for name, source in sources.items() if source is not None}
+        rows = read_rows(view, next(iter(given.values()), None), reporter.say)
+        labels = rows.labels.names
+        request = request_of(view, given, labels, shape) if given and has_student else ()
+        for name, source in given.items():
+            asked = set(request_of_member(request, name, weight_of(view, name))) if has_student else {LOGITS}
+            one = one_teacher(view, name)
+            asked |= {parse_signal(signal) for signal in experiment.store.signals} if asked else set()
+            if asked:
+                reporter.say(f"measuring {source.model} ...")
+                label = "/".join(part for part in (task, name) if part) or experiment.name
+                units = units_of(view, rows.training, source)
+                stores.append(_store_plan(one, source, labels, units, sorted_signals(asked), label))
+        if has_student:
+            reporter.say("measuring the student ...")
+            trainings.append(_training_plan(view, shape, labels, rows.training, given))
+    training = _together(experiment, trainings) if trainings else None
+    problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
+    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems))
+
+
+def _trained_or_base(find: Callable[[], ModelSource | None], view: Experiment) -> ModelSource | None:
+    try:
+        return find()
+    except RunError:
+        teacher = view.teacher
+        if teacher.model is None:
+            raise
+        return ModelSource(teacher.model, teacher.revision, teacher.trust_remote_code)
+
+
+def _store_plan(
+    one: Experiment,
+    source: ModelSource,
+    labels: tuple[str, ...],
+    units: pa.Table,
+    request: tuple[Signal, ...],
+    label: str,
+) -> StorePlan:
+    sizes = sizes_of_store(one, source, units, request, len(labels))
+    device = pick_device(one.teacher.device, "teacher.device")
+    model: nn.Module = load_model(source, one.task.kind, labels)
+    teacher = Teacher(
+        model.to(device).eval(),
+        load_tokenizer(source),
+        task_of(one),
+        device,
+        pick_precision(one.teacher.precision, device),
+        # Speed is measured in a type in which nothing of an untrained head overflows.
+        "float32",
+        one.store.batch_tokens,
+    )
+    rate = _teacher_rate(teacher, units, request)
+    location = store_root(one)
+    return StorePlan(
+        label,
+        source.model,
+        location,
+        sizes.amounts.rows,
+        sizes.amounts.tokens,
+        sizes.longest,
+        max(1, math.ceil(sizes.amounts.rows / one.store.rows_per_shard)),
+        one.store.element_type,
+        sizes.bytes,
+        sizes.total,
+        free_bytes(one),
+        rate,
+        sizes.amounts.tokens / rate,
+        one.store.actors[1],
+        device.type,
+    )
+
+
+def _teacher_rate(teacher: Teacher, units: pa.Table, request: tuple[Signal, ...]) -> float:
+    """Real tokens per second through the teacher, batched as a shard's rows are."""
+    rng = np.random.default_rng(0)
+    chosen = units.take(rng.permutation(units.num_rows)[:_PROBE_ROWS])
+    examples = teacher.encode(chosen, aside={})
+    lengths = np.array([len(tokens) for tokens in examples.column("input_ids").to_pylist()])
+    examples, lengths = examples.filter(pa.array(lengths > 0)), lengths[lengths > 0]
+    teacher.compute(examples.slice(0, 16), request)
+    count = min(32, examples.num_rows)
+    while True:
+        start = time.perf_counter()
+        teacher.compute(examples.slice(0, count), request)
+        seconds = time.perf_counter() - start
+        if seconds >= _PROBE_SECONDS / 2 or count >= examples.num_rows:
+            return float(lengths[:count].sum() / seconds)
+        count = min(examples.num_rows, 2 * count)
+
+
+def _training_plan(
+    view: Experiment,
+    shape: ModelSource | None,
+    labels: tuple[str, ...],
+    rows: pa.Table,
+    sources: dict[str | None, ModelSource],
+) -> TrainingPlan:
+    config = view.train
+    student = build_student(view.student, shape, view.task.kind, labels, config.seed)
+    wanted = objective_of(view, student.model.config, sources).student_request or frozenset({LOGITS})
+    units = units_of(view, rows, tokenizer_source(view, shape))
+    sample = token_columns(task_of(view), student.tokenizer, units)
+    device = pick_device(config.device)
+    lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
+    order = build_order(lengths, config)
+    steps = total_steps(order, config)
+    seconds = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device)
+    workers = config.worker_range[1]
+    epochs = steps / max(1, order.first_step(1))
+    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
+
+
+def _step_seconds(
+    view: Experiment,
+    student: Any,
+    order: Order,
+    wanted: frozenset[Signal],
+    lengths: npt.NDArray[np.int32],
+    has_items: bool,
+    device: torch.device,
+) -> float:
+    """Seconds of forward, backward and optimizer over one global batch, the mean over batches of all lengths."""
+    config = view.train
+    model = student.to(device).train()
+    precision = Precision(pick_precision(config.precision, device), device)
+    optimizer = build_optimizer([model], config)
+    batches = order.batches(0)
+    picked = [batches[round(place)] for place in np.linspace(0, len(batches) - 1, min(_PROBE_STEPS, len(batches)))]
+    size = config.micro_batch_size or config.batch_size
+    total = 0.0
+    for number, batch in enumerate([picked[0], *picked]):  # the first is for warming up
+        start = time.perf_counter()
+        for first in range(0, len(batch), size):
+            part = lengths[batch[first : first + size]]
+            mask = torch.from_numpy(np.arange(part.max()) < part[:, None]).long().to(device)
+            inputs = {name: mask if name == "attention_mask" else torch.zeros_like(mask) for name in MODEL_INPUTS}
+            if getattr(model.config, "type_vocab_size", 0) < 1:
+                inputs.pop("token_type_ids")
+            if has_items:
+                inputs["items"] = torch.zeros_like(mask)
+            with precision.autocast():
+                outputs = forward(model, inputs, wanted)
+                loss = torch.stack([output.float().square().mean() for output in outputs.values()]).sum()
+            torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number:
+            total += time.perf_counter() - start
+    return total / len(picked)
+
+
+def _together(experiment: Experiment, trainings: list[TrainingPlan]) -> TrainingPlan:
+    """All tasks in one training: their steps one after another."""
+    if not isinstance(experiment.task, MultiTaskConfig):
+        return trainings[0]
+    steps = sum(each.steps for each in trainings)
+    seconds = sum(each.worker_seconds for each in trainings)
+    return dataclasses.replace(
+        trainings[0],
+        rows=sum(each.rows for each in trainings),
+        steps=steps,
+        step_seconds=seconds / max(1, steps),
+        worker_seconds=seconds,
+    )
+
+
+def _disk_problems(stores: list[StorePlan]) -> list[str]:
+    return [
+        f"{store.label}: {Sizes.text(store.total_bytes)} are needed, {Sizes.text(store.free_bytes or 0)} are free "
+        f"for {store.location}"
+        for store in stores
+        if not store.fits
+    ]
+
+
+def _machine_problems(experiment: Experiment, captures: bool) -> list[str]:
+    """What this machine lacks; a cluster that is joined by RAY_ADDRESS is asked when it is used."""
+    if os.environ.get("RAY_ADDRESS"):
+        return []
+    cpus, problems = os.cpu_count() or 1, []
+    store, train = experiment.store, experiment.train
+    if captures and store.launcher != "local" and store.actors[0] * store.cpus_per_actor > cpus:
+        problems.append(
+            f"store.actors, store.cpus_per_actor: {store.actors[0]} actors of {store.cpus_per_actor:g} CPUs at least, "
+            f"{cpus} CPUs here"
+        )
+    fewest = train.worker_range[0]
+    if train.launcher != "local" and fewest > 1 and fewest * train.cpus_per_worker > cpus:
+        problems.append(
+            f"train.workers, train.cpus_per_worker: {fewest} workers of {train.cpus_per_worker:g} CPUs, "
+            f"{cpus} CPUs here"
+        )
+    if train.device == "cuda" and fewest > torch.cuda.device_count():
+        problems.append(f"train.workers: {fewest} workers on GPUs, {torch.cuda.device_count()} GPUs here")
+    return problems

@@ -1,0 +1,62 @@
+"""`teacher.source: auto`: whether a student's targets come from a store or from the teacher in every step.
+
+The rule, by the arithmetic of `raybrew plan` without its measurements:
+
+1. A store below 1 GiB is taken.
+2. So is one that is there already with all that is asked.
+3. Where the rest of it does not fit on the disk, the teacher runs live.
+4. Where the rows are read once only (one epoch), the teacher runs live: a store pays from the second pass on.
+5. Else the store.
+
+A teacher with another tokenizer than the student's cannot run live; then it is the store.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from raybrew.config import Experiment
+from raybrew.errors import StoreError
+from raybrew.models.loading import ModelSource
+from raybrew.signals import Signal
+from raybrew.store.find import find_store, identify
+from raybrew.store.storage import is_remote, open_storage
+from raybrew.verbs.amounts import Sizes, free_bytes, sizes_of_store
+from raybrew.verbs.capture import store_root
+from raybrew.verbs.prepare import Say, task_of
+
+__all__ = ["SMALL_BYTES", "runs_live"]
+
+SMALL_BYTES = 1 << 30
+_SAMPLE_ROWS = 2000
+
+
+def runs_live(
+    one: Experiment, teacher: ModelSource, units: pa.Table, request: tuple[Signal, ...], num_labels: int, say: Say
+) -> bool:
+    """Whether `auto` means a live teacher here; says what was decided, and why, where that is not plain."""
+    sizes = sizes_of_store(one, teacher, units, request, num_labels, _SAMPLE_ROWS)
+    free = free_bytes(one)
+    if sizes.total < SMALL_BYTES and (free is None or sizes.total <= free):
+        return False
+    root, task, device, precision = store_root(one), task_of(one), one.teacher.device, one.teacher.precision
+    try:
+        find_store(units, task, teacher, request, one.store, root, device, precision)
+        return False
+    except StoreError:
+        pass  # not there yet, or not all of it
+    known, _, _ = identify(task, teacher, request, device, precision)
+    storage = open_storage(f"{root}/{known.fingerprint}", one.store.cache)
+    there = 0 if is_remote(root) else sum(storage.files().values())
+    needed = Sizes.text(sizes.total)
+    if free is not None and sizes.total - there > free:
+        say(
+            f"teacher.source auto: live, as the outputs of {teacher.model} take {needed} and {Sizes.text(free)} are "
+            f"free for {root}; store.path names another place"
+        )
+        return True
+    if one.train.epochs == 1:
+        say(f"teacher.source auto: live, as one epoch would read the {needed} of the teacher's outputs only once")
+        return True
+    say(f"teacher.source auto: store, {needed}, as {one.train.epochs} epochs would run the teacher as many times")
+    return False

@@ -1,0 +1,202 @@
+"""plan: bytes against what a capture writes, the arithmetic of store and live, and what `auto` makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny_teacher import CLASSES, WIDTH, make_teacher, ragged_rows, small_store, task_of
+
+from raybrew.config.loading import load_experiment
+from raybrew.errors import ConfigError
+from raybrew.models.loading import ModelSource, load_tokenizer
+from raybrew.signals import LOGITS, POOLED, Signal
+from raybrew.store.capture import capture
+from raybrew.store.estimate import Amounts, Widths, estimate_bytes
+from raybrew.store.reader import Store
+from raybrew.verbs import source as source_module
+from raybrew.verbs.amounts import token_columns
+from raybrew.verbs.plan import Plan, StorePlan, TrainingPlan, plan
+from raybrew.verbs.source import runs_live
+
+HIDDEN = (Signal("hidden", 0), Signal("hidden", 2))
+ATTENTION = (Signal("attention", 1), Signal("attention_probs", 2), Signal("value", 1))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return make_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def rows_of(count: int, words: tuple[int, int], pair: bool = False) -> pa.Table:
+    rng = np.random.default_rng(0)
+    texts = [f"{' '.join(['kola'] * int(rng.integers(*words)))} {number}" for number in range(count)]
+    return ragged_rows(texts, texts[::-1] if pair else None)
+
+
+def stored_bytes(store: Store) -> dict[str, int]:
+    """Bytes of the data files by the names of an estimate."""
+    found: dict[str, int] = {}
+    for path in store.path.rglob("*.arrow"):
+        folder = path.parent.name
+        parts = folder.split(".")
+        name = ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdecimal() else parts[0]
+        found[name] = found.get(name, 0) + path.stat().st_size
+    return found
+
+
+@pytest.mark.parametrize(
+    ("element_type", "request_", "words", "pair"),
+    [
+        ("float32", (LOGITS,), (1, 5), False),
+        ("float16", (LOGITS, *HIDDEN), (1, 5), False),
+        ("float32", (LOGITS, *HIDDEN), (30, 50), False),
+        ("bfloat16", HIDDEN, (10, 20), True),
+        ("int8", (LOGITS, POOLED, *HIDDEN), (1, 5), False),
+        ("int8", (*HIDDEN, *ATTENTION), (30, 50), False),
+        ("float16", (LOGITS, POOLED, *ATTENTION), (1, 30), True),
+    ],
+)
+def test_bytes_hold_within_two_per_cent(
+    tmp_path: Path, teacher: ModelSource, element_type: str, request_: Any, words: tuple[int, int], pair: bool
+) -> None:
+    rows, task = rows_of(300, words, pair), task_of(max_length=60, pair=pair)
+    settings = small_store(element_type=element_type, rows_per_shard=128, batch_tokens=4096)
+    store = capture(rows, task, teacher, request_, settings, tmp_path, "cpu", "fp32")
+    sample = token_columns(task, load_tokenizer(teacher), rows)
+    assert sample.whole
+    amounts = Amounts.of(sample.lengths, sample.items, sample.columns)
+    assert (amounts.rows, amounts.tokens) == (300, int(store.lengths.sum()))
+    planned = estimate_bytes(amounts, Widths(CLASSES, WIDTH, 2), request_, element_type, 128)
+    actual = stored_bytes(store)
+    assert set(planned) == set(actual)
+    for name, expected in planned.items():
+        assert actual[name] == pytest.approx(expected, rel=0.02), name
+    assert sum(actual.values()) == pytest.approx(sum(planned.values()), rel=0.02)
+
+
+def test_a_sample_stands_for_all_rows(teacher: ModelSource) -> None:
+    rows, task = rows_of(3000, (1, 40)), task_of(max_length=60)
+    whole = token_columns(task, load_tokenizer(teacher), rows)
+    sample = token_columns(task, load_tokenizer(teacher), rows, most=1000)
+    assert not sample.whole
+    exact, guessed = Amounts.of(whole.lengths), Amounts.of(sample.lengths, rows=sample.rows)
+    assert guessed.rows == exact.rows == 3000
+    assert guessed.tokens == pytest.approx(exact.tokens, rel=0.03)
+    assert guessed.pairs == pytest.approx(exact.pairs, rel=0.06)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, teacher: ModelSource) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    lines = [json.dumps({"text": f"kola mane {number}", "label": number % CLASSES}) for number in range(90)]
+    (folder / "train.jsonl").write_text("\n".join(lines + lines[:10]), encoding="utf-8")
+    path = folder / "experiment.yaml"
+    path.write_text(
+        f"name: x\ndata: {{train: {folder / 'train.jsonl'}}}\n"
+        f"teacher: {{model: {teacher.model}}}\nstudent: {{shape: {{layers: 1}}}}\n"
+        "distill: {matches: [{loss: hidden_mse, layers: [[1, 2]]}]}\n"
+        f"train: {{epochs: 3, batch_size: 20, device: cpu}}\nstore: {{storage_path: {folder / 'runs'}}}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_plan_of_an_experiment(project: Path) -> None:
+    import raybrew
+
+    experiment = load_experiment(project)
+    found = plan(experiment, trials=4, price_per_hour=3600.0)
+    (store,), training = found.stores, found.training
+    assert training is not None
+    # Repeats are stored once, but trained on.
+    assert (store.rows, training.rows, training.steps, training.epochs) == (90, 100, 15, 3.0)
+    assert set(store.bytes) == {"examples", "logits", "hidden.02", "index"}
+    assert found.passes == 12
+    assert found.live_seconds - found.stored_seconds == pytest.approx(11 * store.actor_seconds)
+    assert found.advice == "store"
+    assert found.problems == ()
+    assert not (project.parent / "runs").exists()
+    told = json.loads(json.dumps(found.plain()))
+    assert told["price"]["store"] == pytest.approx(found.stored_seconds)
+    captured = raybrew.capture(load_experiment(project, ["store.launcher=local"]))
+    assert sum(stored_bytes(captured).values()) == pytest.approx(store.total_bytes, rel=0.02)
+    with pytest.raises(ConfigError, match=r"--trials: given 0"):
+        plan(experiment, trials=0)
+
+
+def test_a_plan_before_the_teacher_is_trained(project: Path, tmp_path: Path) -> None:
+    experiment = load_experiment(
+        project, ["teacher.finetune={epochs: 1}", f"store.storage_path={tmp_path}", "distill.matches=[]"]
+    )
+    assert set(plan(experiment).stores[0].bytes) == {"examples", "logits", "index"}
+
+
+def made(bytes_: int = 100, free: int | None = 1000, epochs: float = 3.0, trials: int = 1) -> Plan:
+    store = StorePlan("x", "t", "runs", 10, 99, 12, 4, "float16", {"logits": bytes_}, bytes_, free, 1.0, 60.0, 8, "cpu")
+    problems = () if store.fits else ("x: too large",)
+    return Plan("x", trials, (store,), TrainingPlan(10, epochs, 30, 1.0, 30.0, 2, "cpu"), None, problems)
+
+
+def test_store_or_live() -> None:
+    usual = made()
+    assert (usual.advice, usual.stores[0].seconds) == ("store", 15.0)  # four shards keep four actors busy
+    assert (usual.stored_seconds, usual.live_seconds) == (90.0, 210.0)
+    assert usual.training is not None
+    assert usual.training.epoch_seconds == 5.0
+    assert made(free=50).advice == "live"
+    assert "too large" in made(free=50).verdict
+    assert made(free=None).advice == "store"
+    assert made(epochs=1.0).advice == "live"
+    assert made(epochs=1.0, trials=2).advice == "store"
+
+
+def test_auto_takes_the_store_unless_it_does_not_pay(
+    project: Path, teacher: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def live(*overrides: str, free: int = 1 << 40) -> bool:
+        said.clear()
+        monkeypatch.setattr(source_module, "free_bytes", lambda one: free)
+        experiment = load_experiment(project, [f"store.storage_path={tmp_path}", "store.launcher=local", *overrides])
+        return runs_live(experiment, teacher, rows_of(200, (1, 20)), (LOGITS, *HIDDEN), CLASSES, said.append)
+
+    assert not live("train.epochs=1")
+    assert said == []  # small
+    monkeypatch.setattr(source_module, "SMALL_BYTES", 1000)
+    assert not live()
+    assert said[0].startswith("teacher.source auto: store, ")
+    assert live("train.epochs=1")
+    assert "one epoch would read the" in said[0]
+    assert live(free=1000)
+    assert "1000 B are free for" in said[0]
+    # Where a store answers already, it does.
+    settings = small_store(rows_per_shard=100)
+    capture(
+        rows_of(200, (1, 20)), task_of(128), teacher, (LOGITS, *HIDDEN), settings, tmp_path / "store", "cpu", "fp32"
+    )
+    assert not live("train.epochs=1", free=1000)
+    assert said == []
+
+
+def test_a_live_teacher_by_auto_trains(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import raybrew
+
+    monkeypatch.setattr(source_module, "SMALL_BYTES", 10)
+    experiment = load_experiment(project, [f"store.storage_path={tmp_path}", "train.epochs=1"])
+    run = raybrew.distill(experiment, report=False)
+    assert run.summary["distill"]["source"] == "live"
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_this_machine_lacks_is_a_problem(project: Path) -> None:
+    overrides = ["store.cpus_per_actor=5000", "train.workers=20", "train.cpus_per_worker=900"]
+    found = plan(load_experiment(project, overrides))
+    assert len(found.problems) == 2
+    assert "store.actors, store.cpus_per_actor: 1 actors of 5000 CPUs" in found.problems[0]
+    assert "train.workers" in found.problems[1]

@@ -1,0 +1,56 @@
+"""Scores of answers, worked by hand from the rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from raybrew.tasks.qa_scores import cmrc_score, mixed_segments, squad_score
+
+
+@pytest.mark.parametrize(
+    ("answer", "truths", "exact", "f1"),
+    [
+        ("The Eiffel Tower!", ["eiffel tower"], 1.0, 1.0),
+        ("October 1973", ["October", "1973", "in October 1973"], 0.0, 2 * 2 / (2 + 3)),
+        ("a an the", ["the"], 1.0, 1.0),  # nothing left on either side
+        ("blue", ["red"], 0.0, 0.0),
+        ("to be or not to be", ["to be"], 0.0, 2 * 2 / (6 + 2)),  # words as often as they occur
+        ("", [], 1.0, 1.0),
+        ("word", [], 0.0, 0.0),
+        ("U.S.", ["us"], 1.0, 1.0),
+    ],
+)
+def test_squad(answer: str, truths: list[str], exact: float, f1: float) -> None:
+    assert squad_score(answer, truths) == pytest.approx((exact, f1))
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ("《战国无双3》是", ["战", "国", "无", "双", "3", "是"]),
+        ("由光荣和ω-force开发", ["由", "光", "荣", "和", "ωforce", "开", "发"]),  # the hyphen goes before words are cut
+        ("iPhone 6 Plus，约5.5寸", ["iphone", "6", "plus", "约", "5.5", "寸"]),
+        (" 。，", []),
+    ],
+)
+def test_mixed_segments(text: str, segments: list[str]) -> None:
+    assert mixed_segments(text) == segments
+
+
+@pytest.mark.parametrize(
+    ("answer", "truths", "exact", "f1"),
+    [
+        ("北京大学", ["北京大学。"], 1.0, 1.0),  # punctuation does not count
+        # The run 京大 is the longest that both share; 2 * 2 / (3 + 4).
+        ("京大学", ["北京大校"], 0.0, 4 / 7),
+        # 北 and 学 are shared as well, but not in one run with 京大.
+        ("北方京大学", ["京大"], 0.0, 2 * 2 / (5 + 2)),
+        ("上海", ["北京", "在上海"], 0.0, 2 * 2 / (2 + 3)),
+        ("2007年赛季", ["2007年"], 0.0, 2 * 2 / (4 + 2)),
+        ("北京", ["上海"], 0.0, 0.0),
+        ("", [], 1.0, 1.0),
+        ("。", ["北京"], 0.0, 0.0),
+    ],
+)
+def test_cmrc(answer: str, truths: list[str], exact: float, f1: float) -> None:
+    assert cmrc_score(answer, truths) == pytest.approx((exact, f1))

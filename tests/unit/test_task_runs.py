@@ -1,0 +1,174 @@
+"""Regression, multi-label and question answering from rows to a student, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, BertConfig, BertModel, pipeline
+
+import raybrew
+from raybrew.config import Experiment
+from raybrew.config.loading import build_experiment
+from raybrew.demo.tokenizer import build_tokenizer
+from raybrew.errors import DataError
+
+PARTS = {"good": 2.0, "fair": 1.0, "poor": -1.0, "awful": -2.0}
+FILLERS = ("ka", "mo", "ti", "re", "so", "lu", "ne")
+CITIES = ("rome", "oslo", "lima", "kyiv", "bern", "doha")
+
+
+def make_model(folder: Path, words: tuple[str, ...], seed: int = 0) -> str:
+    """An untrained BERT without a head for any task."""
+    tokenizer = build_tokenizer([" ".join(words)], folder, max_length=64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+        BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def texts(count: int, seed: int) -> list[list[str]]:
+    random = np.random.default_rng(seed)
+    return [
+        [*random.choice(list(PARTS), random.integers(1, 3)), *random.choice(FILLERS, random.integers(1, 5))]
+        for _ in range(count)
+    ]
+
+
+def experiment_of(
+    folder: Path, task: dict[str, Any], rows: Any, words: tuple[str, ...], rate: float = 2e-3, **more: Any
+) -> Experiment:
+    training = {"batch_size": 8, "learning_rate": rate, "threads": 1}
+    values = {
+        "name": task["kind"],
+        "task": task,
+        "data": {
+            "train": write(folder / "train.jsonl", rows(96, 1)),
+            "eval": write(folder / "eval.jsonl", rows(40, 2)),
+        },
+        "teacher": {"model": make_model(folder / "base", words), "finetune": {"epochs": 12, **training}},
+        "student": {"shape": {"layers": 1}},
+        "train": {"epochs": 10, **training},
+        "store": {"storage_path": str(folder / "runs"), "launcher": "local"},
+        **more,
+    }
+    return build_experiment(values)
+
+
+def test_regression(tmp_path: Path) -> None:
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        return [
+            {"text": " ".join(words), "label": sum(PARTS.get(word, 0.0) for word in words)}
+            for words in texts(count, seed)
+        ]
+
+    experiment = experiment_of(
+        tmp_path,
+        {"kind": "regression", "max_length": 16},
+        rows,
+        (*PARTS, *FILLERS),
+        distill={"kd_loss": {"kind": "mse"}, "temperature": 3.0},
+    )
+    assert raybrew.finetune(experiment).metrics["pearson"] > 0.8
+    run = raybrew.distill(experiment)
+    assert set(run.metrics) == {"pearson", "spearman", "mse"}
+    assert run.metrics["pearson"] > 0.75
+    assert raybrew.evaluate(experiment).metrics == pytest.approx(run.metrics)
+    new = write(tmp_path / "new.jsonl", [{"text": "good good ka"}, {"text": "awful ti"}])
+    high, low = (row["score"] for row in raybrew.predict(experiment, new))
+    assert high > 1 > -1 > low
+    found = pipeline("text-classification", model=str(run.student))("good good ka")
+    assert found[0]["score"] == pytest.approx(high, abs=1e-4), "the pipeline must not squash the number"
+
+
+def test_multilabel(tmp_path: Path) -> None:
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        made = []
+        for number, words in enumerate(texts(count, seed)):
+            labels = sorted({word for word in words if word in PARTS and word != "fair"})
+            made.append({"text": " ".join(words), "label": labels if number % 2 else " / ".join(labels)})
+        return made
+
+    experiment = experiment_of(
+        tmp_path,
+        {"kind": "multilabel", "max_length": 16, "separator": "/"},
+        rows,
+        (*PARTS, *FILLERS),
+        rate=3e-3,
+        distill={"kd_loss": {"kind": "bce"}, "temperature": 2.0, "hard_label_weight": 0.5},
+    )
+    assert raybrew.finetune(experiment).metrics["micro_f1"] > 0.8
+    run = raybrew.distill(experiment)
+    assert set(run.metrics) == {"micro_f1", "macro_f1", "subset_accuracy"}
+    assert run.metrics["micro_f1"] > 0.75
+    new = write(tmp_path / "new.jsonl", [{"text": "good awful ka"}, {"text": "fair ti"}])
+    both, none = raybrew.predict(experiment, new)
+    assert both["labels"] == ["awful", "good"]
+    assert none["labels"] == []
+    found = pipeline("text-classification", model=str(run.student), top_k=None)(["good awful ka"])[0]
+    assert {entry["label"]: round(entry["score"], 4) for entry in found} == {
+        name: round(score, 4) for name, score in both["scores"].items()
+    }
+
+
+def question_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """`who lives` is answered by the words after `in`, far into a context of several windows or soon."""
+    random = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        before = " ".join(random.choice(FILLERS, random.integers(0, 50)))
+        answer = f"new {random.choice(CITIES)}" if number % 2 else str(random.choice(CITIES))
+        context = f"{before} lives in {answer} {' '.join(random.choice(FILLERS, 3))}".strip()
+        answers = {"text": [answer], "answer_start": [context.index(f"in {answer}") + 3]}
+        made.append({"question": "lives where", "context": context, "answers": answers})
+    return made
+
+
+def test_question_answering(tmp_path: Path) -> None:
+    experiment = experiment_of(
+        tmp_path,
+        {"kind": "qa", "max_length": 32, "stride": 8, "max_question": 8},
+        question_rows,
+        (*FILLERS, *CITIES, "lives", "in", "new", "where"),
+        rate=5e-3,
+        distill={"temperature": 2.0, "matches": [{"loss": "hidden_mse", "layers": "final"}]},
+    )
+    assert raybrew.finetune(experiment).metrics["f1"] > 0.9
+    raybrew.capture(experiment)
+    run = raybrew.distill(experiment)
+    assert set(run.metrics) == {"f1", "exact_match"}
+    assert run.metrics["f1"] > 0.8
+    assert raybrew.evaluate(experiment).metrics == pytest.approx(run.metrics)
+    rows = question_rows(4, 7)
+    for row in rows:
+        del row["answers"]
+    found = raybrew.predict(experiment, write(tmp_path / "new.jsonl", rows))
+    assert [row["context"][row["start"] : row["end"]] for row in found] == [row["answer"] for row in found]
+    assert all("scored" not in row and len(row["n_best"]) > 1 for row in found)
+    assert sum(entry["score"] for entry in found[0]["n_best"]) == pytest.approx(1, abs=1e-3)
+    AutoModelForQuestionAnswering.from_pretrained(run.student)
+
+    other = make_model(tmp_path / "other", ("rome", "lives"), seed=1)
+    changed = experiment.model_copy(
+        update={"student": experiment.student.model_copy(update={"model": other, "shape": None})}
+    )
+    changed = changed.model_copy(update={"distill": changed.distill.model_copy(update={"matches": ()})})
+    with pytest.raises(DataError, match="tokenizers of student and teacher cut it differently"):
+        raybrew.distill(changed)
