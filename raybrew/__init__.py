@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
     from raybrew.store.reader import Store
+    from raybrew.sweeps.result import Sweep, SweepResult
+    from raybrew.sweeps.run import sweep
     from raybrew.textbrewer.configs import FEATURES, DistillationConfig, TrainingConfig
     from raybrew.textbrewer.distillers import (
         BasicDistiller,
@@ -33,10 +35,10 @@ if TYPE_CHECKING:
         register_new,
     )
     from raybrew.textbrewer.taps import CustomMatch
-    from raybrew.verbs.capture import capture
+    from raybrew.verbs.capture import capture, capture_all
     from raybrew.verbs.distill import distill
-    from raybrew.verbs.evaluate import evaluate
-    from raybrew.verbs.finetune import finetune
+    from raybrew.verbs.evaluate import evaluate, evaluate_all
+    from raybrew.verbs.finetune import finetune, finetune_all
     from raybrew.verbs.plan import Plan, plan
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
@@ -67,6 +69,9 @@ _WHERE = {
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "Sweep": "raybrew.sweeps.result",
+    "SweepResult": "raybrew.sweeps.result",
+    "sweep": "raybrew.sweeps.run",
     "PruneRules": "raybrew.verbs.store",
     "list_stores": "raybrew.verbs.store",
     "Plan": "raybrew.verbs.plan",
@@ -77,9 +82,12 @@ _WHERE = {
     "verify_stores": "raybrew.verbs.store",
     "build_experiment": "raybrew.config.loading",
     "capture": "raybrew.verbs.capture",
+    "capture_all": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
     "evaluate": "raybrew.verbs.evaluate",
+    "evaluate_all": "raybrew.verbs.evaluate",
     "finetune": "raybrew.verbs.finetune",
+    "finetune_all": "raybrew.verbs.finetune",
     "load_experiment": "raybrew.config.loading",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
@@ -108,13 +116,18 @@ __all__ = [
     "QuietReporter",
     "RunResult",
     "Store",
+    "Sweep",
+    "SweepResult",
     "TrainingConfig",
     "__version__",
     "build_experiment",
     "capture",
+    "capture_all",
     "distill",
     "evaluate",
+    "evaluate_all",
     "finetune",
+    "finetune_all",
     "list_stores",
     "load_experiment",
     "plan",
@@ -123,6 +136,7 @@ __all__ = [
     "prune_stores",
     "register_new",
     "report",
+    "sweep",
     "verify_live",
     "verify_stores",
 ]

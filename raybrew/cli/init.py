@@ -22,8 +22,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented experiment file that shows every setting with its default."""
-    if task not in TASK_CONFIGS:
-        raise ConfigError(f"--task: given {task!r}; allowed: {', '.join(TASK_CONFIGS)}{near_match(task, TASK_CONFIGS)}")
+    kinds = [*TASK_CONFIGS, "multi"]
+    if task not in kinds:
+        raise ConfigError(f"--task: given {task!r}; allowed: {', '.join(kinds)}{near_match(task, kinds)}")
     if path.exists() and not force:
         raise ConfigError(f"{path} exists; --force overwrites it")
     try:
@@ -31,4 +32,5 @@ def init(
         path.write_text(experiment_template(str(path), task), encoding="utf-8")
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
-    write_line(f"{path} written; set data.train, data.eval and teacher.model, then `raybrew validate {path}`")
+    todo = "data and teacher of each task" if task == "multi" else "data.train, data.eval and teacher.model"
+    write_line(f"{path} written; set {todo}, then `raybrew validate {path}`")

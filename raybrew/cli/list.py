@@ -109,7 +109,8 @@ def _metrics() -> tuple[str, Rows]:
     tasks = {
         name: [kind for kind, config in TASK_CONFIGS.items() if name in _choices(config, "metric")] for name in METRICS
     }
-    return "task.metric", [(name, f"{about} ({', '.join(tasks[name])})") for name, about in METRICS.items()]
+    rows = [(name, f"{about} ({', '.join(tasks[name])})") for name, about in METRICS.items()]
+    return "task.metric", [*rows, ("mean", "mean over tasks of each one's own metric (multi)")]
 
 
 def _projections() -> tuple[str, Rows]:

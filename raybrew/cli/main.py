@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from raybrew.cli.capture import capture
+from raybrew.cli.compare import compare
 from raybrew.cli.demo import demo
 from raybrew.cli.distill import distill
 from raybrew.cli.evaluate import evaluate
@@ -20,6 +21,7 @@ from raybrew.cli.predict import predict
 from raybrew.cli.report import report
 from raybrew.cli.show import show
 from raybrew.cli.store import store_app
+from raybrew.cli.sweep import sweep
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
 from raybrew.errors import RaybrewError
@@ -62,9 +64,11 @@ app.command("plan")(plan)
 app.command("finetune")(finetune)
 app.command("capture")(capture)
 app.command("distill")(distill)
+app.command("sweep")(sweep)
 app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("show")(show)
+app.command("compare")(compare)
 app.command("report")(report)
 app.add_typer(store_app, name="store")
 
@@ -72,7 +76,8 @@ app.add_typer(store_app, name="store")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit.
 
-    0 done, 1 run failed, 2 usage, 3 config invalid, 4 environment or cluster, 130 interrupted.
+    0 done, 1 run failed, 2 usage, 3 config invalid, 4 environment or cluster, 5 some trials failed,
+    130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

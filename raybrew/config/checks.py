@@ -34,7 +34,7 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
     for names, rule in _RULES:
         if all(name in sections for name in names):
             problems += rule(*(sections[name] for name in names))
-    problems += check_one_task(sections.get("student"), sections.get("distill"), sections.get("teacher"))
+    problems += check_one_task(sections)
     if check_files:
         if "data" in sections:
             problems += _missing_data(sections["data"])
@@ -108,6 +108,18 @@ def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
             Problem("distill.probability_shift", f"given for task.kind {task.kind!r}, which has no single true class")
         )
     return problems
+
+
+def _average(task: TaskConfig, teacher: TeacherConfig) -> list[Problem]:
+    if teacher.average == "probabilities" and task.kind not in ("classification", "tagging"):
+        return [
+            Problem(
+                "teacher.average",
+                f"given 'probabilities'; allowed for task.kind {task.kind!r}: logits (a softmax over all outputs of an "
+                "item is what is averaged, which only classification and tagging have)",
+            )
+        ]
+    return []
 
 
 def _qa(task: TaskConfig) -> list[Problem]:
@@ -376,6 +388,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data"), _columns),
     (("task",), _tagging),
     (("task",), _qa),
+    (("task", "teacher"), _average),
     (("task", "distill"), _kd_of_task),
     (("train",), lambda train: _train("train", train)),
     (("teacher",), _teacher),

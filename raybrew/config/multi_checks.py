@@ -15,6 +15,9 @@ from raybrew.config.views import matches_of_task
 
 __all__ = ["check_members", "check_one_task", "check_tasks"]
 
+#: Tasks whose logits have classes in the last dimension, one of which is right.
+_SOFTMAX_KINDS = ("classification", "tagging")
+
 #: Sections that each task has for itself.
 _OWN = ("task", "data", "teacher")
 
@@ -39,11 +42,13 @@ def check_members(teacher: TeacherConfig) -> list[Problem]:
     return problems
 
 
-def check_one_task(
-    student: StudentConfig | None, distill: DistillConfig | None, teacher: TeacherConfig | None
-) -> list[Problem]:
-    """What `student.teacher` and the matches of an experiment of one task say about its teachers."""
+def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
+    """What an experiment of one task says about its teachers in other sections than theirs."""
     problems: list[Problem] = []
+    student: StudentConfig | None = sections.get("student")
+    distill: DistillConfig | None = sections.get("distill")
+    teacher: TeacherConfig | None = sections.get("teacher")
+    kind = getattr(sections.get("task"), "kind", "classification")
     if teacher is None:
         return problems
     if student is not None and student.teacher is not None:
@@ -57,6 +62,9 @@ def check_one_task(
                 problems.append(Problem(key, f"required with several teachers; allowed: {_of(teacher)}"))
         elif match.teacher not in teacher.members:
             problems.append(_unknown(key, match.teacher, list(teacher.members), "there is one teacher"))
+    if teacher.members and teacher.average == "probabilities" and kind not in _SOFTMAX_KINDS:
+        allowed = f"a task of kind {kind} has no softmax over classes; allowed: logits"
+        problems.append(Problem("teacher.average", f"given 'probabilities', but {allowed}"))
     if distill is not None and teacher.members and teacher.average == "probabilities" and distill.kd_loss.kind == "mse":
         problems.append(
             Problem("teacher.average", "given 'probabilities' with distill.kd_loss.kind 'mse', which compares logits")

@@ -11,7 +11,7 @@ from typing import Any
 
 from raybrew.config.experiment import Experiment
 from raybrew.config.problems import Problem, near_match
-from raybrew.config.sweep import PBT_KEYS, ParameterConfig, SweepConfig
+from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.errors import ConfigError
 
 __all__ = [
@@ -236,22 +236,14 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
         problems.append(
             Problem(
                 "sweep.resources.gpus",
-                f"given {sweep.resources.gpus:g} with train.workers={experiment.train.workers}; a part of a GPU "
-                "goes to trials of one worker only",
+                f"given {sweep.resources.gpus:g} with train.workers={experiment.train.worker_range[1]}; a part of a "
+                "GPU goes to trials of one worker only",
             )
         )
     if experiment.task.kind == "multi":
         problems.append(Problem("sweep", "given with several tasks; a sweep compares students of one task"))
     elif experiment.data.eval is None:
         problems.append(Problem("data.eval", "required by a sweep: labelled rows on which students are compared"))
-    if sweep.scheduler.kind == "pbt":
-        missing = [key for key in sweep.scheduler.mutate if key not in sweep.space]
-        if missing:
-            problems.append(
-                Problem("sweep.scheduler.mutate", f"{', '.join(missing)}: no key of the space; allowed: {PBT_KEYS}")
-            )
-        if experiment.train.worker_range[1] > 1:
-            problems.append(Problem("sweep.scheduler.kind", "given 'pbt'; allowed with several workers: others"))
     return problems
 
 

@@ -13,7 +13,6 @@ from raybrew.config.problems import near_match
 __all__ = [
     "OBJECTIVES",
     "PARAMETER_KINDS",
-    "PBT_KEYS",
     "SCHEDULERS",
     "SEARCHERS",
     "BudgetConfig",
@@ -42,7 +41,6 @@ SCHEDULERS = {
     "none": "every trial runs to its end",
     "asha": "at rungs of `grace` x `reduction_factor`^k of a trial's steps, only the best 1 / `reduction_factor` go on",
     "median": "a trial stops when its best is below the median of the others' averages up to the same share of steps",
-    "pbt": "a population trains; at each `interval` of its steps the worst quarter copies the best, mutating `mutate`",
 }
 OBJECTIVES = {
     "quality": "`task.metric` of the best checkpoint, as high as possible",
@@ -50,15 +48,7 @@ OBJECTIVES = {
     "megabytes": "size of the student's weights, as low as possible",
     "latency": "measured milliseconds of one example, as low as possible",
 }
-#: Keys that population-based training may change while a student trains: those that keep its shape.
-PBT_KEYS: tuple[str, ...] = (
-    "distill.temperature",
-    "distill.kd_weight",
-    "distill.hard_label_weight",
-    "train.learning_rate",
-)
 
-_MUTABLE = Literal["distill.temperature", "distill.kd_weight", "distill.hard_label_weight", "train.learning_rate"]
 _KIND = Literal["choice", "grid", "uniform", "loguniform", "int"]
 
 
@@ -132,7 +122,7 @@ class SearchConfig(Section):
 class SchedulerConfig(Section):
     """Which trials are cut short. Controls and re-runs of the best never are."""
 
-    kind: Literal["none", "asha", "median", "pbt"] = "none"
+    kind: Literal["none", "asha", "median"] = "none"
     """`raybrew list schedulers` explains each."""
     grace: float = Field(default=0.25, gt=0, lt=1)
     """Share of its steps that a trial may always do (`asha`, `median`)."""
@@ -140,15 +130,6 @@ class SchedulerConfig(Section):
     """Of this many trials at a rung one goes on (`asha`)."""
     min_trials: int = Field(default=3, ge=1)
     """Trials that must have come as far before `median` stops one."""
-    interval: float = Field(default=0.25, gt=0, lt=1)
-    """Share of the steps between two comparisons (`pbt`)."""
-    mutate: Many[
-        Literal["distill.temperature", "distill.kd_weight", "distill.hard_label_weight", "train.learning_rate"]
-    ] = (
-        "distill.temperature",
-        "train.learning_rate",
-    )
-    """Keys of the space that `pbt` changes in a running trial."""
 
 
 class RerunConfig(Section):
@@ -201,7 +182,7 @@ class SweepConfig(Section):
     rerun_best: RerunConfig = Field(default=RerunConfig(), json_schema_extra=NOT_IDENTITY)
     """More seeds for the best."""
     scheduler: SchedulerConfig = SchedulerConfig()
-    """Which trials are cut short: none, asha, median or pbt."""
+    """Which trials are cut short: none, asha or median."""
     controls: bool = Field(default=True, json_schema_extra=NOT_IDENTITY)
     """Train each student shape without a teacher as well, and with unlabelled rows from the teacher alone."""
     budget: BudgetConfig = Field(default=BudgetConfig(), json_schema_extra=NOT_IDENTITY)

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from raybrew.config.base import Section
 from raybrew.config.data import Columns
 from raybrew.config.experiment import Experiment
+from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import TASK_COLUMNS, TASK_CONFIGS
 
@@ -42,6 +43,16 @@ _SET: Mapping[str, Any] = {
     "train.learning_rate": 1.0e-4,
 }
 
+#: An example of several tasks, each with sections of its own instead of `data` and `teacher`.
+_TASKS: Mapping[str, Any] = {
+    name: {
+        "task": {"kind": "classification"},
+        "data": {"train": f"{name}-train.jsonl", "eval": f"{name}-eval.jsonl"},
+        "teacher": {"model": "path/or/hub-name", "finetune": {"epochs": 3}},
+    }
+    for name in ("one", "other")
+}
+
 #: The same for kinds of tasks that ask for something else.
 _SET_FOR_TASK: Mapping[str, Mapping[str, Any]] = {
     "multilabel": {"distill.kd_loss": {"kind": "bce"}},
@@ -56,7 +67,7 @@ def experiment_template(file: str = "experiment.yaml", task: str = "classificati
     """The text of a new experiment file called `file`, for tasks of the kind `task`."""
     parts = [_INTRODUCTION.format(file=file)]
     for name, field in Experiment.model_fields.items():
-        section = TASK_CONFIGS[task] if name == "task" else field.annotation
+        section = {**TASK_CONFIGS, "multi": MultiTaskConfig}[task] if name == "task" else field.annotation
         parts.append("")
         if isinstance(section, type) and issubclass(section, Section):
             first = (section.__doc__ or "").strip().splitlines()[0]
@@ -80,12 +91,16 @@ def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Itera
         yield from _comment(field, indent)
         if key == "task.kind":
             yield f"{indent}kind: {task}"
-        elif key == "data.columns":
+        elif key == "task.tasks":
+            yield f"{indent}{name}:"
+            for each in _TASKS:
+                yield f"{indent}  {each}: {_flow(_TASKS[each])}"
+        elif key == "data.columns" and task in TASK_COLUMNS:
             given = {column: getattr(Columns(), column) for column in TASK_COLUMNS[task]}
             yield f"{indent}# columns: {_flow(given)}"
         elif key == "sweep.space":
             yield f"{indent}{name}: {_flow(_SPACE)}"
-        elif key in given_values:
+        elif key in given_values and not (task == "multi" and key.startswith(("data.", "teacher."))):
             yield f"{indent}{name}: {_flow(given_values[key])}"
         else:
             default = field.get_default(call_default_factory=True)

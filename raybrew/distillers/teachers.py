@@ -34,7 +34,7 @@ class SignalsInBatch:
 
 
 class LiveTeacher:
-    """Runs the teacher on the student's batch, in inference mode and without any wrapper."""
+    """Runs the teacher on the student's batch, without gradient and without any wrapper."""
 
     def __init__(
         self,

@@ -199,7 +199,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise RunError(f"{path} is no folder; give run folders, experiment folders or a storage path")
-        folders = [path] if is_run(path) else _runs_below(path, levels=2)
+        folders = [path] if is_run(path) else _runs_of_sweep(path) or _runs_below(path, levels=2)
         if not folders:
             raise RunError(
                 f"{path} holds no runs: looked for {', '.join(MARKS)} in it and two levels below "
@@ -232,6 +232,16 @@ def number(value: Any) -> float | None:
 def integer(value: Any) -> int | None:
     """`value` if it is a whole number, else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _runs_of_sweep(folder: Path) -> list[Path]:
+    """Runs of the trials of the sweep in `folder`, which lie beside it; none if it is no sweep."""
+    names = {
+        str(record.get("run")): None
+        for record in read_metrics(folder / "ledger.jsonl")
+        if record.get("kind") == "trial"
+    }
+    return [folder.parent / name for name in names if is_run(folder.parent / name)]
 
 
 def _runs_below(folder: Path, levels: int) -> list[Path]:

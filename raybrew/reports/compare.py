@@ -147,7 +147,9 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 wall_seconds=None,
             ),
         )
-    return list(found.values())
+    # A control knows its teacher by name alone; students of the same teacher know it better.
+    known = {row.label for row in found.values() if row.parameters is not None}
+    return [row for row in found.values() if row.parameters is not None or row.label not in known]
 
 
 def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,29 @@ from raybrew.reports.numbers import (
 )
 from raybrew.reports.plots import Plot, all_plots
 from raybrew.reports.rows import Row
+from raybrew.reports.sweep_page import sweep_section
+from raybrew.reports.sweep_plots import sweep_plots
+from raybrew.reports.sweep_tables import leaderboard
+from raybrew.reports.sweeps import SweepRecord
 from raybrew.version import __version__
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["comparison_of", "render_report", "write_report"]
 
 
 def write_report(
-    runs: Iterable[RunRecord | str | Path], path: str | Path, title: str | None = None, *, now: str | None = None
+    runs: Iterable[RunRecord | str | Path],
+    path: str | Path,
+    title: str | None = None,
+    *,
+    sweeps: Sequence[SweepRecord] = (),
+    now: str | None = None,
 ) -> Path:
-    """Write the page about `runs` (records or run folders) to `path`, replacing it whole; returns the path.
+    """Write the page about `runs` (records or folders) and `sweeps` to `path`, replacing it whole; returns the path.
 
     RunError without runs, EnvironmentProblem when the file cannot be written.
     """
     records = [run if isinstance(run, RunRecord) else load_run(run) for run in runs]
-    page = render_report(records, title, now=now)
+    page = render_report(records, title, sweeps=sweeps, now=now)
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -54,12 +64,21 @@ def write_report(
     return path
 
 
-def render_report(runs: Iterable[RunRecord], title: str | None = None, *, now: str | None = None) -> str:
-    """The page as text. `now` is the date it shows; default: today."""
+def render_report(
+    runs: Iterable[RunRecord],
+    title: str | None = None,
+    *,
+    sweeps: Sequence[SweepRecord] = (),
+    now: str | None = None,
+) -> str:
+    """The page as text. `now` is the date it shows; default: today.
+
+    The trials of `sweeps` are among `runs`. A page about one sweep alone takes its leaderboard as the comparison.
+    """
     records = list(runs)
     if not records:
         raise RunError("a report needs at least one run; none was given")
-    comparison = compare(records)
+    comparison = comparison_of(records, sweeps)
     experiments = list(dict.fromkeys(run.experiment for run in records))
     page = _templates().get_template("report.html.j2")
     return page.render(
@@ -71,10 +90,25 @@ def render_report(runs: Iterable[RunRecord], title: str | None = None, *, now: s
         decision=decide(comparison),
         comparison=comparison,
         table=_table(comparison),
-        plots=[_plot(plot) for plot in all_plots(comparison)],
+        plots=[_plot(plot) for plot in all_plots(comparison, of_sweep=bool(sweeps))],
+        sweeps=[_sweep(record, records) for record in sweeps],
         runs=[_run(run) for run in records],
         plotly_js=plotly.offline.get_plotlyjs(),
     )
+
+
+def comparison_of(runs: Sequence[RunRecord], sweeps: Sequence[SweepRecord]) -> Comparison:
+    """The leaderboard if `runs` are the trials of one sweep, else all finished runs compared."""
+    if len(sweeps) == 1 and {run.folder.name for run in runs} <= {trial.run for trial in sweeps[0].trials}:
+        return leaderboard(sweeps[0], runs)
+    return compare(runs)
+
+
+def _sweep(record: SweepRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    comparison = leaderboard(record, [run for run in runs if run.folder.parent == record.folder.parent])
+    plots = sweep_plots(record, comparison)
+    shown = [dataclasses.replace(plot, name=f"{record.sweep_id}-{plot.name}") for plot in plots]
+    return sweep_section(record, comparison) | {"plots": [_plot(plot) for plot in shown]}
 
 
 def _templates() -> jinja2.Environment:

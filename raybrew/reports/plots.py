@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from raybrew.reports.collect import RunRecord
 from raybrew.reports.compare import Comparison
-from raybrew.reports.numbers import metric_scale, metric_title, show_count, show_ms, show_value
+from raybrew.reports.numbers import metric_scale, metric_title, show_bytes, show_count, show_ms, show_value
 from raybrew.reports.plot_parts import INK, Points, add_lines, log_axis, new_figure, plain_number, safe, series, thin
 from raybrew.reports.rows import Row
 
@@ -22,6 +22,7 @@ __all__ = [
     "LegendEntry",
     "Plot",
     "all_plots",
+    "cost_of_row",
     "learning_curves",
     "learning_rates",
     "loss_terms",
@@ -60,15 +61,15 @@ class Plot:
     height: int
 
 
-def all_plots(comparison: Comparison) -> list[Plot]:
-    """Every figure there is data for, the most telling first."""
+def all_plots(comparison: Comparison, of_sweep: bool = False) -> list[Plot]:
+    """Every figure there is data for, the most telling first. Of a sweep: bytes, no rates and losses."""
     plots = [
         pareto(comparison, "parameters"),
         pareto(comparison, "batch_1"),
         pareto(comparison, "batch_32"),
+        pareto(comparison, "megabytes") if of_sweep else None,
         learning_curves(comparison),
-        learning_rates(comparison),
-        *loss_terms(comparison),
+        *(() if of_sweep else (learning_rates(comparison), *loss_terms(comparison))),
     ]
     return [plot for plot in plots if plot is not None]
 
@@ -171,14 +172,17 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
     metric, scale = comparison.metric, metric_scale(comparison.metric)
     points = []
     for row in comparison.rows:
-        cost = _cost(row, against)
+        cost = cost_of_row(row, against)
         if row.done and row.metric == metric and row.quality is not None and cost is not None and cost > 0:
             points.append((row, cost, row.quality.mean))
     costs = [cost for _, cost, _ in points]
     if not costs or max(costs) < 1.02 * min(costs):
         return None
-    show: Callable[[float], str] = show_count if against == "parameters" else show_ms
-    title = "parameters" if against == "parameters" else f"ms per example, batch {against.removeprefix('batch_')}"
+    shows: dict[str, Callable[[float], str]] = {"parameters": show_count, "megabytes": show_bytes}
+    show = shows.get(against, show_ms)
+    title = {"parameters": "parameters", "megabytes": "size of the weights"}.get(
+        against, f"ms per example, batch {against.removeprefix('batch_')}"
+    )
     figure = new_figure(title, metric_title(metric))
     legend: list[LegendEntry] = []
     figure.update_xaxes(**log_axis(costs, show))
@@ -217,7 +221,8 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
         )
         legend.append(LegendEntry(_who(row), color, SYMBOLS[row.role], _who(row)))
     legend.append(LegendEntry("Pareto front", INK, "dot", "Pareto front"))
-    name = {"parameters": "Quality against size"}.get(against, f"Quality against time, batch {against[6:]}")
+    names = {"parameters": "Quality against parameters", "megabytes": "Quality against bytes"}
+    name = names.get(against, f"Quality against time, batch {against[6:]}")
     caption = "Up and to the left is better. Ringed: nothing else is better at no more cost."
     return _finish(f"pareto-{against}", name, caption, figure, legend)
 
@@ -240,9 +245,11 @@ def _who(row: Row) -> str:
     return row.name if row.role == "student" else f"{row.role} {row.name}"
 
 
-def _cost(row: Row, against: str) -> float | None:
-    if against == "parameters":
-        return None if row.parameters is None else float(row.parameters)
+def cost_of_row(row: Row, against: str) -> float | None:
+    """Parameters, megabytes, or ms per example at `batch_1` or `batch_32`; None where it was not measured."""
+    if against in ("parameters", "megabytes"):
+        found: float | None = getattr(row, against)
+        return None if found is None else float(found)
     stat = row.latency_ms.get(against)
     return None if stat is None else stat.mean
 

@@ -7,7 +7,7 @@ import logging
 import netrc
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,6 +76,29 @@ class WandbTracker:
             self._run.summary["best/step"] = int(record["step"])
         values.update({axis: record[axis] for axis in ("epoch", "time") if axis in record})
         self._run.log(values, step=int(record["step"]))
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table, one row per mapping."""
+        if self._run is None or not rows:
+            return
+        import wandb
+
+        columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+        data: list[Any] = [[_cell(row.get(column)) for column in columns] for row in rows]
+        self._run.log({name: wandb.Table(columns=columns, data=data)})
+
+    def log_page(self, name: str, path: Path) -> None:
+        """An HTML file, shown as it is."""
+        if self._run is None:
+            return
+        import wandb
+
+        self._run.log({name: wandb.Html(str(path))})
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """Values of the run as a whole."""
+        if self._run is not None:
+            self._run.summary.update(scrub(dict(values)))
 
     def finish(self, status: Status) -> None:
         run, self._run = self._run, None
@@ -161,6 +184,11 @@ class WandbTracker:
             reinit="create_new",
             settings=wandb.Settings(**{name: value for name, value in options.items() if name in known}),
         )
+
+
+def _cell(value: Any) -> Any:
+    """A value that a table column of mixed kinds takes."""
+    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value, default=str)
 
 
 def _new_id(run_id: str) -> str:

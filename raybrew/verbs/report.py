@@ -9,8 +9,9 @@ from pathlib import Path
 
 from raybrew.errors import EnvironmentProblem
 from raybrew.reports.collect import load_runs
-from raybrew.reports.compare import compare
-from raybrew.reports.html import write_report
+from raybrew.reports.html import comparison_of, write_report
+from raybrew.reports.sweep_tables import trial_rows, trials_csv
+from raybrew.reports.sweeps import find_sweeps, load_sweep
 from raybrew.reports.tables import csv_text, json_rows
 
 __all__ = ["report"]
@@ -19,17 +20,23 @@ __all__ = ["report"]
 def report(paths: Sequence[str | Path], output: str | Path = "report.html", title: str | None = None) -> Path:
     """Write a self-contained page (and its table as .csv and .json beside it) about all runs in `paths`.
 
-    A path is a run's folder, an experiment's, or a storage path. Nothing is computed anew. RunError if there is no run.
+    A path is a run's folder, a sweep's, an experiment's, or a storage path. Trials of sweeps go to .trials.csv and
+    .trials.json. Nothing is computed anew. RunError if there is no run.
     """
     runs = load_runs([Path(path) for path in paths])
+    sweeps = [load_sweep(folder) for folder in find_sweeps(paths)]
     target = Path(output)
     names = sorted({run.experiment for run in runs})
-    comparison = compare(runs)
+    comparison = comparison_of(runs, sweeps)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_report([run.folder for run in runs], target, title=title or ", ".join(names))
+        write_report(runs, target, title=title or ", ".join(names), sweeps=sweeps)
         _write(target.with_suffix(".csv"), csv_text(comparison))
         _write(target.with_suffix(".json"), json.dumps(json_rows(comparison), ensure_ascii=False, indent=2) + "\n")
+        if sweeps:
+            trials = [{"sweep": record.sweep_id, **row} for record in sweeps for row in trial_rows(record)]
+            _write(target.with_suffix(".trials.csv"), "".join(trials_csv(record) for record in sweeps))
+            _write(target.with_suffix(".trials.json"), json.dumps(trials, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
     return target

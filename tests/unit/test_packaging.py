@@ -213,8 +213,8 @@ def test_every_layer_is_listed_once_and_ray_is_confined(project: dict[str, Any])
         "raybrew.runtime",
         "raybrew.store.capture",
         "raybrew.training.launch",
-        "raybrew.sweep",
-        "raybrew.sweep.**",
+        "raybrew.sweeps",
+        "raybrew.sweeps.**",
     }
 
 

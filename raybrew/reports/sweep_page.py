@@ -1,0 +1,125 @@
+"""What the HTML page shows of a sweep, as text ready for the template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raybrew.config.space import show_value_of
+from raybrew.reports.collect import dict_at
+from raybrew.reports.compare import Comparison
+from raybrew.reports.numbers import ABSENT, metric_title, show_bytes, show_count, show_ms, show_seconds, show_value
+from raybrew.reports.rows import Row
+from raybrew.reports.sweep_tables import Cost, cost_of, rule_of, trial_rows
+from raybrew.reports.sweeps import SweepRecord
+
+__all__ = ["sweep_section"]
+
+
+def sweep_section(record: SweepRecord, comparison: Comparison) -> dict[str, Any]:
+    """Facts, trials, early stops and failures of one sweep; `comparison` is its leaderboard."""
+    cost = cost_of(record)
+    rows = trial_rows(record)
+    return {
+        "id": record.sweep_id,
+        "name": record.name,
+        "rule": rule_of(record.metric, bool(record.finalists())),
+        "state": _state(record),
+        "facts": [(name, text) for name, text in _facts(record, cost) if text],
+        "space": [(key, _space_text(value)) for key, value in record.space.items()],
+        "command": record.command,
+        "heads": _heads(record),
+        "trials": [_trial(record, row, comparison) for row in rows],
+        "failed": [(trial.number, trial.label, trial.error or "") for trial in record.trials_of("failed")],
+    }
+
+
+def _state(record: SweepRecord) -> str:
+    if record.closed == "finished":
+        return "done"
+    return "running or interrupted" if record.closed is None else f"stopped: {record.closed}"
+
+
+def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
+    sweep = dict_at(record.experiment, "sweep")
+    search, scheduler = dict_at(sweep, "search"), dict_at(sweep, "scheduler")
+    counts = [
+        f"{cost.num_done} done",
+        f"{cost.num_stopped} stopped early" if cost.num_stopped else "",
+        f"{cost.num_failed} failed" if cost.num_failed else "",
+    ]
+    searched = str(search.get("kind", ""))
+    if searched == "optuna":
+        searched += f" for {', '.join(search.get('objectives') or ['quality'])}"
+    overhead = ""
+    if cost.overhead is not None:
+        overhead = f"{show_seconds(cost.overhead)} beyond training"
+    if cost.overhead_first is not None:
+        first = f"{show_seconds(cost.overhead_first)} in the first of each place"
+        overhead = f"{overhead}, {first}" if overhead else first
+    speed = cost.trial_seconds / cost.wall_seconds if cost.wall_seconds else 0.0
+    return [
+        ("trials", f"{cost.num_trials}: {', '.join(count for count in counts if count)}"),
+        ("search", searched),
+        ("scheduler", str(scheduler.get("kind", "none"))),
+        ("wall time", show_seconds(cost.wall_seconds)),
+        ("trial time", f"{show_seconds(cost.trial_seconds)} in all, {speed:.1f} trials at a time"),
+        ("overhead per trial", overhead),
+        ("teacher", f"{cost.teacher_rows} rows read once for all trials" if record.teachers else ""),
+        ("signals", ", ".join(str(name) for one in record.teachers for name in one.get("signals") or ())),
+        ("steps saved by early stops", f"{100 * cost.saved_share:.0f} %" if cost.num_stopped else ""),
+        ("GPU-hours", f"{cost.gpu_hours:.2f}" if cost.gpu_hours else ""),
+        ("cost", f"{cost.money:.2f}" if cost.money is not None else ""),
+    ]
+
+
+def _space_text(value: Any) -> str:
+    for kind, values in value.items():
+        if kind != "when":
+            shown = ", ".join(show_value_of(item) for item in values)
+            when = f" when {show_value_of(value['when'])}" if value.get("when") else ""
+            return f"{'' if kind in ('choice', 'grid') else kind + ' '}{shown}{when}"
+    return ""
+
+
+def _heads(record: SweepRecord) -> list[str]:
+    keys = [key.rsplit(".", 1)[-1] if key.count(".") else key for key in record.space]
+    return [*keys, "seed", metric_title(record.metric), "gain", "parameters", "size", "ms, b1", "ms, b32", "time"]
+
+
+def _trial(record: SweepRecord, row: dict[str, Any], comparison: Comparison) -> dict[str, Any]:
+    metric = record.metric
+    gain = _gain_of(row["run"], comparison)
+    value = row["value"]
+    shown = show_value(metric, value, rows=comparison.eval_rows)
+    if value is not None and row["status"] not in ("done",):
+        shown = f"{shown} at {100 * row['share_of_steps']:.0f} %"
+    cells = [
+        *(row[key] if row[key] is not None else ABSENT for key in record.space),
+        str(row["seed"]),
+        shown,
+        gain,
+        show_count(row["parameters"]),
+        show_bytes(row["megabytes"]),
+        show_ms(row["ms_batch_1"]),
+        show_ms(row["ms_batch_32"]),
+        show_seconds(row["seconds"]),
+    ]
+    best = comparison.best is not None and any(run.folder.name == row["run"] for run in comparison.best.runs)
+    return {
+        "number": row["trial"],
+        "role": row["role"],
+        "rerun": row["rerun"],
+        "status": row["status"],
+        "best": best,
+        "cells": cells,
+        "command": row["command"],
+        "run": row["run"],
+    }
+
+
+def _gain_of(run: str, comparison: Comparison) -> str:
+    """Gain of the configuration over its control, of all its seeds."""
+    row: Row | None = next((r for r in comparison.rows if any(one.folder.name == run for one in r.runs)), None)
+    if row is None or row.gain is None:
+        return ABSENT
+    return show_value(row.metric, row.gain.mean, row.gain.sd, rows=comparison.eval_rows, signed=True)

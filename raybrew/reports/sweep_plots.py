@@ -1,0 +1,305 @@
+"""Figures of a sweep: the effect of each key, importance, parallel coordinates, early stops. Same looks as `plots`."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from raybrew.config.space import show_value_of
+from raybrew.config.sweep import ParameterConfig
+from raybrew.reports.compare import Comparison
+from raybrew.reports.numbers import metric_scale, metric_title
+from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe
+from raybrew.reports.plots import COLORS, LegendEntry, Plot
+from raybrew.reports.sweeps import CANDIDATE, SweepRecord, TrialRecord
+
+__all__ = ["effect", "importance", "importances", "parallel_coordinates", "sweep_plots", "trial_curves"]
+
+#: fANOVA of fewer configurations than this is noise.
+_LEAST_FOR_IMPORTANCE = 6
+#: Keys whose effects come first.
+_FIRST = ("distill.temperature", "distill.matches", "student.shape")
+_SEQUENTIAL = ("#c7d7f5", "#9dbaf0", "#6f9be8", "#3b82f6", "#1d5fd0", "#123f8f")
+
+
+def sweep_plots(record: SweepRecord, comparison: Comparison) -> list[Plot]:
+    """Every figure that there is data for, the most telling first."""
+    configurations = _configurations(record)
+    keys = sorted(record.space, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+    plots = [effect(record, configurations, key) for key in keys]
+    plots += [importance(record, configurations), parallel_coordinates(record, configurations), trial_curves(record)]
+    return [plot for plot in plots if plot is not None]
+
+
+Configurations = list[tuple[dict[str, Any], float, int]]
+
+
+def _configurations(record: SweepRecord) -> Configurations:
+    """Values, mean metric over finished seeds, and their number, of each configuration that has finished."""
+    found: dict[str, list[TrialRecord]] = {}
+    for trial in record.trials:
+        if trial.role == CANDIDATE and trial.status == "done" and trial.value is not None:
+            found.setdefault(json.dumps(trial.values, sort_keys=True, default=str), []).append(trial)
+    return [
+        (trials[0].values, statistics.fmean(t.value for t in trials if t.value is not None), len(trials))
+        for trials in found.values()
+    ]
+
+
+def effect(record: SweepRecord, configurations: Configurations, key: str) -> Plot | None:
+    """The metric of every configuration by the value of one key, and the mean of each value."""
+    rows = [(values[key], quality, values) for values, quality, _ in configurations if key in values]
+    if len({json.dumps(value, default=str) for value, *_ in rows}) < 2:
+        return None
+    scale = metric_scale(record.metric)
+    figure = new_figure(key, metric_title(record.metric))
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value, *_ in rows)
+    parameter = ParameterConfig.model_validate(record.space[key])
+    categories = _categories(parameter, [value for value, *_ in rows])
+    spread_out = numeric and not parameter.discrete
+    places = [value if spread_out else categories.index(show_value_of(value)) for value, *_ in rows]
+    figure.add_trace(
+        go.Scatter(
+            x=places,
+            y=[quality * scale for _, quality, _ in rows],
+            mode="markers",
+            marker={"color": COLORS[0], "size": 9, "opacity": 0.65},
+            name="configuration",
+            legendgroup="configuration",
+            text=[safe(f"{_short(values)}: {quality * scale:.2f}") for _, quality, values in rows],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+    legend = [LegendEntry("one configuration", COLORS[0], "circle", "configuration")]
+    if not spread_out:
+        placed = [(place, quality * scale) for place, (_, quality, _) in zip(places, rows, strict=True)]
+        means = [statistics.fmean(y for place, y in placed if place == index) for index in sorted(set(places))]
+        figure.add_trace(
+            go.Scatter(
+                x=sorted(set(places)),
+                y=means,
+                mode="lines+markers" if numeric else "markers",
+                line={"color": COLORS[1], "width": 2},
+                marker={"color": COLORS[1], "size": 13, "symbol": "line-ew", "line": {"width": 3, "color": COLORS[1]}},
+                name="mean",
+                legendgroup="mean",
+                hovertemplate="mean %{y:.2f}<extra></extra>",
+            )
+        )
+        legend.append(LegendEntry("mean of a value", COLORS[1], "solid", "mean"))
+        labels = [text if len(text) <= 22 else text[:20] + "…" for text in categories]
+        figure.update_xaxes(
+            tickmode="array",
+            tickvals=list(range(len(labels))),
+            ticktext=[safe(text) for text in labels],
+            range=[-0.5, len(labels) - 0.5],
+        )
+    elif parameter.kind == "loguniform":
+        figure.update_xaxes(type="log")
+    caption = "The other keys vary as well: a difference is an effect of this key as far as the rest is balanced."
+    title = {"distill.temperature": "Effect of temperature", "distill.matches": "Effect of each match set"}
+    name = title.get(key, f"Effect of {key}")
+    return _finish(f"effect-{key.replace('.', '-')}", name, caption, figure, legend)
+
+
+def importances(record: SweepRecord, configurations: Configurations | None = None) -> tuple[dict[str, float], int]:
+    """fANOVA share of each key in the variation of the metric, and from how many configurations.
+
+    Empty for fewer than 6 configurations, a metric that does not vary, or a single key. Keys with a condition are left
+    out: they are absent from some configurations.
+    """
+    import optuna
+
+    from_all = _configurations(record) if configurations is None else configurations
+    space = {key: ParameterConfig.model_validate(value) for key, value in record.space.items()}
+    keys = [key for key, parameter in space.items() if not parameter.when]
+    rows = [(values, quality) for values, quality, _ in from_all if all(key in values for key in keys)]
+    varying = [key for key in keys if len({json.dumps(values[key], default=str) for values, _ in rows}) > 1]
+    if len(rows) < _LEAST_FOR_IMPORTANCE or len(varying) < 2 or len({quality for _, quality in rows}) < 2:
+        return {}, len(rows)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    distributions = {key: _distribution(space[key], [values[key] for values, _ in rows]) for key in varying}
+    for values, quality in rows:
+        params = {key: json.dumps(values[key], default=str) if space[key].discrete else values[key] for key in varying}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=quality))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+        )
+    return {key: float(share) for key, share in found.items()}, len(rows)
+
+
+def importance(record: SweepRecord, configurations: Configurations) -> Plot | None:
+    """Bars of `importances`."""
+    shares, count = importances(record, configurations)
+    if not shares:
+        return None
+    keys = sorted(shares, key=lambda key: shares[key])
+    figure = new_figure("share of the variation explained, %", None)
+    figure.add_trace(
+        go.Bar(
+            x=[100 * shares[key] for key in keys],
+            y=[safe(key) for key in keys],
+            orientation="h",
+            marker={"color": COLORS[0]},
+            width=0.5,
+            name="importance",
+            legendgroup="importance",
+            text=[f"{100 * shares[key]:.0f} %" for key in keys],
+            textposition="auto",
+            hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+        )
+    )
+    few = " That is few: take it as a hint." if count < 30 else ""
+    caption = f"fANOVA over n = {count} configurations (means over seeds).{few}"
+    return _finish("importance", "Importance of each key", caption, figure, (), height=120 + 44 * len(keys))
+
+
+def parallel_coordinates(record: SweepRecord, configurations: Configurations) -> Plot | None:
+    """One line per configuration through all keys to its metric; darker is better."""
+    keys = [key for key in record.space if any(key in values for values, *_ in configurations)]
+    if len(configurations) < 3 or len(keys) < 2:
+        return None
+    scale = metric_scale(record.metric)
+    qualities = [quality for _, quality, _ in configurations]
+    low, high = min(qualities), max(qualities)
+    figure = new_figure("", None)
+    axes = {key: _axis_of(record, key, [v[key] for v, *_ in configurations if key in v]) for key in keys}
+    order = sorted(range(len(configurations)), key=lambda index: qualities[index])
+    for index in order:
+        values, quality, _ = configurations[index]
+        share = (quality - low) / (high - low) if high > low else 1.0
+        is_best = index == order[-1]
+        shade = _SEQUENTIAL[min(int(share * len(_SEQUENTIAL)), len(_SEQUENTIAL) - 1)]
+        heights = [axes[key][0](values[key]) if key in values else None for key in keys]
+        figure.add_trace(
+            go.Scatter(
+                x=[*range(len(keys)), len(keys)],
+                y=[*heights, share],
+                mode="lines+markers",
+                line={
+                    "color": COLORS[1] if is_best else shade,
+                    "width": 3 if is_best else 1.6,
+                },
+                marker={"size": 5},
+                opacity=1 if is_best else 0.75,
+                name="best" if is_best else "configurations",
+                legendgroup="best" if is_best else "configurations",
+                text=[safe(f"{_short(values)}: {quality * scale:.2f}")] * (len(keys) + 1),
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    for place, key in enumerate(keys):
+        for height, text in axes[key][1]:
+            _note(figure, place, height, text)
+    for height, value in ((0.0, low), (1.0, high)):
+        _note(figure, len(keys), height, f"{value * scale:.1f}")
+    names = [key.rsplit(".", 1)[-1] for key in keys] + [metric_title(record.metric)]
+    figure.update_xaxes(
+        tickmode="array", tickvals=list(range(len(names))), ticktext=[safe(name) for name in names],
+        range=[-0.45, len(names) - 0.45], showgrid=True,
+    )  # fmt: skip
+    figure.update_yaxes(visible=False, range=[-0.08, 1.12])
+    legend = (
+        LegendEntry("best", COLORS[1], "solid", "best"),
+        LegendEntry("others, darker is better", _SEQUENTIAL[3], "solid", "configurations"),
+    )
+    return _finish("parallel", "Parallel coordinates", "", figure, legend, height=380)
+
+
+def trial_curves(record: SweepRecord) -> Plot | None:
+    """The metric of each trial over its share of steps; where the scheduler ended it, a cross."""
+    scheduler = (record.experiment.get("sweep") or {}).get("scheduler") or {}
+    stopped = record.trials_of("stopped")
+    if scheduler.get("kind", "none") == "none" or not stopped:
+        return None
+    scale = metric_scale(record.metric)
+    figure = new_figure("share of the steps, %", metric_title(record.metric))
+    for trial in record.trials:
+        if trial.role != CANDIDATE or not trial.reports:
+            continue
+        ended = trial.status == "stopped"
+        group = "stopped" if ended else "to the end"
+        figure.add_trace(
+            go.Scatter(
+                x=[100 * share for share, _ in trial.reports],
+                y=[value * scale for _, value in trial.reports],
+                mode="lines+markers",
+                line={"color": COLORS[1] if ended else COLORS[0], "width": 1.4, "dash": "dot" if ended else "solid"},
+                marker={"size": [0] * (len(trial.reports) - 1) + [10], "symbol": "x" if ended else "circle"},
+                name=group,
+                legendgroup=group,
+                text=[safe(f"trial {trial.number}, {trial.label}: {value * scale:.2f}") for _, value in trial.reports],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    caption = f"{len(stopped)} trials were stopped by {scheduler['kind']}."
+    legend = (
+        LegendEntry("to the end", COLORS[0], "solid", "to the end"),
+        LegendEntry("stopped early", COLORS[1], "dot", "stopped"),
+    )
+    return _finish("stops", "Early stops", caption, figure, legend)
+
+
+def _axis_of(record: SweepRecord, key: str, values: Sequence[Any]) -> tuple[Any, list[tuple[float, str]]]:
+    """A function from a value to its height between 0 and 1, and the (height, text) of its ticks."""
+    parameter = ParameterConfig.model_validate(record.space[key])
+    if not parameter.discrete:
+        low, high = parameter.values
+        log = parameter.kind == "loguniform"
+        bottom, top = (math.log(low), math.log(high)) if log else (low, high)
+
+        def height(value: Any) -> float:
+            return ((math.log(value) if log else value) - bottom) / (top - bottom)
+
+        return height, [(0.0, plain_number(low)), (1.0, plain_number(high))]
+    names = _categories(parameter, values)
+    places = {name: index / max(len(names) - 1, 1) for index, name in enumerate(names)}
+    ticks = [(place, name if len(name) <= 16 else name[:14] + "…") for name, place in places.items()]
+    return (lambda value: places[show_value_of(value)]), ticks
+
+
+def _categories(parameter: ParameterConfig, values: Sequence[Any]) -> list[str]:
+    """Texts of the values that occur, numbers in their order, others as the space lists them."""
+    occurring = {show_value_of(value): value for value in values}
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in occurring.values()):
+        return sorted(occurring, key=lambda text: occurring[text])
+    listed = [show_value_of(value) for value in parameter.values]
+    return sorted(occurring, key=lambda text: listed.index(text) if text in listed else len(listed))
+
+
+def _distribution(parameter: ParameterConfig, values: Sequence[Any]) -> Any:
+    import optuna
+
+    if parameter.discrete:
+        texts = list(dict.fromkeys(json.dumps(value, default=str) for value in [*parameter.values, *values]))
+        return optuna.distributions.CategoricalDistribution(texts)
+    low, high = parameter.values
+    if parameter.kind == "int":
+        return optuna.distributions.IntDistribution(low, high)
+    return optuna.distributions.FloatDistribution(low, high, log=parameter.kind == "loguniform")
+
+
+def _note(figure: go.Figure, x: float, y: float, text: str) -> None:
+    figure.add_annotation(
+        x=x, y=y, text=safe(text), showarrow=False, xanchor="left", xshift=7, yshift=8, font={"size": 11, "color": INK}
+    )
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={show_value_of(value)}" for key, value in values.items())
+
+
+def _finish(
+    name: str, title: str, caption: str, figure: go.Figure, legend: Sequence[LegendEntry], height: int = 320
+) -> Plot:
+    figure.update_layout(height=height)
+    return Plot(name, title, caption, figure, tuple(legend), height)

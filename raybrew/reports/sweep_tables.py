@@ -1,0 +1,174 @@
+"""A sweep as tables: the leaderboard by the one rule for "best", every trial, what it cost."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from raybrew.config.space import show_value_of
+from raybrew.reports.collect import RunRecord, dict_at, load_run, number
+from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.numbers import metric_title
+from raybrew.reports.rows import Row
+from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
+
+__all__ = ["Cost", "best_row", "best_run", "cost_of", "leaderboard", "rule_of", "trial_rows", "trials_csv"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a sweep took. Seconds are wall time; `overhead` is the mean of what a trial took beyond training."""
+
+    wall_seconds: float
+    trial_seconds: float
+    training_seconds: float
+    gpu_hours: float
+    money: float | None
+    num_trials: int
+    num_done: int
+    num_stopped: int
+    num_failed: int
+    num_reused: int
+    overhead: float | None
+    overhead_first: float | None
+    """The mean over trials that had to load everything, the first of each place."""
+    slots: int | None
+    teacher_rows: int
+    """Rows that teachers read during the sweep; those of the store cost nothing."""
+    store_rows: int
+    """Rows of the stores that trials learnt from."""
+    saved_share: float
+    """Share of all candidates' steps that early stops saved."""
+
+
+def rule_of(metric: str, finalists: bool) -> str:
+    """The one rule by which a sweep's best is chosen, in words."""
+    among = ", among those run again with more seeds" if finalists else ""
+    return (
+        f"Best: the highest {metric_title(metric).removesuffix(' %')} of each run's best checkpoint, mean over seeds"
+        f"{among}; ties go to fewer parameters."
+    )
+
+
+def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) -> Comparison:
+    """The finished trials of a sweep compared, and its best by the rule. What was stopped or failed is left out."""
+    done = {trial.run for trial in record.trials if trial.status == "done"}
+    found = [run for run in (record.runs() if runs is None else runs) if run.folder.name in done]
+    roles = {trial.run: trial.role for trial in record.trials}
+    comparison = compare(found)
+    rows = tuple(_named(row, roles) for row in comparison.rows)
+    best = best_row(rows, record)
+    notes = [*comparison.notes, rule_of(record.metric, bool(record.finalists()))]
+    return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes))
+
+
+def best_row(rows: Sequence[Row], record: SweepRecord) -> Row | None:
+    """The best configuration of the search; the best control if nothing else has finished."""
+    finalists = record.finalists()
+    candidates = {trial.run for trial in record.trials if trial.role == CANDIDATE}
+    for wanted in (finalists & candidates, candidates, {trial.run for trial in record.trials}):
+        eligible = [
+            row
+            for row in rows
+            if row.done and row.quality is not None and any(run.folder.name in wanted for run in row.runs)
+        ]
+        if eligible:
+            return max(eligible, key=lambda row: (row.quality.mean if row.quality else 0.0, -(row.parameters or 0)))
+    return None
+
+
+def best_run(record: SweepRecord) -> str | None:
+    """The run whose student is exported: of the best configuration the seed with the best checkpoint."""
+    row = leaderboard(record).best
+    if row is None:
+        return None
+    scored = [(run.best.value, -(run.seed or 0), run.folder.name) for run in row.runs if run.best is not None]
+    return max(scored)[2] if scored else None
+
+
+def _named(row: Row, roles: dict[str, str]) -> Row:
+    found = {roles.get(run.folder.name) for run in row.runs}
+    if found == {KD_ONLY}:
+        return dataclasses.replace(row, variant="control: KD only, without labels")
+    if found == {CONTROL}:
+        return dataclasses.replace(row, variant=row.variant or "labels only")
+    return row
+
+
+def trial_rows(record: SweepRecord) -> list[dict[str, Any]]:
+    """One plain mapping per trial: what was tried, how it ended, what its run measured, and how to repeat it."""
+    rows = []
+    for trial in record.trials:
+        folder = record.folder.parent / trial.run
+        run = load_run(folder) if (folder / "config.yaml").is_file() else None
+        summary = (run.summary if run is not None else None) or {}
+        latency = dict_at(summary, "latency_ms")
+        best = run.best if run is not None else None
+        rows.append(
+            {
+                "trial": trial.number,
+                "role": trial.role,
+                "rerun": trial.rerun,
+                **{key: show_value_of(trial.values[key]) if key in trial.values else None for key in record.space},
+                "seed": trial.seed,
+                "status": "interrupted" if trial.status == "running" and record.closed is not None else trial.status,
+                "metric": record.metric,
+                "value": best.value if best is not None else None,
+                "share_of_steps": round(trial.share, 4),
+                "parameters": number(dict_at(summary, "student").get("parameters")),
+                "megabytes": number(dict_at(summary, "student").get("megabytes")),
+                "ms_batch_1": number(latency.get("batch_1")),
+                "ms_batch_32": number(latency.get("batch_32")),
+                "seconds": trial.seconds,
+                "overhead_seconds": trial.overhead,
+                "error": trial.error,
+                "run": trial.run,
+                "command": run.command if run is not None else None,
+            }
+        )
+    return rows
+
+
+def trials_csv(record: SweepRecord) -> str:
+    """The trials as CSV with a head."""
+    rows = trial_rows(record)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else ["trial"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def cost_of(record: SweepRecord) -> Cost:
+    """What the sweep took, from its ledger."""
+    trials = record.trials
+    budget = dict_at(record.experiment, "sweep", "budget")
+    seconds = sum(trial.seconds or 0.0 for trial in trials)
+    overheads = [(t.seconds or 0.0, t.overhead) for t in trials if t.overhead is not None]
+    slots = next((session["slots"] for session in reversed(record.sessions) if session.get("slots")), None)
+    first = [overhead for _, overhead in overheads[: slots or 1]]
+    later = [overhead for _, overhead in overheads[slots or 1 :]]
+    price = number(budget.get("price_per_hour"))
+    candidates = [t for t in trials if t.role == CANDIDATE and t.status in ("done", "stopped")]
+    return Cost(
+        wall_seconds=record.wall_seconds,
+        trial_seconds=seconds,
+        training_seconds=sum(taken - overhead for taken, overhead in overheads),
+        gpu_hours=sum((trial.seconds or 0.0) * trial.gpus for trial in trials) / 3600,
+        money=None if price is None else price * seconds / 3600,
+        num_trials=len(trials),
+        num_done=len(record.trials_of("done")),
+        num_stopped=len(record.trials_of("stopped")),
+        num_failed=len(record.trials_of("failed")),
+        num_reused=sum(trial.reused for trial in trials),
+        overhead=statistics.fmean(later) if later else None,
+        overhead_first=statistics.fmean(first) if first else None,
+        slots=slots,
+        teacher_rows=sum(int(one.get("computed") or 0) for one in record.teachers),
+        store_rows=sum({(one.get("teacher"), one.get("rows")): int(one["rows"]) for one in record.teachers}.values()),
+        saved_share=1 - sum(t.share for t in candidates) / len(candidates) if candidates else 0.0,
+    )

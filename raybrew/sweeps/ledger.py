@@ -1,0 +1,57 @@
+"""The ledger of a sweep: appended line by line, each on the disk before the sweep goes on. Read by `reports.sweeps`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from raybrew.config.scrub import scrub
+from raybrew.errors import EnvironmentProblem, RunError
+from raybrew.reports.sweeps import LEDGER
+from raybrew.tracking.jsonl import MetricsLog, read_metrics
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """One writer; any number of readers. `at` of each line is the time in seconds since 1970."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log = MetricsLog(folder / LEDGER)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole lines so far."""
+        return read_metrics(self.folder / LEDGER)
+
+    def write(self, kind: str, **values: Any) -> dict[str, Any]:
+        """Append one line and bring it to the disk."""
+        record = {"kind": kind, "at": round(time.time(), 3), **scrub(values)}
+        try:
+            self._log.write(record)
+            self._log.sync()
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write {self._log.path}: {error.strerror or error}") from error
+        return record
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the sweep; RunError if another process is at it."""
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"{self.folder}: another process is working on this sweep") from error
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write {self.folder}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            self._log.close()
+            lock.release()

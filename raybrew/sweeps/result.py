@@ -1,0 +1,162 @@
+"""What a sweep came to, read from what it left behind: in scripts and notebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybrew.errors import RunError
+from raybrew.reports.compare import Comparison
+from raybrew.reports.decision import decide
+from raybrew.reports.sweep_tables import best_run, cost_of, leaderboard, rule_of, trial_rows
+from raybrew.reports.sweeps import SweepRecord, TrialRecord, find_sweeps, load_sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+__all__ = ["BestStudent", "Sweep", "SweepResult"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BestStudent:
+    """The student that a sweep recommends."""
+
+    values: dict[str, Any]
+    """Its configuration in the space."""
+    metric: str
+    value: float
+    """Mean over its seeds."""
+    spread: float | None
+    """Standard deviation over seeds; None for one."""
+    gain: float | None
+    """Over the same student trained without a teacher."""
+    kept: float | None
+    """Share of the teacher's quality."""
+    parameters: int | None
+    run: Path
+    """Folder of the run whose student was exported."""
+    student: Path
+    """Hugging Face folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep from its stored results alone; needs neither Ray nor models. `Sweep.load(path)` makes one."""
+
+    path: Path
+    record: SweepRecord
+    leaderboard: Comparison
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sweep:
+        """The sweep in the folder `path`, or the only one below it; RunError if there is none or several."""
+        return cls(*_read(path))
+
+    @property
+    def trials(self) -> tuple[TrialRecord, ...]:
+        return self.record.trials
+
+    @property
+    def failed(self) -> list[TrialRecord]:
+        """Trials that failed, with their `error`."""
+        return self.record.trials_of("failed")
+
+    @property
+    def report(self) -> Path:
+        """The HTML page."""
+        return self.path / "report.html"
+
+    @property
+    def rule(self) -> str:
+        """How the best is chosen."""
+        return rule_of(self.record.metric, bool(self.record.finalists()))
+
+    def best(self) -> BestStudent:
+        """The best student by `rule`; RunError while nothing has finished."""
+        row, run = self.leaderboard.best, best_run(self.record)
+        if row is None or row.quality is None or run is None:
+            raise RunError(f"{self.path}: no trial has finished with an evaluation")
+        folder = self.path.parent / run
+        exported = self.path / "best"
+        return BestStudent(
+            values=next(trial.values for trial in self.trials if trial.run == run),
+            metric=row.metric,
+            value=row.quality.mean,
+            spread=row.quality.sd,
+            gain=row.gain.mean if row.gain else None,
+            kept=row.kept,
+            parameters=row.parameters,
+            run=folder,
+            student=exported if exported.is_dir() else folder / "student",
+        )
+
+    def dataframe(self) -> pd.DataFrame:
+        """One row per trial: values of the space, seed, status, metric, size, latency, time, run, command."""
+        import pandas as pd
+
+        return pd.DataFrame(trial_rows(self.record))
+
+    def pareto(self, against: str = "parameters") -> pd.DataFrame:
+        """Configurations that no other beats without costing more.
+
+        `against`: `parameters`, `megabytes`, or ms per example at `batch_1` or `batch_32`.
+        """
+        import pandas as pd
+
+        from raybrew.reports.plots import cost_of_row, pareto_front
+
+        rows = [
+            (row, cost)
+            for row in self.leaderboard.rows
+            if row.done and row.role != "teacher" and row.quality and (cost := cost_of_row(row, against)) is not None
+        ]
+        front = pareto_front([(cost, row.quality.mean) for row, cost in rows if row.quality])
+        return pd.DataFrame([rows[index][0].to_dict() for index in front])
+
+    def plots(self) -> dict[str, go.Figure]:
+        """Every figure of the report by name, as plotly figures."""
+        from raybrew.reports.plots import all_plots
+        from raybrew.reports.sweep_plots import sweep_plots
+
+        found = [*all_plots(self.leaderboard, of_sweep=True), *sweep_plots(self.record, self.leaderboard)]
+        return {plot.name: plot.figure for plot in found}
+
+    def cost(self) -> dict[str, Any]:
+        """Times, GPU-hours, money, overhead per trial, rows that the teacher read."""
+        return dataclasses.asdict(cost_of(self.record))
+
+    def _repr_html_(self) -> str:
+        """Decision and leaderboard, for notebooks."""
+        from raybrew.reports.tables import caption_lines, table_text
+
+        decision = decide(self.leaderboard)
+        lines = html.escape("\n".join([table_text(self.leaderboard, 120)]))
+        notes = "".join(f"<li>{html.escape(line)}</li>" for line in caption_lines(self.leaderboard))
+        return (
+            f"<h3>{html.escape(decision.headline)}</h3><p>{html.escape(decision.detail)}</p>"
+            f"<pre>{lines}</pre><ul>{notes}</ul><p>{html.escape(str(self.report))}</p>"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult(Sweep):
+    """What `raybrew.sweep` returns."""
+
+    already_done: bool = False
+
+    @classmethod
+    def load(cls, path: str | Path, already_done: bool = False) -> SweepResult:
+        """As `Sweep.load`."""
+        return cls(*_read(path), already_done=already_done)
+
+
+def _read(path: str | Path) -> tuple[Path, SweepRecord, Comparison]:
+    folders = find_sweeps([path])
+    if len(folders) != 1:
+        found = ", ".join(folder.name for folder in folders) or "none"
+        raise RunError(f"{path}: one sweep is wanted there, found {found}; name its folder")
+    record = load_sweep(folders[0])
+    return folders[0], record, leaderboard(record)

@@ -1,0 +1,154 @@
+"""sweep: try many students on one teacher pass, keep the best, write a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raybrew.config import Experiment
+from raybrew.config.base import identity_of
+from raybrew.config.space import space_notes
+from raybrew.errors import ConfigError, Interrupted, RunError
+from raybrew.reports.collect import dict_at, number
+from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep
+from raybrew.runtime import ray_runtime
+from raybrew.sweeps.conductor import Conductor, Older
+from raybrew.sweeps.finish import finish_sweep
+from raybrew.sweeps.ledger import Ledger
+from raybrew.sweeps.mirror import mirror_summary
+from raybrew.sweeps.prepare import control_epochs, prepare_teachers
+from raybrew.sweeps.progress import SweepReporter, quiet_or
+from raybrew.sweeps.result import SweepResult
+from raybrew.verbs.reporter import Reporter
+from raybrew.verbs.training import command_line
+
+__all__ = ["sweep", "sweep_folder"]
+
+
+def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepResult:
+    """Try what `experiment.sweep` names; the same call continues a sweep that was stopped or killed at any moment.
+
+    Controls come first, then configurations of the search, then further seeds for the best. A trial that fails leaves
+    the others alone; `SweepResult.failed` lists it. Raises ConfigError before anything starts, ClusterError if Ray has
+    no room for a trial, Interrupted when asked to stop (what is finished stays finished).
+    """
+    if experiment.sweep is None:
+        raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
+    view = quiet_or(reporter)
+    for note in space_notes(experiment):
+        if note.startswith("warning"):
+            view.say(note)
+    folder = sweep_folder(experiment)
+    ledger = Ledger(folder)
+    with ledger.locked():
+        if not ledger.records():
+            ledger.write("sweep", name=experiment.name, experiment=experiment.plain(), command=command_line())
+        conductor = Conductor(
+            experiment,
+            ledger,
+            control_epochs=control_epochs(experiment, view),
+            objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
+            older=_older(experiment),
+        )
+        if conductor.over() and load_sweep(folder).closed == "finished":
+            return SweepResult.load(folder, already_done=True)
+        reason = _run(experiment, conductor, view)
+    result = SweepResult.load(folder)
+    if reason == "interrupted":
+        raise Interrupted(f"stopped; {len(result.record.trials_of('done'))} trials are done in {folder}, the same "
+                          "command continues the sweep")  # fmt: skip
+    if reason != "finished":
+        view.say(f"the sweep ended early: {reason}; a larger budget and the same command continue it")
+    return result
+
+
+def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> str:
+    """One session: teacher pass, trials, report. Returns why it ended."""
+    from raybrew.sweeps.tuning import room_for, run_trials
+
+    assert experiment.sweep is not None
+    ledger = conductor.ledger
+    ledger.write("session", command=command_line(), budget=experiment.sweep.budget.model_dump(mode="json"))
+    reason = "failed"
+    try:
+        for one in prepare_teachers(experiment, conductor.num_trials, view):
+            ledger.write("teacher", **dataclasses.asdict(one))
+        with ray_runtime("sweep") as ray_info:
+            if ray_info.dashboard_url:
+                view.say(f"Ray dashboard: {ray_info.dashboard_url}")
+            slots = room_for(experiment, ray_info)
+            ledger.write("room", slots=slots, cpus=ray_info.cpus, gpus=ray_info.gpus)
+            with view.follow(conductor, slots) as changed:
+                reason = run_trials(conductor, ray_info, changed)
+        finish_sweep(conductor, view)
+    finally:
+        ledger.write("close", reason=reason)
+    if reason != "interrupted":
+        _report(ledger.folder)
+        mirror_summary(experiment, ledger.folder)
+    return reason
+
+
+def _report(folder: Path) -> None:
+    """The page, with the sweep closed in the ledger that it is made from; none while no trial has begun."""
+    from raybrew.verbs.report import report
+
+    if load_sweep(folder).run_folders():
+        report([folder], folder / "report.html")
+
+
+def sweep_folder(experiment: Experiment) -> Path:
+    """`<storage_path>/<name>/sweep-<hash of all that decides what is tried>`; budgets and sizes may change."""
+    assert experiment.sweep is not None
+    identity: dict[str, Any] = {"base": experiment.identity("distill"), "sweep": identity_of(experiment.sweep)}
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False, default=str)
+    name = f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return Path(experiment.store.storage_path).absolute() / experiment.name / name
+
+
+def _objectives_from(folder: Path, names: tuple[str, ...]) -> Callable[[str], tuple[float, ...] | None]:
+    """A function from a run to its objectives in the order of `names`, and its parameters; None if it is not done."""
+
+    def objectives(run: str) -> tuple[float, ...] | None:
+        try:
+            summary = json.loads((folder / run / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        measured = {
+            "quality": number(dict_at(summary, "best").get("value")),
+            "parameters": number(dict_at(summary, "student").get("parameters")),
+            "megabytes": number(dict_at(summary, "student").get("megabytes")),
+            "latency": number(dict_at(summary, "latency_ms").get("batch_1")),
+        }
+        values = [measured[name] for name in (*names, "parameters")]
+        return None if any(value is None for value in values) else tuple(value for value in values if value is not None)
+
+    return objectives
+
+
+def _older(experiment: Experiment) -> tuple[Older, ...]:
+    """Finished configurations of the sweep that `sweep.warm_start` names, each with its mean objectives."""
+    assert experiment.sweep is not None
+    given = experiment.sweep.warm_start
+    if given is None:
+        return ()
+    folders = find_sweeps([given])
+    if not folders:
+        raise RunError(f"sweep.warm_start: {given} holds no sweep: looked for {LEDGER} in it and two levels below")
+    found: dict[str, list[tuple[dict[str, Any], tuple[float, ...]]]] = {}
+    names = experiment.sweep.search.objectives
+    for folder in folders:
+        record = load_sweep(folder)
+        objectives = _objectives_from(folder.parent, names)
+        for trial in record.trials_of("done"):
+            values = objectives(trial.run) if trial.role == CANDIDATE else None
+            if values is not None:
+                found.setdefault(json.dumps(trial.values, sort_keys=True), []).append((trial.values, values))
+    return tuple(
+        Older(rows[0][0], tuple(sum(row[1][i] for row in rows) / len(rows) for i in range(len(names))))
+        for rows in found.values()
+    )

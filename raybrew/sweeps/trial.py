@@ -1,0 +1,171 @@
+"""One trial, in a process of Ray Tune that runs many of them: imports, encoded rows and memory maps stay warm.
+
+The result of a trial is in its run folder; Tune is told each evaluation, and whether to go on comes back from it. A
+trial that fails says so as a result, so that the reason is not lost in a traceback of another process and the process
+goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raybrew.config import Experiment
+from raybrew.errors import Interrupted, RunError
+from raybrew.training.context import STOP_FILE
+from raybrew.training.run_folder import RunFolder
+
+__all__ = ["run_trial"]
+
+#: Seconds that a trial waits for a run whose former process is dying with its cluster.
+_LOCK_SECONDS = 45.0
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """Run the trial that `config` describes; what Ray Tune calls. Returns after a last report that has `status`."""
+    from ray import tune
+
+    entered = time.time()
+    spec = json.loads(config["spec"])
+    if os.path.isdir(spec["cwd"]):
+        os.chdir(spec["cwd"])  # paths in experiments are relative to where the command was given
+    experiment = Experiment.model_validate(spec["experiment"])
+    metric = experiment.task.metric
+    stopped = threading.Event()
+
+    def report(metrics: dict[str, Any]) -> bool:
+        try:
+            tune.report({"percent": round(100 * metrics["share"], 4), "quality": float(metrics[metric])})
+        except SystemExit:  # how Tune ends a function that its scheduler stops
+            stopped.set()
+        return stopped.is_set()
+
+    try:
+        outcome = _distill(experiment, spec["command"], report, metric)
+    except Interrupted as error:
+        if stopped.is_set():
+            return
+        outcome = {"status": "interrupted", "error": str(error)}
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        outcome = {"status": "failed", "error": f"{type(error).__name__}: {first}"[:500]}
+        _free_memory()
+    if stopped.is_set():
+        return
+    training = outcome.pop("training_seconds", None)
+    seconds = time.time() - entered
+    outcome["seconds"] = round(seconds, 3)
+    if training is not None:
+        outcome["overhead_inside"] = round(max(0.0, seconds - training), 3)
+    tune.report(outcome)
+
+
+def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> dict[str, Any]:
+    from raybrew.verbs.distill import distill
+
+    several = experiment.train.worker_range[1] > 1
+    train = experiment.train.model_copy(update={"launcher": "ray" if several else "local"})
+    if train.threads is None:
+        train = train.model_copy(update={"threads": int(os.environ.get("OMP_NUM_THREADS", "1"))})
+    experiment = experiment.model_copy(update={"train": train})
+    folder = RunFolder.of(experiment, "distill").path
+    before = _trained_seconds(folder)
+    with _stop_workers(folder, report, metric) if several else _nothing():
+        result = _when_unlocked(
+            lambda: distill(experiment, report=False, command=command, on_evaluation=None if several else report)
+        )
+    summary = result.summary
+    best = summary.get("best") or {}
+    outcome: dict[str, Any] = {"status": "done", "value": best.get("value"), "reused": result.already_done}
+    if not result.already_done:
+        outcome["training_seconds"] = max(0.0, float(summary["wall_seconds"]) - before)
+    return outcome
+
+
+def _when_unlocked(call: Any) -> Any:
+    """`call`, tried again while another process holds the run."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return call()
+        except RunError as error:
+            if "another process" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+
+
+def _trained_seconds(folder: Path) -> float:
+    """Training time that an unfinished run has behind it."""
+    from raybrew.tracking.jsonl import read_metrics
+
+    times = [record["time"] for record in read_metrics(folder / "metrics.jsonl") if "time" in record]
+    return float(max(times, default=0.0))
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _stop_workers(folder: Path, report: Any, metric: str) -> Iterator[None]:
+    """While Ray Train's workers run: their evaluations, read from the run's own file, are reported from here."""
+    from raybrew.tracking.jsonl import read_metrics
+
+    done = threading.Event()
+
+    def steps_in_all() -> int:
+        # The run's first event says it.
+        for record in read_metrics(folder / "metrics.jsonl"):
+            words = str(record.get("message", "")).split()
+            if record.get("event") in ("started", "resumed") and "of" in words:
+                return int(words[words.index("of") + 1])
+        return 0
+
+    def follow() -> None:
+        seen = len(_evaluations(folder, metric))
+        while not done.wait(0.3):
+            found = _evaluations(folder, metric)
+            for step, value in found[seen:]:
+                total = steps_in_all()
+                if total and report({"share": step / total, metric: value}):
+                    (folder / STOP_FILE).touch()
+            seen = max(seen, len(found))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
+
+
+def _evaluations(folder: Path, metric: str) -> list[tuple[int, float]]:
+    from raybrew.tracking.jsonl import read_metrics
+
+    try:
+        records = read_metrics(folder / "metrics.jsonl")
+    except RunError:
+        return []
+    return [
+        (record["step"], record[f"eval/{metric}"])
+        for record in records
+        if record.get("kind") == "eval" and f"eval/{metric}" in record
+    ]
+
+
+def _free_memory() -> None:
+    """What a failed trial held must not fail the next one in this process."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

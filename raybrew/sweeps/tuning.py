@@ -1,0 +1,255 @@
+"""The sweep as Ray Tune runs it: it asks the conductor for trials, and tells it how they go."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, Stopper
+from ray.tune.search import Searcher
+
+from raybrew.config import Experiment
+from raybrew.errors import ClusterError, RaybrewError
+from raybrew.reports.sweeps import CANDIDATE
+from raybrew.runtime import RayInfo, check_resources
+from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.jobs import Job
+from raybrew.sweeps.schedulers import build_scheduler
+from raybrew.sweeps.trial import run_trial
+from raybrew.training.context import stop_on_signals
+
+__all__ = ["room_for", "run_trials", "wanted_resources"]
+
+#: A process that dies (out of memory, a lost node) is replaced this often; the trial goes on from its checkpoint.
+_RESTARTS = 2
+
+
+def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], None]) -> str:
+    """Run what the conductor gives until it has no more; returns why it ended: `finished`, `interrupted`, a budget.
+
+    `changed` is called a few times a second, and whenever something happened.
+    """
+    base, sweep = conductor.base, conductor.sweep
+    slots = room_for(base, ray_info)
+    folder = conductor.ledger.folder / ".tune"
+    shutil.rmtree(folder, ignore_errors=True)
+    brain = _Brain(conductor, changed)
+    earlier = [trial for trial in conductor.trials.values() if trial.reports]
+    # A trial that is stopped saves nothing any more, but closes its files; the process then takes the next one.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "20")
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(slots))
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, wanted_resources(base)),
+        tune_config=tune.TuneConfig(
+            search_alg=_Asker(brain),
+            scheduler=build_scheduler(sweep.scheduler, earlier),
+            num_samples=-1,
+            max_concurrent_trials=slots,
+            reuse_actors=base.train.worker_range[1] == 1,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            stop=_Ends(brain),
+            callbacks=[_Listener(brain)],
+            failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+            verbose=0,
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    # Not on the main thread, where Tune would install a handler of its own for Ctrl-C.
+    thread = threading.Thread(target=fit, name="raybrew-ray-tune", daemon=True)
+    with stop_on_signals(lambda: brain.stop("interrupted")):
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.25)
+            changed()
+    shutil.rmtree(folder, ignore_errors=True)
+    if failure and not isinstance(failure[0], KeyboardInterrupt):
+        error = failure[0]
+        if isinstance(error, RaybrewError):
+            raise error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ClusterError(f"Ray Tune ended early: {type(error).__name__}: {first}") from error
+    if brain.error is not None:
+        raise brain.error
+    return conductor.stopped_by or "finished"
+
+
+def wanted_resources(base: Experiment) -> Any:
+    """What Ray reserves for one trial.
+
+    A trial of several workers is a Ray Train run, whose workers reserve for themselves; its own process must then hold
+    no part of a CPU, or they might never fit.
+    """
+    assert base.sweep is not None
+    wanted = base.sweep.resources
+    if base.train.worker_range[1] == 1:
+        return {"cpu": wanted.cpus, "gpu": wanted.gpus}
+    return tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
+
+
+def room_for(base: Experiment, ray_info: RayInfo) -> int:
+    """Trials at the same time; ClusterError if there is room for none."""
+    assert base.sweep is not None
+    sweep, train = base.sweep, base.train
+    if train.worker_range[1] == 1:
+        cpus, gpus = sweep.resources.cpus, sweep.resources.gpus
+        keys = "sweep.resources"
+    else:
+        workers = train.worker_range[1]
+        use_gpu = train.device == "cuda" or (train.device == "auto" and ray_info.gpus >= workers)
+        cpus, gpus = workers * train.cpus_per_worker, float(workers if use_gpu else 0)
+        keys = "train.workers, train.cpus_per_worker"
+    check_resources(cpus, gpus, f"one trial ({keys})")
+    room = math.floor(ray_info.cpus / cpus + 1e-9)
+    if gpus:
+        # A part of a GPU lies on one GPU, so each holds a whole number of trials.
+        room = min(
+            room, math.floor(ray_info.gpus) * math.floor(1 / gpus + 1e-9) if gpus < 1 else int(ray_info.gpus // gpus)
+        )
+    return max(1, min(room, sweep.concurrency or room))
+
+
+class _Brain:
+    """The conductor for Tune's parts, which live in one thread; an error of ours ends the sweep instead of a trial."""
+
+    def __init__(self, conductor: Conductor, changed: Callable[[], None]) -> None:
+        self.conductor = conductor
+        self.changed = changed
+        self.runs: dict[str, str] = {}
+        self.last: dict[str, dict[str, Any]] = {}
+        self.given_at: dict[str, float] = {}
+        self.error: RaybrewError | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Brain:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune keeps copies of its parts on disk. They are of no use: a sweep is continued from its ledger.
+        return object, ()
+
+    def stop(self, reason: str) -> None:
+        self.conductor.stopped_by = self.conductor.stopped_by or reason
+
+    def guarded(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RaybrewError as error:
+            self.error = self.error or error
+            self.stop("error")
+            return None
+        finally:
+            self.changed()
+
+
+class _Asker(Searcher):
+    """Gives Tune one trial after the other."""
+
+    def __init__(self, brain: _Brain) -> None:
+        super().__init__()
+        self.brain = brain
+
+    def suggest(self, trial_id: str) -> Any:
+        conductor = self.brain.conductor
+        job: Job | None = self.brain.guarded(conductor.next)
+        if job is None:
+            return Searcher.FINISHED if conductor.finished else None
+        self.brain.runs[trial_id] = job.run
+        self.brain.given_at[trial_id] = time.time()
+        self.brain.guarded(lambda: conductor.started(job.run))
+        folder = f"{job.experiment.store.storage_path}/{job.experiment.name}/{job.run}"
+        spec = {
+            "experiment": job.experiment.plain(),
+            "cwd": os.getcwd(),
+            "command": f"raybrew distill {folder}/config.yaml",
+        }
+        return {"spec": json.dumps(spec), "may_stop": job.role == CANDIDATE and not job.rerun}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        return None
+
+    def save(self, checkpoint_path: str) -> None:
+        return None  # the ledger is what a sweep is continued from
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
+
+
+class _Listener(Callback):
+    """Hears of trials from Tune."""
+
+    def __init__(self, brain: _Brain) -> None:
+        self.brain = brain
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        run = self.brain.runs.get(trial.trial_id)
+        if run is None:
+            return
+        if "status" in result:
+            self.brain.last[trial.trial_id] = result
+        elif "percent" in result:
+            self.brain.guarded(
+                lambda: self.brain.conductor.reported(run, result["percent"] / 100, float(result["quality"]))
+            )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended(trial, {"status": "stopped"})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        reason = "its process died more often than it is replaced (out of memory?)"
+        self._ended(trial, {"status": "failed", "error": f"ProcessDied: {reason}"})
+
+    def _ended(self, trial: Any, otherwise: dict[str, Any]) -> None:
+        run = self.brain.runs.pop(trial.trial_id, None)
+        result = self.brain.last.pop(trial.trial_id, None)
+        given = self.brain.given_at.pop(trial.trial_id, time.time())
+        if run is None:
+            return
+        conductor = self.brain.conductor
+        if result is None and conductor.stopped_by is not None and otherwise["status"] == "stopped":
+            conductor.running.pop(run, None)
+            return  # the whole sweep stops: the trial goes on when it is continued
+        seconds = time.time() - given
+        outcome: dict[str, Any] = {"seconds": round(seconds, 3), **otherwise}
+        if result is not None:
+            if result["status"] == "interrupted":
+                conductor.running.pop(run, None)
+                return
+            outcome = {"status": result["status"], "seconds": round(seconds, 3)}
+            outcome |= {key: result[key] for key in ("value", "error", "reused") if result.get(key) is not None}
+            if result.get("overhead_inside") is not None:
+                outcome["overhead"] = round(seconds - result["seconds"] + result["overhead_inside"], 3)
+        self.brain.guarded(lambda: conductor.ended(run, outcome))
+
+
+class _Ends(Stopper):
+    """Ends all trials when the sweep is interrupted or a budget is used up."""
+
+    def __init__(self, brain: _Brain) -> None:
+        self.brain = brain
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        conductor = self.brain.conductor
+        conductor.stopped_by = conductor.stopped_by or conductor.over_budget()
+        return conductor.stopped_by is not None

@@ -1,0 +1,94 @@
+"""Sweeps without Ray and without training: a conductor whose trials end as a function says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reports_helpers import make_run
+
+from raybrew.config import Experiment
+from raybrew.config.loading import build_experiment
+from raybrew.reports.sweeps import CONTROL
+from raybrew.sweeps.conductor import Conductor, Older
+from raybrew.sweeps.jobs import Job
+from raybrew.sweeps.ledger import Ledger
+from raybrew.sweeps.run import _objectives_from
+
+#: A trial's end: its accuracy, or the words of its failure, or None for one that the process did not survive.
+Outcome = float | str | None
+
+
+def base(storage: Path, sweep: dict[str, Any], **sections: Any) -> Experiment:
+    """An experiment named `reviews` with that sweep."""
+    values: dict[str, Any] = {
+        "name": "reviews",
+        "data": {"train": "a", "eval": "b"},
+        "teacher": {"model": "hub/teacher"},
+        "student": {"shape": {"layers": 4, "hidden": 312}},
+        "store": {"storage_path": str(storage)},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return build_experiment({**values, "sweep": sweep}, check_files=False)
+
+
+def conductor_of(experiment: Experiment, older: tuple[Older, ...] = (), control_epochs: int = 30) -> Conductor:
+    """A conductor on the ledger of that experiment's only sweep."""
+    assert experiment.sweep is not None
+    folder = Path(experiment.store.storage_path) / experiment.name / "sweep-x"
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(folder)
+    if not ledger.records():
+        ledger.write("sweep", name=experiment.name, experiment=experiment.plain(), command="raybrew sweep e.yaml")
+    ledger.write("session")
+    return Conductor(
+        experiment,
+        ledger,
+        control_epochs=control_epochs,
+        objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
+        older=older,
+    )
+
+
+def end(conductor: Conductor, job: Job, outcome: Outcome) -> None:
+    """The trial ends; a finished one leaves a run folder."""
+    if isinstance(outcome, str):
+        conductor.ended(job.run, {"status": "failed", "error": outcome, "seconds": 1.0})
+        return
+    assert outcome is not None
+    layers = job.experiment.student.model_dump()["shape"]["layers"]
+    folder = conductor.ledger.folder.parent / job.run
+    if not folder.exists():
+        plain = job.experiment.plain()
+        make_run(
+            folder.parent.parent,
+            "control" if job.role == CONTROL else "student",
+            seed=job.seed,
+            accuracy=outcome,
+            run_id=job.run,
+            changes={name: plain[name] for name in ("student", "distill", "train")},
+            student={"parameters": 1000 * layers, "megabytes": 0.1 * layers, "description": f"BERT {layers}x312"},
+            steps=20,
+        )
+    conductor.reported(job.run, 0.5, outcome - 0.1)
+    conductor.reported(job.run, 1.0, outcome)
+    conductor.ended(job.run, {"status": "done", "value": outcome, "seconds": 10.0, "overhead": 0.5})
+
+
+def drive(conductor: Conductor, outcome: Callable[[Job], Outcome], limit: int = 1000) -> list[Job]:
+    """Run trials one after another until nothing is left, or `outcome` says None: then the process dies."""
+    done: list[Job] = []
+    while len(done) < limit:
+        job = conductor.next()
+        if job is None:
+            assert conductor.finished
+            break
+        conductor.started(job.run)
+        found = outcome(job)
+        if found is None:
+            return done
+        end(conductor, job, found)
+        done.append(job)
+    return done

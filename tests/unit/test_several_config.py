@@ -1,0 +1,174 @@
+"""Experiment files of several teachers and several tasks: overrides, views, identities, and all problems at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raybrew.config.loading import build_experiment
+from raybrew.config.views import choose_task, task_views, teacher_names, teacher_views
+from raybrew.errors import ConfigError
+
+TEACHERS: dict[str, Any] = {
+    "name": "teachers",
+    "data": {"train": "glue/rte"},
+    "teacher": {"members": {"a": {"model": "x/a", "weight": 2.0}, "b": {"model": "x/b", "source": "store"}}},
+    "student": {"shape": "T3"},
+}
+TASKS: dict[str, Any] = {
+    "name": "tasks",
+    "task": {
+        "kind": "multi",
+        "tasks": {
+            "one": {"data": {"train": "glue/rte"}, "teacher": {"model": "x/one"}},
+            "two": {
+                "task": {"metric": "mcc"},
+                "data": {"train": "glue/mrpc"},
+                "teacher": {"members": {"a": {"model": "x/a"}, "b": {"model": "x/b"}}},
+                "weight": 0.5,
+            },
+        },
+    },
+    "student": {"shape": "T3"},
+}
+
+
+def problems(base: dict[str, Any], **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build_experiment({**base, **changes}, check_files=False)
+    return "\n".join(caught.value.problems)
+
+
+def test_one_teacher_and_one_task_are_their_own_views() -> None:
+    plain = build_experiment({"name": "x", "teacher": {"model": "m"}})
+    assert task_views(plain) == {None: plain}
+    assert teacher_views(plain) == {None: plain}
+    assert teacher_names(plain) == []
+
+
+def test_members_become_single_teachers_with_runs_of_their_own() -> None:
+    experiment = build_experiment(TEACHERS)
+    views = teacher_views(experiment)
+    assert {name: view.teacher.model for name, view in views.items()} == {"a": "x/a", "b": "x/b"}
+    assert views["b"].teacher.source == "store"
+    assert views["a"].run_id("finetune") != views["b"].run_id("finetune")
+    single = build_experiment({"name": "teachers", "data": {"train": "glue/rte"}, "teacher": {"model": "x/a"}})
+    assert views["a"].run_id("finetune") == single.run_id("finetune")  # the same training is not done twice
+    members = {**TEACHERS["teacher"]["members"], "a": {"model": "x/a", "weight": 3.0}}
+    heavier = build_experiment({**TEACHERS, "teacher": {"members": members}})
+    assert heavier.run_id("distill") != experiment.run_id("distill")
+
+
+def test_views_of_tasks_have_their_own_sections_and_matches() -> None:
+    matches = [{"loss": "hidden_mse", "teacher": "one"}, {"loss": "cos", "teacher": "two/b"}]
+    experiment = build_experiment({**TASKS, "distill": {"matches": matches}, "data": {"cache": "/elsewhere"}})
+    one, two = task_views(experiment).values()
+    assert (one.data.train, two.data.train, two.task.metric) == ("glue/rte", "glue/mrpc", "mcc")
+    assert one.data.cache == two.data.cache == "/elsewhere"
+    assert [(match.loss, match.teacher) for match in one.distill.matches] == [("hidden_mse", None)]
+    assert [(match.loss, match.teacher) for match in two.distill.matches] == [("cos", "b")]
+    assert teacher_names(experiment) == ["one", "two", "two/a", "two/b"]
+    assert choose_task(experiment, "two") == two
+    with pytest.raises(ConfigError, match=r"--task: given 'tow'; allowed: one, two; did you mean 'two'"):
+        choose_task(experiment, "tow")
+    with pytest.raises(ConfigError, match="--task: required"):
+        choose_task(experiment, None)
+
+
+def test_all_problems_of_several_teachers_at_once() -> None:
+    found = problems(
+        TEACHERS,
+        teacher={
+            "model": "m",
+            "average": "probabilities",
+            "members": {"a": {"model": "x", "weigth": 1}, "b c": {"model": "y"}},
+        },
+    )
+    assert "teacher.members.a.weigth: unknown key" in found
+    assert "did you mean 'weight'" in found
+    assert "teacher.members.b c: given 'b c'" in found
+    assert "teacher.members.c.model: required" in problems(TEACHERS, teacher={"members": {"c": {}}})
+    found = problems(
+        TEACHERS,
+        teacher={"model": "m", "average": "probabilities", "members": {"a": {"model": "x", "weight": 0.0}}},
+        student={"shape": "T3", "teacher": "aa"},
+        distill={"kd_loss": {"kind": "mse"}, "matches": [{"loss": "cos"}, {"loss": "pkd", "teacher": "c"}]},
+    )
+    for words in (
+        "teacher.model: given beside teacher.members",
+        "teacher.members: all weights are 0",
+        "student.teacher: given 'aa'; allowed: a",
+        "teacher.average: given 'probabilities' with distill.kd_loss.kind 'mse'",
+        "distill.matches.0.teacher: required with several teachers; allowed: a",
+        "distill.matches.1.teacher: given 'c'; allowed: a",
+    ):
+        assert words in found
+
+
+def test_probabilities_need_a_softmax_over_classes() -> None:
+    teacher = {**TEACHERS["teacher"], "average": "probabilities"}
+    for kind, allowed in (("classification", True), ("tagging", True), ("qa", False)):
+        values = {"name": "x", "task": {"kind": kind}, "teacher": teacher, "student": {"shape": "T3"}}
+        if allowed:
+            build_experiment(values, check_files=False)
+        else:
+            assert f"teacher.average: given 'probabilities', but a task of kind {kind}" in problems(values)
+
+
+def test_a_single_teacher_takes_no_names() -> None:
+    found = problems(
+        {"name": "x", "teacher": {"model": "m", "average": "probabilities"}, "student": {"shape": "T3"}},
+        distill={"matches": [{"loss": "cos", "teacher": "a"}]},
+    )
+    assert "distill.matches.0.teacher: given 'a', but there is one teacher; leave it out" in found
+    assert "teacher.average: given 'probabilities', but there is one teacher" in found
+
+
+def test_all_problems_of_several_tasks_at_once() -> None:
+    found = problems(
+        TASKS,
+        data={"train": "glue/sst2"},
+        teacher={"model": "m"},
+        student={"shape": "T3", "teacher": "onee"},
+        train={"parallel": "fsdp"},
+        distill={
+            "matches": [
+                {"loss": "hidden_mse"},
+                {"loss": "cos", "teacher": "three"},
+                {"loss": "cos", "teacher": "one", "layers": [[0]]},
+            ]
+        },
+    )
+    for words in (
+        "data: given beside task.tasks",
+        "teacher: given beside task.tasks",
+        "student.teacher: given 'onee'; allowed: one, two, two/a, two/b; did you mean 'one'",
+        "train.parallel: given 'fsdp' with several tasks",
+        "distill.matches.0.teacher: two has several teachers; name one of them: two/a, two/b",
+        "distill.matches.1.teacher: given 'three'",
+        "distill.matches.2.layers: given [0]",
+    ):
+        assert words in found
+    assert found.count("distill.matches.2.layers") == 1
+
+
+def test_problems_inside_a_task_have_its_key() -> None:
+    fewer_rows_than_workers = {"finetune": {"batch_size": 4, "workers": 8}}
+    task = {
+        "kind": "multi",
+        "tasks": {
+            "one": {"task": {"metric": "acc"}, "data": {"trian": "x"}},
+            "two": {"teacher": fewer_rows_than_workers},
+        },
+    }
+    found = problems({"name": "x", "task": task})
+    assert "task.tasks.one.task.metric: given 'acc'" in found
+    assert "task.tasks.one.data.trian: unknown key" in found
+    right = {"teacher": {"model": "m"}}
+    only_two = {"kind": "multi", "tasks": {"one": right, "two": {"teacher": fewer_rows_than_workers}}}
+    found = problems({"name": "x", "task": only_two})
+    assert "task.tasks.two.teacher.model: required" in found
+    assert "task.tasks.two.teacher.finetune.workers: given 8" in found
+    assert "tasks.one" not in found
+    assert "task.tasks: " in problems({"name": "x", "task": {"kind": "multi", "tasks": {"one": {}}}})
