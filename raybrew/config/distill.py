@@ -136,7 +136,8 @@ class DistillConfig(Section):
     hard_label_weight: float = Field(default=0.0, ge=0)
     """Weight of the loss against labels; rows without a label do not count."""
     scale_by_temperature_squared: bool = True
-    """Multiply the KD loss by T^2, so that its gradient does not shrink as T grows (arXiv 1503.02531, section 2)."""
+    """Multiply the KD loss by T^2, so that its gradient does not shrink as T grows (arXiv 1503.02531, section
+    2). Without it a sweep over temperatures changes the weight of this loss as well."""
     probability_shift: bool = False
     """Swap the teacher's largest logit with that of the true label, where the teacher errs (arXiv 1911.07471)."""
     matches: Many[MatchConfig] = ()

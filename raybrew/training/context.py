@@ -104,20 +104,25 @@ class DistributedContext:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = device
+        # NCCL exchanges device tensors only.
+        self._host_group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
         self._stop_file = run_folder / STOP_FILE
         self._report = report
         self._looked = 0.0
         self._stop = False
 
     def add_up(self, values: Tensor) -> Tensor:
-        # NCCL exchanges device tensors, gloo host tensors; the values are few, so the copy costs nothing.
-        moved = values.to(self.device) if dist.get_backend() == "nccl" else values.cpu().clone()
+        if values.device.type == "cpu":  # counts of each step: neither device waits for the other
+            summed = values.clone()
+            dist.all_reduce(summed, group=self._host_group)
+            return summed
+        moved = values.clone() if dist.get_backend() == "nccl" else values.cpu()
         dist.all_reduce(moved)
         return moved.to(values.device)
 
     def gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=self._host_group)
         return gathered
 
     def wrap(self, module: nn.Module, find_unused: bool) -> nn.Module:

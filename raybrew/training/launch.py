@@ -6,6 +6,8 @@ asked to stop, so that Ray does not mistake a stop for a failure.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -154,12 +156,11 @@ def _failure_notes(path: Path) -> Any:
 
     class FailureNotes(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            import json
-
             reasons = {
                 str(rank): (str(error).strip() or type(error).__name__) for rank, error in worker_exceptions.items()
             }
-            with path.open("a", encoding="utf-8") as file:
+            # Where the controller's node does not see the run folder, the run goes on without this line.
+            with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(reasons) + "\n")
 
     return FailureNotes()

@@ -11,7 +11,14 @@ from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource
 from raybrew.verbs.prepare import teacher_source
 
-__all__ = ["chosen_tasks", "chosen_teachers", "student_teacher", "teacher_sources", "weight_of"]
+__all__ = [
+    "chosen_tasks",
+    "chosen_teachers",
+    "student_teacher",
+    "teacher_sources",
+    "view_of_student_teacher",
+    "weight_of",
+]
 
 
 def chosen_tasks(experiment: Experiment, name: str | None) -> dict[str | None, Experiment]:
@@ -42,6 +49,12 @@ def teacher_sources(view: Experiment, teacher_run: str | None = None) -> dict[st
 
 def student_teacher(experiment: Experiment, teacher_run: str | None = None) -> ModelSource | None:
     """The teacher whose architecture, vocabulary and layers a shape takes: `student.teacher`, else the first."""
+    view = view_of_student_teacher(experiment)
+    return None if view is None else teacher_source(view, teacher_run)
+
+
+def view_of_student_teacher(experiment: Experiment) -> Experiment | None:
+    """The experiment of that teacher alone, None without any teacher."""
     named = experiment.student.teacher
     views = task_views(experiment)
     view: Experiment | None
@@ -54,7 +67,7 @@ def student_teacher(experiment: Experiment, teacher_run: str | None = None) -> M
         task, _, rest = named.partition("/")
         view = choose_task(experiment, task)
         member = rest or next(iter(view.teacher.members), None)
-    return None if view is None else teacher_source(one_teacher(view, member), teacher_run)
+    return None if view is None else one_teacher(view, member)
 
 
 def weight_of(view: Experiment, name: str | None) -> float:

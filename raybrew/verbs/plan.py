@@ -31,7 +31,7 @@ from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import Sizes, free_bytes, sizes_of_store, token_columns
 from raybrew.verbs.capture import request_of, store_root, tokenizer_source
-from raybrew.verbs.choose import student_teacher, weight_of
+from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
@@ -192,7 +192,8 @@ def plan(
     has_student = experiment.student.model is not None or experiment.student.shape is not None
     stores: list[StorePlan] = []
     trainings: list[TrainingPlan] = []
-    shape = _trained_or_base(functools.partial(student_teacher, experiment), experiment)
+    owner = view_of_student_teacher(experiment)
+    shape = None if owner is None else _trained_or_base(functools.partial(teacher_source, owner), owner)
     for task, view in task_views(experiment).items():
         sources = {
             name: _trained_or_base(functools.partial(teacher_source, one), one)

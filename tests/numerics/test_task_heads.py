@@ -1,0 +1,151 @@
+"""What each task's head makes of outputs, against loops over rows and items: values, counts and gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raybrew.config.distill import DistillConfig, KDLossConfig
+from raybrew.distillers.objective import COUNT_KEYS, Objective, build_objective
+from raybrew.signals import LOGITS
+from raybrew.tasks.heads import BinaryHead, ClassHead, Head, ItemHead, NumberHead, SpanHead
+
+ROWS, MOST, CLASSES, T = 4, 6, 3, 2.5
+COUNTS = (6, 1, 4, 3)  #: items of each row; the last row only pads a worker's share
+
+
+def batch_for(head: Head) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    logits_mask = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    batch = {"attention_mask": torch.ones(ROWS, 9), "logits_mask": logits_mask}
+    if isinstance(head, ItemHead | SpanHead):
+        lengths = torch.tensor(COUNTS) * logits_mask
+        batch["item_mask"] = (torch.arange(MOST) < lengths[:, None]).float()
+    if isinstance(head, ItemHead):
+        batch["labels"] = torch.randint(-1, CLASSES, (ROWS, MOST), generator=generator)
+    elif isinstance(head, SpanHead):
+        batch["labels"] = torch.tensor([[1, 5], [0, 0], [-1, -1], [1, 1]])
+    elif isinstance(head, BinaryHead):
+        batch["labels"] = torch.tensor([[0, 2], [-1, -1], [-2, -1], [1, -1]])
+    elif isinstance(head, NumberHead):
+        batch["labels"] = torch.tensor([1.5, math.nan, -2.0, 7.0])
+    else:
+        batch["labels"] = torch.tensor([2, -1, 0, 1])
+    return batch
+
+
+def outputs_for(head: Head, seed: int) -> Tensor:
+    shape: tuple[int, ...] = (ROWS, CLASSES)
+    if isinstance(head, ItemHead):
+        shape = (ROWS, MOST, CLASSES)
+    elif isinstance(head, SpanHead):
+        shape = (ROWS, MOST, 2)
+    elif isinstance(head, NumberHead):
+        shape = (ROWS, 1)
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    return -((teacher / T).softmax(-1) * (student / T).log_softmax(-1)).sum() * T**2
+
+
+def binary(student: Tensor, teacher: Tensor) -> Tensor:
+    target, log_yes, log_no = (teacher / T).sigmoid(), (student / T).sigmoid().log(), (-student / T).sigmoid().log()
+    return -(target * log_yes + (1 - target) * log_no).mean() * T**2
+
+
+def naive_kd(head: Head, student: Tensor, teacher: Tensor) -> tuple[Tensor, int]:
+    parts: list[Tensor] = []
+    for row in range(3):
+        if isinstance(head, ItemHead):
+            parts += [cross_entropy(student[row, item], teacher[row, item]) for item in range(COUNTS[row])]
+        elif isinstance(head, SpanHead):
+            real = slice(0, COUNTS[row])
+            parts += [cross_entropy(student[row, real, side], teacher[row, real, side]) for side in range(2)]
+        elif isinstance(head, BinaryHead):
+            parts.append(binary(student[row], teacher[row]))
+        elif isinstance(head, NumberHead):
+            parts.append((student[row, 0] - teacher[row, 0]) ** 2)
+        else:
+            parts.append(cross_entropy(student[row], teacher[row]))
+    return torch.stack(parts).sum(), len(parts)
+
+
+def naive_labels(head: Head, student: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    parts: list[Tensor] = []
+    for row in range(3):
+        if isinstance(head, ItemHead):
+            parts += [
+                -student[row, item].log_softmax(-1)[labels[row, item]]
+                for item in range(COUNTS[row])
+                if labels[row, item] >= 0
+            ]
+        elif isinstance(head, SpanHead):
+            parts += [
+                -student[row, : COUNTS[row], side].log_softmax(-1)[labels[row, side]]
+                for side in range(2)
+                if labels[row, side] >= 0
+            ]
+        elif isinstance(head, BinaryHead):
+            present = labels[row].tolist()
+            if -2 not in present:
+                signs = [1.0 if place in present else -1.0 for place in range(CLASSES)]
+                parts.append(-(student[row] * torch.tensor(signs)).sigmoid().log().mean())
+        elif isinstance(head, NumberHead):
+            if not math.isnan(labels[row]):
+                parts.append((student[row, 0] - labels[row]) ** 2)
+        elif labels[row] >= 0:
+            parts.append(-student[row].log_softmax(-1)[labels[row]])
+    return torch.stack(parts).sum(), len(parts)
+
+
+def objective_for(head: Head) -> Objective:
+    kind: Any = {BinaryHead: "bce", NumberHead: "mse"}.get(type(head), "ce")
+    config = DistillConfig(temperature=T, kd_loss=KDLossConfig(kind=kind), kd_weight=1.0, hard_label_weight=0.5)
+    return build_objective(config, head=head)
+
+
+@pytest.mark.parametrize(
+    "head", [ClassHead(), ItemHead(), SpanHead(), BinaryHead(), NumberHead()], ids=lambda h: type(h).__name__
+)
+def test_losses_of_heads(head: Head) -> None:
+    batch, objective = batch_for(head), objective_for(head)
+    teacher = outputs_for(head, 1)
+    student, copied = outputs_for(head, 2).requires_grad_(), outputs_for(head, 2).requires_grad_()
+    kd, label = objective({LOGITS: student}, {LOGITS: teacher}, batch)
+    for term, (expected, count) in (
+        (kd, naive_kd(head, copied, teacher)),
+        (label, naive_labels(head, copied, batch["labels"])),
+    ):
+        assert count > 0
+        assert term.sum.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert term.count.item() == count
+        (given,) = torch.autograd.grad(term.sum, student, retain_graph=True)
+        (wanted,) = torch.autograd.grad(expected, copied, retain_graph=True)
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
+        assert not given[3].any(), "a row that only pads a worker's share has a gradient"
+    counts = dict(zip(COUNT_KEYS, objective.counts(batch).tolist(), strict=True))
+    assert (counts["logits"], counts["labels"]) == (kd.count.item(), label.count.item()), (
+        "known before the forward pass"
+    )
+
+
+def test_the_empty_set_of_labels_is_a_label() -> None:
+    batch = {"labels": torch.empty(2, 0, dtype=torch.int64), "logits_mask": torch.ones(2)}
+    term = BinaryHead().label_loss(torch.zeros(2, 3), batch)
+    assert term.count.item() == 2
+    assert term.sum.item() == pytest.approx(2 * math.log(2))
+
+
+def test_temperature_leaves_the_squared_error_of_numbers_alone() -> None:
+    batch, student, teacher = batch_for(NumberHead()), outputs_for(NumberHead(), 1), outputs_for(NumberHead(), 2)
+    sums = []
+    for temperature in (1.0, 8.0):
+        config = DistillConfig(temperature=temperature, kd_loss=KDLossConfig(kind="mse"))
+        (term,) = build_objective(config, head=NumberHead())({LOGITS: student}, {LOGITS: teacher}, batch)
+        sums.append(term.sum.item())
+    assert sums[0] == pytest.approx(sums[1])
