@@ -2,14 +2,15 @@
 
     python experiments/sst2_sweep/against_textbrewer.py TEACHER ROWS.jsonl.gz --steps 8
 
-Temperature does not change the cost of a step, so each shape and match set is timed once. TextBrewer runs the teacher in
-every step; `fixed` pads to max_length as its examples do, `dynamic` to the longest row of a batch.
+Temperature does not change the cost of a step, so each shape and match set is timed once. TextBrewer runs the teacher
+in every step; `fixed` pads to max_length as its examples do, `dynamic` to the longest row of a batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import logging
 import random
@@ -62,7 +63,7 @@ def pace(teacher: Any, student: Any, matches: list[dict[str, Any]], data: list[d
 
     with distiller:
         distiller.train(optimizer, Timed(data), num_epochs=1, callback=None)
-    return 1000 * statistics.median(b - a for a, b in zip(marks[2:], marks[3:], strict=False))
+    return 1000 * statistics.median(b - a for a, b in itertools.pairwise(marks[2:]))
 
 
 def main() -> None:
