@@ -51,8 +51,9 @@ def _print(found: Plan) -> None:
         console.print(_store_table(store), markup=False)
     table = Table("", "", title=f"training {found.name}", title_justify="left", title_style="bold", show_header=False)
     training = found.training
+    devices = {store.device for store in found.stores} | ({training.device} if training is not None else set())
+    device = "GPU" if "cuda" in devices else "CPU"
     if training is not None:
-        device = "GPU" if training.device == "cuda" else "CPU"
         table.add_row("rows, steps", f"{training.rows} rows, {training.steps} steps in {training.epochs:g} epochs")
         table.add_row("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})")
         table.add_row("an epoch", f"{_time(training.epoch_seconds)} with {training.workers} workers")
@@ -64,7 +65,7 @@ def _print(found: Plan) -> None:
                 price = f", price {seconds / 3600 * found.price_per_hour:.2f}"
             table.add_row(
                 f"{found.trials} training{'s' if found.trials > 1 else ''}, {name}",
-                f"{_time(seconds)} of device time ({seconds / 3600:.2f} h{price})",
+                f"{_time(seconds)} of one {device} worker ({seconds / 3600:.2f} {device} hours{price})",
             )
     if found.stores:
         table.add_row("break-even", f"1 pass over the rows; here are {found.passes:g}")

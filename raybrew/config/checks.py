@@ -110,6 +110,18 @@ def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
     return problems
 
 
+def _average(task: TaskConfig, teacher: TeacherConfig) -> list[Problem]:
+    if teacher.average == "probabilities" and task.kind not in ("classification", "tagging"):
+        return [
+            Problem(
+                "teacher.average",
+                f"given 'probabilities'; allowed for task.kind {task.kind!r}: logits (a softmax over all outputs of an "
+                "item is what is averaged, which only classification and tagging have)",
+            )
+        ]
+    return []
+
+
 def _qa(task: TaskConfig) -> list[Problem]:
     if not isinstance(task, QAConfig):
         return []
@@ -376,6 +388,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data"), _columns),
     (("task",), _tagging),
     (("task",), _qa),
+    (("task", "teacher"), _average),
     (("task", "distill"), _kd_of_task),
     (("train",), lambda train: _train("train", train)),
     (("teacher",), _teacher),

@@ -61,7 +61,7 @@ def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> N
         return
     text = f"{file}: no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, has)) or 'no columns'}"
     by_case = {column.casefold(): column for column in has}
-    near = [by_case[hit] for name in missing for hit in difflib.get_close_matches(name.casefold(), by_case, n=3)]
+    near = [by_case[hit] for name in missing for hit in difflib.get_close_matches(str(name).casefold(), by_case, n=3)]
     if near:
         text += f" (near: {', '.join(map(repr, dict.fromkeys(near)))})"
     raise DataError(f"{text}. Name the columns to read in data.columns")

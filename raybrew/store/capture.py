@@ -6,6 +6,7 @@ capture that was stopped or killed. The manifest comes last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -28,6 +29,7 @@ from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.find import checked_rows, identify
 from raybrew.store.layout import (
+    EXAMPLES,
     INDEX,
     Shard,
     committed_shards,
@@ -35,6 +37,7 @@ from raybrew.store.layout import (
     problems_of_file,
     publish,
     read_manifest,
+    refuse_foreign,
 )
 from raybrew.store.lock import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
@@ -84,6 +87,7 @@ def capture(
     _check_actors(store)
     known, model, tokenizer = identify(task, teacher, request, device, precision)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
+    refuse_foreign(storage)
     ids = row_ids(rows)
 
     shards, stored_ids = _readable_shards(storage, verify)
@@ -136,7 +140,11 @@ def _check_actors(store: StoreConfig) -> None:
 def _readable_shards(storage: Storage, verify: bool) -> tuple[list[Shard], Ids]:
     """Committed shards whose examples can be read, and the ids of all their rows."""
     shards, ids = [], []
-    for shard in committed_shards(storage, verify):
+    committed = committed_shards(storage, verify)
+    with contextlib.suppress(DataError):
+        # All together, where they have to be copied to this node.
+        storage.staged(EXAMPLES, [shard.files[EXAMPLES] for shard in committed])
+    for shard in committed:
         try:
             ids.append(ids_of(storage, [shard]))
         except DataError:

@@ -8,6 +8,7 @@ role, as the AWS and Google tools find them; AWS_ENDPOINT_URL (or AWS_ENDPOINT_U
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import functools
 import logging
@@ -274,7 +275,8 @@ class ObjectFolder:
 def _file_system(scheme: str, bucket: str, endpoint: str | None, region: str | None, process: int) -> Any:
     """pyarrow's file system for a bucket, one per process: connections do not survive a fork."""
     if scheme == "gs":
-        return pyarrow.fs.GcsFileSystem()
+        # By itself it tries for a quarter of an hour.
+        return pyarrow.fs.GcsFileSystem(retry_time_limit=datetime.timedelta(seconds=_REQUEST_SECONDS))
     return pyarrow.fs.S3FileSystem(
         endpoint_override=endpoint,
         region=region or (None if endpoint else pyarrow.fs.resolve_s3_region(bucket)),

@@ -138,11 +138,11 @@ class _RunHooks:
             yield
             return
         repeated = self.metrics.truncate_after(start_step)
-        for failure in self._failures():
-            self._event(start_step, "failure", failure)
-        verb = "resumed" if start_step else "started"
+        failures = self._failures()
+        verb = "resumed" if start_step or failures else "started"
         workers = self.context.world_size
         message = f"{verb} at step {start_step} of {num_steps} with {workers} worker{'s' if workers > 1 else ''}"
+        message = "; ".join([*failures, message])
         if repeated:
             message += f"; {repeated} lines beyond the last checkpoint are computed again"
         self._event(start_step, verb, message)
@@ -244,10 +244,10 @@ def describe_failure(reasons: Mapping[str, str]) -> str:
     """One line about workers that failed together; `reasons` gives the error of each rank."""
     ranks = sorted(reasons, key=int)
     if not ranks:
-        return "the workers failed; they are started again from the last checkpoint"
+        return "the workers failed"
     who = f"worker {ranks[0]}" if len(ranks) == 1 else f"workers {', '.join(ranks)}"
     last_line = reasons[ranks[0]].splitlines()[-1].strip()
-    return f"{who} failed ({last_line[:200]}); training starts again from the last checkpoint"
+    return f"{who} failed ({last_line[:200]})"
 
 
 class _EventHandler(logging.Handler):

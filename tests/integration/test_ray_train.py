@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -122,15 +123,7 @@ def test_a_killed_worker_changes_nothing(project: Path, unbroken: Path) -> None:
     os.kill(workers[1], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "resumed at step" in err
-    assert "failed (" in err
-    events = [
-        record for record in read_metrics(run_of(project, "killed") / "metrics.jsonl") if record["kind"] == "event"
-    ]
-    told = [record["event"] for record in events]
-    assert told.index("failure") < told.index("resumed")
-    assert "training starts again from the last checkpoint" in events[told.index("failure")]["message"]
-    assert "with 2 workers" in events[told.index("resumed")]["message"]
+    assert re.search(r"workers? [01, ]+ failed \(.+\); resumed at step \d+ of 40 with 2 workers", err)
     mine, theirs = weights(project, "killed"), weights(project, "two")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert losses_of(run_of(project, "killed")) == losses_of(unbroken)

@@ -244,6 +244,7 @@ def test_run_ids_follow_what_decides_the_result(tmp_path: Path) -> None:
     base = ids()
     assert base[0].startswith("finetune-")
     assert ids("train.workers=2", "train.device=cpu", "tracking.tensorboard=true", "train.keep_checkpoints=5") == base
+    assert ids("train.workers=[1,2]", "train.parallel=fsdp", "train.gradient_checkpointing=true") == base
     changed = ids("train.seed=1")
     assert changed[0] == base[0]
     assert changed[1] != base[1]

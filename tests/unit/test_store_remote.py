@@ -80,10 +80,17 @@ def folder(url: str, tmp_path: Path) -> ObjectFolder:
 
 
 def run(
-    rows: pa.Table, teacher: ModelSource, url: str, tmp_path: Path, *request: Signal, progress: Any = None
+    rows: pa.Table,
+    teacher: ModelSource,
+    url: str,
+    tmp_path: Path,
+    *request: Signal,
+    progress: Any = None,
+    verify: bool = False,
 ) -> Store:
     settings = small_store(cache=str(tmp_path / "cache"))
-    return capture(rows, task_of(), teacher, request or (LOGITS, HIDDEN), settings, url, "cpu", "fp32", progress)
+    wanted = request or (LOGITS, HIDDEN)
+    return capture(rows, task_of(), teacher, wanted, settings, url, "cpu", "fp32", progress, verify=verify)
 
 
 @pytest.fixture(scope="module")
@@ -316,11 +323,10 @@ def test_damage_on_the_way_or_in_the_store_is_found_and_repaired(
     store.storage.write(name, bytes(content))
     assert store.verify() == (f"{name} holds other bytes than were written",)
     fresh = Store.open(store.location, cache=str(tmp_path / "reader"))
-    with pytest.raises(StoreError, match=rf"damaged: {name} holds other bytes .*capture again"):
+    with pytest.raises(StoreError, match=rf"damaged: {name} holds other bytes .*capture --verify"):
         fresh.gather(HIDDEN, np.arange(35))
     assert not list((tmp_path / "reader").rglob("hidden.01/*00002*"))
-    store.storage.delete([name])
-    assert contents(run(rows, teacher, url, tmp_path).storage) == contents(local.storage)
+    assert contents(run(rows, teacher, url, tmp_path, verify=True).storage) == contents(local.storage)
 
 
 def test_two_workers_of_a_node_stage_together(
