@@ -77,7 +77,8 @@ class Signal:
             if self.layer is not None:
                 raise ValueError(f"signal {self.kind!r} has no layers, got layer {self.layer!r}")
         elif self.layer is None or self.layer < first:
-            raise ValueError(f"signal {self.kind!r} needs a layer >= {first}, got {self.layer!r}")
+            given = "" if self.layer is None else f", got {self.layer}"
+            raise ValueError(f"signal {self.kind!r} needs a layer >= {first}{given}, such as {self.kind}.08")
 
     @property
     def name(self) -> str:

@@ -67,7 +67,7 @@ def ls(target: Target = _DEFAULT, as_json: AsJson = False) -> None:
         name, size = Path(entry.location).name, f"{entry.bytes / 2**20:.1f}"
         used = (entry.used or "not known")[:16].replace("T", " ")
         if entry.store is None:
-            table.add_row(name, "", "", (entry.problem or "").removeprefix(f"{entry.location}: "), size, used)
+            table.add_row(name, "", "", (entry.problem or "").removeprefix(entry.location).lstrip("/: "), size, used)
             continue
         told = describe(entry.store)
         table.add_row(name, told["teacher"], str(told["rows"]), _signals(told), size, used)

@@ -62,4 +62,5 @@ class StoredSignals:
 
     def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Tensor]:
         """Those of `rows`, signals of tokens padded to `length`, by default to the longest row."""
-        return {signal: self.store.gather(signal, self.positions[rows], length) for signal in self.request}
+        positions = self.positions[rows]
+        return {signal: self.store.gather(signal, positions, length) for signal in self.request}

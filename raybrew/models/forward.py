@@ -20,6 +20,9 @@ __all__ = ["MODEL_INPUTS", "checkpoint_layers", "compiled", "forward"]
 #: Batch keys that are passed to a Hugging Face model when present.
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
+#: Shapes that a model is compiled for; lengths of batches are rounded so that there are fewer up to 4096 tokens.
+_MOST_SHAPES = 64
+
 
 def forward(
     model: nn.Module,
@@ -76,6 +79,8 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
     def run(**inputs: Any) -> Any:
         return model(**inputs)
 
+    # Beyond torch's own limit of 8 shapes it would run the others uncompiled, without a word.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
     function: Callable[..., Any] = torch.compile(run, dynamic=False)
     return function
 

@@ -27,7 +27,7 @@ from raybrew.errors import ClusterError, ConfigError, DataError, RaybrewError, S
 from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
-from raybrew.store.find import checked_rows, identify
+from raybrew.store.find import check_element_type, checked_rows, identify
 from raybrew.store.layout import (
     EXAMPLES,
     INDEX,
@@ -37,6 +37,7 @@ from raybrew.store.layout import (
     problems_of_file,
     publish,
     read_manifest,
+    refuse_foreign,
 )
 from raybrew.store.lock import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
@@ -85,7 +86,9 @@ def capture(
     rows = checked_rows(rows, task, request)
     _check_actors(store)
     known, model, tokenizer = identify(task, teacher, request, device, precision)
+    check_element_type(model.config, request, store.element_type)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
+    refuse_foreign(storage)
     ids = row_ids(rows)
 
     shards, stored_ids = _readable_shards(storage, verify)

@@ -54,11 +54,13 @@ __all__ = [
     "committed_shards",
     "fingerprint_of_parts",
     "index_file",
+    "is_foreign",
     "open_shards",
     "problems_of",
     "problems_of_file",
     "publish",
     "read_manifest",
+    "refuse_foreign",
     "signal_folder",
     "signal_of",
 ]
@@ -309,7 +311,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     """The manifest of a store, checked for form and version; `shards` parsed. StoreError otherwise."""
     path = f"{storage.location}/manifest.json"
     try:
-        manifest = json.loads(storage.read("manifest.json"))
+        manifest: dict[str, Any] = json.loads(storage.read("manifest.json"))
     except FileNotFoundError:
         if not storage.exists():
             raise StoreError(f"{storage.location}: no teacher store here; `raybrew capture` makes one") from None
@@ -322,16 +324,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         raise
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: damaged, no readable JSON ({error}); capture again to rewrite it") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-        raise StoreError(f"{path}: not the manifest of a raybrew teacher store")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        fix = "install that one" if newer else "capture again, and remove this store with `raybrew store prune`"
-        raise StoreError(
-            f"{path}: format version {version}, written by raybrew {manifest.get('raybrew')}; "
-            f"this is raybrew {__version__}, which reads version {FORMAT_VERSION}; {fix}"
-        )
+    _check_kind(path, manifest)
     try:
         found = str(manifest["fingerprint"])
         if found != fingerprint_of_parts(manifest["parts"]):
@@ -345,6 +338,37 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); capture again to rewrite it") from error
     return manifest
+
+
+def is_foreign(storage: Storage) -> bool:
+    """Whether a manifest lies there that is readable, but not that of a teacher store."""
+    try:
+        manifest = json.loads(storage.read("manifest.json"))
+    except (OSError, ValueError):
+        return False
+    return not isinstance(manifest, dict) or manifest.get("kind") != _KIND
+
+
+def refuse_foreign(storage: Storage) -> None:
+    """StoreError if another program's manifest lies there, or that of another version: neither is ours to change."""
+    try:
+        manifest = json.loads(storage.read("manifest.json"))
+    except (OSError, ValueError):
+        return  # none, or a damaged one, which a capture writes anew from its commit marks
+    _check_kind(f"{storage.location}/manifest.json", manifest)
+
+
+def _check_kind(path: str, manifest: Any) -> None:
+    if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
+        raise StoreError(f"{path}: not the manifest of a raybrew teacher store")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        fix = "install that one" if newer else "capture again, and remove this store with `raybrew store prune`"
+        raise StoreError(
+            f"{path}: format version {version}, written by raybrew {manifest.get('raybrew')}; "
+            f"this is raybrew {__version__}, which reads version {FORMAT_VERSION}; {fix}"
+        )
 
 
 def fingerprint_of_parts(parts: Mapping[str, Any]) -> str:

@@ -59,7 +59,10 @@ def locked_store(storage: Storage) -> Iterator[Pending]:
 @contextlib.contextmanager
 def locked_folder(root: Path) -> Iterator[str]:
     """The lock on a store in a folder. It goes with its process, however that ends."""
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{root}: no folder can be made here ({error.strerror}); set store.path") from None
     lock = filelock.FileLock(root / _LOCK)
     try:
         lock.acquire(timeout=0)

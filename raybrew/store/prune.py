@@ -16,9 +16,18 @@ from pathlib import Path
 from raybrew.errors import StoreError
 from raybrew.signals import Signal, parse_signal
 from raybrew.store.elements import ELEMENT_TYPES
-from raybrew.store.layout import Shard, commit_shard, committed_shards, publish, read_manifest, signal_of
+from raybrew.store.layout import (
+    Shard,
+    commit_shard,
+    committed_shards,
+    is_foreign,
+    publish,
+    read_manifest,
+    refuse_foreign,
+    signal_of,
+)
 from raybrew.store.lock import locked_store, orphans_of
-from raybrew.store.storage import PENDING, LocalFolder, Storage, stores_at
+from raybrew.store.storage import PENDING, LocalFolder, Storage, is_remote, stores_at
 from raybrew.store.usage import last_used
 
 __all__ = ["PruneRules", "Removal", "plan_prune", "prune_stores"]
@@ -79,6 +88,8 @@ def plan_prune(root: str | Path, rules: PruneRules, cache: str | None = None) ->
 
     StoreError if a fingerprint, signal or element type of the rules fits no store.
     """
+    if not is_remote(root) and not Path(root).is_dir():
+        raise StoreError(f"{root}: no such folder; `raybrew capture` makes stores")
     removals: list[Removal] = []
     named: set[str] = set()
     for storage in stores_at(root, cache):
@@ -116,6 +127,8 @@ def prune_stores(removals: Iterable[Removal]) -> int:
 
 
 def _of_store(storage: Storage, rules: PruneRules, named: bool) -> list[Removal]:
+    if is_foreign(storage):
+        return []  # another program's folder, whatever lies in it
     sizes, held = storage.files(), storage.holder()
     why = None
     if named:
@@ -127,6 +140,10 @@ def _of_store(storage: Storage, rules: PruneRules, named: bool) -> list[Removal]
             why = f"the whole store, not used for {days:.0f} days"
     if why is not None:
         return [Removal(storage, why, tuple(sizes), sum(sizes.values()), whole=True, held=held)]
+    try:
+        refuse_foreign(storage)
+    except StoreError:
+        return []  # of another version: what its files are is not known here
     removals = []
     shards = committed_shards(storage)
     for folder in sorted({folder for shard in shards for folder in shard.files}):

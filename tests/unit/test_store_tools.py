@@ -311,6 +311,24 @@ def test_stores_of_another_version_are_listed_and_can_go(copied: Path) -> None:
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.parametrize("change", [{"format_version": 3}, {"kind": "a data set of mine"}])
+def test_what_is_not_ours_is_neither_captured_into_nor_pruned(copied: Path, change: dict[str, Any]) -> None:
+    path, root = store_in(copied), copied / "store"
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | change))
+    (path / "signals/logits/data-00017.arrow").write_bytes(b"known to that version alone")
+    (path / "shards/00001.json").unlink()
+    before = tree(path)
+    with pytest.raises(StoreError, match=r"format version 3|not the manifest of a raybrew teacher store"):
+        raybrew.capture(experiment(copied))
+    assert plan_prune(root, PruneRules()) == ()
+    if "kind" in change:
+        assert plan_prune(root, PruneRules(stores=(path.name,))) == ()
+    with pytest.raises(StoreError, match="no store holds"):
+        plan_prune(root, PruneRules(signals=("hidden.01",)))
+    assert tree(path) == before
+
+
 def test_a_read_only_store_is_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: LocalFolder, name: str, data: bytes) -> None:
         raise PermissionError(13, "Permission denied", name)
