@@ -168,7 +168,7 @@ def trials_of(records: Iterable[Mapping[str, Any]]) -> tuple[TrialRecord, ...]:
     trials: dict[str, TrialRecord] = {}
     for record in records:
         kind, run = record.get("kind"), str(record.get("run"))
-        if kind == "trial":
+        if kind == "trial" and run not in trials:
             trials[run] = TrialRecord(
                 number=int(record["number"]),
                 run=run,
@@ -186,6 +186,8 @@ def trials_of(records: Iterable[Mapping[str, Any]]) -> tuple[TrialRecord, ...]:
 
 def after(trial: TrialRecord, record: Mapping[str, Any]) -> TrialRecord:
     """The trial after one more line about it."""
+    if record["kind"] == "trial":  # the search came to what was a control so far
+        return dataclasses.replace(trial, role=str(record["role"]), values=dict(record["values"]))
     if record["kind"] == "start":
         return dataclasses.replace(trial, status="running", error=None)
     if record["kind"] == "report":

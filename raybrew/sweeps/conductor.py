@@ -193,10 +193,14 @@ class Conductor:
                 self._add(control, None)
 
     def _add(self, job: Job, applied: dict[str, Any] | None) -> None:
-        """Note a trial and put it into the queue; a configuration that is there under another name stays one trial."""
-        if job.run in self.trials:
+        """Note a trial and put it into the queue.
+
+        A configuration that is there stays one trial: as one of the search, if it was a control only so far.
+        """
+        there = self.trials.get(job.run)
+        if there is not None and (there.role == CANDIDATE or job.role != CANDIDATE):
             return
-        number = len(self.trials) + 1
+        number = len(self.trials) + 1 if there is None else there.number
         plain = job.experiment.plain()
         if applied is None:
             applied = {name: plain[name] for name in ("data", "student", "distill", "train")}
@@ -205,8 +209,11 @@ class Conductor:
             "trial", number=number, run=job.run, role=job.role, values=job.values, seed=job.seed, rerun=job.rerun,
             applied=applied, gpus=gpus,
         )  # fmt: skip
-        self.trials[job.run] = trials_of([line])[0]
         self.jobs[job.run] = job
+        if there is not None:
+            self.trials[job.run] = after(there, line)
+            return
+        self.trials[job.run] = trials_of([line])[0]
         self.queue.append(job.run)
 
     def _add_impossible(self, values: dict[str, Any], seed: int, error: ConfigError) -> None:

@@ -74,7 +74,8 @@ class TrainingOutput:
         values = {"total_loss": record["loss"], "learning_rate": record["learning_rate"]}
         values["grad_norm"] = record["grad_norm"]
         for name, tag in self.tags.items():  # heads of one model share a tag, which shows their sum
-            values[tag] = values.get(tag, 0.0) + record[f"loss/{name}"]
+            if f"loss/{name}" in record:  # a task without a step since the last line has none
+                values[tag] = values.get(tag, 0.0) + record[f"loss/{name}"]
         self._writer.add(record["step"], {f"scalar/{tag}": value for tag, value in values.items()})
 
     def evaluate(self, student: nn.Module) -> dict[str, float]:

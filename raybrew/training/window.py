@@ -150,11 +150,12 @@ def _diverged(step: int, terms: Mapping[str, float], grad_norm: float, ids: tupl
         what = f"the gradient is no longer finite at step {step} ({values}, grad_norm {grad_norm:.6g})"
     else:
         what = f"the loss is no longer finite at step {step} ({values}, grad_norm {grad_norm:.6g})"
-    of = ""
+    of, look = "", ""
     if ids:
         shown = ", ".join(ids[:_SHOWN_IDS]) + (", ..." if len(ids) > _SHOWN_IDS else "")
         of = f" on {len(ids)} example{'s' if len(ids) > 1 else ''} ({shown})"
-    error = DivergenceError(f"{what}{of}; lower the learning rate (train.learning_rate), or look at these examples")
+        look = ", or look at these examples"
+    error = DivergenceError(f"{what}{of}; lower the learning rate (train.learning_rate){look}")
     error.step, error.terms, error.grad_norm, error.example_ids = step, dict(terms), grad_norm, ids
     return error
 

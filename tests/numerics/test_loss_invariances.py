@@ -65,6 +65,8 @@ def cases() -> dict[str, Case]:
     shapes = {
         "hidden": ((BATCH, LENGTH, 6), (1,)),
         "attention": ((BATCH, 3, LENGTH, LENGTH), (2, 3)),
+        "attention_probs": ((BATCH, 3, LENGTH, LENGTH), (2, 3)),
+        "pooled": ((BATCH, 6), ()),
         "qkv": ((BATCH, 3, LENGTH, 4), (2,)),
     }
     for name, entry in MATCH_LOSSES.items():
@@ -101,7 +103,7 @@ def with_gradient(case: Case, student: Tensor, teacher: Tensor, mask: Tensor | N
 
 def test_the_tables_are_covered() -> None:
     assert len(KD_LOSSES) == 9
-    assert len(MATCH_LOSSES) == 12
+    assert len(MATCH_LOSSES) == 15
     assert len(CASES) == 2 * len(KD_LOSSES) + len(MATCH_LOSSES) + 2
 
 

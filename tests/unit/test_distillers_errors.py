@@ -39,7 +39,7 @@ def test_nan_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match=r"before the first step: \{'kd': nan\}"):
         distiller(tmp_path, pupil, logits_adaptor).train(sgd(pupil), data, num_epochs=1)
     pupil = student()
-    with pytest.raises(DivergenceError, match=r"no longer finite at step 4.*loss/kd"):
+    with pytest.raises(DivergenceError, match=r"no longer finite at step 2 .*loss/kd"):
         distiller(tmp_path, pupil, logits_adaptor).train(sgd(pupil, lr=1e38), data, num_epochs=1)
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,164 @@
+"""Sweeps through the command line in a local Ray cluster: to the end, killed and continued, failing trials, ASHA."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_project import cli, make_project, start_cli
+
+from raybrew.reports.sweeps import CANDIDATE, CONTROL, load_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+#: A learning rate at which the loss is no number after the first step.
+DIVERGES = 1e30
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a teacher (a few steps of training are enough here) and no sweep yet."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    experiment = make_project(folder)
+    values = yaml.safe_load(experiment.read_text())
+    values["teacher"]["finetune"]["epochs"] = 4
+    values["train"] |= {"epochs": 2, "eval_steps": 5, "log_steps": 1}
+    experiment.write_text(yaml.safe_dump(values, sort_keys=False))
+    cli("finetune", experiment)
+    return folder
+
+
+def with_sweep(project: Path, name: str, sweep: dict[str, Any]) -> Path:
+    """An experiment file of its own name and folder of runs; the teacher is that of the project."""
+    values = yaml.safe_load((project / "experiment.yaml").read_text())
+    teacher = next(path for path in (project / "runs" / "tiny").glob("finetune-*") if path.is_dir())
+    values["name"] = name
+    values["teacher"] = {"model": str(teacher / "student")}
+    values["sweep"] = sweep
+    path = project / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def sweep_of(project: Path, name: str) -> Path:
+    (found,) = (project / "runs" / name).glob("sweep-*")
+    return found
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path) -> None:
+    """Killed twice in the middle; one trial diverges and leaves the others alone; the teacher runs once."""
+    space = {"distill.matches": [[], [{"loss": "hidden_mse"}]], "train.learning_rate": [1e-3, DIVERGES]}
+    experiment = with_sweep(project, "killed", {"space": space, "search": "grid"})
+    for done in (1, 2):
+        process = start_cli("sweep", experiment)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            try:
+                ledger = lines_of(sweep_of(project, "killed"))
+            except (ValueError, OSError):
+                continue
+            if sum(line["kind"] == "end" and line["status"] == "done" for line in ledger) >= done:
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    folder = sweep_of(project, "killed")
+    before = {line["run"]: line for line in lines_of(folder) if line["kind"] == "end" and line["status"] == "done"}
+    assert before
+    stamps = {run: (folder.parent / run / "summary.json").stat().st_mtime_ns for run in before}
+
+    out, err = cli("sweep", experiment, code=5)
+    assert "DivergenceError" in err
+    assert "Best student" in out
+    record = load_sweep(folder)
+    assert record.closed == "finished"
+    assert len(record.sessions) == 3
+    statuses = {(trial.role, trial.values.get("train.learning_rate")): trial.status for trial in record.trials}
+    assert statuses == {(CONTROL, None): "done", (CANDIDATE, 1e-3): "done", (CANDIDATE, DIVERGES): "failed"}
+    assert {run: (folder.parent / run / "summary.json").stat().st_mtime_ns for run in before} == stamps
+    assert sum(one["computed"] for one in record.teachers) == 160, "every row went through the teacher once"
+    # What the leaderboard says is what the runs say.
+    found = json.loads((folder / "report.json").read_text())
+    for row in (row for row in found if row["runs"]):
+        summary = json.loads((folder.parent / row["runs"][0] / "summary.json").read_text())
+        assert row["value"] == summary["best"]["value"]
+    assert (folder / "best" / "model.safetensors").is_file()
+    assert "Failed trials" in (folder / "report.html").read_text()
+
+    out, err = cli("sweep", experiment, code=5)
+    assert "already done" in out
+    out, _ = cli("compare", folder, project / "runs" / "tiny")
+    assert re.search(r"3 of 5 trials done\): Best student", out)
+    assert "1 trial" not in out
+
+
+def test_asha_stops_trials_at_its_rungs_and_overhead_is_low(project: Path) -> None:
+    # Without a learning rate worth the name a student stays where it was: those are the ones to stop.
+    space = {"train.learning_rate": [2e-3, 1e-3, 1e-12, 2e-12, 3e-12, 4e-12]}
+    scheduler = {"kind": "asha", "grace": 0.25, "reduction_factor": 2}
+    sweep = {"space": space, "search": "grid", "scheduler": scheduler, "concurrency": 1}
+    experiment = with_sweep(project, "asha", sweep)
+    cli("sweep", experiment, "train.epochs=6", "train.eval_steps=15")
+    folder = sweep_of(project, "asha")
+    record = load_sweep(folder)
+    stopped = record.trials_of("stopped")
+    assert stopped
+    assert all(trial.share in (0.25, 0.5) for trial in stopped), [trial.share for trial in stopped]
+    assert all(trial.values["train.learning_rate"] < 1e-9 for trial in stopped)
+    assert {trial.status for trial in record.trials if trial.role == CONTROL} == {"done"}
+    for trial in stopped:
+        run = folder.parent / trial.run
+        assert not (run / "summary.json").exists()
+        assert not list((run / "checkpoints").glob("*.pt")), "states of losers are pruned"
+    assert "Early stops" in (folder / "report.html").read_text()
+    # One process ran them all: only its first trial had to import and load.
+    overheads = [trial.overhead for trial in record.trials if trial.overhead is not None]
+    assert sum(overheads[1:]) / len(overheads[1:]) < 10, overheads
+
+
+def test_optuna_from_python_with_more_seeds_for_the_best(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import raybrew
+
+    space = {"distill.temperature": {"uniform": [1, 8]}, "student.shape": [{"layers": 1}, {"layers": 2}]}
+    experiment = with_sweep(
+        project,
+        "python",
+        {
+            "space": space,
+            "search": {"kind": "optuna", "objectives": ["quality", "parameters"], "startup_trials": 2},
+            "trials": 3,
+            "rerun_best": {"count": 1, "seeds": 2},
+        },
+    )
+    monkeypatch.chdir(project)
+    lines: list[str] = []
+    result = raybrew.sweep(
+        raybrew.load_experiment(experiment, ["tracking.wandb.mode=offline"]),
+        reporter=raybrew.LineReporter(lines.append),
+    )
+    assert not result.failed
+    frame = result.dataframe()
+    assert sum(frame["role"] == CANDIDATE) == 3 + 1
+    assert frame["rerun"].sum() == 2, "the best and its control"
+    best = result.best()
+    assert best.spread is not None
+    assert (best.student / "config.json").is_file()
+    assert result.leaderboard.best is not None
+    assert result.leaderboard.best.gain is not None
+    assert any("waiting for one of" in line for line in lines)
+    # A W&B run for each trial and one for the sweep, no second ones from Tune.
+    wandb = [path.parent.parent.name for path in (project / "runs" / "python").glob("*/wandb/offline-run-*")]
+    assert sorted(wandb) == sorted([*frame["run"], result.path.name])
+    kept = [run for run in frame["run"] if (result.path.parent / run / "student").is_dir()]
+    assert best.run.name in kept
