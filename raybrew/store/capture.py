@@ -27,7 +27,7 @@ from raybrew.errors import ClusterError, ConfigError, DataError, RaybrewError, S
 from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
-from raybrew.store.find import checked_rows, identify
+from raybrew.store.find import check_element_type, checked_rows, identify
 from raybrew.store.layout import (
     EXAMPLES,
     INDEX,
@@ -86,6 +86,7 @@ def capture(
     rows = checked_rows(rows, task, request)
     _check_actors(store)
     known, model, tokenizer = identify(task, teacher, request, device, precision)
+    check_element_type(model.config, request, store.element_type)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
     ids = row_ids(rows)

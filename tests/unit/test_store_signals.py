@@ -11,15 +11,17 @@ import pytest
 import torch
 from tiny_teacher import CLASSES, WIDTH, make_rows, make_teacher, ragged_rows, small_store, task_of, tree
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from raybrew.data.rows import row_ids
-from raybrew.errors import DataError, StoreError
+from raybrew.errors import DataError, ModelError, StoreError
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS, POOLED, Signal
 from raybrew.store import compute as compute_module
 from raybrew.store.capture import capture
 from raybrew.store.elements import ELEMENT_TYPES, from_int8, relative_rounding, to_int8
+from raybrew.store.find import check_element_type
 from raybrew.store.reader import Store, describe
 from raybrew.store.worker import ShardWorker
 
@@ -109,6 +111,17 @@ def test_datasets_opens_attention_and_int8(teacher: ModelSource, rows: pa.Table,
     np.testing.assert_allclose(np.array(loaded["hidden"]) * np.array(loaded["scale"])[:, None], found, rtol=1e-6)
     assert len(datasets.load_from_disk(str(store.path / "signals/pooled.int8"))) == 23
     assert len(list((store.path / "index").glob("*.arrow"))) == 1
+
+
+def test_masked_scores_are_not_kept_in_int8() -> None:
+    config = PretrainedConfig()
+    config.model_type = "modernbert"
+    with pytest.raises(ModelError, match=r"attention.02 cannot be kept in int8: scores of modernbert models"):
+        check_element_type(config, (LOGITS, Signal("attention", 2)), "int8")
+    check_element_type(config, (LOGITS, Signal("attention_probs", 2)), "int8")
+    check_element_type(config, (LOGITS, Signal("attention", 2)), "float16")
+    config.model_type = "bert"
+    check_element_type(config, (LOGITS, Signal("attention", 2)), "int8")
 
 
 def test_int8_has_a_scale_for_each_token() -> None:
