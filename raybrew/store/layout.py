@@ -59,6 +59,7 @@ __all__ = [
     "problems_of",
     "problems_of_file",
     "publish",
+    "published_index",
     "read_manifest",
     "refuse_foreign",
     "signal_folder",
@@ -338,6 +339,14 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); capture again to rewrite it") from error
     return manifest
+
+
+def published_index(storage: Storage) -> str | None:
+    """Name of the index that the manifest names; None where there is no readable one."""
+    try:
+        return index_file(json.loads(storage.read("manifest.json"))).file
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_foreign(storage: Storage) -> bool:

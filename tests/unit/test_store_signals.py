@@ -261,6 +261,11 @@ def test_rows_that_cannot_be_tokenised_are_set_aside(
         atol=2e-6,
         rtol=0,
     )
+    # A shard that holds nothing but such rows has their zeros, too.
+    alone = run(rows.take([3, 4]), teacher, tmp_path / "alone", LOGITS, Signal("attention", 2), skip=True)
+    assert set(alone.set_aside([LOGITS])) == {ids[3], ids[4]}
+    assert alone.gather(LOGITS, np.array([0, 1])).tolist() == [[0.0] * CLASSES] * 2
+    assert alone.dim(Signal("attention", 2)) == HEADS
     # Another layer later: the rows without tokens stay what they are.
     later = run(rows, teacher, tmp_path, Signal("hidden", 2), skip=True)
     assert set(later.set_aside([Signal("hidden", 2)])) == {ids[3], ids[4]}
