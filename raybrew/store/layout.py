@@ -36,7 +36,7 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name, table_bytes
-from raybrew.errors import StoreError
+from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
 from raybrew.store.elements import element_type_of
 from raybrew.store.storage import Storage
@@ -59,6 +59,7 @@ __all__ = [
     "problems_of",
     "problems_of_file",
     "publish",
+    "published_index",
     "read_manifest",
     "refuse_foreign",
     "signal_folder",
@@ -340,10 +341,20 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     return manifest
 
 
+def published_index(storage: Storage) -> str | None:
+    """Name of the index that the manifest names; None where there is no readable one."""
+    try:
+        return index_file(json.loads(storage.read("manifest.json"))).file
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def is_foreign(storage: Storage) -> bool:
     """Whether a manifest lies there that is readable, but not that of a teacher store."""
     try:
         manifest = json.loads(storage.read("manifest.json"))
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError):
         return False
     return not isinstance(manifest, dict) or manifest.get("kind") != _KIND
@@ -353,6 +364,8 @@ def refuse_foreign(storage: Storage) -> None:
     """StoreError if another program's manifest lies there, or that of another version: neither is ours to change."""
     try:
         manifest = json.loads(storage.read("manifest.json"))
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError):
         return  # none, or a damaged one, which a capture writes anew from its commit marks
     _check_kind(f"{storage.location}/manifest.json", manifest)
