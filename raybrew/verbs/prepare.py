@@ -140,8 +140,8 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
     longest, places = int(encoded.lengths.max()), max_tokens(load_config(tokenizer_source))
     if places is not None and longest > places:
         raise ConfigError(
-            f"task.max_length: the longest row has {longest} tokens, but {tokenizer_source.model} takes at most {places}; "
-            f"set it to {places} or less"
+            f"task.max_length: the longest row has {longest} tokens, but {tokenizer_source.model} takes at most "
+            f"{places}; set it to {places} or less"
         )
     return encoded
 
