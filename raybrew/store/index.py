@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.data.arrow import ArrowFolder, ShardInfo, table_bytes
+from raybrew.errors import StoreUnreachable
 from raybrew.store.storage import Storage
 
 __all__ = ["INDEX", "IdIndex", "index_file", "published_index", "write_index"]
@@ -81,6 +82,8 @@ def published_index(storage: Storage) -> str | None:
     """Name of the index that the manifest names; None where there is no readable one."""
     try:
         return index_file(json.loads(storage.read("manifest.json"))).file
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -34,7 +34,7 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name
-from raybrew.errors import StoreError
+from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
 from raybrew.store.elements import element_type_of
 from raybrew.store.index import INDEX, IdIndex, index_file, write_index
@@ -280,6 +280,8 @@ def is_foreign(storage: Storage) -> bool:
     """Whether a manifest lies there that is readable, but not that of a teacher store."""
     try:
         manifest = json.loads(storage.read("manifest.json"))
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError):
         return False
     return not isinstance(manifest, dict) or manifest.get("kind") != _KIND
@@ -289,6 +291,8 @@ def refuse_foreign(storage: Storage) -> None:
     """StoreError if another program's manifest lies there, or that of another version: neither is ours to change."""
     try:
         manifest = json.loads(storage.read("manifest.json"))
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError):
         return  # none, or a damaged one, which a capture writes anew from its commit marks
     _check_kind(f"{storage.location}/manifest.json", manifest)
