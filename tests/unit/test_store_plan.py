@@ -11,8 +11,8 @@ import pytest
 from raybrew.data.arrow import ShardInfo
 from raybrew.errors import StoreError
 from raybrew.signals import LOGITS, Signal
+from raybrew.store.index import IdIndex
 from raybrew.store.layout import (
-    IdIndex,
     Shard,
     commit_shard,
     committed_shards,
