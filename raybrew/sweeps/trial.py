@@ -69,7 +69,9 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
 def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> dict[str, Any]:
     from raybrew.verbs.distill import distill
+    from raybrew.verbs.prepare import keep_rows
 
+    keep_rows()
     several = experiment.train.worker_range[1] > 1
     train = experiment.train.model_copy(update={"launcher": "ray" if several else "local"})
     if train.threads is None:
