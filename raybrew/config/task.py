@@ -142,7 +142,7 @@ TASK_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 _SOFTMAX_LOSSES = ("ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv")
-#: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by.
+#: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by; the first is what `auto` stands for.
 TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "classification": _SOFTMAX_LOSSES,

@@ -255,11 +255,12 @@ def test_prune_removes_what_dead_captures_left(copied: Path) -> None:
     before = tree(path)
     (path / "signals/logits/data-00017.arrow").write_bytes(b"half a shard")
     (path / "shards/.00002.json.4711.tmp").write_text("{")
+    (path / "index/0123.arrow").write_bytes(b"of an old manifest")
     (path / "pending/dead").mkdir(parents=True)
     (path / "pending/dead/data-00002.arrow").write_bytes(b"rows")
     (removal,) = plan_prune(root, PruneRules())
-    assert (removal.what, removal.bytes) == ("3 files that a capture left behind", 12 + 1 + 4)
-    assert prune_stores([removal]) == 17
+    assert (removal.what, removal.bytes) == ("4 files that a capture left behind", 12 + 1 + 18 + 4)
+    assert prune_stores([removal]) == 35
     assert tree(path) == before
     assert plan_prune(root, PruneRules()) == ()
 

@@ -84,7 +84,7 @@ def test_regression(tmp_path: Path) -> None:
         {"kind": "regression", "max_length": 16},
         rows,
         (*PARTS, *FILLERS),
-        distill={"kd_loss": {"kind": "mse"}, "temperature": 3.0},
+        distill={"temperature": 3.0},
     )
     assert raybrew.finetune(experiment).metrics["pearson"] > 0.8
     run = raybrew.distill(experiment)
@@ -112,12 +112,13 @@ def test_multilabel(tmp_path: Path) -> None:
         rows,
         (*PARTS, *FILLERS),
         rate=3e-3,
-        distill={"kd_loss": {"kind": "bce"}, "temperature": 2.0, "hard_label_weight": 0.5},
+        distill={"temperature": 2.0, "hard_label_weight": 0.5},
     )
     assert raybrew.finetune(experiment).metrics["micro_f1"] > 0.8
     run = raybrew.distill(experiment)
     assert set(run.metrics) == {"micro_f1", "macro_f1", "subset_accuracy"}
     assert run.metrics["micro_f1"] > 0.75
+    assert run.summary["distill"]["kd_loss"] == "bce"
     new = write(tmp_path / "new.jsonl", [{"text": "good awful ka"}, {"text": "fair ti"}])
     both, none = raybrew.predict(experiment, new)
     assert both["labels"] == ["awful", "good"]
