@@ -28,12 +28,11 @@ from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.find import check_element_type, checked_rows, identify
+from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import (
     EXAMPLES,
-    INDEX,
     Shard,
     committed_shards,
-    index_file,
     problems_of_file,
     publish,
     read_manifest,

@@ -30,15 +30,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name, table_bytes
+from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name
 from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
 from raybrew.store.elements import element_type_of
+from raybrew.store.index import INDEX, IdIndex, index_file, write_index
 from raybrew.store.storage import Storage
 from raybrew.version import __version__
 
@@ -46,20 +45,16 @@ __all__ = [
     "EXAMPLES",
     "FORMAT_VERSION",
     "HEADS",
-    "INDEX",
-    "IdIndex",
     "Shard",
     "commit_shard",
     "committed_shard",
     "committed_shards",
     "fingerprint_of_parts",
-    "index_file",
     "is_foreign",
     "open_shards",
     "problems_of",
     "problems_of_file",
     "publish",
-    "published_index",
     "read_manifest",
     "refuse_foreign",
     "signal_folder",
@@ -68,8 +63,6 @@ __all__ = [
 
 FORMAT_VERSION = 2
 EXAMPLES = "examples"
-#: Folder of the file that finds rows by their ids.
-INDEX = "index"
 #: Key of an attention file's metadata: its number of heads.
 HEADS = b"heads"
 _KIND = "raybrew teacher store"
@@ -144,48 +137,6 @@ class Shard:
             for folder, rows in value["set_aside"].items()
         }
         return cls(index, rows, int(value["tokens"]), str(value["first_id"]), str(value["last_id"]), files, aside)
-
-
-class IdIndex:
-    """Finds rows by their 16-byte example ids: sorted ids and their positions."""
-
-    def __init__(self, keys: npt.NDArray[np.bytes_], positions: npt.NDArray[np.int64]) -> None:
-        self._keys = keys
-        self._positions = positions
-
-    @classmethod
-    def of(cls, ids: npt.NDArray[np.uint8]) -> IdIndex:
-        """The index of rows with these ids (n, 16), in memory: 24 bytes a row."""
-        keys = _as_keys(ids)
-        order = np.argsort(keys, kind="stable")
-        return cls(keys[order], order)
-
-    @classmethod
-    def mapped(cls, file: ArrowFolder) -> IdIndex:
-        """The index in a file, which is read where it is looked at. DataError if it is none."""
-        ids, positions = (file.flat(name).only_chunk() for name in ("id", "position"))
-        return cls(_as_keys(ids), positions)
-
-    def table(self) -> pa.Table:
-        """What `mapped` reads."""
-        ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(self._keys), [None, pa.py_buffer(self._keys)])
-        return pa.table({"id": ids, "position": pa.array(self._positions, pa.int64())})
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def find(self, ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """Position of each of `ids` (n, 16) uint8; -1 for an unknown one."""
-        keys = _as_keys(ids)
-        if not len(self._keys):
-            return np.full(len(keys), -1, np.int64)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[places] == keys, self._positions[places], -1)
-
-
-def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
-    # Byte strings of one size sort and compare as memory does; numpy's void type sorts far slower.
-    return np.ascontiguousarray(ids).view("S16").reshape(-1)
 
 
 def commit_shard(storage: Storage, shard: Shard) -> None:
@@ -267,7 +218,7 @@ def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Se
                 "rows": sum(shard.rows for shard in members),
             }
     examples = open_shards(storage, EXAMPLES, shards)
-    index = _write_index(storage, IdIndex.of(examples.flat("id").read()))
+    index = write_index(storage, IdIndex.of(examples.flat("id").read()))
     manifest = {
         "kind": _KIND,
         "format_version": FORMAT_VERSION,
@@ -283,22 +234,6 @@ def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Se
     }
     storage.write("manifest.json", json_bytes(manifest))
     storage.delete([name for name in storage.files(INDEX) if name != f"{INDEX}/{index.file}"])
-
-
-def index_file(manifest: Mapping[str, Any]) -> ShardInfo:
-    """The file that finds rows by their ids."""
-    entry = manifest["index"]
-    return ShardInfo(f"{entry['xxh3']}.arrow", int(manifest["rows"]), int(entry["bytes"]), str(entry["xxh3"]))
-
-
-def _write_index(storage: Storage, index: IdIndex) -> ShardInfo:
-    data = table_bytes(index.table())
-    digest = xxhash.xxh3_128_hexdigest(data)
-    info = ShardInfo(f"{digest}.arrow", len(index), len(data), digest)
-    name = f"{INDEX}/{info.file}"
-    if problems_of_file(storage, name, info, hashes=True):
-        storage.write(name, data)
-    return info
 
 
 def _dim(schema: pa.Schema, signal: Signal) -> int:
@@ -339,14 +274,6 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); capture again to rewrite it") from error
     return manifest
-
-
-def published_index(storage: Storage) -> str | None:
-    """Name of the index that the manifest names; None where there is no readable one."""
-    try:
-        return index_file(json.loads(storage.read("manifest.json"))).file
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def is_foreign(storage: Storage) -> bool:

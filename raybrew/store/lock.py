@@ -17,7 +17,8 @@ import filelock
 
 from raybrew.data.arrow import write_json
 from raybrew.errors import Interrupted, StoreError
-from raybrew.store.layout import INDEX, Shard, published_index
+from raybrew.store.index import INDEX, published_index
+from raybrew.store.layout import Shard
 from raybrew.store.storage import PENDING, Storage, storage_errors
 
 __all__ = ["Pending", "folder_holder", "locked_folder", "locked_store", "orphans_of", "remove_orphans"]
