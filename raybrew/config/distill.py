@@ -33,8 +33,8 @@ _FEATURES: tuple[tuple[str, Literal["attention", "attention_probs", "qkv", "pool
 class KDLossConfig(Section):
     """The loss between student and teacher logits, and its options."""
 
-    kind: Literal["ce", "mse", "bce", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] = "ce"
-    """Which loss; `raybrew list losses` explains each."""
+    kind: Literal["auto", "ce", "mse", "bce", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] = "auto"
+    """Which loss; `raybrew list losses` explains each. `auto`: ce, but bce for multilabel and mse for regression."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the teacher in the mixture of `js`."""
     alpha: float = Field(default=0.1, gt=0, lt=1)

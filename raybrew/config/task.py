@@ -103,7 +103,8 @@ class QAConfig(Section):
     max_length: int = Field(default=384, ge=32, le=65536)
     """Longest encoded window in tokens, question included; longer contexts are read through several windows."""
     stride: int = Field(default=128, ge=1)
-    """Tokens that two neighbouring windows share. An answer of more tokens may be cut by a border."""
+    """Tokens that two neighbouring windows share. An answer of more tokens may be cut by the border of a window, which
+    then has no label."""
     max_question: int = Field(default=64, ge=1)
     """Longest question in tokens; the rest of longer ones is left out."""
     max_answer: int = Field(default=30, ge=1)
@@ -141,7 +142,7 @@ TASK_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 _SOFTMAX_LOSSES = ("ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv")
-#: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by.
+#: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by; the first is what `auto` stands for.
 TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "classification": _SOFTMAX_LOSSES,

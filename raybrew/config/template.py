@@ -53,12 +53,6 @@ _TASKS: Mapping[str, Any] = {
     for name in ("one", "other")
 }
 
-#: The same for kinds of tasks that ask for something else.
-_SET_FOR_TASK: Mapping[str, Mapping[str, Any]] = {
-    "multilabel": {"distill.kd_loss": {"kind": "bce"}},
-    "regression": {"distill.kd_loss": {"kind": "mse"}},
-}
-
 #: An example of a space, for a section that is commented out as a whole.
 _SPACE = {"distill.temperature": [1, 4, 8], "student.shape": ["T3", "T6"]}
 
@@ -85,7 +79,6 @@ def experiment_template(file: str = "experiment.yaml", task: str = "classificati
 
 
 def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Iterator[str]:
-    given_values = {**_SET, **_SET_FOR_TASK.get(task, {})}
     for name, field in section.model_fields.items():
         key = f"{prefix}.{name}"
         yield from _comment(field, indent)
@@ -100,8 +93,8 @@ def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Itera
             yield f"{indent}# columns: {_flow(given)}"
         elif key == "sweep.space":
             yield f"{indent}{name}: {_flow(_SPACE)}"
-        elif key in given_values and not (task == "multi" and key.startswith(("data.", "teacher."))):
-            yield f"{indent}{name}: {_flow(given_values[key])}"
+        elif key in _SET and not (task == "multi" and key.startswith(("data.", "teacher."))):
+            yield f"{indent}{name}: {_flow(_SET[key])}"
         else:
             default = field.get_default(call_default_factory=True)
             if isinstance(default, Section):

@@ -322,5 +322,5 @@ def _encoded(rows: pa.Table, task: Task, tokenizer: Any, start: int) -> pa.Table
     }
     carried = {name: rows.column(name) for name in rows.column_names if name not in ("id", *task.content_columns)}
     if "label" in columns:
-        carried["label"] = columns["label"]
+        carried["label"] = pa.array(columns["label"], rows.schema.field("label").type)
     return pa.table({"id": rows.column("id"), **arrays, **carried})

@@ -160,14 +160,15 @@ class _KD:
     def __init__(self, config: DistillConfig, head: Head) -> None:
         self.head = head
         options: dict[str, Any] = {"scale_by_temperature_squared": config.scale_by_temperature_squared}
-        if config.kd_loss.kind == "js":
+        kind = head.kd_loss if config.kd_loss.kind == "auto" else config.kd_loss.kind
+        if kind == "js":
             options["beta"] = config.kd_loss.beta
-        if config.kd_loss.kind in ("skew_kl", "skew_reverse_kl"):
+        if kind in ("skew_kl", "skew_reverse_kl"):
             options["alpha"] = config.kd_loss.alpha
         schedule, rule = config.temperature_schedule, None
         if schedule is not None:
             rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
-        loss = KD_LOSSES[config.kd_loss.kind].load()
+        loss = KD_LOSSES[kind].load()
         self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:

@@ -171,6 +171,11 @@ class Collected:
         """Whether not a single row has come, so that not even the width of the signals is known."""
         return not self._columns
 
+    def shape_like(self, kept: Mapping[Signal, Kept]) -> None:
+        """Take the widths of these outputs, and nothing else: all rows become zeros."""
+        for signal, part in kept.items():
+            self._column(signal, parts_of(signal, "items" in self._bounds), _array(part.values))
+
     def problems(self) -> dict[Signal, Problem]:
         """Values that are NaN or infinite, or became so in their element type. They are zero afterwards."""
         problems = {}

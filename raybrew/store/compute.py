@@ -154,9 +154,10 @@ class Teacher:
                         on_batch(len(batch.rows))
             while waiting:
                 take()
-        if collected.lacks_all():
-            reason = next(iter((too_large or {}).values()), "it has no tokens")
-            raise StoreError(f"not one of {examples.num_rows} rows could be computed: {reason}")
+            if collected.lacks_all():
+                collected.shape_like(
+                    self._forward_once(_smallest(columns, self.tokenizer), np.zeros(1, int), request).kept
+                )
         problems = collected.problems()
         if aside is not None:
             for signal in request:
@@ -260,6 +261,13 @@ class Teacher:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         return _Batch(rows, masks, kept, done)
+
+
+def _smallest(columns: dict[str, RaggedColumn], tokenizer: PreTrainedTokenizerBase) -> dict[str, RaggedColumn]:
+    """Columns of one made-up row of two tokens, which shows how wide the signals of a model are."""
+    contents = {"input_ids": [[tokenizer.pad_token_id] * 2], "token_type_ids": [[0, 0]], "items": [[0]]}
+    kind = pa.list_(pa.int32())
+    return {name: RaggedColumn(kind, [pa.array(contents[name], kind)]) for name in columns}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
-from raybrew.errors import DataError, ModelError, StoreError
+from raybrew.errors import DataError, ModelError, StoreError, StoreUnreachable
 from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
@@ -24,7 +24,7 @@ from raybrew.store.storage import open_storage, stores_below
 from raybrew.store.usage import mark_used
 from raybrew.tasks.base import Task
 
-__all__ = ["StoreIdentity", "checked_rows", "find_any", "find_store", "identify"]
+__all__ = ["StoreIdentity", "check_element_type", "checked_rows", "find_any", "find_store", "identify"]
 
 
 def find_store(
@@ -72,6 +72,8 @@ def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path
     for storage in stores_below(store_root, cache):
         try:
             manifest = read_manifest(storage)
+        except StoreUnreachable:
+            raise
         except StoreError:
             continue
         if manifest["teacher"] == teacher.model:
@@ -123,6 +125,16 @@ def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.
     if not request:
         raise StoreError("no signal was asked for; `raybrew list signals` shows what can be captured")
     return rows.select(names)
+
+
+def check_element_type(config: PretrainedConfig, request: tuple[Signal, ...], element_type: str) -> None:
+    """ModelError where the scores of a model cannot be kept in int8: those that carry a mask among real tokens."""
+    scores = [signal.name for signal in request if signal.kind == "attention"]
+    if element_type == "int8" and scores and config.model_type not in PROJECTED_MODELS:
+        raise ModelError(
+            f"{scores[0]} cannot be kept in int8: scores of {config.model_type} models may carry a mask, next to which "
+            "all others would become 0; use another store.element_type, or attention_probs"
+        )
 
 
 def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:

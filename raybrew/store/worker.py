@@ -46,6 +46,9 @@ __all__ = [
     "load_teacher",
 ]
 
+#: In a shard of fewer rows it says nothing when most of them are bad.
+_FEW_ROWS = 8
+
 #: A shard that is begun more often than this has killed its workers before.
 MAX_ATTEMPTS = 3
 
@@ -172,7 +175,7 @@ class ShardWorker:
         """What a commit mark says of rows that are set aside; StoreError where it is not a matter of single rows."""
         found = {EXAMPLES: untokenised} | {self._folder(signal): rows for signal, rows in uncomputed.items()}
         for rows in found.values():
-            if 2 * len(rows) > examples.num_rows > 1:
+            if 2 * len(rows) > examples.num_rows >= _FEW_ROWS:
                 raise StoreError(
                     f"{len(rows)} of {examples.num_rows} rows of a shard cannot be stored, which is no matter of "
                     f"single rows: {next(iter(rows.values()))}; try another store.element_type, or teacher.precision"

@@ -32,6 +32,8 @@ class Compared(NamedTuple):
 class Head(Protocol):
     """Losses on the outputs of one task. Counts follow from the batch alone, before the forward pass."""
 
+    kd_loss: str  #: what `distill.kd_loss.kind: auto` stands for
+
     def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
         """Both models' logits, and which of them count."""
         ...
@@ -52,6 +54,8 @@ class Head(Protocol):
 class ClassHead:
     """One class per row: logits (batch, classes), labels (batch,) with -1 for none; cross entropy."""
 
+    kd_loss = "ce"
+
     def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
         return Compared(student, teacher, batch["logits_mask"], batch["labels"])
 
@@ -67,6 +71,8 @@ class ClassHead:
 
 class ItemHead:
     """One class per item: logits (batch, items, classes), labels (batch, items) with -1 for none; cross entropy."""
+
+    kd_loss = "ce"
 
     def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
         return Compared(student, teacher, batch["item_mask"], batch["labels"])
@@ -86,6 +92,8 @@ class BinaryHead:
 
     Labels (batch, most) are class numbers filled up with -1; a row with -2 has no labels.
     """
+
+    kd_loss = "bce"
 
     def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
         return Compared(student, teacher, batch["logits_mask"], None)
@@ -112,6 +120,8 @@ class BinaryHead:
 class NumberHead:
     """One number per row: logits (batch, 1), labels (batch,) float32 with NaN for none; squared error."""
 
+    kd_loss = "mse"
+
     def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
         return Compared(student, teacher, batch["logits_mask"], None)
 
@@ -135,6 +145,8 @@ class SpanHead:
 
     Start and end are two questions whose classes are the row's items; padding is no item, so it takes no probability.
     """
+
+    kd_loss = "ce"
 
     def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
         return Compared(

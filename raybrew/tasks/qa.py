@@ -133,7 +133,8 @@ class QuestionAnswering:
     def units(self, rows: pa.Table, tokenizers: Sequence[Any]) -> pa.Table:
         """Windows: `question`, `window`, `row`, `start`, the character of the context where it begins, and `label`.
 
-        Its label are the spans that lie in it whole, in characters of the window. DataError for several tokenizers.
+        Its label are the spans that lie in it whole, in characters of the window; [-1] if it has a part of one only.
+        DataError for several tokenizers.
         """
         import pyarrow as pa
 
@@ -321,11 +322,18 @@ def _short(text: str) -> str:
 
 
 def _inside(label: Sequence[int], start: int, end: int) -> list[int]:
-    """The spans of `label` within a window, in its characters. [-1] for no labels stays."""
+    """The spans of `label` within a window, in its characters.
+
+    [-1], no labels, stays, and is also the label of a window that holds a part of an answer and no whole one: to say
+    that there is none would be wrong.
+    """
     if list(label) == [_UNLABELLED]:
         return [_UNLABELLED]
-    pairs = zip(label[::2], label[1::2], strict=True)
-    return [edge - start for span in pairs if start <= span[0] and span[1] <= end for edge in span]
+    spans = list(zip(label[::2], label[1::2], strict=True))
+    whole = [edge - start for span in spans if start <= span[0] and span[1] <= end for edge in span]
+    if not whole and any(span[0] < end and span[1] > start for span in spans):
+        return [_UNLABELLED]
+    return whole
 
 
 def _items_of(label: Sequence[int], spans: Sequence[Sequence[int]]) -> list[int]:

@@ -16,6 +16,7 @@ from raybrew.data.rows import row_ids
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
 from raybrew.models.shapes import dims_of
 from raybrew.signals import Signal
+from raybrew.store.compute import cut_batches
 from raybrew.store.estimate import Amounts, Widths, estimate_bytes
 from raybrew.store.plan import unique_rows
 from raybrew.store.staging import cache_root
@@ -24,7 +25,7 @@ from raybrew.tasks.base import Task
 from raybrew.verbs.capture import store_root
 from raybrew.verbs.prepare import task_of
 
-__all__ = ["SAMPLE_ROWS", "Sizes", "TokenSample", "free_bytes", "sizes_of_store", "token_columns"]
+__all__ = ["SAMPLE_ROWS", "Sizes", "TokenSample", "free_bytes", "padded_tokens", "sizes_of_store", "token_columns"]
 
 #: More rows than this are not all tokenised: a random sample stands for them.
 SAMPLE_ROWS = 20_000
@@ -52,6 +53,8 @@ class Sizes:
     amounts: Amounts
     longest: int
     bytes: dict[str, int]
+    #: Tokens of the teacher's batches, padding included, for each real one.
+    padding: float
 
     @property
     def total(self) -> int:
@@ -97,7 +100,14 @@ def sizes_of_store(
     hidden, heads = _hidden_and_heads(config, request)
     widths = Widths(num_labels, hidden, heads)
     found = estimate_bytes(amounts, widths, request, one.store.element_type, one.store.rows_per_shard)
-    return Sizes(amounts, int(sample.lengths.max(initial=0)), found)
+    shard = sample.lengths[: one.store.rows_per_shard]
+    padding = padded_tokens(shard, one.store.batch_tokens) / max(1, int(shard.sum()))
+    return Sizes(amounts, int(sample.lengths.max(initial=0)), found, padding)
+
+
+def padded_tokens(lengths: npt.NDArray[np.int32], batch_tokens: int) -> int:
+    """Tokens of the batches that a shard of rows of these lengths is cut into, padding included."""
+    return sum(len(batch) * int(lengths[batch].max()) for batch in cut_batches(lengths, batch_tokens))
 
 
 def free_bytes(one: Experiment) -> int | None:

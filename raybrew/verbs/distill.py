@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError
@@ -118,7 +119,7 @@ def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[
     return {
         "temperature": distill.temperature,
         "scale_by_temperature_squared": distill.scale_by_temperature_squared,
-        "kd_loss": distill.kd_loss.kind,
+        "kd_loss": _kd_losses(experiment),
         "kd_weight": distill.kd_weight,
         "hard_label_weight": distill.hard_label_weight,
         "matches": [
@@ -127,6 +128,15 @@ def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[
         ],
         "source": " and ".join(sorted(sources)) or "labels",
     }
+
+
+def _kd_losses(experiment: Experiment) -> str:
+    """Names of the KD losses; of several tasks each may have another one."""
+    kind, task = experiment.distill.kd_loss.kind, experiment.task
+    if kind != "auto":
+        return kind
+    parts = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
+    return ", ".join(dict.fromkeys(TASK_KD_LOSSES[part][0] for part in parts))
 
 
 def _described_task(part: Inputs) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from raybrew.store.compute import Teacher
 from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
-from raybrew.verbs.amounts import Sizes, free_bytes, sizes_of_store, token_columns
+from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
 from raybrew.verbs.capture import request_of, store_root, tokenizer_source
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.objective import objective_of
@@ -251,7 +251,7 @@ def _store_plan(
         "float32",
         one.store.batch_tokens,
     )
-    rate = _teacher_rate(teacher, units, request)
+    rate = _teacher_rate(teacher, units, request) / sizes.padding
     location = store_root(one)
     return StorePlan(
         label,
@@ -273,11 +273,11 @@ def _store_plan(
 
 
 def _teacher_rate(teacher: Teacher, units: pa.Table, request: tuple[Signal, ...]) -> float:
-    """Real tokens per second through the teacher, batched as a shard's rows are."""
+    """Tokens per second through the teacher, padding included."""
     rng = np.random.default_rng(0)
     chosen = units.take(rng.permutation(units.num_rows)[:_PROBE_ROWS])
     examples = teacher.encode(chosen, aside={})
-    lengths = np.array([len(tokens) for tokens in examples.column("input_ids").to_pylist()])
+    lengths = np.array([len(tokens) for tokens in examples.column("input_ids").to_pylist()], np.int32)
     examples, lengths = examples.filter(pa.array(lengths > 0)), lengths[lengths > 0]
     teacher.compute(examples.slice(0, 16), request)
     count = min(32, examples.num_rows)
@@ -286,7 +286,7 @@ def _teacher_rate(teacher: Teacher, units: pa.Table, request: tuple[Signal, ...]
         teacher.compute(examples.slice(0, count), request)
         seconds = time.perf_counter() - start
         if seconds >= _PROBE_SECONDS / 2 or count >= examples.num_rows:
-            return float(lengths[:count].sum() / seconds)
+            return padded_tokens(lengths[:count], teacher.batch_tokens) / seconds
         count = min(examples.num_rows, 2 * count)
 
 

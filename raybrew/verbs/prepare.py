@@ -16,7 +16,7 @@ from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import ConfigError, DataError, RunError
-from raybrew.models.loading import ModelSource, load_config, load_tokenizer, model_labels
+from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
 
@@ -154,11 +154,19 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
 def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, *others: ModelSource) -> EncodedRows:
     """The units of source rows as token ids of that tokenizer, memory-mapped out of the experiment's cache.
 
-    Units are cut so that they also fit the tokenizers of `others`.
+    Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
+    this tokenizer can take.
     """
     folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
     tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
-    return encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
+    encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
+    longest, places = int(encoded.lengths.max()), max_tokens(load_config(tokenizer_source))
+    if places is not None and longest > places:
+        raise ConfigError(
+            f"task.max_length: the longest row has {longest} tokens, but {tokenizer_source.model} takes at most "
+            f"{places}; set it to {places} or less"
+        )
+    return encoded
 
 
 def units_of(experiment: Experiment, rows: pa.Table, *models: ModelSource) -> pa.Table:

@@ -54,16 +54,17 @@ def test_tagging_from_conll_files_to_predictions(tmp_path: Path) -> None:
     _, refused = cli("finetune", experiment, code=1)
     assert "row 81" in refused
     assert "BIO: word 1 (I-PER) must follow B-PER or I-PER, not the start" in refused
-    cli("finetune", experiment, "data.on_bad_row=skip")
-    cli("capture", experiment, "data.on_bad_row=skip")
-    cli("distill", experiment, "data.on_bad_row=skip", "teacher.source=store")
-    out, _ = cli("evaluate", experiment, "data.on_bad_row=skip", "--json")
+    options = ("data.on_bad_row=skip", "teacher.source=store")  # of the store: what `capture` made must suffice
+    cli("finetune", experiment, *options)
+    cli("capture", experiment, *options)
+    cli("distill", experiment, *options)
+    out, _ = cli("evaluate", experiment, *options, "--json")
     found = json.loads(out)
     assert found["metrics"]["f1"] > 0.9
     assert found["rows"] == 30, "sentences, not the units they are cut into"
     rows = tmp_path / "new.jsonl"
     rows.write_text(json.dumps({"tokens": ["then", "bob", "smith", "left"]}) + "\n", encoding="utf-8")
-    out, _ = cli("predict", experiment, "data.on_bad_row=skip", "--input", rows)
+    out, _ = cli("predict", experiment, *options, "--input", rows)
     predicted = json.loads(out)
     assert predicted["tags"] == ["O", "B-PER", "I-PER", "O"]
     assert [(span["type"], span["start"], span["end"]) for span in predicted["spans"]] == [("PER", 1, 3)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -104,8 +103,7 @@ def naive_labels(head: Head, student: Tensor, labels: Tensor) -> tuple[Tensor, i
 
 
 def objective_for(head: Head) -> Objective:
-    kind: Any = {BinaryHead: "bce", NumberHead: "mse"}.get(type(head), "ce")
-    config = DistillConfig(temperature=T, kd_loss=KDLossConfig(kind=kind), kd_weight=1.0, hard_label_weight=0.5)
+    config = DistillConfig(temperature=T, kd_weight=1.0, hard_label_weight=0.5)
     return build_objective(config, head=head)
 
 

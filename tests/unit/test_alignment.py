@@ -109,7 +109,7 @@ def test_every_answer_survives_windows_and_alignment(
             assert ids[0] == tokenizer.cls_token_id
             assert not any(ids[item] == tokenizer.sep_token_id for item in items)
             covered |= {offset + at for span in spans[1:] for at in range(*span)}
-            if (first, last) != (0, 0):
+            if first > 0 and last > 0:
                 found.append((offset + spans[first][0], offset + spans[last][1]))
         assert found, "no window holds the answer"
         for left, right in found:
@@ -132,9 +132,21 @@ def test_answers_map_back_exactly_at_word_borders(tokenizers: tuple[Any, Any]) -
         spans = [
             (encoded["start"][unit] + encoded["spans"][unit][first][0],
              encoded["start"][unit] + encoded["spans"][unit][last][1])
-            for unit, (first, last) in enumerate(encoded["label"]) if last
+            for unit, (first, last) in enumerate(encoded["label"]) if last > 0
         ]  # fmt: skip
         assert {context[left:right] for left, right in spans} == {"abc41 xyz"}
+
+
+def test_a_window_with_a_part_of_an_answer_has_no_label(tokenizers: tuple[Any, Any]) -> None:
+    context = " ".join(f"abc{number}" for number in range(60))
+    task = build_task(QAConfig(max_length=80, stride=8, max_question=8))
+    end = context.index("abc50")
+    _, encoded = encoded_units(task, asked(context, context.index("abc20"), end), tokenizers[0])
+    assert len(encoded["label"]) > 2
+    for unit, label in enumerate(encoded["label"]):
+        start = encoded["start"][unit]
+        overlaps = start < end and start + encoded["spans"][unit][-1][1] > context.index("abc20")
+        assert label == ([-1, -1] if overlaps else [0, 0])
 
 
 def test_tokenizers_that_cannot_align_are_refused(tokenizers: tuple[Any, Any]) -> None:

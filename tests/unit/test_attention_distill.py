@@ -11,8 +11,10 @@ from tiny_teacher import make_rows, make_teacher
 
 import raybrew
 from raybrew.config.loading import build_experiment
-from raybrew.errors import ConfigError, LossError, ModelError
+from raybrew.errors import ConfigError, DataError, LossError, ModelError, StoreError
+from raybrew.models.loading import load_model, load_tokenizer
 from raybrew.store.reader import list_stores
+from raybrew.verbs.reporter import LineReporter
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,36 @@ def test_heads_and_depths_that_do_not_fit_are_refused_before_training(folder: Pa
         raybrew.distill(experiment(folder, {"matches": ["L1_attention_mse"]}, **heads), report=False)
     with pytest.raises(ConfigError, match=r"given 'L3_attention_mse', which is for students of 3 layers, but .* has 1"):
         raybrew.distill(experiment(folder, {"matches": ["L3_attention_mse"]}), report=False)
+
+
+def test_rows_the_teacher_cannot_compute_are_left_out_and_told(folder: Path, tmp_path: Path) -> None:
+    source = make_teacher(tmp_path / "teacher")
+    model, tokenizer = load_model(source, "classification"), load_tokenizer(source)
+    model.bert.embeddings.word_embeddings.weight.data[tokenizer.convert_tokens_to_ids("sune")] = float("nan")
+    model.save_pretrained(source.model)
+    texts = [f"kola {number}" for number in range(20)]
+    texts[4], texts[11] = "sune kola", "mati sune"
+    for name, part in (("rows", texts[:10]), ("more", texts[10:])):
+        with (tmp_path / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for number, text in enumerate(part):
+                file.write(json.dumps({"text": text, "label": number % 3}) + "\n")
+    poisoned = {
+        "data": {"train": str(tmp_path / "rows.jsonl"), "unlabeled": str(tmp_path / "more.jsonl")},
+        "teacher": {"model": source.model},
+        "store": {"path": str(tmp_path / "store")},
+    }
+    skip = poisoned | {"data": poisoned["data"] | {"on_bad_row": "skip"}}
+    matches = {"matches": [{"loss": "attention_mse"}]}
+    with pytest.raises(StoreError, match=r"logits: the teacher gives 6 of 60 .* in 2 rows, the first being"):
+        raybrew.distill(experiment(folder, matches, **poisoned), report=False)
+    said: list[str] = []
+    result = raybrew.distill(experiment(folder, matches, **skip), report=False, reporter=LineReporter(said.append))
+    assert result.summary["rows"] == {"train": 9, "unlabeled": 9, "eval": 0}
+    assert "left out 2 rows that the teacher could not compute" in said
+    assert sum("the teacher gives NaN" in line for line in said) == 2
+    assert all(value == value for losses in losses_of(result) for value in losses.values())  # no NaN
+    # The store has them set aside from now on, which is an error again where it was not asked for.
+    for source_kind in ("auto", "store"):
+        strict = poisoned | {"teacher": poisoned["teacher"] | {"source": source_kind}}
+        with pytest.raises(DataError, match=r"2 rows were set aside, .*on_bad_row=skip leaves them out"):
+            raybrew.distill(experiment(folder, matches, **strict), report=False)

@@ -23,7 +23,7 @@ from tiny_teacher import WIDTH, make_rows, make_teacher, small_store, task_of
 
 from raybrew.data.arrow import ShardInfo, hash_file
 from raybrew.data.rows import row_ids
-from raybrew.errors import DataError, StoreError
+from raybrew.errors import DataError, StoreError, StoreUnreachable
 from raybrew.models.loading import ModelSource
 from raybrew.signals import LOGITS, Signal
 from raybrew.store import lease, objects, staging
@@ -32,6 +32,7 @@ from raybrew.store.find import find_store
 from raybrew.store.layout import committed_shards
 from raybrew.store.lock import locked_store
 from raybrew.store.objects import ObjectFolder
+from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store, describe, list_stores
 from raybrew.store.storage import open_storage
 
@@ -209,6 +210,9 @@ def test_an_outage_in_the_middle_ends_in_one_error_and_the_same_call_finishes(
         with pytest.raises(StoreError, match=r"s3://.* cannot be \w+ after 3 tries") as caught:
             run(rows, teacher, url, tmp_path, progress=end)
         assert "\n" not in str(caught.value)
+        # What does not answer is not taken for what is not there.
+        with pytest.raises(StoreUnreachable, match=r"cannot be read after 3 tries"):
+            run(rows, teacher, url, tmp_path)
     finally:
         server.start()
     storage = open_storage(f"{url}/{local.fingerprint}", tmp_path / "cache")
@@ -336,6 +340,7 @@ def test_two_workers_of_a_node_stage_together(
     code = """
 import sys
 from raybrew.signals import Signal
+from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store
 store = Store.open(sys.argv[1], cache=sys.argv[2])
 print("ready", flush=True)
@@ -396,3 +401,29 @@ def test_what_no_second_try_mends_is_said_at_once(server: S3Server, tmp_path: Pa
 def test_urls_that_cannot_be(url: str) -> None:
     with pytest.raises(StoreError, match="no URL of an object store"):
         ObjectFolder(url)
+
+
+def test_remote_stores_are_listed_verified_and_pruned(
+    url: str, tmp_path: Path, teacher: ModelSource, rows: pa.Table
+) -> None:
+    store = run(rows, teacher, url, tmp_path, LOGITS, HIDDEN, LAST)
+    cache = str(tmp_path / "other")
+    (entry,) = list_stores(url, cache)
+    assert entry.used is not None
+    assert entry.bytes == sum(store.storage.files().values())
+    (removal,) = plan_prune(url, PruneRules(signals=("hidden.02",)), cache)
+    assert removal.held is None
+    assert prune_stores([removal]) == removal.bytes > 0
+    assert not [name for name in store.storage.files() if name.startswith("signals/hidden.02/")]
+    left = Store.open(store.location, cache=cache)
+    assert left.verify() == ()
+    assert set(left.signals) == {LOGITS, HIDDEN}
+    with locked_store(store.storage):
+        (held,) = plan_prune(url, PruneRules(stores=(store.fingerprint,)), cache)
+        assert held.held is not None
+        assert prune_stores([held]) == 0
+    (removal,) = plan_prune(url, PruneRules(stores=(store.fingerprint,)), cache)
+    assert removal.whole
+    assert prune_stores([removal]) > 0
+    assert store.storage.files() == {}
+    assert list_stores(url, cache) == ()

@@ -11,15 +11,17 @@ import pytest
 import torch
 from tiny_teacher import CLASSES, WIDTH, make_rows, make_teacher, ragged_rows, small_store, task_of, tree
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from raybrew.data.rows import row_ids
-from raybrew.errors import DataError, StoreError
+from raybrew.errors import DataError, ModelError, StoreError
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS, POOLED, Signal
 from raybrew.store import compute as compute_module
 from raybrew.store.capture import capture
 from raybrew.store.elements import ELEMENT_TYPES, from_int8, relative_rounding, to_int8
+from raybrew.store.find import check_element_type
 from raybrew.store.reader import Store, describe
 from raybrew.store.worker import ShardWorker
 
@@ -95,6 +97,22 @@ def test_what_is_gathered_is_what_the_teacher_gives(
     assert store.verify() == ()
 
 
+@pytest.mark.parametrize("element_type", ["float16", "int8"])
+def test_a_teacher_in_bf16_gives_every_signal(
+    teacher: ModelSource, rows: pa.Table, tmp_path: Path, element_type: str
+) -> None:
+    def all_of(precision: str, kept: str) -> Store:
+        return capture(rows, task_of(), teacher, ALL, small_store(element_type=kept), tmp_path, "cpu", precision)
+
+    exact, reduced = all_of("fp32", "float32"), all_of("bf16", element_type)
+    assert exact.fingerprint != reduced.fingerprint
+    positions = np.arange(rows.num_rows)
+    for signal in ALL:
+        one, other = exact.gather(signal, positions), reduced.gather(signal, positions).float()
+        error = float((one - other).abs().max() / one.abs().max())
+        assert 0 < error < 0.03, signal
+
+
 def test_datasets_opens_attention_and_int8(teacher: ModelSource, rows: pa.Table, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     scores, hidden = Signal("attention", 1), Signal("hidden", 1)
@@ -109,6 +127,17 @@ def test_datasets_opens_attention_and_int8(teacher: ModelSource, rows: pa.Table,
     np.testing.assert_allclose(np.array(loaded["hidden"]) * np.array(loaded["scale"])[:, None], found, rtol=1e-6)
     assert len(datasets.load_from_disk(str(store.path / "signals/pooled.int8"))) == 23
     assert len(list((store.path / "index").glob("*.arrow"))) == 1
+
+
+def test_masked_scores_are_not_kept_in_int8() -> None:
+    config = PretrainedConfig()
+    config.model_type = "modernbert"
+    with pytest.raises(ModelError, match=r"attention.02 cannot be kept in int8: scores of modernbert models"):
+        check_element_type(config, (LOGITS, Signal("attention", 2)), "int8")
+    check_element_type(config, (LOGITS, Signal("attention_probs", 2)), "int8")
+    check_element_type(config, (LOGITS, Signal("attention", 2)), "float16")
+    config.model_type = "bert"
+    check_element_type(config, (LOGITS, Signal("attention", 2)), "int8")
 
 
 def test_int8_has_a_scale_for_each_token() -> None:
@@ -248,6 +277,11 @@ def test_rows_that_cannot_be_tokenised_are_set_aside(
         atol=2e-6,
         rtol=0,
     )
+    # A shard that holds nothing but such rows has their zeros, too.
+    alone = run(rows.take([3, 4]), teacher, tmp_path / "alone", LOGITS, Signal("attention", 2), skip=True)
+    assert set(alone.set_aside([LOGITS])) == {ids[3], ids[4]}
+    assert alone.gather(LOGITS, np.array([0, 1])).tolist() == [[0.0] * CLASSES] * 2
+    assert alone.dim(Signal("attention", 2)) == HEADS
     # Another layer later: the rows without tokens stay what they are.
     later = run(rows, teacher, tmp_path, Signal("hidden", 2), skip=True)
     assert set(later.set_aside([Signal("hidden", 2)])) == {ids[3], ids[4]}

@@ -11,6 +11,7 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.task import METRICS, TASK_COLUMNS, TASK_KD_LOSSES
 from raybrew.config.template import experiment_template
 from raybrew.errors import ConfigError
+from raybrew.tasks.base import build_task
 
 
 def problems(task: Any, **sections: Any) -> tuple[str, ...]:
@@ -54,12 +55,20 @@ def problems(task: Any, **sections: Any) -> tuple[str, ...]:
             "data.columns.tags: given 'ner'; columns of CoNLL files have numbers",
         ),
         ({"kind": "qa", "max_length": 100, "stride": 60}, {}, "task.stride: given 60; allowed: at most half"),
-        ({"kind": "regression"}, {}, "distill.kd_loss.kind: given 'ce'; allowed for task.kind 'regression': mse"),
-        ({"kind": "multilabel"}, {}, "distill.kd_loss.kind: given 'ce'; allowed for task.kind 'multilabel': bce, mse"),
+        (
+            {"kind": "regression"},
+            {"distill": {"kd_loss": {"kind": "ce"}}},
+            "distill.kd_loss.kind: given 'ce'; allowed for task.kind 'regression': auto, mse",
+        ),
+        (
+            {"kind": "multilabel"},
+            {"distill": {"kd_loss": {"kind": "kl"}}},
+            "distill.kd_loss.kind: given 'kl'; allowed for task.kind 'multilabel': auto, bce, mse",
+        ),
         (
             {"kind": "classification"},
             {"distill": {"kd_loss": {"kind": "bce"}}},
-            "distill.kd_loss.kind: given 'bce'; allowed for task.kind 'classification': ce",
+            "distill.kd_loss.kind: given 'bce'; allowed for task.kind 'classification': auto, ce",
         ),
         (
             {"kind": "qa"},
@@ -109,7 +118,7 @@ def test_the_template_of_every_task_is_valid_and_shows_its_columns(kind: str) ->
     text = experiment_template("x.yaml", kind)
     experiment = build_experiment(yaml.safe_load(text), check_files=False)
     assert experiment.task.kind == kind
-    assert experiment.distill.kd_loss.kind in TASK_KD_LOSSES[kind]
+    assert TASK_KD_LOSSES[kind][0] == build_task(experiment.task).head.kd_loss, "what `auto` stands for"
     (columns,) = [line for line in text.splitlines() if line.startswith("  # columns:")]
     assert all(f"{name}:" in columns for name in TASK_COLUMNS[kind])
 
