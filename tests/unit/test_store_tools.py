@@ -174,6 +174,14 @@ def test_verify_live_finds_values_that_are_not_the_teachers(copied: Path) -> Non
     assert Store.open(path).verify() == ()
     verdicts = {check.signal: check.agrees for check in verify_live(experiment(copied), 16)[""]}
     assert verdicts == {"hidden.01": False, "logits": False}
+    file = copied / "experiment.yaml"
+    file.write_text(json.dumps(experiment(copied).plain()), encoding="utf-8")
+    told = invoke("verify", file, "--live", 8, code=1)
+    assert "DIFFERS" in told
+    assert "IS NOT what the teacher gives" in told
+    found = json.loads(invoke("verify", file, "--live", 8, "--json", code=1))
+    assert [check["agrees"] for check in found[-1]["live"]] == [False, False]
+    assert "whole" in invoke("verify", file)
 
 
 def raybrew_source(model: str) -> Any:
