@@ -19,6 +19,7 @@ __all__ = [
     "RaybrewError",
     "RunError",
     "StoreError",
+    "StoreUnreachable",
 ]
 
 
@@ -69,6 +70,10 @@ class DivergenceError(LossError):
 
 class StoreError(RaybrewError, OSError):
     """The teacher store is missing, foreign, damaged or lacks what was asked for."""
+
+
+class StoreUnreachable(StoreError):  # noqa: N818 (as the others of its kind)
+    """The service that holds the store does not answer, or refuses: what is there is not known."""
 
 
 class CheckpointError(RaybrewError, OSError):

@@ -44,7 +44,11 @@ def sweep(experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJs
         from raybrew.reports.decision import decide
 
         print_comparison(result.leaderboard)
-        results().print(decide(result.leaderboard).headline, style="bold", markup=False)
+        decision = decide(result.leaderboard)
+        results().print(decision.headline, style="bold", markup=False)
+        for caution in decision.cautions:
+            if caution not in result.leaderboard.notes:
+                results().print(f"caution: {caution}", style="dim", markup=False, soft_wrap=True)
         write_line(f"{'already done' if result.already_done else 'done'}: {short_path(result.path)}")
         if (result.path / "best").is_dir():
             write_line(f"model:  {short_path(result.path / 'best')}")

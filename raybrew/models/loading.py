@@ -29,6 +29,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "max_tokens",
     "model_labels",
     "pick_device",
     "pick_precision",
@@ -115,6 +116,16 @@ def model_labels(config: PretrainedConfig) -> tuple[str, ...] | None:
     by_number: dict[Any, str] = dict(config.id2label or {})
     names = tuple(by_number[index] for index in sorted(by_number))
     return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+
+
+def max_tokens(config: PretrainedConfig) -> int | None:
+    """The longest input of a model with learnt positions; None for other models, which have no such limit."""
+    if config.model_type in ("albert", "bert", "distilbert", "electra"):
+        return int(config.max_position_embeddings)
+    if config.model_type in ("camembert", "roberta", "xlm-roberta"):
+        # Their positions are counted from behind that of padding.
+        return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
+    return None
 
 
 def pick_device(wanted: str, key: str = "train.device") -> torch.device:

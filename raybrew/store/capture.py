@@ -23,17 +23,16 @@ import pyarrow as pa
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import shard_name, write_shard
 from raybrew.data.rows import row_ids
-from raybrew.errors import ClusterError, ConfigError, DataError, RaybrewError, StoreError
+from raybrew.errors import ClusterError, ConfigError, DataError, RaybrewError, StoreError, StoreUnreachable
 from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.find import check_element_type, checked_rows, identify
+from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import (
     EXAMPLES,
-    INDEX,
     Shard,
     committed_shards,
-    index_file,
     problems_of_file,
     publish,
     read_manifest,
@@ -157,6 +156,8 @@ def _readable_shards(storage: Storage, verify: bool) -> tuple[list[Shard], Ids]:
 def _is_published(storage: Storage, shards: list[Shard], verify: bool) -> bool:
     try:
         manifest = read_manifest(storage)
+    except StoreUnreachable:
+        raise
     except StoreError:
         return False
     index = index_file(manifest)

@@ -16,7 +16,8 @@ import pyarrow as pa
 from raybrew.data.arrow import table_bytes
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal
 from raybrew.store.elements import ELEMENT_TYPES, element_type_of
-from raybrew.store.layout import EXAMPLES, INDEX
+from raybrew.store.index import INDEX
+from raybrew.store.layout import EXAMPLES
 
 __all__ = ["Amounts", "Widths", "estimate_bytes"]
 

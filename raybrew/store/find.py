@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
-from raybrew.errors import DataError, ModelError, StoreError
+from raybrew.errors import DataError, ModelError, StoreError, StoreUnreachable
 from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
@@ -72,6 +72,8 @@ def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path
     for storage in stores_below(store_root, cache):
         try:
             manifest = read_manifest(storage)
+        except StoreUnreachable:
+            raise
         except StoreError:
             continue
         if manifest["teacher"] == teacher.model:

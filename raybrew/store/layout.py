@@ -30,15 +30,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name, table_bytes
-from raybrew.errors import StoreError
+from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name
+from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
 from raybrew.store.elements import element_type_of
+from raybrew.store.index import INDEX, IdIndex, index_file, write_index
 from raybrew.store.storage import Storage
 from raybrew.version import __version__
 
@@ -46,14 +45,11 @@ __all__ = [
     "EXAMPLES",
     "FORMAT_VERSION",
     "HEADS",
-    "INDEX",
-    "IdIndex",
     "Shard",
     "commit_shard",
     "committed_shard",
     "committed_shards",
     "fingerprint_of_parts",
-    "index_file",
     "is_foreign",
     "open_shards",
     "problems_of",
@@ -67,8 +63,6 @@ __all__ = [
 
 FORMAT_VERSION = 2
 EXAMPLES = "examples"
-#: Folder of the file that finds rows by their ids.
-INDEX = "index"
 #: Key of an attention file's metadata: its number of heads.
 HEADS = b"heads"
 _KIND = "raybrew teacher store"
@@ -143,48 +137,6 @@ class Shard:
             for folder, rows in value["set_aside"].items()
         }
         return cls(index, rows, int(value["tokens"]), str(value["first_id"]), str(value["last_id"]), files, aside)
-
-
-class IdIndex:
-    """Finds rows by their 16-byte example ids: sorted ids and their positions."""
-
-    def __init__(self, keys: npt.NDArray[np.bytes_], positions: npt.NDArray[np.int64]) -> None:
-        self._keys = keys
-        self._positions = positions
-
-    @classmethod
-    def of(cls, ids: npt.NDArray[np.uint8]) -> IdIndex:
-        """The index of rows with these ids (n, 16), in memory: 24 bytes a row."""
-        keys = _as_keys(ids)
-        order = np.argsort(keys, kind="stable")
-        return cls(keys[order], order)
-
-    @classmethod
-    def mapped(cls, file: ArrowFolder) -> IdIndex:
-        """The index in a file, which is read where it is looked at. DataError if it is none."""
-        ids, positions = (file.flat(name).only_chunk() for name in ("id", "position"))
-        return cls(_as_keys(ids), positions)
-
-    def table(self) -> pa.Table:
-        """What `mapped` reads."""
-        ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(self._keys), [None, pa.py_buffer(self._keys)])
-        return pa.table({"id": ids, "position": pa.array(self._positions, pa.int64())})
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def find(self, ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """Position of each of `ids` (n, 16) uint8; -1 for an unknown one."""
-        keys = _as_keys(ids)
-        if not len(self._keys):
-            return np.full(len(keys), -1, np.int64)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[places] == keys, self._positions[places], -1)
-
-
-def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
-    # Byte strings of one size sort and compare as memory does; numpy's void type sorts far slower.
-    return np.ascontiguousarray(ids).view("S16").reshape(-1)
 
 
 def commit_shard(storage: Storage, shard: Shard) -> None:
@@ -266,7 +218,7 @@ def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Se
                 "rows": sum(shard.rows for shard in members),
             }
     examples = open_shards(storage, EXAMPLES, shards)
-    index = _write_index(storage, IdIndex.of(examples.flat("id").read()))
+    index = write_index(storage, IdIndex.of(examples.flat("id").read()))
     manifest = {
         "kind": _KIND,
         "format_version": FORMAT_VERSION,
@@ -282,22 +234,6 @@ def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Se
     }
     storage.write("manifest.json", json_bytes(manifest))
     storage.delete([name for name in storage.files(INDEX) if name != f"{INDEX}/{index.file}"])
-
-
-def index_file(manifest: Mapping[str, Any]) -> ShardInfo:
-    """The file that finds rows by their ids."""
-    entry = manifest["index"]
-    return ShardInfo(f"{entry['xxh3']}.arrow", int(manifest["rows"]), int(entry["bytes"]), str(entry["xxh3"]))
-
-
-def _write_index(storage: Storage, index: IdIndex) -> ShardInfo:
-    data = table_bytes(index.table())
-    digest = xxhash.xxh3_128_hexdigest(data)
-    info = ShardInfo(f"{digest}.arrow", len(index), len(data), digest)
-    name = f"{INDEX}/{info.file}"
-    if problems_of_file(storage, name, info, hashes=True):
-        storage.write(name, data)
-    return info
 
 
 def _dim(schema: pa.Schema, signal: Signal) -> int:
@@ -344,6 +280,8 @@ def is_foreign(storage: Storage) -> bool:
     """Whether a manifest lies there that is readable, but not that of a teacher store."""
     try:
         manifest = json.loads(storage.read("manifest.json"))
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError):
         return False
     return not isinstance(manifest, dict) or manifest.get("kind") != _KIND
@@ -353,6 +291,8 @@ def refuse_foreign(storage: Storage) -> None:
     """StoreError if another program's manifest lies there, or that of another version: neither is ours to change."""
     try:
         manifest = json.loads(storage.read("manifest.json"))
+    except StoreUnreachable:
+        raise
     except (OSError, ValueError):
         return  # none, or a damaged one, which a capture writes anew from its commit marks
     _check_kind(f"{storage.location}/manifest.json", manifest)

@@ -17,7 +17,8 @@ import filelock
 
 from raybrew.data.arrow import write_json
 from raybrew.errors import Interrupted, StoreError
-from raybrew.store.layout import INDEX, Shard
+from raybrew.store.index import INDEX, published_index
+from raybrew.store.layout import Shard
 from raybrew.store.storage import PENDING, Storage, storage_errors
 
 __all__ = ["Pending", "folder_holder", "locked_folder", "locked_store", "orphans_of", "remove_orphans"]
@@ -90,13 +91,15 @@ def orphans_of(storage: Storage, shards: Sequence[Shard]) -> list[str]:
     """Names of the files that `remove_orphans` removes."""
     known = {f"{folder}/{shard.file}" for shard in shards for folder in shard.files}
     known |= {f"shards/{shard.index:05d}.json" for shard in shards}
+    index = published_index(storage)
     orphans = []
     for name in storage.files():
         folder, _, file = name.rpartition("/")
         temporary = file.startswith(".") and file.endswith(".tmp")
         data = file.endswith(".arrow") and not name.startswith((f"{PENDING}/", f"{INDEX}/"))
         mark = folder == "shards" and file.endswith(".json")
-        if temporary or ((data or mark) and name not in known):
+        old = folder == INDEX and index is not None and file != index
+        if temporary or old or ((data or mark) and name not in known):
             orphans.append(name)
     return orphans
 

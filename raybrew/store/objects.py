@@ -28,7 +28,7 @@ import pyarrow.fs
 import xxhash
 
 from raybrew.data.arrow import ShardInfo
-from raybrew.errors import DataError, StoreError
+from raybrew.errors import DataError, StoreError, StoreUnreachable
 from raybrew.store.staging import cache_root, stage
 
 __all__ = ["RETRY_PAUSES", "ObjectFolder"]
@@ -260,13 +260,15 @@ class ObjectFolder:
                 # pyarrow puts the key and what it was doing first.
                 told = " ".join(str(error).rpartition("AWS Error ")[2].split())[:300]
                 if isinstance(error, PermissionError) or any(word in told for word in _FINAL):
-                    raise StoreError(f"{what}: cannot be {verb}: {told}") from error
+                    raise StoreUnreachable(f"{what}: cannot be {verb}: {told}") from error
                 if pause is None:
-                    raise StoreError(
+                    raise StoreUnreachable(
                         f"{what}: cannot be {verb} after {len(pauses) + 1} tries in {sum(pauses):.0f} s ({told}); "
                         "what is committed is kept: run the same command again when the service answers"
                     ) from error
-                log.warning("%s: cannot be %s (%s); trying again in %.1f s", what, verb, told[:120], pause)
+                log.warning(
+                    "%s: cannot be %s (%s); trying again in %.1f s", what, verb, told.split(" during ")[0][:80], pause
+                )
                 time.sleep(pause * random.uniform(0.75, 1.25))
         raise AssertionError("the last try returns or raises")
 

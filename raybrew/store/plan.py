@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.elements import element_type_of
-from raybrew.store.layout import EXAMPLES, IdIndex, Shard, open_shards, signal_folder
+from raybrew.store.index import IdIndex
+from raybrew.store.layout import EXAMPLES, Shard, open_shards, signal_folder
 from raybrew.store.storage import Storage
 
 __all__ = ["ShardTask", "ids_of", "plan_shards", "unique_rows"]

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from raybrew.errors import StoreError
+from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.signals import Signal, parse_signal
 from raybrew.store.elements import ELEMENT_TYPES
 from raybrew.store.layout import (
@@ -142,6 +142,8 @@ def _of_store(storage: Storage, rules: PruneRules, named: bool) -> list[Removal]
         return [Removal(storage, why, tuple(sizes), sum(sizes.values()), whole=True, held=held)]
     try:
         refuse_foreign(storage)
+    except StoreUnreachable:
+        raise
     except StoreError:
         return []  # of another version: what its files are is not known here
     removals = []
@@ -169,6 +171,8 @@ def _is_pending(name: str) -> bool:
 def _remove_signals(storage: Storage, folders: Collection[str]) -> None:
     try:
         manifest = read_manifest(storage)
+    except StoreUnreachable:
+        raise
     except StoreError:
         manifest = None  # never finished: there are only marks
     shards: list[Shard] = []

@@ -15,12 +15,10 @@ from raybrew.data.arrow import ArrowFolder, FlatColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.elements import ELEMENT_TYPES, SCALE, element_type_of, from_int8
+from raybrew.store.index import INDEX, IdIndex, index_file
 from raybrew.store.layout import (
     EXAMPLES,
-    INDEX,
-    IdIndex,
     Shard,
-    index_file,
     open_shards,
     problems_of,
     problems_of_file,

@@ -279,7 +279,7 @@ def _files(path: str, prefix: str) -> Iterator[tuple[str, int]]:
         raise DataError(f"{path}: not a folder") from None
     for entry in entries:
         with contextlib.suppress(FileNotFoundError):
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir():  # or a link to one, such as to another disk
                 yield from _files(entry.path, f"{prefix}{entry.name}/")
             else:
                 yield f"{prefix}{entry.name}", entry.stat().st_size

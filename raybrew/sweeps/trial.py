@@ -51,14 +51,15 @@ def run_trial(config: Mapping[str, Any]) -> None:
         outcome = _distill(experiment, spec["command"], report, metric)
     except Interrupted as error:
         if stopped.is_set():
-            return
+            # As Tune ends a function itself: a return would make it report once more, and nobody listens any more.
+            raise SystemExit(0) from None
         outcome = {"status": "interrupted", "error": str(error)}
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {first}"[:500]}
         _free_memory()
     if stopped.is_set():
-        return
+        raise SystemExit(0)
     training = outcome.pop("training_seconds", None)
     seconds = time.time() - entered
     outcome["seconds"] = round(seconds, 3)
@@ -69,7 +70,9 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
 def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> dict[str, Any]:
     from raybrew.verbs.distill import distill
+    from raybrew.verbs.prepare import keep_rows
 
+    keep_rows()
     several = experiment.train.worker_range[1] > 1
     train = experiment.train.model_copy(update={"launcher": "ray" if several else "local"})
     if train.threads is None:

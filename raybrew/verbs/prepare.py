@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import ConfigError, DataError, RunError
-from raybrew.models.loading import ModelSource, load_config, load_tokenizer, model_labels
+from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
 
@@ -24,6 +25,7 @@ __all__ = [
     "Say",
     "check_teacher_labels",
     "encode",
+    "keep_rows",
     "read_rows",
     "rows_with",
     "task_of",
@@ -88,8 +90,29 @@ def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSo
     return ModelSource(str(run.student))
 
 
+#: Rows by what they are read from, in processes that run many trainings on the same files; None elsewhere.
+_kept_rows: dict[str, Rows] | None = None
+
+
+def keep_rows() -> None:
+    """From now on this process reads the rows of each `data` section once. Its files must not change."""
+    global _kept_rows  # noqa: PLW0603 (one switch per process)
+    if _kept_rows is None:
+        _kept_rows = {}
+
+
 def read_rows(experiment: Experiment, teacher: ModelSource | None, say: Say, *, with_unlabeled: bool = True) -> Rows:
     """Training, unlabelled and evaluation rows with one set of labels; says what was skipped."""
+    if _kept_rows is None:
+        return _read_rows(experiment, teacher, say, with_unlabeled)
+    sections = [experiment.data.model_dump_json(), experiment.task.model_dump_json()]
+    key = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd()])
+    if key not in _kept_rows:
+        _kept_rows[key] = _read_rows(experiment, teacher, say, with_unlabeled)
+    return _kept_rows[key]
+
+
+def _read_rows(experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool) -> Rows:
     data, task = experiment.data, task_of(experiment)
     if data.train is None:
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
@@ -131,11 +154,19 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
 def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, *others: ModelSource) -> EncodedRows:
     """The units of source rows as token ids of that tokenizer, memory-mapped out of the experiment's cache.
 
-    Units are cut so that they also fit the tokenizers of `others`.
+    Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
+    this tokenizer can take.
     """
     folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
     tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
-    return encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
+    encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
+    longest, places = int(encoded.lengths.max()), max_tokens(load_config(tokenizer_source))
+    if places is not None and longest > places:
+        raise ConfigError(
+            f"task.max_length: the longest row has {longest} tokens, but {tokenizer_source.model} takes at most "
+            f"{places}; set it to {places} or less"
+        )
+    return encoded
 
 
 def units_of(experiment: Experiment, rows: pa.Table, *models: ModelSource) -> pa.Table:

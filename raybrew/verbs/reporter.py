@@ -18,6 +18,8 @@ from typing import Any, Protocol
 __all__ = ["LineReporter", "QuietReporter", "Reporter", "follow_metrics"]
 
 _POLL_SECONDS = 0.25
+#: A rate over less time says nothing: several events may have been read at once.
+_PACE_SECONDS = 1.0
 
 
 class Reporter(Protocol):
@@ -72,7 +74,7 @@ class LineReporter:
 
 def _pace(done: int, left: int, seconds: float, unit: str) -> str:
     """Rate and remaining time, such as `812.4 rows/s, 0:01:10 left`; empty while nothing is known."""
-    if done <= 0 or seconds <= 0:
+    if done <= 0 or seconds < _PACE_SECONDS:
         return ""
     rate = done / seconds
     return f"{rate:.1f} {unit}/s" + (f", {datetime.timedelta(seconds=round(left / rate))} left" if left > 0 else "")

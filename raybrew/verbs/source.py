@@ -16,7 +16,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from raybrew.config import Experiment
-from raybrew.errors import StoreError
+from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
 from raybrew.store.find import find_store, identify
@@ -43,6 +43,8 @@ def runs_live(
     try:
         find_store(units, task, teacher, request, one.store, root, device, precision)
         return False
+    except StoreUnreachable:
+        raise
     except StoreError:
         pass  # not there yet, or not all of it
     known, _, _ = identify(task, teacher, request, device, precision)

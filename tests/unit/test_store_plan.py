@@ -11,8 +11,8 @@ import pytest
 from raybrew.data.arrow import ShardInfo
 from raybrew.errors import StoreError
 from raybrew.signals import LOGITS, Signal
+from raybrew.store.index import IdIndex
 from raybrew.store.layout import (
-    IdIndex,
     Shard,
     commit_shard,
     committed_shards,
@@ -155,3 +155,12 @@ def test_a_store_without_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": ')
     with pytest.raises(StoreError, match="no readable JSON"):
         read_manifest(LocalFolder(tmp_path))
+
+
+def test_a_folder_that_was_moved_to_another_disk_and_linked_counts(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/data-00000.arrow").write_bytes(b"x" * 8)
+    (tmp_path / "store/signals").mkdir(parents=True)
+    (tmp_path / "store/signals/logits").symlink_to(tmp_path / "disk")
+    assert LocalFolder(tmp_path / "store").files() == {"signals/logits/data-00000.arrow": 8}
+    assert LocalFolder(tmp_path / "none").files() == {}

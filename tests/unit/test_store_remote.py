@@ -23,7 +23,7 @@ from tiny_teacher import WIDTH, make_rows, make_teacher, small_store, task_of
 
 from raybrew.data.arrow import ShardInfo, hash_file
 from raybrew.data.rows import row_ids
-from raybrew.errors import DataError, StoreError
+from raybrew.errors import DataError, StoreError, StoreUnreachable
 from raybrew.models.loading import ModelSource
 from raybrew.signals import LOGITS, Signal
 from raybrew.store import lease, objects, staging
@@ -210,6 +210,9 @@ def test_an_outage_in_the_middle_ends_in_one_error_and_the_same_call_finishes(
         with pytest.raises(StoreError, match=r"s3://.* cannot be \w+ after 3 tries") as caught:
             run(rows, teacher, url, tmp_path, progress=end)
         assert "\n" not in str(caught.value)
+        # What does not answer is not taken for what is not there.
+        with pytest.raises(StoreUnreachable, match=r"cannot be read after 3 tries"):
+            run(rows, teacher, url, tmp_path)
     finally:
         server.start()
     storage = open_storage(f"{url}/{local.fingerprint}", tmp_path / "cache")

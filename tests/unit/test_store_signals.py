@@ -97,6 +97,22 @@ def test_what_is_gathered_is_what_the_teacher_gives(
     assert store.verify() == ()
 
 
+@pytest.mark.parametrize("element_type", ["float16", "int8"])
+def test_a_teacher_in_bf16_gives_every_signal(
+    teacher: ModelSource, rows: pa.Table, tmp_path: Path, element_type: str
+) -> None:
+    def all_of(precision: str, kept: str) -> Store:
+        return capture(rows, task_of(), teacher, ALL, small_store(element_type=kept), tmp_path, "cpu", precision)
+
+    exact, reduced = all_of("fp32", "float32"), all_of("bf16", element_type)
+    assert exact.fingerprint != reduced.fingerprint
+    positions = np.arange(rows.num_rows)
+    for signal in ALL:
+        one, other = exact.gather(signal, positions), reduced.gather(signal, positions).float()
+        error = float((one - other).abs().max() / one.abs().max())
+        assert 0 < error < 0.03, signal
+
+
 def test_datasets_opens_attention_and_int8(teacher: ModelSource, rows: pa.Table, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     scores, hidden = Signal("attention", 1), Signal("hidden", 1)

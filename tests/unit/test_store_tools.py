@@ -174,6 +174,14 @@ def test_verify_live_finds_values_that_are_not_the_teachers(copied: Path) -> Non
     assert Store.open(path).verify() == ()
     verdicts = {check.signal: check.agrees for check in verify_live(experiment(copied), 16)[""]}
     assert verdicts == {"hidden.01": False, "logits": False}
+    file = copied / "experiment.yaml"
+    file.write_text(json.dumps(experiment(copied).plain()), encoding="utf-8")
+    told = invoke("verify", file, "--live", 8, code=1)
+    assert "DIFFERS" in told
+    assert "IS NOT what the teacher gives" in told
+    found = json.loads(invoke("verify", file, "--live", 8, "--json", code=1))
+    assert [check["agrees"] for check in found[-1]["live"]] == [False, False]
+    assert "whole" in invoke("verify", file)
 
 
 def raybrew_source(model: str) -> Any:
@@ -255,11 +263,12 @@ def test_prune_removes_what_dead_captures_left(copied: Path) -> None:
     before = tree(path)
     (path / "signals/logits/data-00017.arrow").write_bytes(b"half a shard")
     (path / "shards/.00002.json.4711.tmp").write_text("{")
+    (path / "index/0123.arrow").write_bytes(b"of an old manifest")
     (path / "pending/dead").mkdir(parents=True)
     (path / "pending/dead/data-00002.arrow").write_bytes(b"rows")
     (removal,) = plan_prune(root, PruneRules())
-    assert (removal.what, removal.bytes) == ("3 files that a capture left behind", 12 + 1 + 4)
-    assert prune_stores([removal]) == 17
+    assert (removal.what, removal.bytes) == ("4 files that a capture left behind", 12 + 1 + 18 + 4)
+    assert prune_stores([removal]) == 35
     assert tree(path) == before
     assert plan_prune(root, PruneRules()) == ()
 

@@ -17,6 +17,7 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.data.rows import load_rows
 from raybrew.demo.tokenizer import build_tokenizer
+from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource, load_tokenizer
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.reader import Store
@@ -153,3 +154,9 @@ def test_live_and_stored_teacher_train_alike(experiment: Experiment, values: dic
         finals.append([record["loss"] for record in records if record["kind"] == "train"])
     assert len(finals[0]) > 1
     assert finals[0] == pytest.approx(finals[1], rel=1e-4)
+
+
+def test_rows_longer_than_the_model_takes_are_refused(values: dict[str, Any]) -> None:
+    changed = {**values, "task": {"kind": "tagging", "max_length": 128}}
+    with pytest.raises(ConfigError, match=r"task.max_length: the longest row has \d+ tokens, but .* at most 64"):
+        raybrew.finetune(build_experiment(changed))

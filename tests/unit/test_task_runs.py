@@ -44,6 +44,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def without_labels(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("label", "answers")}
+
+
 def texts(count: int, seed: int) -> list[list[str]]:
     random = np.random.default_rng(seed)
     return [
@@ -62,6 +66,7 @@ def experiment_of(
         "data": {
             "train": write(folder / "train.jsonl", rows(96, 1)),
             "eval": write(folder / "eval.jsonl", rows(40, 2)),
+            "unlabeled": write(folder / "more.jsonl", [without_labels(row) for row in rows(16, 3)]),
         },
         "teacher": {"model": make_model(folder / "base", words), "finetune": {"epochs": 12, **training}},
         "student": {"shape": {"layers": 1}},
@@ -84,7 +89,7 @@ def test_regression(tmp_path: Path) -> None:
         {"kind": "regression", "max_length": 16},
         rows,
         (*PARTS, *FILLERS),
-        distill={"temperature": 3.0},
+        distill={"temperature": 3.0, "hard_label_weight": 0.5},
     )
     assert raybrew.finetune(experiment).metrics["pearson"] > 0.8
     run = raybrew.distill(experiment)
@@ -149,7 +154,7 @@ def test_question_answering(tmp_path: Path) -> None:
         question_rows,
         (*FILLERS, *CITIES, "lives", "in", "new", "where"),
         rate=5e-3,
-        distill={"temperature": 2.0, "matches": [{"loss": "hidden_mse", "layers": "final"}]},
+        distill={"temperature": 2.0, "hard_label_weight": 0.2, "matches": [{"loss": "hidden_mse", "layers": "final"}]},
     )
     assert raybrew.finetune(experiment).metrics["f1"] > 0.9
     raybrew.capture(experiment)
@@ -157,9 +162,7 @@ def test_question_answering(tmp_path: Path) -> None:
     assert set(run.metrics) == {"f1", "exact_match"}
     assert run.metrics["f1"] > 0.8
     assert raybrew.evaluate(experiment).metrics == pytest.approx(run.metrics)
-    rows = question_rows(4, 7)
-    for row in rows:
-        del row["answers"]
+    rows = [without_labels(row) for row in question_rows(4, 7)]
     found = raybrew.predict(experiment, write(tmp_path / "new.jsonl", rows))
     assert [row["context"][row["start"] : row["end"]] for row in found] == [row["answer"] for row in found]
     assert all("scored" not in row and len(row["n_best"]) > 1 for row in found)

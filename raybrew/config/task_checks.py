@@ -1,0 +1,112 @@
+"""Rules of experiment files that depend on the kind of task: columns, sizes, and which losses fit its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raybrew.config.data import DataConfig
+from raybrew.config.distill import DistillConfig
+from raybrew.config.problems import Problem
+from raybrew.config.task import TASK_COLUMNS, TASK_KD_LOSSES, QAConfig, TaggingConfig, TaskConfig
+from raybrew.config.teacher import TeacherConfig
+
+__all__ = ["TASK_RULES"]
+
+
+def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
+    problems, used = [], TASK_COLUMNS[task.kind]
+    for key in sorted(data.columns.model_fields_set - set(used)):
+        value = getattr(data.columns, key)
+        if value != type(data.columns).model_fields[key].get_default():
+            problems.append(
+                Problem(f"data.columns.{key}", f"given {value!r}, but task.kind {task.kind!r} reads {', '.join(used)}")
+            )
+    columns = [value for key in used if (value := getattr(data.columns, key)) is not None]
+    if len(set(columns)) != len(columns):
+        shown = ", ".join(map(str, columns))
+        problems.append(Problem("data.columns", f"given {shown}; each column must be another one"))
+    if data.format == "conll" and task.kind != "tagging":
+        problems.append(
+            Problem("data.format", f"given 'conll', which task.kind tagging reads, but task.kind is {task.kind!r}")
+        )
+    for key in ("tokens", "tags"):
+        value = getattr(data.columns, key)
+        if isinstance(value, int) and data.format not in ("auto", "conll"):
+            problems.append(
+                Problem(
+                    f"data.columns.{key}", f"given {value}; numbers are for columns of CoNLL files, data.format=conll"
+                )
+            )
+        if isinstance(value, str) and value != key and data.format == "conll":
+            problems.append(
+                Problem(
+                    f"data.columns.{key}", f"given {value!r}; columns of CoNLL files have numbers, from 0 or -1 back"
+                )
+            )
+    return problems
+
+
+def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
+    problems = []
+    kind, allowed = distill.kd_loss.kind, TASK_KD_LOSSES[task.kind]
+    shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
+    if distill.kd_weight > 0 and kind not in ("auto", *allowed):
+        problems.append(Problem("distill.kd_loss.kind", shown))
+    if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging"):
+        problems.append(
+            Problem(
+                "distill.temperature_schedule",
+                f"given for task.kind {task.kind!r}; it compares classes that exclude one another, of a fixed number "
+                "(classification, tagging)",
+            )
+        )
+    if distill.probability_shift and task.kind in ("multilabel", "regression"):
+        problems.append(
+            Problem("distill.probability_shift", f"given for task.kind {task.kind!r}, which has no single true class")
+        )
+    return problems
+
+
+def _average(task: TaskConfig, teacher: TeacherConfig) -> list[Problem]:
+    if teacher.average == "probabilities" and task.kind not in ("classification", "tagging"):
+        return [
+            Problem(
+                "teacher.average",
+                f"given 'probabilities'; allowed for task.kind {task.kind!r}: logits (a softmax over all outputs of an "
+                "item is what is averaged, which only classification and tagging have)",
+            )
+        ]
+    return []
+
+
+def _qa(task: TaskConfig) -> list[Problem]:
+    if not isinstance(task, QAConfig):
+        return []
+    # Three or four tokens around question and window, and a window moves on by at least half of its size.
+    room = task.max_length - task.max_question - 4
+    if 2 * task.stride > room:
+        return [
+            Problem(
+                "task.stride",
+                f"given {task.stride}; allowed: at most half of what max_length ({task.max_length}) leaves beside "
+                f"max_question ({task.max_question}): {max(0, room // 2)}",
+            )
+        ]
+    return []
+
+
+def _tagging(task: TaskConfig) -> list[Problem]:
+    if isinstance(task, TaggingConfig) and task.scheme == "none" and task.metric in ("f1", "precision", "recall"):
+        allowed = "accuracy, macro_f1, as task.scheme 'none' has no spans"
+        return [Problem("task.metric", f"given {task.metric!r}; allowed: {allowed}")]
+    return []
+
+
+#: Names of the sections that a rule reads, and the rule.
+TASK_RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
+    (("task", "data"), _columns),
+    (("task",), _tagging),
+    (("task",), _qa),
+    (("task", "teacher"), _average),
+    (("task", "distill"), _kd_of_task),
+)
