@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ __all__ = ["check_sections"]
 
 #: A name with one of these endings is meant as a file, so a missing one is an error and no hub name.
 _FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".gz", ".txt")
+
+#: `name` or `owner/name`; anything else can only be a folder.
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Problem]:
@@ -289,9 +293,9 @@ def _missing_model(name: str, model: str | None) -> list[Problem]:
     if model is None:
         return []
     path = Path(model).expanduser()
-    if (path.is_absolute() or model.startswith((".", "~"))) and not path.is_dir():
-        return [Problem(f"{name}.model", f"given {model!r}; no such folder: {path.absolute()}")]
-    return []
+    if path.is_dir() or _HUB_NAME.fullmatch(model):
+        return []
+    return [Problem(f"{name}.model", f"given {model!r}; no such folder: {path.absolute()}")]
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (

@@ -71,10 +71,23 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Fast tokenizer of `source`; ModelError if there is none or it has no padding token."""
+    """Fast tokenizer of `source`; ModelError if there is none, it has no padding token or it does not fit the model."""
     tokenizer: PreTrainedTokenizerBase = _load("tokenizer", AutoTokenizer.from_pretrained, source)
+    special = set(tokenizer.all_special_tokens)
+    words = {token: number for token, number in tokenizer.get_vocab().items() if token not in special}
+    if not words:
+        # Where a folder has no tokenizer, transformers makes one that knows special tokens alone: all text is [UNK].
+        raise ModelError(
+            f"the tokenizer of {source.model} has no vocabulary; are its files (tokenizer.json, vocab.txt, ...) there?"
+        )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of {source.model} has no padding token; set one and save it again")
+    embeddings = getattr(load_config(source), "vocab_size", None)
+    if isinstance(embeddings, int) and max(words.values()) >= embeddings:
+        raise ModelError(
+            f"the tokenizer of {source.model} does not fit its model: token ids up to {max(words.values())}, but "
+            f"{embeddings} embeddings (vocab_size); save the model with its own tokenizer"
+        )
     return tokenizer
 
 

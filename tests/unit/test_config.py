@@ -203,6 +203,14 @@ def test_files_that_are_no_experiment(tmp_path: Path, text: str, message: str) -
         load_experiment(write(tmp_path, text))
 
 
+def test_a_model_that_can_be_no_hub_name_must_be_a_folder(tmp_path: Path) -> None:
+    values = {"name": "n", "teacher": {"model": "path/or/hub-name"}, "student": {"shape": "T3"}}
+    with pytest.raises(ConfigError, match=r"teacher.model: given 'path/or/hub-name'; no such folder"):
+        build_experiment(values)
+    for name in ("bert-base-cased", "google/electra-small", str(tmp_path)):
+        assert build_experiment({**values, "teacher": {"model": name}}).teacher.model == name
+
+
 def test_missing_files_name_where_they_were_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such experiment file"):
         load_experiment(tmp_path / "none.yaml")

@@ -200,3 +200,21 @@ def test_what_this_machine_lacks_is_a_problem(project: Path) -> None:
     assert len(found.problems) == 2
     assert "store.actors, store.cpus_per_actor: 1 actors of 5000 CPUs" in found.problems[0]
     assert "train.workers" in found.problems[1]
+
+
+def test_the_command_prints_a_table_or_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from raybrew.cli.main import main
+
+    for extra in ([], ["--json"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["plan", str(project), "--trials", "4", "--price-per-hour", "2", *extra])
+        assert not caught.value.code
+        out = capsys.readouterr().out
+        if extra:
+            assert json.loads(out)["trials"] == 4
+        else:
+            assert "90 rows" in out
+            assert "hidden.02" in out
+            assert "4 trainings, teacher live" in out
+            assert "verdict: store: the teacher runs once instead of 12 times" in out
+    assert not (project.parent / "runs/x").exists()
