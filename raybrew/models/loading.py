@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,27 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+@contextlib.contextmanager
+def _few_words_of_the_hub() -> Iterator[None]:
+    """Of what huggingface_hub logs of each failed request and each wait, one line says that there are some."""
+    seen: list[logging.LogRecord] = []
+
+    def first(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "thrown while requesting" not in text and not text.startswith("Retrying in"):
+            return True
+        seen.append(record)
+        record.msg, record.args = "no answer of the Hugging Face hub; trying again for up to half a minute", ()
+        return len(seen) == 1
+
+    log = logging.getLogger("huggingface_hub.utils._http")
+    log.addFilter(first)
+    try:
+        yield
+    finally:
+        log.removeFilter(first)
+
+
 def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> Any:
     path = Path(source.model)
     looks_local = path.is_absolute() or source.model.startswith((".", "~")) or path.exists()
@@ -193,7 +216,8 @@ def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> An
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return function(source.model, **source.arguments(), **arguments)
+        with _few_words_of_the_hub():
+            return function(source.model, **source.arguments(), **arguments)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         hint = "" if looks_local else " (no such local folder either; is the hub reachable, and the name right?)"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

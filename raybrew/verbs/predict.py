@@ -12,7 +12,7 @@ from raybrew.config import DataConfig, Experiment
 from raybrew.config.views import choose_task
 from raybrew.data.rows import load_rows
 from raybrew.data.sources import format_of
-from raybrew.errors import EnvironmentProblem
+from raybrew.errors import DataError, EnvironmentProblem
 from raybrew.models.loading import load_model
 from raybrew.verbs.evaluate import labels_of_model, logits_of, pick_model
 from raybrew.verbs.prepare import encode, task_of
@@ -40,7 +40,11 @@ def predict(
     labels = labels_of_model(chosen)
     view = view.model_copy(update={"data": _data_of(view.data, source)})
     data, kind = view.data, task_of(view)
-    rows = load_rows(data, "unlabeled", kind, labels)
+    try:
+        rows = load_rows(data, "unlabeled", kind, labels)
+    except DataError as error:
+        # The rows came as an argument: no key of the experiment file is at fault.
+        raise DataError(str(error).removeprefix("data.unlabeled: ")) from error
     for bad in rows.skipped:
         reporter.say(f"left out: {bad}")
     encoded = encode(view, rows.table, chosen)

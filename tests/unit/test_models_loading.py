@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from tiny_teacher import make_teacher
 import raybrew
 from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
-from raybrew.errors import EnvironmentProblem, ModelError
-from raybrew.models.loading import ModelSource, has_head, load_model, load_tokenizer
+from raybrew.errors import DataError, EnvironmentProblem, ModelError
+from raybrew.models.loading import ModelSource, has_head, load_config, load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -91,3 +93,35 @@ def test_a_missing_gpu_is_said_before_the_teacher_runs(
     values["train"] = {"device": "cpu", "max_steps": 1, "batch_size": 2, "threads": 1}
     assert raybrew.distill(build_experiment(values)).student.is_dir()
     assert (tmp_path / "runs" / "store").is_dir()
+
+
+def test_a_hub_that_does_not_answer_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = logging.getLogger("huggingface_hub.utils._http")
+
+    def offline(*_: Any, **__: Any) -> None:
+        for number in range(5):
+            hub.warning(f"'Name or service not known' thrown while requesting HEAD https://example.org, {number}")
+            hub.warning(f"Retrying in {number}s")
+        hub.warning("Rate limited")
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr("raybrew.models.loading.AutoConfig.from_pretrained", offline)
+    caplog.set_level("WARNING")
+    logging.getLogger("huggingface_hub").propagate, before = True, logging.getLogger("huggingface_hub").propagate
+    try:
+        with pytest.raises(ModelError, match=r"cannot load the config of owner/name .*: We couldn't connect"):
+            load_config(ModelSource("owner/name"))
+        told = [record.getMessage() for record in caplog.records]
+        assert told == ["no answer of the Hugging Face hub; trying again for up to half a minute", "Rate limited"]
+        hub.warning("another matter")
+        assert caplog.records[-1].getMessage() == "another matter"
+    finally:
+        logging.getLogger("huggingface_hub").propagate = before
+
+
+def test_rows_to_predict_that_are_not_there_are_no_fault_of_the_file(teacher: ModelSource, tmp_path: Path) -> None:
+    experiment = build_experiment({"name": "p", "teacher": {"model": teacher.model}, "student": {"shape": "T3"}})
+    with pytest.raises(DataError, match=r"^no such file or folder: .*missing\.jsonl"):
+        raybrew.predict(experiment, str(tmp_path / "missing.jsonl"), model=teacher.model)
