@@ -26,6 +26,7 @@ __all__ = [
     "AUTO_CLASSES",
     "PROBLEM_TYPES",
     "ModelSource",
+    "has_head",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -91,24 +92,56 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: ModelSource, task_kind: str, labels: tuple[str, ...] | None = None) -> PreTrainedModel:
+def load_model(
+    source: ModelSource,
+    task_kind: str,
+    labels: tuple[str, ...] | None = None,
+    *,
+    needs_head: bool = True,
+    seed: int = 0,
+) -> PreTrainedModel:
     """Model of `source` with the head of the task, in float32 on the CPU.
 
     With `labels` the head gets that many outputs and those names; a head of another size is made anew (fine-tuning).
-    Without, the head must exist as it is (a finished teacher or student).
+    Without, all weights must be there (a finished teacher or student), or ModelError. `needs_head=False`, for what
+    reads no logits, makes up those that lack: from `seed`, and without a trace in torch's generators.
     """
-    arguments: dict[str, Any] = {"dtype": torch.float32}
-    if labels is not None:
-        arguments |= {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: index for index, name in enumerate(labels)},
-            "ignore_mismatched_sizes": True,
-        }
-    model: PreTrainedModel = _load("model", AUTO_CLASSES[task_kind].from_pretrained, source, **arguments)
-    if labels is not None:
-        model.config.problem_type = PROBLEM_TYPES.get(task_kind)
+    if labels is None:
+        finished, missing = _finished(source, task_kind, seed)
+        if missing and needs_head:
+            raise ModelError(
+                f"{source.model} is not trained for {task_kind}: it lacks {', '.join(missing[:4])}"
+                f"{', ...' if len(missing) > 4 else ''}; set teacher.finetune and run `raybrew finetune`, or name a "
+                "model that was fine-tuned for this task"
+            )
+        return finished
+    model: PreTrainedModel = _load(
+        "model",
+        AUTO_CLASSES[task_kind].from_pretrained,
+        source,
+        dtype=torch.float32,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={name: index for index, name in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+    )
+    model.config.problem_type = PROBLEM_TYPES.get(task_kind)
     return model
+
+
+def has_head(source: ModelSource, task_kind: str) -> bool:
+    """Whether `source` holds all weights of a model for this task, so that its logits mean something."""
+    return not _finished(source, task_kind, 0)[1]
+
+
+def _finished(source: ModelSource, task_kind: str, seed: int) -> tuple[PreTrainedModel, list[str]]:
+    """The model as it is, and the names of weights that are not in its files, which depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs as well, which the fork does not restore.
+        torch.default_generator.manual_seed(seed)
+        load = AUTO_CLASSES[task_kind].from_pretrained
+        model, found = _load("model", load, source, dtype=torch.float32, output_loading_info=True)
+    return model, sorted(found["missing_keys"])
 
 
 def model_labels(config: PretrainedConfig) -> tuple[str, ...] | None:

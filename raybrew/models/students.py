@@ -57,9 +57,8 @@ def build_student(
     if layers is None:
         start = f"random weights, seed {seed}"
     else:
-        # A teacher without a head for this task gets one here, so this too would draw from the global generator.
-        with _seeded(seed):
-            start = str(init_from_teacher(model, load_model(source, task_kind), layers))
+        origin = load_model(source, task_kind, needs_head=False, seed=seed)
+        start = str(init_from_teacher(model, origin, layers))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
     return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 

@@ -107,7 +107,8 @@ def identify(
     `auto` precision is decided on this machine. ModelError if the teacher cannot be loaded or lacks a layer asked for.
     """
     source = dataclasses.replace(teacher, model=_absolute(teacher.model))
-    model, tokenizer = load_model(source, task.kind), load_tokenizer(source)
+    needs_head = any(signal.kind in ("logits", "pooled") for signal in request)
+    model, tokenizer = load_model(source, task.kind, needs_head=needs_head), load_tokenizer(source)
     _check_layers(model.config, request, teacher.model)
     here = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     precision = pick_precision(precision, here)

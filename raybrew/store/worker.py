@@ -99,7 +99,7 @@ def load_teacher(settings: WorkerSettings) -> Teacher:
     """The teacher of `settings`, loaded from where it lies."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_model(settings.teacher, settings.task.kind)
+    model = load_model(settings.teacher, settings.task.kind, needs_head=False)
     return build_teacher(settings, model, load_tokenizer(settings.teacher))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +49,8 @@ class EMDDistiller(BasicDistiller):
 
     `emd` is a dict: `layer_num_S` and `layer_num_T` (layers with the embeddings), `feature` ("hidden"), `loss`
     ("hidden_mse"), `weight`, and perhaps `proj` = [kind, student dim, teacher dim], one map for each layer. The flow is
-    solved exactly on the host, after one transfer of the cost matrix for each micro-batch. After each, layers that are
-    cheap to match gain weight, unless `update_weights` is False, which is how TextBrewer's example runs; with
+    solved exactly on the host, after one transfer of costs and weights for each micro-batch. After each, layers that
+    are cheap to match gain weight, unless `update_weights` is False, which is how TextBrewer's example runs; with
     `temperature` the new weights go through a softmax.
     """
 
@@ -101,13 +102,17 @@ class EMDDistiller(BasicDistiller):
         layers, mask = self._layers, student.inputs_mask
         given = [layers.project(i, student.layers["hidden", i]) for i in range(1, self.emd["layer_num_S"])]
         wanted = [teachers[0].layers["hidden", i] for i in range(1, self.emd["layer_num_T"])]
-        costs = layer_costs(given, wanted, mask).double().cpu()
-        weights = layers.teacher_weights.cpu().numpy(), layers.student_weights.cpu().numpy()
-        flow = transport(costs, *weights)
+        costs = layer_costs(given, wanted, mask)
+        # The host waits for the device once: costs and weights come in one transfer.
+        parts = (costs.double().flatten(), layers.teacher_weights, layers.student_weights)
+        numbers = torch.cat(parts).cpu().numpy()
+        flat, *weights = np.split(numbers, np.cumsum([part.numel() for part in parts[:-1]]))
+        matrix = flat.reshape(costs.shape)
+        flow = transport(matrix, *weights)
         term = emd(given, wanted, mask, flow=flow)
         # Only a step that trains moves the weights, not one that looks or counts.
         if self.emd.get("update_weights", True) and torch.is_grad_enabled() and layers.training:
-            new = updated_weights(flow, costs, *weights, temperature=self.emd.get("temperature"))
+            new = updated_weights(flow, matrix, *weights, temperature=self.emd.get("temperature"))
             layers.teacher_weights.copy_(torch.from_numpy(new[0]))
             layers.student_weights.copy_(torch.from_numpy(new[1]))
         return term

@@ -30,7 +30,7 @@ from raybrew.training.context import (
     stop_on_signals,
 )
 
-__all__ = ["Job", "choose_launcher", "launch"]
+__all__ = ["Job", "check_device", "choose_launcher", "launch"]
 
 #: How often an elastic group looks whether it could be larger. Growing costs the steps since the last checkpoint.
 _RESIZE_SECONDS = 60.0
@@ -43,6 +43,12 @@ def choose_launcher(config: TrainConfig) -> str:
     if config.launcher != "auto":
         return config.launcher
     return "ray" if config.worker_range[1] > 1 or os.environ.get("RAY_ADDRESS") else "local"
+
+
+def check_device(config: TrainConfig, key: str = "train") -> None:
+    """EnvironmentProblem if this process is to train and lacks the device; Ray's workers may have what it lacks."""
+    if choose_launcher(config) == "local":
+        pick_device(config.device, f"{key}.device")
 
 
 def launch(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybrew.config import Experiment, TeacherConfig
-from raybrew.models.loading import ModelSource
+from raybrew.models.loading import ModelSource, has_head
 from raybrew.reports.rows import model_name
 from raybrew.signals import Signal
 from raybrew.verbs.evaluate import Evaluation, average_name, evaluate_ensemble, evaluate_teacher
@@ -67,6 +67,9 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, An
     if not task.sources:
         return None
     measure = task.rows.evaluation is not None and bool(task.request)
+    if measure and not any(signal.kind == "logits" for signal in task.request):
+        # An encoder whose layers alone are distilled has no head, so it has no quality either.
+        measure = all(has_head(source, task.view.task.kind) for source in task.sources.values())
     fingerprints = {teacher.name: teacher.fingerprint for teacher in inputs.teachers}
     if None in task.sources:
         source = task.sources[None]

@@ -13,6 +13,7 @@ from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource
 from raybrew.reports.html import write_report
 from raybrew.training.context import OnEvaluation
+from raybrew.training.launch import check_device
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import request_of, tokenizer_source
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
@@ -53,6 +54,8 @@ def distill(
     tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
+        if run.summary() is None:
+            check_device(experiment.train)  # before the teacher's pass, which may take hours
         inputs = [_inputs(experiment, task, tokens, reporter) for task in tasks]
         finished = run.summary()
         if finished is not None:

@@ -210,7 +210,8 @@ def _teachers(
 
 
 def _live(view: Experiment, given: TeacherInput, asked: Sequence[Signal], context: Context) -> LiveTeacher:
-    model: nn.Module = load_model(given.source, view.task.kind)
+    needs_head = any(signal.kind in ("logits", "pooled") for signal in asked)
+    model: nn.Module = load_model(given.source, view.task.kind, needs_head=needs_head)
     model.to(context.device)
     precision = Precision(pick_precision(given.precision, context.device), context.device)
     return LiveTeacher(model, asked, precision.autocast)

@@ -188,7 +188,14 @@ def test_multi_task_shares_of_an_accumulated_step(tmp_path: Path) -> None:
     torch.testing.assert_close(weights_of(pupil), weights_of(by_hand))
 
 
-def test_emd(tmp_path: Path) -> None:
+def test_emd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers: list[torch.Size] = []
+    cpu = Tensor.cpu
+
+    def counted(self: Tensor) -> Tensor:
+        transfers.append(self.shape)
+        return cpu(self)
+
     emd = {"layer_num_S": 3, "layer_num_T": 5, "feature": "hidden", "loss": "hidden_mse", "weight": 1.0}
     emd["proj"] = ["linear", 8, 12]
     pupil, data = student(), batches(4)
@@ -209,6 +216,14 @@ def test_emd(tmp_path: Path) -> None:
     still = made(update_weights=False)
     still.train(sgd(pupil), data, num_epochs=1)
     assert torch.equal(still._layers.teacher_weights, start.teacher_weights)
+    monkeypatch.setattr(Tensor, "cpu", counted)
+    reads = []
+    for steps in (2, 6):  # the host asks the device once a step
+        transfers.clear()
+        made().train(sgd(pupil), data, num_steps=steps)
+        reads.append(len(transfers))
+    monkeypatch.undo()
+    assert reads[1] - reads[0] == 4
     with pytest.raises(ConfigError, match=r"unknown key 'wieght'.*did you mean 'weight'"):
         made(wieght=1)
     with pytest.raises(LossError, match="emd: layer 5 does not exist"):

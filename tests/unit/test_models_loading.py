@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_teacher import make_teacher
 
+import raybrew
+from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
-from raybrew.errors import ModelError
-from raybrew.models.loading import ModelSource, load_tokenizer
+from raybrew.errors import EnvironmentProblem, ModelError
+from raybrew.models.loading import ModelSource, has_head, load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -42,3 +46,48 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(teacher: ModelS
             continue
         with pytest.raises(ModelError, match=r"does not fit its model: token ids up to \d+, but \d+ embeddings"):
             load_tokenizer(teacher)
+
+
+def test_a_teacher_without_a_head_is_refused_where_its_logits_count(teacher: ModelSource, tmp_path: Path) -> None:
+    """transformers would make a random one, which a student would then imitate."""
+    whole = load_model(teacher, "classification")
+    assert has_head(teacher, "classification")
+    whole.base_model.save_pretrained(tmp_path / "encoder")
+    encoder = ModelSource(str(tmp_path / "encoder"))
+    assert not has_head(encoder, "classification")
+    with pytest.raises(ModelError, match=r"encoder is not trained for classification: it lacks classifier\.bias"):
+        load_model(encoder, "classification")
+
+    # What reads hidden states alone gets the same model each time, and other draws are not touched.
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    models = [load_model(encoder, "classification", needs_head=False, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.rand(2), wanted)
+    heads = [model.classifier.weight for model in models]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert load_model(encoder, "classification", ("a", "b", "c")).classifier.out_features == 3
+
+
+def test_a_missing_gpu_is_said_before_the_teacher_runs(
+    teacher: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rows = [json.dumps({"text": f"kola mane {number}", "label": number % 3}) for number in range(6)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    values = {
+        "name": "no-gpu",
+        "data": {"train": str(tmp_path / "rows.jsonl")},
+        "teacher": {"model": teacher.model},
+        "student": {"shape": {"layers": 1}},
+        "train": {"device": "cuda", "max_steps": 1, "batch_size": 2},
+        "store": {"storage_path": str(tmp_path / "runs"), "launcher": "local"},
+    }
+    with pytest.raises(EnvironmentProblem, match=r"train\.device: cuda was asked for"):
+        raybrew.distill(build_experiment(values))
+    assert not (tmp_path / "runs" / "store").exists()
+    # The same rows do train where no GPU is asked for.
+    values["train"] = {"device": "cpu", "max_steps": 1, "batch_size": 2, "threads": 1}
+    assert raybrew.distill(build_experiment(values)).student.is_dir()
+    assert (tmp_path / "runs" / "store").is_dir()
