@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,10 @@ def test_lock_has_one_version_of_every_dependency_and_satisfies_its_range(
 
 def test_lock_agrees_with_what_is_installed(lock_lines: list[str]) -> None:
     pins = pins_for(lock_lines)
-    installed = {canonicalize_name(found.name): Version(found.version) for found in metadata.distributions()}
+    # Not all of sys.path: setuptools puts the packages it carries with it there, once something has imported it.
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    found_there = metadata.distributions(path=list(dict.fromkeys(places)))
+    installed = {canonicalize_name(found.name): Version(found.version) for found in found_there}
     # `public` drops the local part: a CPU build calls itself 2.13.0+cpu.
     differing = {
         name: (str(installed[name]), version)
