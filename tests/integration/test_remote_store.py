@@ -52,6 +52,6 @@ def test_capture_by_actors_then_distill(bucket: str, tmp_path: Path) -> None:
     expected = raybrew.distill(raybrew.load_experiment(path, [*settings, f"store.storage_path={tmp_path / 'other'}"]))
     assert run.metrics == expected.metrics
     staged = {found.parent.name for found in (tmp_path / "cache").rglob("*.arrow")}
-    assert staged == {"examples", "logits", "hidden.00", "hidden.02", "hidden.04"}
+    assert staged == {"examples", "index", "logits", "hidden.00", "hidden.02", "hidden.04"}
     (entry,) = list_stores(bucket, str(tmp_path / "cache"))
     assert isinstance(entry.store, Store)
