@@ -61,6 +61,7 @@ def _losses() -> tuple[str, Rows]:
     for name in usable[1]:
         entry = MATCH_LOSSES[name]
         rows.append((name, f"{'rows' if entry.needs == 'pooled' else 'layers'}: {line(entry)}"))
+    rows.append(("distill.emd", "all layers against all by the earth mover's distance (arXiv:2010.06133); a section"))
     rows.append(("package.module:function", "logits, layers or rows: a function of your own (README)"))
     return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers, rows)", rows
 

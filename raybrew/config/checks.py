@@ -150,13 +150,13 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
 
 def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
     problems = []
-    if distill.kd_weight == 0 and distill.hard_label_weight == 0 and not any(m.weight for m in distill.matches):
+    if distill.kd_weight == 0 and distill.hard_label_weight == 0 and not distill.compares_layers:
         problems.append(
             Problem("distill", "kd_weight, hard_label_weight and all matches are 0: there is nothing to learn from")
         )
-    needs_teacher = distill.kd_weight > 0 or any(match.weight for match in distill.matches)
+    needs_teacher = distill.kd_weight > 0 or distill.compares_layers
     if needs_teacher and not teacher.given:
-        problems.append(Problem("teacher.model", "required: distill.kd_weight or distill.matches ask for a teacher"))
+        problems.append(Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher"))
     schedule = distill.temperature_schedule
     if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
         problems.append(
@@ -164,6 +164,11 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
         )
     for index, match in enumerate(distill.matches):
         problems += _match(f"distill.matches.{index}", match)
+    if distill.emd is not None:
+        if teacher.members:
+            problems.append(Problem("distill.emd", "given with teacher.members; it is for one teacher"))
+        if distill.emd.hidden == distill.emd.attention == 0:
+            problems.append(Problem("distill.emd", "hidden and attention are 0; set distill.emd=null to do without it"))
     return problems
 
 
@@ -217,7 +222,7 @@ def _match(key: str, match: MatchConfig) -> list[Problem]:
 
 
 def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
-    if data.unlabeled and distill.kd_weight == 0 and not any(match.weight for match in distill.matches):
+    if data.unlabeled and distill.kd_weight == 0 and not distill.compares_layers:
         return [
             Problem(
                 "data.unlabeled",
@@ -261,6 +266,8 @@ def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig
 def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
     """What is not among a model's outputs is collected while a layer runs once, as it is written."""
     inside = sorted({match.loss for match in distill.matches if match.compares != "hidden" and match.weight > 0})
+    if distill.emd is not None and distill.emd.attention > 0:
+        inside.append("emd.attention")
     if not inside:
         return []
     return [

@@ -10,7 +10,7 @@ from raybrew.config.base import NOT_IDENTITY, WHEN_SET, FunctionName, Many, Sect
 from raybrew.config.match_names import MATCH_NAMES, match_set
 from raybrew.config.problems import near_match
 
-__all__ = ["LAYER_MAPS", "DistillConfig", "KDLossConfig", "MatchConfig", "TemperatureScheduleConfig"]
+__all__ = ["LAYER_MAPS", "DistillConfig", "EMDConfig", "KDLossConfig", "MatchConfig", "TemperatureScheduleConfig"]
 
 #: Rules that pair student layers with teacher layers; a list of [student, teacher] pairs does as well (0 = embeddings).
 LAYER_MAPS = {
@@ -141,6 +141,24 @@ class MatchConfig(Section):
         return value | said
 
 
+class EMDConfig(Section):
+    """All layers of the student against all of the teacher, by the earth mover's distance (BERT-EMD, arXiv 2010.06133).
+
+    Layers that are cheap to match gain weight as training goes on, so that no layers need be paired.
+    """
+
+    hidden: float = Field(default=1.0, ge=0)
+    """Weight for hidden states, and for the embeddings, which are matched apart."""
+    attention: float = Field(default=0.0, ge=0)
+    """Weight for attention scores; both models need as many heads."""
+    projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
+    """Trained map of each layer to the teacher's width; `auto`: linear where widths differ."""
+    update_weights: bool = True
+    """Move the weights of layers after each forward pass; they stay equal otherwise (as in TextBrewer's example)."""
+    temperature: float | None = Field(default=None, gt=0)
+    """New weights go through a softmax at this temperature; not set: proportional to inverse costs."""
+
+
 class DistillConfig(Section):
     """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match."""
 
@@ -161,3 +179,10 @@ class DistillConfig(Section):
     """Swap the teacher's largest logit with that of the true label, where the teacher errs (arXiv 1911.07471)."""
     matches: Many[MatchConfig] = ()
     """Losses between intermediate layers."""
+    emd: EMDConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """All layers against all layers; `{}` takes the defaults."""
+
+    @property
+    def compares_layers(self) -> bool:
+        """Whether anything but logits is compared with a teacher's."""
+        return any(match.weight for match in self.matches) or self.emd is not None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.config.distill import DistillConfig
+from raybrew.distillers.emd import emd_terms
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.tables import PROJECTIONS
 from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
@@ -24,6 +25,7 @@ from raybrew.errors import LossError
 from raybrew.losses.own import OwnLoss, load_own
 from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
+from raybrew.models.shapes import TeacherDims
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals
 from raybrew.tasks.heads import ClassHead, Head
 
@@ -53,7 +55,7 @@ class TermSpec:
 
 
 class Objective(nn.Module):
-    """Weighted loss terms, and the projections that some of them train."""
+    """Weighted loss terms, and the modules that some of them train or move: projections, weights of layers."""
 
     def __init__(
         self,
@@ -116,14 +118,16 @@ def build_objective(
     seed: int = 0,
     teacher_heads: int | Mapping[str | None, int] | None = None,
     head: Head | None = None,
+    dims: tuple[TeacherDims, TeacherDims] | None = None,
 ) -> Objective:
-    """The objective of an experiment: KD on logits, labels, and layer matches.
+    """The objective of an experiment: KD on logits, labels, layer matches, and all layers by `config.emd`.
 
     `head` is that of the task; by default one class per row.
     `student_dims` and `teacher_dims` give the width of each signal that `matches` names, and the number of heads of
     each attention signal; `teacher_heads` (of several teachers: by name) are the relation heads of
     matches that set none. LossError names a match in which these differ where the loss needs them equal and no
-    projection helps, or that cannot be cut into its heads. Projections start from `seed`.
+    projection helps, or that cannot be cut into its heads. `dims` of student and teacher are for `config.emd`.
+    Projections start from `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
     head = head or ClassHead()
@@ -153,6 +157,13 @@ def build_objective(
         terms.append(TermSpec(match.name, match.weight, entry.per, _Match(match, loss, projection)))
         student.update(match.student_signals)
         teacher.update(match.teacher_signals)
+    if config.emd is not None and dims is not None:
+        found, modules = emd_terms(config.emd, *dims, generator)
+        for each in found:
+            terms.append(TermSpec(each.name, each.weight, each.per, each.compute))
+            student.update(each.student)
+            teacher.update(each.teacher)
+        projections |= modules
     requests = frozenset(sorted_signals(student)), frozenset(sorted_signals(teacher))
     return Objective(tuple(terms), *requests, projections, head)
 

@@ -74,7 +74,12 @@ class RunRecord:
         if self.verb == "finetune":
             return "teacher"
         distill = self.config.get("distill")
-        if isinstance(distill, Mapping) and not distill.get("kd_weight") and not distill.get("matches"):
+        if (
+            isinstance(distill, Mapping)
+            and not distill.get("kd_weight")
+            and not distill.get("matches")
+            and not distill.get("emd")
+        ):
             return "control"
         return "student"
 

@@ -59,7 +59,7 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
     student = job.experiment.student.model_dump(mode="json")
     alone: dict[str, Any] = {
         "student": student,
-        "distill": {"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": []},
+        "distill": {"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": [], "emd": None},
         "data.unlabeled": None,
         "data.unlabeled_rows": None,
         "train.epochs": epochs,
@@ -73,6 +73,7 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
                 "kd_weight": base.distill.kd_weight or 1.0,
                 "hard_label_weight": 0.0,
                 "matches": [],
+                "emd": None,
             },
         }
         found += [_control(base, teacher_alone, job, seed, group, KD_ONLY, rerun) for seed in seeds]

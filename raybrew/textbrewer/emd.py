@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from raybrew.config.problems import near_match
+from raybrew.distillers.emd import LayerWeights
 from raybrew.errors import ConfigError
-from raybrew.losses.emd import emd, layer_costs, transport, uniform_weights, updated_weights
 from raybrew.losses.features import hidden_mse
 from raybrew.losses.term import LossTerm
 from raybrew.textbrewer.adaptors import Adapted, Adaptor
@@ -26,18 +24,15 @@ __all__ = ["EMDDistiller"]
 _KEYS = ("layer_num_S", "layer_num_T", "feature", "loss", "weight", "proj", "update_weights", "temperature")
 
 
-class _Layers(nn.Module):
-    """Projections of the student's layers, and the weights of the layers of both sides, which training moves."""
+class _Layers(LayerWeights):
+    """Layer weights and the student's projections; the embeddings are matched apart, so they have no weight."""
 
-    def __init__(self, num_student: int, num_teacher: int, proj: Sequence[Any] | None) -> None:
-        super().__init__()
+    def __init__(
+        self, num_student: int, num_teacher: int, proj: Sequence[Any] | None, update: bool, temperature: float | None
+    ) -> None:
+        super().__init__(num_student - 1, num_teacher - 1, update, temperature)
         projections = [projection_of(proj, "emd.proj") for _ in range(num_student)] if proj else []
         self.projections = nn.ModuleList(projections)
-        self.student_weights: Tensor
-        self.teacher_weights: Tensor
-        # The embeddings are matched apart, so they have no weight.
-        self.register_buffer("student_weights", torch.from_numpy(uniform_weights(num_student - 1)))
-        self.register_buffer("teacher_weights", torch.from_numpy(uniform_weights(num_teacher - 1)))
 
     def project(self, index: int, layer: Tensor) -> Tensor:
         projected: Tensor = self.projections[index](layer) if len(self.projections) else layer
@@ -75,7 +70,13 @@ class EMDDistiller(BasicDistiller):
         if min(emd["layer_num_S"], emd["layer_num_T"]) < 2:
             raise ConfigError("emd: layer_num_S and layer_num_T count the embeddings and at least one layer")
         self.emd = dict(emd)
-        self._layers = _Layers(emd["layer_num_S"], emd["layer_num_T"], emd.get("proj"))
+        self._layers = _Layers(
+            emd["layer_num_S"],
+            emd["layer_num_T"],
+            emd.get("proj"),
+            emd.get("update_weights", True),
+            emd.get("temperature"),
+        )
         super().__init__(train_config, distill_config, model_T, model_S, adaptor_T, adaptor_S)
 
     def _factory(self) -> TermFactory:
@@ -102,17 +103,4 @@ class EMDDistiller(BasicDistiller):
         layers, mask = self._layers, student.inputs_mask
         given = [layers.project(i, student.layers["hidden", i]) for i in range(1, self.emd["layer_num_S"])]
         wanted = [teachers[0].layers["hidden", i] for i in range(1, self.emd["layer_num_T"])]
-        costs = layer_costs(given, wanted, mask)
-        # The host waits for the device once: costs and weights come in one transfer.
-        parts = (costs.double().flatten(), layers.teacher_weights, layers.student_weights)
-        numbers = torch.cat(parts).cpu().numpy()
-        flat, *weights = np.split(numbers, np.cumsum([part.numel() for part in parts[:-1]]))
-        matrix = flat.reshape(costs.shape)
-        flow = transport(matrix, *weights)
-        term = emd(given, wanted, mask, flow=flow)
-        # Only a step that trains moves the weights, not one that looks or counts.
-        if self.emd.get("update_weights", True) and torch.is_grad_enabled() and layers.training:
-            new = updated_weights(flow, matrix, *weights, temperature=self.emd.get("temperature"))
-            layers.teacher_weights.copy_(torch.from_numpy(new[0]))
-            layers.student_weights.copy_(torch.from_numpy(new[1]))
-        return term
+        return layers.distance(given, wanted, mask)

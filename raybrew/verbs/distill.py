@@ -130,7 +130,8 @@ def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[
         "matches": [
             f"{match.loss} {match.layers} x {match.weight:g}" + (f" of {match.teacher}" if match.teacher else "")
             for match in distill.matches
-        ],
+        ]
+        + ([f"emd x {distill.emd.hidden:g} hidden, {distill.emd.attention:g} attention"] if distill.emd else []),
         "source": " and ".join(sorted(sources)) or "labels",
     }
 

@@ -18,7 +18,7 @@ __all__ = ["labels_only", "objective_of"]
 
 def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource]) -> Objective:
     """The objective of an experiment of one task; `teachers` are its teachers by name, a single one under None."""
-    if not any(match.weight for match in view.distill.matches):
+    if not view.distill.compares_layers:
         return build_objective(view.distill, head=task_of(view).head)
     dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}
     student = dims_of(student_config)
@@ -32,12 +32,13 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
         seed=view.train.seed,
         teacher_heads={name: found.heads for name, found in dims.items()},
         head=task_of(view).head,
+        dims=(student, dims[None]) if view.distill.emd is not None else None,
     )
 
 
 def labels_only(distill: DistillConfig) -> DistillConfig:
     """What fine-tuning learns from."""
-    return distill.model_copy(update={"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": ()})
+    return distill.model_copy(update={"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": (), "emd": None})
 
 
 def _size(dims: TeacherDims, signal: Signal) -> int:

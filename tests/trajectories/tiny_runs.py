@@ -13,11 +13,13 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, TrainConfig
+from raybrew.config.distill import EMDConfig
 from raybrew.data.loader import StepLoader
 from raybrew.distillers.matches import resolve_matches
 from raybrew.distillers.objective import Objective, build_objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
 from raybrew.models.forward import checkpoint_layers, compiled, forward
+from raybrew.models.shapes import TeacherDims
 from raybrew.tasks.heads import ItemHead
 from raybrew.training.context import Context, LocalContext
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
@@ -57,6 +59,9 @@ OBJECTIVES = {
     ),
     "hidden only": DistillConfig(kd_weight=0.0, matches=(MatchConfig(loss="hidden_mse", layers=((1, 2),)),)),
 }
+
+#: Its flow is that of a micro-batch, so a batch that is cut is another training.
+EMD = DistillConfig(kd_loss=KDLossConfig(kind="kl"), emd=EMDConfig(hidden=1.0, attention=0.5))
 
 
 class Rows:
@@ -119,7 +124,7 @@ def model(layers: int, hidden: int, seed: int, dropout: float = 0.0, items: bool
 
 
 def trainee(kind: str, dropout: float = 0.0, compile_student: bool = False) -> Trainee:
-    config = OBJECTIVES[kind]
+    config = EMD if kind == "emd" else OBJECTIVES[kind]
     matches = resolve_matches(config.matches, 2, 4)
     objective = build_objective(
         config,
@@ -128,6 +133,7 @@ def trainee(kind: str, dropout: float = 0.0, compile_student: bool = False) -> T
         {match.teacher: 12 if match.teacher.kind == "hidden" else 2 for match in matches},
         seed=3,
         head=ItemHead() if kind == "tagging" else None,
+        dims=(TeacherDims(2, 8, 2, 16), TeacherDims(4, 12, 2, 24)),
     )
     student = model(2, 8, seed=1, dropout=dropout, items=kind == "tagging")
     return Trainee(student, objective, compiled(student) if compile_student else None)

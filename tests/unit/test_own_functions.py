@@ -184,8 +184,29 @@ def test_validation_checks_the_form_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_emd_from_an_experiment_file(tmp_path: Path) -> None:
+    """Stored as live, from files; another training than without it."""
+    emd = {"emd": {"hidden": 1.0, "attention": 0.5}}
+    live = weights_after(experiment_of(tmp_path, emd), "live")
+    stored = experiment_of(tmp_path, emd, source="store")
+    store = raybrew.capture(stored)
+    assert {signal.name for signal in store.signals} == {
+        *("logits", "hidden.00", "hidden.01", "hidden.02"),
+        *("attention.01", "attention.02"),
+    }
+    from_store = weights_after(stored, "stored")
+    assert max(float((live[name] - from_store[name]).abs().max()) for name in live) < 1e-3
+    without = weights_after(experiment_of(tmp_path, {}), "without")
+    assert max(float((live[name] - without[name]).abs().max()) for name in live) > 1e-3
+    with pytest.raises(ConfigError, match=r"distill\.emd: given with teacher\.members; it is for one teacher"):
+        experiment_of(tmp_path, emd, teacher={"members": {"a": {"model": "x/a"}, "b": {"model": "x/b"}}})
+    with pytest.raises(ConfigError, match=r"distill\.emd: hidden and attention are 0"):
+        experiment_of(tmp_path, {"emd": {"hidden": 0}})
+
+
 def test_fields_that_are_not_given_leave_the_identity(tmp_path: Path) -> None:
     match = experiment_of(tmp_path, {"matches": [{"loss": "cos"}]})
     assert set(match.identity("distill")["distill"]["matches"][0]).isdisjoint({"feature", "per"})
+    assert "emd" not in match.identity("distill")["distill"]
     own = experiment_of(tmp_path, {"matches": [{"loss": "a:b", "feature": "hidden"}]})
     assert own.identity("distill")["distill"]["matches"][0]["feature"] == "hidden"
