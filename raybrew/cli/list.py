@@ -61,6 +61,7 @@ def _losses() -> tuple[str, Rows]:
     for name in usable[1]:
         entry = MATCH_LOSSES[name]
         rows.append((name, f"{'rows' if entry.needs == 'pooled' else 'layers'}: {line(entry)}"))
+    rows.append(("package.module:function", "logits, layers or rows: a function of your own (README)"))
     return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers, rows)", rows
 
 
@@ -160,7 +161,10 @@ def _schedulers() -> tuple[str, Rows]:
 def _choices(section: Any, field: str) -> tuple[str, ...]:
     from typing import get_args
 
-    return get_args(section.model_fields[field].annotation)
+    annotation = section.model_fields[field].annotation
+    choices = get_args(annotation)
+    # Of names or something else, the names.
+    return choices if all(isinstance(each, str) for each in choices) else get_args(choices[0])
 
 
 _FAMILIES: dict[Family, Callable[[], tuple[str, Rows]]] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-__all__ = ["NOT_IDENTITY", "Many", "Name", "Section", "identity_of"]
+__all__ = ["NOT_IDENTITY", "WHEN_SET", "FunctionName", "Many", "Name", "Section", "identity_of"]
 
 Item = TypeVar("Item")
 
@@ -19,6 +20,21 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", 
 #: Mark of fields that change how a run is executed but not what it computes; they stay out of a run's identity.
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
+#: Mark of fields that belong to a run's identity only where they are given.
+WHEN_SET: dict[str, Any] = {"identity": "when_set"}
+
+
+def _as_function_name(value: str) -> str:
+    if _FUNCTION_NAME.fullmatch(value) is None:
+        raise ValueError("a function of your own as package.module:function")
+    return value
+
+
+_FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+#: A function of the user's, `package.module:function`; only its form is checked, nothing is imported.
+FunctionName = Annotated[str, AfterValidator(_as_function_name)]
+
 
 class Section(BaseModel):
     """One section of an experiment: unknown keys and wrong types are errors, values never change."""
@@ -29,13 +45,19 @@ class Section(BaseModel):
 
 
 def identity_of(section: Section) -> dict[str, Any]:
-    """The plain values of `section` that decide what a run computes, without fields marked NOT_IDENTITY."""
+    """The plain values of `section` that decide what a run computes.
+
+    Without fields marked NOT_IDENTITY, or WHEN_SET and not given.
+    """
     result: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("identity") is False:
             continue
-        result[name] = _plain(getattr(section, name))
+        value = getattr(section, name)
+        if isinstance(extra, dict) and extra.get("identity") == "when_set" and value == field.default:
+            continue
+        result[name] = _plain(value)
     return result
 
 

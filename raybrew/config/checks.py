@@ -184,14 +184,14 @@ def _match(key: str, match: MatchConfig) -> list[Problem]:
         ]
         if not match.layers:
             problems.append(Problem(f"{key}.layers", "an empty list matches nothing"))
-    if match.projection not in ("auto", "none") and match.feature not in ("hidden", "pooled"):
+    if match.projection not in ("auto", "none") and match.compares not in ("hidden", "pooled"):
         problems.append(
             Problem(
                 f"{key}.projection",
                 f"given {match.projection!r} for {match.loss}; allowed: auto, none (it has no width to project)",
             )
         )
-    if match.feature == "qkv":
+    if match.compares == "qkv":
         if not match.relations or len(set(match.relations)) != len(match.relations):
             problems.append(
                 Problem(
@@ -205,6 +205,14 @@ def _match(key: str, match: MatchConfig) -> list[Problem]:
             for name in ("relations", "relation_heads")
             if getattr(match, name) != MatchConfig.model_fields[name].default
         ]
+    if not match.is_own:
+        problems += [
+            Problem(f"{key}.{name}", f"given for {match.loss}; it is of functions of your own, package.module:function")
+            for name in ("feature", "per")
+            if getattr(match, name) is not None
+        ]
+    elif match.per in ("token", "pair") and match.compares == "pooled":
+        problems.append(Problem(f"{key}.per", f"given {match.per!r} for pooled outputs, one vector per row; use row"))
     return problems
 
 
@@ -252,7 +260,7 @@ def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig
 
 def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
     """What is not among a model's outputs is collected while a layer runs once, as it is written."""
-    inside = sorted({match.loss for match in distill.matches if match.feature != "hidden" and match.weight > 0})
+    inside = sorted({match.loss for match in distill.matches if match.compares != "hidden" and match.weight > 0})
     if not inside:
         return []
     return [

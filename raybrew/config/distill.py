@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from raybrew.config.base import NOT_IDENTITY, Many, Section
+from raybrew.config.base import NOT_IDENTITY, WHEN_SET, FunctionName, Many, Section
 from raybrew.config.match_names import MATCH_NAMES, match_set
 from raybrew.config.problems import near_match
 
@@ -33,7 +33,9 @@ _FEATURES: tuple[tuple[str, Literal["attention", "attention_probs", "qkv", "pool
 class KDLossConfig(Section):
     """The loss between student and teacher logits, and its options."""
 
-    kind: Literal["auto", "ce", "mse", "bce", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] = "auto"
+    kind: (
+        Literal["auto", "ce", "mse", "bce", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] | FunctionName
+    ) = "auto"
     """Which loss; `raybrew list losses` explains each. `auto`: ce, but bce for multilabel and mse for regression."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the teacher in the mixture of `js`."""
@@ -58,21 +60,24 @@ class MatchConfig(Section):
     TextBrewer's names, such as L3_hidden_mse, may stand for a whole match.
     """
 
-    loss: Literal[
-        "hidden_mse",
-        "cos",
-        "pkd",
-        "gram",
-        "mmd",
-        "attention_mse",
-        "attention_mse_sum",
-        "attention_ce",
-        "attention_ce_mean",
-        "attention_probs_mse",
-        "relation_kl",
-        "pooled_mse",
-        "pooled_cos",
-    ]
+    loss: (
+        Literal[
+            "hidden_mse",
+            "cos",
+            "pkd",
+            "gram",
+            "mmd",
+            "attention_mse",
+            "attention_mse_sum",
+            "attention_ce",
+            "attention_ce_mean",
+            "attention_probs_mse",
+            "relation_kl",
+            "pooled_mse",
+            "pooled_cos",
+        ]
+        | FunctionName
+    )
     """Which loss; `raybrew list losses` explains each."""
     layers: Literal["even", "last", "skip", "final"] | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
@@ -86,12 +91,26 @@ class MatchConfig(Section):
     """Of `relation_kl`: queries, keys, values with themselves (MiniLMv2); `attention` relates queries to keys."""
     relation_heads: int | None = Field(default=None, ge=1)
     """Of `relation_kl`: heads that both widths are cut into. Not set: as many as the teacher has attention heads."""
+    feature: Literal["hidden", "attention", "attention_probs", "query", "key", "value", "pooled"] | None = Field(
+        default=None, json_schema_extra=WHEN_SET
+    )
+    """Of a function of your own: what it compares. Not set: hidden."""
+    per: Literal["row", "token", "pair"] | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """Of a function of your own: what its count counts. Not set: pairs of tokens of attention, rows of pooled, else
+    tokens."""
     preset: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """TextBrewer's name, which gives `loss` and `layers`; the depth in it must be the student's."""
 
     @property
-    def feature(self) -> Literal["hidden", "attention", "attention_probs", "qkv", "pooled"]:
+    def is_own(self) -> bool:
+        """Whether the loss is a function of the user's, `package.module:function`."""
+        return ":" in self.loss
+
+    @property
+    def compares(self) -> Literal["hidden", "attention", "attention_probs", "qkv", "query", "key", "value", "pooled"]:
         """What is compared, in the words of the table of losses."""
+        if self.is_own:
+            return self.feature or "hidden"
         for start, feature in _FEATURES:
             if self.loss.startswith(start):
                 return feature
@@ -100,7 +119,7 @@ class MatchConfig(Section):
     @property
     def first_layer(self) -> int | None:
         """Number of the first layer that has such a thing: 0 are the embeddings; None for what has no layers."""
-        return {"hidden": 0, "pooled": None}.get(self.feature, 1)
+        return {"hidden": 0, "pooled": None}.get(self.compares, 1)
 
     @model_validator(mode="before")
     @classmethod

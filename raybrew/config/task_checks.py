@@ -50,7 +50,7 @@ def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
     problems = []
     kind, allowed = distill.kd_loss.kind, TASK_KD_LOSSES[task.kind]
     shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
-    if distill.kd_weight > 0 and kind not in ("auto", *allowed):
+    if distill.kd_weight > 0 and ":" not in kind and kind not in ("auto", *allowed):
         problems.append(Problem("distill.kd_loss.kind", shown))
     if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging"):
         problems.append(

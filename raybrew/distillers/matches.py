@@ -13,6 +13,10 @@ from raybrew.signals import VECTOR_KINDS, Signal
 __all__ = ["LayerMatch", "pair_layers", "resolve_matches"]
 
 
+#: What functions of the user's count where the match does not say; tokens of all else.
+_OWN_PER = {"attention": "pair", "attention_probs": "pair", "pooled": "row"}
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerMatch:
     """One loss between one layer of the student and one of the teacher; hidden 0 is the embedding output.
@@ -28,6 +32,7 @@ class LayerMatch:
     projection: str
     keys: bool = False
     heads: int | None = None
+    per: str = ""  #: what a function of the user's counts, which no table says
 
     @property
     def name(self) -> str:
@@ -36,12 +41,20 @@ class LayerMatch:
         `b.` before it says that it is of teacher b.
         """
         owner = "" if self.teacher.teacher is None else f"{self.teacher.teacher}."
+        if self.is_own:
+            function = f"{owner}{self.loss.rpartition(':')[2]}_{self.student.kind}"
+            return function if self.student.layer is None else f"{function}.{self.student.layer}-{self.teacher.layer}"
         if self.student.layer is None:
             return f"{owner}{self.loss}"
         relation = ""
         if self.student.kind in VECTOR_KINDS:
             relation = "_attention" if self.keys else f"_{self.student.kind}"
         return f"{owner}{self.loss}{relation}.{self.student.layer}-{self.teacher.layer}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the loss is a function of the user's, `package.module:function`."""
+        return ":" in self.loss
 
     @property
     def student_signals(self) -> tuple[Signal, ...]:
@@ -114,13 +127,14 @@ def resolve_matches(
 
 def _matches_of(match: MatchConfig, student: int | None, teacher: int | None) -> Iterator[LayerMatch]:
     """One match, or one for each relation, between two layers."""
-    if match.feature != "qkv":
+    if match.compares != "qkv":
         yield LayerMatch(
             match.loss,
-            Signal(match.feature, student),
-            Signal(match.feature, teacher, match.teacher),
+            Signal(match.compares, student),
+            Signal(match.compares, teacher, match.teacher),
             match.weight,
             match.projection,
+            per=(match.per or _OWN_PER.get(match.compares, "token")) if match.is_own else "",
         )
         return
     for relation in match.relations:

@@ -21,6 +21,7 @@ from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.tables import PROJECTIONS
 from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
 from raybrew.errors import LossError
+from raybrew.losses.own import OwnLoss, load_own
 from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals
@@ -139,8 +140,8 @@ def build_objective(
         terms.append(TermSpec("label", config.hard_label_weight, "labels", _LabelTerm(head)))
         student.add(LOGITS)
     for match in matches:
-        entry = MATCH_LOSSES[match.loss]
-        loss = entry.load()
+        entry = _entry_of(match)
+        loss = OwnLoss(match.name, load_own(match.loss, "distill.matches"), entry.per) if match.is_own else entry.load()
         if entry.needs == "qkv":
             sizes = student_dims[match.student], teacher_dims[match.teacher]
             heads = teacher_heads.get(match.teacher.teacher) if isinstance(teacher_heads, Mapping) else teacher_heads
@@ -168,7 +169,7 @@ class _KD:
         schedule, rule = config.temperature_schedule, None
         if schedule is not None:
             rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
-        loss = KD_LOSSES[kind].load()
+        loss = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token") if ":" in kind else KD_LOSSES[kind].load()
         self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
@@ -223,6 +224,13 @@ class _Match:
         if len(given) == 1:
             return self.term(given[0], wanted[0], mask)
         return self.term(given, wanted, mask)
+
+
+def _entry_of(match: LayerMatch) -> LossEntry:
+    """The table's row of a match, or one for a function of the user's, which takes any two widths."""
+    if not match.is_own:
+        return MATCH_LOSSES[match.loss]
+    return LossEntry(match.loss, match.loss, match.per, match.student.kind, match.loss, same_width=False)
 
 
 def _relation_heads(match: LayerMatch, student_dim: int, teacher_dim: int, teacher_heads: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from raybrew.sweeps.search import build_source
 from raybrew.verbs.capture import request_of, tokenizer_source
 from raybrew.verbs.choose import student_teacher, teacher_sources
 from raybrew.verbs.described import TaskPlan, described_teachers
+from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import Reporter
@@ -101,12 +103,14 @@ def _one_teacher(
     rows = read_rows(first, next(iter(sources.values())), reporter.say)
     union: set[Signal] = set()
     seen: set[str] = set()
+    say_once = functools.cache(reporter.say)
     for values, experiment in members:
         key = canonical(experiment.plain()["student"]) + canonical(experiment.plain()["distill"])
         if key in seen:
             continue
         seen.add(key)
         try:
+            check_functions(experiment, say_once)
             union |= set(request_of(experiment, sources, rows.labels.names, student_teacher(experiment, None)))
         except RaybrewError as error:
             shown = ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())

@@ -21,6 +21,7 @@ from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
 from raybrew.store.storage import stores_root
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
+from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
@@ -62,6 +63,7 @@ def capture_all(
 ) -> dict[str, Store]:
     """The stores of all teachers of all tasks, or of those that `task` and `teacher` choose, by name."""
     reporter = reporter or QuietReporter()
+    check_functions(experiment, reporter.say)
     views = chosen_tasks(experiment, task)
     shape = student_teacher(experiment, teacher_run)
     found: dict[str, Store] = {}

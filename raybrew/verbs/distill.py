@@ -18,6 +18,7 @@ from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import request_of, tokenizer_source
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
+from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
@@ -49,6 +50,7 @@ def distill(
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
         raise ConfigError("student: required by `raybrew distill`; give student.model or student.shape")
+    check_functions(experiment, reporter.say)
     shape = student_teacher(experiment, teacher_run)
     tokens = tokenizer_source(experiment, shape)
     tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]

@@ -32,6 +32,7 @@ from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
 from raybrew.verbs.capture import request_of, store_root, tokenizer_source
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
+from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
@@ -189,6 +190,7 @@ def plan(
     if trials < 1:
         raise ConfigError(f"--trials: given {trials}; allowed: at least 1")
     reporter = reporter or QuietReporter()
+    check_functions(experiment, reporter.say)
     has_student = experiment.student.model is not None or experiment.student.shape is not None
     stores: list[StorePlan] = []
     trainings: list[TrainingPlan] = []

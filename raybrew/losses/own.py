@@ -1,0 +1,90 @@
+"""Losses that are functions of the user's, `package.module:function` in an experiment file.
+
+They take what the losses of the tables take and return a LossTerm: between layers `f(student, teacher, mask)`, between
+logits `f(student, teacher, mask, *, temperature, scale_by_temperature_squared)`, and `class_mask` where items have
+classes of their own (question answering).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from raybrew.config.problems import near_match
+from raybrew.errors import ConfigError, LossError
+from raybrew.losses.term import LossTerm, Per, count_items
+
+__all__ = ["OwnLoss", "check_signature", "load_own"]
+
+
+class OwnLoss:
+    """A function of the user's as a loss: what it returns is checked, its count once against `per`, a value of Per.
+
+    A step is divided by counts that follow from masks, so a function that counts something else would weigh wrongly.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], per: str) -> None:
+        self.name = name
+        self.function = function
+        self.per = per
+        self._is_checked = False
+
+    def __call__(self, student: Any, teacher: Any, mask: Tensor, **options: Any) -> LossTerm:
+        term: Any = self.function(student, teacher, mask, **options)
+        if not isinstance(term, LossTerm) or term.sum.dim() != 0 or term.count.dim() != 0:
+            raise LossError(
+                f"{self.name}: {self.function.__module__}:{self.function.__name__} must return LossTerm(sum, count) of "
+                f"two scalar tensors, it returned {type(term).__name__}"
+            )
+        if not self._is_checked:
+            counted, wanted = float(term.count), float(count_items(Per(self.per), mask))
+            if counted != wanted:
+                raise LossError(
+                    f"{self.name}: the function counted {counted:g} items, but the mask has {wanted:g} ({self.per}s); "
+                    "sum and count are over unmasked items; `per` of a match says which"
+                )
+            self._is_checked = True
+        return term
+
+
+def load_own(target: str, key: str) -> Callable[..., Any]:
+    """The function that `package.module:function` means, the folder raybrew runs in included.
+
+    ConfigError, which names `key`, if it cannot be imported or is none.
+    """
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
+    module_name, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(
+            f"{key}: given {target!r}; {module_name} cannot be imported ({type(error).__name__}: {error}); it must be "
+            f"installed or lie in {folder}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise ConfigError(f"{key}: given {target!r}; {module_name} has no such function{near_match(name, functions)}")
+    found: Callable[..., Any] = function
+    return found
+
+
+def check_signature(function: Callable[..., Any], target: str, key: str, options: Sequence[str] = ()) -> None:
+    """ConfigError, which names `key`, if `function` cannot be called as f(student, teacher, mask, **options)."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind(None, None, None, **dict.fromkeys(options))
+    except TypeError as error:
+        wanted = ", ".join(["student", "teacher", "mask", *(["*"] if options else []), *options])
+        raise ConfigError(f"{key}: given {target!r}, whose signature is {signature}; wanted: ({wanted})") from error

@@ -1,0 +1,32 @@
+"""Functions of the user's that an experiment names: said before they are imported, checked before anything runs."""
+
+from __future__ import annotations
+
+from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.errors import ConfigError
+from raybrew.losses.own import check_signature, load_own
+from raybrew.verbs.prepare import Say
+
+__all__ = ["check_functions"]
+
+
+def check_functions(experiment: Experiment, say: Say) -> None:
+    """Import the functions of `distill`, each told in one line first; ConfigError lists all that do not fit."""
+    distill, task = experiment.distill, experiment.task
+    kinds = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
+    named: list[tuple[str, str, tuple[str, ...]]] = []
+    if ":" in distill.kd_loss.kind and distill.kd_weight > 0:
+        options = ("temperature", "scale_by_temperature_squared", *(["class_mask"] if "qa" in kinds else []))
+        named.append(("distill.kd_loss.kind", distill.kd_loss.kind, options))
+    for index, match in enumerate(distill.matches):
+        if match.is_own and match.weight > 0:
+            named.append((f"distill.matches.{index}.loss", match.loss, ()))
+    problems = []
+    for key, target, options in named:
+        say(f"{key}: imports {target}")
+        try:
+            check_signature(load_own(target, key), target, key, options)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems), tuple(problems))
