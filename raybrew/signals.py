@@ -68,8 +68,11 @@ class Signal:
     kind: str
     layer: int | None = None
     teacher: str | None = None  #: whose it is, where one of several teachers is asked; None: the only one, or all
+    module: str | None = None  #: of kind `module`, which no store has: whose output it is, by its name in the model
 
     def __post_init__(self) -> None:
+        if self.kind == "module" and self.module is not None:
+            return
         if self.kind not in KINDS:
             raise ValueError(f"unknown signal {self.kind!r}; known: {', '.join(KINDS)}")
         first = KINDS[self.kind].first_layer
@@ -84,6 +87,8 @@ class Signal:
     def name(self) -> str:
         """Folder name in a store: `logits`, `hidden.08`."""
         name = self.kind if self.layer is None else f"{self.kind}.{self.layer:02d}"
+        if self.module is not None:
+            name = f"module {self.module}"
         return name if self.teacher is None else f"{self.teacher}:{name}"
 
     def of(self, teacher: str | None) -> Signal:
@@ -101,12 +106,13 @@ LOGITS = Signal("logits")
 POOLED = Signal("pooled")
 
 
-def _sort_key(signal: Signal) -> tuple[str, int, str, int]:
+def _sort_key(signal: Signal) -> tuple[str, int, str, int, str]:
     return (
         signal.teacher or "",
         signal.layer is not None,
         signal.kind,
         -1 if signal.layer is None else signal.layer,
+        signal.module or "",
     )
 
 

@@ -164,6 +164,7 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
         )
     for index, match in enumerate(distill.matches):
         problems += _match(f"distill.matches.{index}", match)
+        problems += _modules(f"distill.matches.{index}", match, teacher)
     if distill.emd is not None:
         if teacher.members:
             problems.append(Problem("distill.emd", "given with teacher.members; it is for one teacher"))
@@ -221,6 +222,36 @@ def _match(key: str, match: MatchConfig) -> list[Problem]:
     return problems
 
 
+def _modules(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Problem]:
+    given = {name: getattr(match, name) for name in ("student_module", "teacher_module")}
+    if not any(given.values()):
+        return []
+    problems = [
+        Problem(f"{key}.{name}", f"required: the match compares modules, and {other} is given")
+        for name, other in zip(given, reversed(given), strict=True)
+        if given[name] is None
+    ]
+    if match.compares != "hidden" or match.layers != "even" or match.preset is not None:
+        problems.append(
+            Problem(
+                f"{key}.student_module",
+                "given for what is no loss of hidden states, or beside layers, feature or preset; allowed: hidden_mse, "
+                "cos, gram, mmd, pkd or a function of your own, alone",
+            )
+        )
+    if teacher.members:
+        problems.append(Problem(f"{key}.teacher_module", "given with teacher.members; it is for one teacher"))
+    elif teacher.source != "live" and match.weight > 0:
+        problems.append(
+            Problem(
+                f"{key}.teacher_module",
+                f"given with teacher.source {teacher.source!r}; no store holds outputs of modules, set "
+                "teacher.source=live",
+            )
+        )
+    return problems
+
+
 def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
     if data.unlabeled and distill.kd_weight == 0 and not distill.compares_layers:
         return [
@@ -268,6 +299,8 @@ def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]
     inside = sorted({match.loss for match in distill.matches if match.compares != "hidden" and match.weight > 0})
     if distill.emd is not None and distill.emd.attention > 0:
         inside.append("emd.attention")
+    if any(match.student_module is not None and match.weight > 0 for match in distill.matches):
+        inside.append("student_module")
     if not inside:
         return []
     return [

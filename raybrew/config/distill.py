@@ -98,6 +98,10 @@ class MatchConfig(Section):
     per: Literal["row", "token", "pair"] | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Of a function of your own: what its count counts. Not set: pairs of tokens of attention, rows of pooled, else
     tokens."""
+    student_module: str | None = Field(default=None, min_length=1, json_schema_extra=WHEN_SET)
+    """Compare the output of this module of the student, by its name (`bert.pooler`), instead of layers."""
+    teacher_module: str | None = Field(default=None, min_length=1, json_schema_extra=WHEN_SET)
+    """The module of the teacher that it is compared with; the teacher must run live."""
     preset: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """TextBrewer's name, which gives `loss` and `layers`; the depth in it must be the student's."""
 

@@ -32,7 +32,7 @@ class LayerMatch:
     projection: str
     keys: bool = False
     heads: int | None = None
-    per: str = ""  #: what a function of the user's counts, which no table says
+    per: str = ""  #: what it counts where no table says so: of a function of the user's, and of modules
 
     @property
     def name(self) -> str:
@@ -41,6 +41,8 @@ class LayerMatch:
         `b.` before it says that it is of teacher b.
         """
         owner = "" if self.teacher.teacher is None else f"{self.teacher.teacher}."
+        if self.student.module is not None:
+            return f"{owner}{self.loss.rpartition(':')[2]}.{self.student.module}-{self.teacher.module}"
         if self.is_own:
             function = f"{owner}{self.loss.rpartition(':')[2]}_{self.student.kind}"
             return function if self.student.layer is None else f"{function}.{self.student.layer}-{self.teacher.layer}"
@@ -96,6 +98,14 @@ def resolve_matches(
         key = f"distill.matches.{index}"
         # Which names there are was checked with the configuration.
         teacher_layers = teacher_depth if isinstance(teacher_depth, int) else teacher_depth[match.teacher or ""]
+        if match.student_module is not None:
+            student, teacher = (Signal("module", module=name) for name in (match.student_module, match.teacher_module))
+            found = LayerMatch(match.loss, student, teacher, match.weight, match.projection, per=match.per or "")
+            if found.name in resolved:
+                problems.append(Problem(key, f"{found.name} is matched twice; keep one, with both weights"))
+            elif match.weight > 0:
+                resolved[found.name] = found
+            continue
         problem = _unfit_rule(match, student_layers, teacher_layers)
         if problem is not None:
             problems.append(Problem(f"{key}.{problem[0]}", problem[1]))

@@ -154,7 +154,7 @@ def build_objective(
         key = match.name.replace(".", "_")
         if projection is not None:
             projections[key] = projection
-        terms.append(TermSpec(match.name, match.weight, entry.per, _Match(match, loss, projection)))
+        terms.append(TermSpec(match.name, match.weight, match.per or entry.per, _Match(match, loss, projection)))
         student.update(match.student_signals)
         teacher.update(match.teacher_signals)
     if config.emd is not None and dims is not None:
@@ -222,7 +222,7 @@ class _Match:
         given = [student[signal] for signal in self.match.student_signals]
         wanted = [teacher[signal] for signal in self.match.teacher_signals]
         mask = batch["logits_mask"]
-        if self.match.student.layer is not None:
+        if self.match.student.layer is not None or (self.match.student.module is not None and given[0].dim() > 2):
             mask = batch["attention_mask"] * mask.unsqueeze(-1)
             # Attention is (batch, heads, length, length), all else (batch, length, dim).
             length = -1 if self.match.student.kind in PAIR_KINDS else 1

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from raybrew.errors import ModelError
 from raybrew.models.attention import attention_signals
 from raybrew.models.pooled import pooled_output
+from raybrew.models.taps import module_outputs
 from raybrew.signals import LOGITS, Signal
 
 __all__ = ["MODEL_INPUTS", "checkpoint_layers", "compiled", "forward"]
@@ -39,12 +40,14 @@ def forward(
     `hidden.i`: (batch, length, dim), 0 the embedding output, i that of layer i.
     From layer 1 on: `attention.i` (batch, heads, length, length), scores before the softmax, `attention_probs.i`,
     their softmax over the real tokens, and `query.i`, `key.i`, `value.i` (batch, length, dim).
-    ModelError names a layer that the model does not have, and what it cannot give.
+    Outputs of modules, by name, are as they come. ModelError names a layer or module that the model does not have, and
+    what it cannot give.
     """
     layers = [signal for signal in request if signal.kind == "hidden"]
     with (
         attention_signals(model, request, inputs.get("attention_mask")) as attention,
         pooled_output(model, request) as pooled,
+        module_outputs(model, request) as tapped,
     ):
         outputs = (run or model)(
             **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
@@ -60,7 +63,7 @@ def forward(
                 f"{signal} was asked for, but the model has layers 0 (embeddings) to {len(outputs.hidden_states) - 1}"
             )
         result[signal] = outputs.hidden_states[signal.layer]
-    return result | attention | pooled
+    return result | attention | pooled | tapped
 
 
 def _logits(outputs: Mapping[str, Tensor], items: Tensor | None) -> Tensor:

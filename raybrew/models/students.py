@@ -17,7 +17,7 @@ from raybrew.models.initialise import init_from_teacher
 from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import FAMILIES, dims_of, pick_layers, resolve_shape, size_names, sizes_text
 
-__all__ = ["Student", "build_student", "empty_student", "student_config"]
+__all__ = ["Student", "build_student", "empty_model", "empty_student", "student_config"]
 
 #: Families whose layers cannot be shaped, and why.
 _REFUSED: Mapping[str, str] = MappingProxyType(
@@ -77,6 +77,12 @@ def empty_student(
         shaped = student_config(teacher_config, shape, labels, layers)
     with torch.device("meta"):
         return _build(shaped, task_kind, source.trust_remote_code)
+
+
+def empty_model(config: PretrainedConfig, task_kind: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a config, on device `meta`: its modules and shapes without memory for weights."""
+    with torch.device("meta"):
+        return _build(copy.deepcopy(config), task_kind, trust_remote_code)
 
 
 def student_config(

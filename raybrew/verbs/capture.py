@@ -80,6 +80,7 @@ def capture_all(
             check_teacher_labels(source, rows.labels)
             one = one_teacher(view, member)
             asked = set(request_of_member(request, member, weight_of(view, member)))
+            asked = {signal for signal in asked if signal.module is None}  # those are asked live
             asked |= {parse_signal(signal) for signal in experiment.store.signals}
             label = "/".join(part for part in (name, member) if part)
             if one.teacher.source == "live" and len(views) + len(sources) > 2:

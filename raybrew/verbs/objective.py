@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from raybrew.config import DistillConfig, Experiment
-from raybrew.distillers.matches import resolve_matches
+from raybrew.config.problems import Problem, raise_problems
+from raybrew.distillers.matches import LayerMatch, resolve_matches
 from raybrew.distillers.objective import Objective, build_objective
+from raybrew.errors import ModelError
+from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.shapes import TeacherDims, dims_of
+from raybrew.models.students import empty_model
 from raybrew.signals import PAIR_KINDS, Signal
 from raybrew.verbs.prepare import task_of
 
 __all__ = ["labels_only", "objective_of"]
+
+#: Rows and tokens that tell the shape of a module's output.
+_TOKENS = (2, 5)
 
 
 def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource]) -> Objective:
@@ -24,11 +34,14 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
     student = dims_of(student_config)
     depths = {name or "": found.layers for name, found in dims.items()}
     matches = resolve_matches(view.distill.matches, student.layers, depths)
+    shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
+    if any(match.student.module for match in matches):
+        matches, shapes = _with_modules(view, matches, student_config, teachers[None])
     return build_objective(
         view.distill,
         matches,
-        {match.student: _size(student, match.student) for match in matches},
-        {match.teacher: _size(dims[match.teacher.teacher], match.teacher) for match in matches},
+        {match.student: _size(student, match.student, shapes["student"]) for match in matches},
+        {match.teacher: _size(dims[match.teacher.teacher], match.teacher, shapes["teacher"]) for match in matches},
         seed=view.train.seed,
         teacher_heads={name: found.heads for name, found in dims.items()},
         head=task_of(view).head,
@@ -41,5 +54,59 @@ def labels_only(distill: DistillConfig) -> DistillConfig:
     return distill.model_copy(update={"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": (), "emd": None})
 
 
-def _size(dims: TeacherDims, signal: Signal) -> int:
+def _with_modules(
+    view: Experiment, matches: tuple[LayerMatch, ...], student_config: Any, teacher: ModelSource
+) -> tuple[tuple[LayerMatch, ...], dict[str, dict[Signal, tuple[int, ...]]]]:
+    """What matches of modules count, and the shapes of their outputs, from models without weights.
+
+    ConfigError names every match whose modules do not exist or cannot be compared.
+    """
+    found = [match for match in matches if match.student.module]
+    models = {
+        "student": empty_model(student_config, view.task.kind, view.student.trust_remote_code),
+        "teacher": empty_model(load_config(teacher), view.task.kind, teacher.trust_remote_code),
+    }
+    shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
+    problems: list[Problem] = []
+    for side, model in models.items():
+        for signal in dict.fromkeys(getattr(match, side) for match in found):
+            try:
+                shapes[side][signal] = _shape(model, signal)
+            except ModelError as error:
+                problems.append(Problem(f"distill.matches: {side}_module", str(error)))
+    counted: dict[str, str] = {}
+    for match in found:
+        pair = shapes["student"].get(match.student), shapes["teacher"].get(match.teacher)
+        if pair[0] is None or pair[1] is None:
+            continue
+        if pair[0][:-1] != pair[1][:-1] or pair[0][:-1] not in (_TOKENS, _TOKENS[:1]):
+            problems.append(
+                Problem(
+                    f"distill.matches: {match.name}",
+                    f"for {_TOKENS[0]} rows of {_TOKENS[1]} tokens the student's module gives {pair[0]}, the teacher's "
+                    f"{pair[1]}; wanted of both: (rows, tokens, width) or (rows, width)",
+                )
+            )
+        elif len(pair[0]) == 2:
+            counted[match.name] = "row"
+            if not match.is_own and match.loss not in ("hidden_mse", "cos"):
+                words = f"both give {pair[0]}, one vector per row; allowed: hidden_mse, cos, a function of your own"
+                problems.append(Problem(f"distill.matches: {match.name}", words))
+        elif match.is_own:
+            counted[match.name] = match.per or "token"
+    raise_problems("distill.matches", problems)
+    return tuple(
+        dataclasses.replace(match, per=counted[match.name]) if match.name in counted else match for match in matches
+    ), shapes
+
+
+def _shape(model: Any, signal: Signal) -> tuple[int, ...]:
+    tokens = torch.ones(_TOKENS, dtype=torch.int64, device="meta")
+    with torch.no_grad():
+        return tuple(forward(model, {"input_ids": tokens}, [signal])[signal].shape)
+
+
+def _size(dims: TeacherDims, signal: Signal, shapes: Mapping[Signal, tuple[int, ...]]) -> int:
+    if signal.module is not None:
+        return shapes[signal][-1]
     return dims.heads if signal.kind in PAIR_KINDS else dims.hidden

@@ -207,6 +207,7 @@ def plan(
         request = request_of(view, given, labels, shape) if given and has_student else ()
         for name, source in given.items():
             asked = set(request_of_member(request, name, weight_of(view, name))) if has_student else {LOGITS}
+            asked = {signal for signal in asked if signal.module is None}  # those are asked live
             one = one_teacher(view, name)
             asked |= {parse_signal(signal) for signal in experiment.store.signals} if asked else set()
             if asked:

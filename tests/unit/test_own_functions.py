@@ -210,3 +210,49 @@ def test_fields_that_are_not_given_leave_the_identity(tmp_path: Path) -> None:
     assert "emd" not in match.identity("distill")["distill"]
     own = experiment_of(tmp_path, {"matches": [{"loss": "a:b", "feature": "hidden"}]})
     assert own.identity("distill")["distill"]["matches"][0]["feature"] == "hidden"
+
+
+def test_modules_compared_are_those_of_layers(tmp_path: Path, module: str) -> None:
+    """The last layer and the pooler by name train as `final` and `pooled_mse` do; projections where widths differ."""
+    by_layer = {"matches": [{"loss": "hidden_mse", "layers": "final"}, {"loss": "pooled_mse", "weight": 0.5}]}
+    layers = {"student_module": "bert.encoder.layer.0", "teacher_module": "bert.encoder.layer.1"}
+    poolers = {"student_module": "bert.pooler", "teacher_module": "bert.pooler", "weight": 0.5}
+    by_name = {"matches": [{"loss": "hidden_mse", **layers}, {"loss": "hidden_mse", **poolers}]}
+    wanted = weights_after(experiment_of(tmp_path, by_layer), "layers")
+    found = weights_after(experiment_of(tmp_path, by_name), "modules")
+    assert max(float((wanted[name] - found[name]).abs().max()) for name in wanted) < 1e-5
+    without = weights_after(experiment_of(tmp_path, {}), "without")
+    assert max(float((wanted[name] - without[name]).abs().max()) for name in wanted) > 1e-3
+    own = {"matches": [{"loss": f"{module}:layers", **layers}, {"loss": f"{module}:layers", **poolers}]}
+    same = weights_after(experiment_of(tmp_path, own), "own-modules")
+    assert all(torch.equal(found[name], same[name]) for name in found)
+    narrow = {"shape": {"layers": 1, "hidden": 16, "heads": 2, "feed_forward": 32}}
+    assert weights_after(experiment_of(tmp_path, by_name, student=narrow), "narrow")
+
+
+def test_modules_that_cannot_be_compared_are_told_before_training(tmp_path: Path) -> None:
+    names = {"student_module": "bert.encoder.layer.0", "teacher_module": "bert.encoder.layer.1"}
+
+    def told(*matches: dict[str, Any], source: str = "live", **more: Any) -> tuple[str, ...]:
+        with pytest.raises(ConfigError) as caught:
+            raybrew.distill(experiment_of(tmp_path, {"matches": list(matches)}, source, **more))
+        return caught.value.problems
+
+    (words,) = told({"loss": "cos", **names}, source="store")
+    assert words.startswith("distill.matches.0.teacher_module: given with teacher.source 'store'; no store holds")
+    (words,) = told({"loss": "cos", "student_module": "bert.pooler"})
+    assert words.startswith("distill.matches.0.teacher_module: required")
+    (words,) = told({"loss": "attention_mse", **names})
+    assert words.startswith("distill.matches.0.student_module: given for what is no loss of hidden states")
+    student, teacher = told({"loss": "cos", "student_module": "bert.poler", "teacher_module": "bert.encoder.layer.7"})
+    assert "student_module: BertForSequenceClassification has no module 'bert.poler'; did you mean" in student
+    assert "teacher_module: BertForSequenceClassification has no module 'bert.encoder.layer.7'" in teacher
+    (words,) = told({"loss": "cos", **names, "teacher_module": "bert.pooler"})
+    assert "(2, 5, 32), the teacher's (2, 32); wanted of both" in words
+    (words,) = told({"loss": "gram", "student_module": "bert.pooler", "teacher_module": "bert.pooler"})
+    assert "one vector per row; allowed: hidden_mse, cos" in words
+    (words,) = told(
+        {"loss": "cos", **names},
+        train={"epochs": 1, "batch_size": 8, "threads": 1, "device": "cpu", "gradient_checkpointing": True},
+    )
+    assert words.startswith("train.gradient_checkpointing: given with student_module in distill.matches")
