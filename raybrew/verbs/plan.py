@@ -104,6 +104,7 @@ class Plan:
     training: TrainingPlan | None
     price_per_hour: float | None
     problems: tuple[str, ...]
+    compares_modules: bool = False  #: matches ask for outputs that no store holds
 
     @property
     def passes(self) -> float:
@@ -133,11 +134,15 @@ class Plan:
     @property
     def advice(self) -> str:
         """`store` or `live`."""
+        if self.compares_modules:
+            return "live"
         return "store" if all(store.fits for store in self.stores) and self.passes > 1 else "live"
 
     @property
     def verdict(self) -> str:
         """The advice in one sentence."""
+        if self.compares_modules:
+            return "run the teacher live: distill.matches compares modules, whose outputs no store holds"
         if not self.stores:
             return "no teacher is asked for anything: the student learns from labels alone"
         lacking = [store for store in self.stores if not store.fits]
@@ -220,7 +225,8 @@ def plan(
             trainings.append(_training_plan(view, shape, labels, rows.training, given))
     training = _together(experiment, trainings) if trainings else None
     problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
-    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems))
+    modules = any(match.student_module is not None and match.weight > 0 for match in experiment.distill.matches)
+    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), modules)
 
 
 def _trained_or_base(find: Callable[[], ModelSource | None], view: Experiment) -> ModelSource | None:

@@ -226,6 +226,10 @@ def test_modules_compared_are_those_of_layers(tmp_path: Path, module: str) -> No
     own = {"matches": [{"loss": f"{module}:layers", **layers}, {"loss": f"{module}:layers", **poolers}]}
     same = weights_after(experiment_of(tmp_path, own), "own-modules")
     assert all(torch.equal(found[name], same[name]) for name in found)
+    planned = raybrew.plan(experiment_of(tmp_path, by_name))
+    assert planned.advice == "live"
+    assert "whose outputs no store holds" in planned.verdict
+    assert raybrew.plan(experiment_of(tmp_path, by_layer)).advice == "store"
     narrow = {"shape": {"layers": 1, "hidden": 16, "heads": 2, "feed_forward": 32}}
     assert weights_after(experiment_of(tmp_path, by_name, student=narrow), "narrow")
 
