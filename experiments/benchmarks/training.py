@@ -120,6 +120,7 @@ def _measure(options: argparse.Namespace, hidden: bool, folder: Path) -> dict[st
 
 def _show(what: str, seconds: dict[str, list[float]], steps: int) -> None:
     print(f"-- {what}")
+    seconds = {name: values for name, values in seconds.items() if values}  # --fixed-rounds 0 leaves one out
     for name, values in seconds.items():
         print(f"{name:20s} {1000 * statistics.median(values) / steps:8.1f} ms a step (median)")
 
