@@ -56,7 +56,7 @@ def _print(found: Plan) -> None:
     if training is not None:
         table.add_row("rows, steps", f"{training.rows} rows, {training.steps} steps in {training.epochs:g} epochs")
         table.add_row("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})")
-        table.add_row("an epoch", f"{_time(training.epoch_seconds)} with {training.workers} workers")
+        table.add_row("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})")
         table.add_row("one training", _time(training.worker_seconds / training.workers))
     for name, seconds in (("with a store", found.stored_seconds), ("teacher live", found.live_seconds)):
         if found.stores:
