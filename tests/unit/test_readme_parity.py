@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-#: `tests/unit/test_x.py::test_a`, `tests/unit/test_x.py`, `test_y.py` of the folder named before, `test_a` of the file before.
+#: A file by its path, a file beside the one before, a test of the file before; `path.py::test_a` names both.
 _QUOTED = re.compile(r"`(?P<path>tests/[\w/]+\.py)?(?P<file>test_\w+\.py)?(?:::)?(?P<test>test_\w+)?`")
 
 
