@@ -77,6 +77,8 @@ def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teache
         return [(i, round(i * teacher_layers / student_layers)) for i in range(student_layers + 1)]
     if rule == "last":
         return [(i, teacher_layers - student_layers + i) for i in range(1, student_layers + 1)]
+    if rule == "last_inner":
+        return [(i, teacher_layers - student_layers + i) for i in range(1, student_layers)]
     if rule == "skip":
         return [(i, i * (teacher_layers // student_layers)) for i in range(1, student_layers)]
     if rule == "final":

@@ -1,0 +1,59 @@
+"""A method in a file's `distill` section: its values under those that are given, and what it does not go with.
+
+A method decides of which parts training is made: logits, matches, EMD, stages. Beside it a part may be changed, but
+none may be added or taken away.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from raybrew.methods.base import Method
+from raybrew.methods.table import METHODS
+
+__all__ = ["contradictions", "with_method"]
+
+#: Keys that say of which parts training is made; 0, nothing and [] stand for none.
+_PARTS = ("matches", "emd", "stages")
+
+
+def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, keys of a `distill` section with its `method`, with what else the method sets.
+
+    Sections within (`emd`) are filled up key by key, lists are taken as given.
+    """
+    result = dict(copy.deepcopy(dict(METHODS[given["method"]].distill)))
+    for key, value in given.items():
+        own = result.get(key)
+        result[key] = own | dict(value) if isinstance(own, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def contradictions(name: str, given: Collection[str], values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys that were `given` beside method `name` and make another method of it, and what to do about each.
+
+    `values` are those of the whole section, by key.
+    """
+    method = METHODS[name]
+    made_of = _made_of(method)
+    found = []
+    for key in (*_PARTS, "kd_weight"):
+        if key not in given:
+            continue
+        if values[key] and key not in made_of:
+            found.append((key, f"given, but method {name!r} has no such part; drop distill.{key}, or distill.method"))
+        elif not values[key] and key in made_of and (key != "kd_weight" or made_of == {"kd_weight"}):
+            found.append(
+                (key, f"given without content, but method {name!r} is made of it; drop distill.{key}, or distill.method")
+            )
+    if "hard_label_weight" in given and not values["hard_label_weight"] and not made_of:
+        found.append(
+            ("hard_label_weight", f"given as 0, but method {name!r} is made of it; drop it, or distill.method")
+        )
+    return found
+
+
+def _made_of(method: Method) -> set[str]:
+    return {key for key in (*_PARTS, "kd_weight") if method.distill.get(key)}
