@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from raybrew.config.distill import DistillConfig, StageConfig
 from raybrew.config.problems import Problem, raise_problems
+from raybrew.config.student import StudentConfig
 from raybrew.methods import METHODS, contradictions
 
 __all__ = ["check_method", "check_stages", "method_notes", "stage_ends", "stage_names"]
@@ -91,9 +91,9 @@ def stage_ends(stages: Sequence[StageConfig], num_steps: int) -> tuple[int, ...]
     return tuple(ends)
 
 
-def method_notes(distill: DistillConfig, student: Any) -> list[str]:
+def method_notes(distill: DistillConfig, student: StudentConfig) -> list[str]:
     """Where a valid experiment does not start its student as the method's paper does."""
-    if distill.method is None or student.shape is None:
+    if distill.method is None or student.shape is None or student.init == "random":
         return []
     return [
         f"distill.method {distill.method}: its paper starts the student with student.{key}={value}; "

@@ -225,7 +225,7 @@ def _carried(name: str, module: nn.Module, earlier: Mapping[str, nn.Module]) -> 
     there = earlier.get(name, module)
     if str(there) != str(module):
         raise LossError(
-            f"distill.stages: {name} has the projection {module} in one stage and {there} in an earlier one, but it goes "
+            f"distill.stages: {name} has the projection {module} in one stage and {there} in an earlier one, but goes "
             "on from stage to stage; give both the same"
         )
     return there

@@ -46,7 +46,10 @@ def contradictions(name: str, given: Collection[str], values: Mapping[str, Any])
             found.append((key, f"given, but method {name!r} has no such part; drop distill.{key}, or distill.method"))
         elif not values[key] and key in made_of and (key != "kd_weight" or made_of == {"kd_weight"}):
             found.append(
-                (key, f"given without content, but method {name!r} is made of it; drop distill.{key}, or distill.method")
+                (
+                    key,
+                    f"given as nothing, but method {name!r} is made of it; drop distill.{key}, or distill.method",
+                )
             )
     if "hard_label_weight" in given and not values["hard_label_weight"] and not made_of:
         found.append(

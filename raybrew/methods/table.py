@@ -32,7 +32,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             distill={"kd_weight": 0.0, "hard_label_weight": 1.0},
         ),
         "textbrewer": Method(
-            summary="logits at temperature 8, hidden states and their relations (MMD) of evenly spread layers",
+            summary="logits at temperature 8 (without the factor T^2), hidden states and MMD of evenly spread layers",
             distill={
                 "temperature": 8.0,
                 "kd_weight": 1.0,
@@ -54,10 +54,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 Figure("T4-tiny", "SQuAD 1.1 EM/F1, dev", "75.2 / 84.0"),
                 Figure("T4-tiny", "CoNLL-2003 F1", "89.1"),
             ),
-            differs="padding plays no part in MMD; without the factor T^2 on the KD loss, as there",
+            differs="padding plays no part in MMD",
         ),
         "distilbert": Method(
-            summary="logits at temperature 2 (x 5), the task's own labels (x 2), cosine of the last hidden states (x 1)",
+            summary="logits at temperature 2 (x 5), the task's labels (x 2), cosine of the last hidden states (x 1)",
             distill={
                 "temperature": 2.0,
                 "kd_weight": 5.0,
@@ -73,7 +73,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 Figure("T6", "SST-2 accuracy, dev", "91.3"),
                 Figure("T6", "SQuAD 1.1 EM/F1, dev", "77.7 / 85.8"),
             ),
-            differs="the paper distils in pre-training, where the labels are the masked words, and fine-tunes afterwards",
+            differs="the paper distils in pre-training, where labels are the masked words, and fine-tunes afterwards",
         ),
         "pkd-skip": Method(
             summary="logits at temperature 10, labels, and the first token of every (depth / k)-th layer but the last",
@@ -92,8 +92,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 Figure("T6", "SQuAD 1.1 EM/F1, dev", "77.1 / 85.3"),
                 Figure("T3", "MNLI accuracy, test m/mm", "76.7 / 76.3"),
             ),
-            differs="alpha 0.5 and T 10 of the values that the paper searches; 0.1 per pair is its beta of about 400 at "
-            "width 768, where its code takes means over width and pairs",
+            differs="alpha 0.5 and T 10 of the values that the paper searches; 0.1 per pair is a beta of about 400 at "
+            "width 768 where, as in its code, means over width and pairs are taken",
         ),
         "pkd-last": Method(
             summary="as pkd-skip, with the teacher's last layers but the very last",
@@ -139,8 +139,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "augments the rows; one learning rate for both stages",
         ),
         "emd": Method(
-            summary="logits at temperature 1, and all layers (hidden states, attention scores) against all by the earth "
-            "mover's distance",
+            summary="logits at temperature 1, and all layers (hidden states, attention scores) against all by the "
+            "earth mover's distance",
             distill={
                 "temperature": 1.0,
                 "kd_weight": 1.0,
@@ -185,9 +185,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                         "name": "relations",
                         "share": 0.5,
                         **_NO_LOGITS,
-                        "matches": [
-                            {"loss": "relation_kl", "layers": "final", "relations": ["query", "key", "value"]}
-                        ],
+                        "matches": [{"loss": "relation_kl", "layers": "final", "relations": ["query", "key", "value"]}],
                     },
                     _PREDICTION,
                 ],

@@ -34,8 +34,10 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
     """
     stages: list[Objective] = []
     earlier: dict[str, nn.Module] = {}
-    for index, losses in enumerate(view.distill.parts):
-        stages.append(_of_stage(view, losses, student_config, teachers, index, earlier))
+    for key, losses in view.distill.keyed_parts:
+        # Each stage draws its new projections anew.
+        seed = view.train.seed + len(stages)
+        stages.append(_of_stage(view, key, losses, student_config, teachers, seed, earlier))
         earlier |= dict(stages[-1].projections.items())
     return in_stages(stages)
 
@@ -48,10 +50,11 @@ def labels_only(distill: DistillConfig) -> DistillConfig:
 
 def _of_stage(
     view: Experiment,
+    key: str,
     losses: DistillConfig,
     student_config: Any,
     teachers: Mapping[str | None, ModelSource],
-    index: int,
+    seed: int,
     earlier: Mapping[str, nn.Module],
 ) -> Objective:
     head = task_of(view).head
@@ -60,7 +63,7 @@ def _of_stage(
     dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}
     student = dims_of(student_config)
     depths = {name or "": found.layers for name, found in dims.items()}
-    matches = resolve_matches(losses.matches, student.layers, depths)
+    matches = resolve_matches(losses.matches, student.layers, depths, key)
     shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
     if any(match.student.module for match in matches):
         matches, shapes = _with_modules(view, matches, student_config, teachers[None])
@@ -69,7 +72,7 @@ def _of_stage(
         matches,
         {match.student: _size(student, match.student, shapes["student"]) for match in matches},
         {match.teacher: _size(dims[match.teacher.teacher], match.teacher, shapes["teacher"]) for match in matches},
-        seed=view.train.seed + index,
+        seed=seed,
         teacher_heads={name: found.heads for name, found in dims.items()},
         head=head,
         dims=(student, dims[None]) if losses.emd is not None else None,
