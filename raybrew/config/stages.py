@@ -20,8 +20,7 @@ def check_method(distill: DistillConfig) -> list[Problem]:
     """What is given beside a method and makes another one of it."""
     if distill.method is None:
         return []
-    values = {key: getattr(distill, key) for key in type(distill).model_fields}
-    found = contradictions(distill.method, distill.model_fields_set, values)
+    found = contradictions(distill.method, distill.model_fields_set, distill.model_dump(mode="json"))
     return [Problem(f"distill.{key}", f"{words} (`raybrew list methods`)") for key, words in found]
 
 

@@ -1,7 +1,7 @@
 """A method in a file's `distill` section: its values under those that are given, and what it does not go with.
 
-A method decides of which parts training is made: logits, matches, EMD, stages. Beside it a part may be changed, but
-none may be added or taken away.
+A method decides of which parts training is made: logits, matches of certain losses, EMD, stages. Beside it weights,
+layers and temperatures may be given, but no part may be added or taken away.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from raybrew.methods.base import Method
 from raybrew.methods.table import METHODS
 
 __all__ = ["contradictions", "with_method"]
@@ -34,23 +33,22 @@ def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
 def contradictions(name: str, given: Collection[str], values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Keys that were `given` beside method `name` and make another method of it, and what to do about each.
 
-    `values` are those of the whole section, by key.
+    `values` are those of the whole section, by key, as plain types.
     """
-    method = METHODS[name]
-    made_of = _made_of(method)
+    method = METHODS[name].distill
+    made_of = {key for key in (*_PARTS, "kd_weight") if method.get(key)}
     found = []
     for key in (*_PARTS, "kd_weight"):
         if key not in given:
             continue
+        do = f"drop distill.{key}, or distill.method"
         if values[key] and key not in made_of:
-            found.append((key, f"given, but method {name!r} has no such part; drop distill.{key}, or distill.method"))
+            found.append((key, f"given, but method {name!r} has no such part; {do}"))
         elif not values[key] and key in made_of and (key != "kd_weight" or made_of == {"kd_weight"}):
-            found.append(
-                (
-                    key,
-                    f"given as nothing, but method {name!r} is made of it; drop distill.{key}, or distill.method",
-                )
-            )
+            found.append((key, f"given as nothing, but method {name!r} is made of it; {do}"))
+        elif key in ("matches", "stages") and values[key] and (losses := _losses(values)) != (own := _losses(method)):
+            shown = (", ".join(sorted(each)) or "no layers" for each in (losses, own))
+            found.append((key, f"compares {next(shown)}, but method {name!r} compares {next(shown)}; {do}"))
     if "hard_label_weight" in given and not values["hard_label_weight"] and not made_of:
         found.append(
             ("hard_label_weight", f"given as 0, but method {name!r} is made of it; drop it, or distill.method")
@@ -58,5 +56,7 @@ def contradictions(name: str, given: Collection[str], values: Mapping[str, Any])
     return found
 
 
-def _made_of(method: Method) -> set[str]:
-    return {key for key in (*_PARTS, "kd_weight") if method.distill.get(key)}
+def _losses(section: Mapping[str, Any]) -> set[str]:
+    """Names of the losses of all matches, those of stages too."""
+    parts = [section, *(section.get("stages") or ())]
+    return {match["loss"] for part in parts for match in part.get("matches") or ()}
