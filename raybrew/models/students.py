@@ -58,7 +58,7 @@ def build_student(
         start = f"random weights, seed {seed}"
     else:
         origin = load_model(source, task_kind, needs_head=False, seed=seed)
-        start = str(init_from_teacher(model, origin, layers))
+        start = str(init_from_teacher(model, origin, layers, config.init == "truncate"))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
     return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
