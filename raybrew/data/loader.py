@@ -110,6 +110,7 @@ class StepLoader:
 
     Steps count from 0 over all epochs. `micro_batch_size` and `micro_batch_tokens` limit one forward pass of one
     worker. Iterating starts a thread that keeps `depth` steps ready; an error in it is raised to the caller.
+    `in_epoch` gives the rows as a model reads them in an epoch, where they differ from one to the next.
     """
 
     def __init__(
@@ -127,8 +128,10 @@ class StepLoader:
         teacher: SignalSource | None = None,
         pin_memory: bool = False,
         depth: int = 4,
+        in_epoch: Callable[[int], TokenRows] | None = None,
     ) -> None:
         self.data = data
+        self.in_epoch = in_epoch
         self.order = order
         self.rank = rank
         self.world_size = world_size
@@ -149,13 +152,14 @@ class StepLoader:
         step = self.start_step
         while step < self.num_steps:
             epoch = self.order.epoch_of(step)
+            data = self.data if self.in_epoch is None else self.in_epoch(epoch)
             for rows in self.order.batches(epoch)[step - self.order.first_step(epoch) :]:
                 if step >= self.num_steps:
                     return
-                yield self._assemble(step, epoch, rows)
+                yield self._assemble(step, epoch, rows, data)
                 step += 1
 
-    def _assemble(self, step: int, epoch: int, batch: np.ndarray) -> StepBatch:
+    def _assemble(self, step: int, epoch: int, batch: np.ndarray, data: TokenRows) -> StepBatch:
         size, bounded = self.order.size, self.order.size.bounded_lengths
         longest = int(self.data.lengths[batch[0]])  # rows of a batch are sorted by length
         most = -(-size.limit(longest) // self.world_size)  # rows of one worker in the largest batch of this length
@@ -163,9 +167,7 @@ class StepLoader:
             most = most if limit is None else min(most, limit)
         shares = share_of_rank(batch, self.rank, self.world_size, most)
         shape = (most, padded_length(longest, bounded)) if bounded else None
-        micro_batches = [
-            collate(rows, self.data, self.pad_token_id, self.teacher, shape, int(batch[-1])) for rows in shares
-        ]
+        micro_batches = [collate(rows, data, self.pad_token_id, self.teacher, shape, int(batch[-1])) for rows in shares]
         if self.pin_memory:
             micro_batches = [_pinned(micro) for micro in micro_batches]
         tokens = sum(int(self.data.lengths[rows].sum()) for rows in shares)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -45,6 +46,7 @@ AUTO_CLASSES: dict[str, Any] = {
     "regression": AutoModelForSequenceClassification,
     "tagging": AutoModelForTokenClassification,
     "qa": AutoModelForQuestionAnswering,
+    "masked_lm": AutoModelForMaskedLM,
 }
 #: Task kind -> how transformers' own pipelines read the outputs of a sequence classifier.
 PROBLEM_TYPES: Mapping[str, Any] = {
@@ -105,6 +107,7 @@ def load_model(
     """Model of `source` with the head of the task, in float32 on the CPU.
 
     With `labels` the head gets that many outputs and those names; a head of another size is made anew (fine-tuning).
+    No names at all (`masked_lm`): its outputs are the vocabulary.
     Without, all weights must be there (a finished teacher or student), or ModelError. `needs_head=False`, for what
     reads no logits, makes up those that lack: from `seed`, and without a trace in torch's generators.
     """
@@ -117,16 +120,16 @@ def load_model(
                 "model that was fine-tuned for this task"
             )
         return finished
-    model: PreTrainedModel = _load(
-        "model",
-        AUTO_CLASSES[task_kind].from_pretrained,
-        source,
-        dtype=torch.float32,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={name: index for index, name in enumerate(labels)},
-        ignore_mismatched_sizes=True,
-    )
+    named: dict[str, Any] = {}
+    if labels:  # none: the outputs are the vocabulary
+        named = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+            "ignore_mismatched_sizes": True,
+        }
+    load = AUTO_CLASSES[task_kind].from_pretrained
+    model: PreTrainedModel = _load("model", load, source, dtype=torch.float32, **named)
     model.config.problem_type = PROBLEM_TYPES.get(task_kind)
     return model
 
