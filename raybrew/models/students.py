@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ def build_student(
         start = f"random weights, seed {seed}"
     else:
         origin = load_model(source, task_kind, needs_head=False, seed=seed)
-        start = str(init_from_teacher(model, origin, layers))
+        start = str(init_from_teacher(model, origin, layers, config.init == "truncate"))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
     return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
@@ -90,6 +90,22 @@ def empty_model(config: PretrainedConfig, task_kind: str, trust_remote_code: boo
     """The model of a config, on device `meta`: its modules and shapes without memory for weights."""
     with torch.device("meta"):
         return _build(copy.deepcopy(config), task_kind, trust_remote_code)
+
+
+def random_model(config: PretrainedConfig, head: Any) -> PreTrainedModel:
+    """The model of a config with random weights on the CPU, without a trace in torch's generators: for measuring.
+
+    `head` is the kind of a task, or an Auto class of transformers for models without a head of ours.
+    """
+    config = copy.deepcopy(config)
+    with _seeded(0):
+        if isinstance(head, str):
+            return _build(config, head, False)
+        try:
+            model: PreTrainedModel = head.from_config(config, dtype=torch.float32)
+        except Exception as error:
+            raise ModelError(f"no model can be built from this config of {config.model_type!r}: {error}") from error
+    return model
 
 
 def student_config(
