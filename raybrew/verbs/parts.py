@@ -20,7 +20,7 @@ from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSigna
 from raybrew.models.forward import checkpoint_layers, compiled
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
-from raybrew.models.students import build_student, random_model
+from raybrew.models.students import build_student, new_model
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
@@ -88,7 +88,7 @@ def build_parts(
             assert source is not None  # a finetune spec always names its starting point
             random = isinstance(config, FinetuneConfig) and config.init == "random"
             model: Any = (
-                random_model(source, view.task.kind, labels, config.seed)
+                new_model(source, view.task.kind, labels, config.seed)
                 if random
                 else load_model(source, view.task.kind, labels)
             )

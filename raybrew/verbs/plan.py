@@ -24,7 +24,7 @@ from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.forward import MODEL_INPUTS, forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision
-from raybrew.models.students import build_student, random_model
+from raybrew.models.students import build_student, new_model
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
 from raybrew.tasks.base import Task
@@ -259,7 +259,7 @@ def _store_plan(
 ) -> StorePlan:
     device = pick_device(one.teacher.device, "teacher.device")
     random = one.teacher.finetune is not None and one.teacher.finetune.init == "random"
-    build = functools.partial(random_model, seed=0) if random else load_model
+    build = functools.partial(new_model, seed=0) if random else load_model
     model: nn.Module = build(source, one.task.kind, labels)
     if task_of(one).masking is not None:
         return _live_plan(one, source, model, units, request, label)
