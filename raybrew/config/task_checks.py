@@ -51,11 +51,12 @@ def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
 
 
 def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
-    problems = []
-    kind, allowed = distill.kd_loss.kind, TASK_KD_LOSSES[task.kind]
-    shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
-    if distill.kd_weight > 0 and ":" not in kind and kind not in ("auto", *allowed):
-        problems.append(Problem("distill.kd_loss.kind", shown))
+    problems, allowed = [], TASK_KD_LOSSES[task.kind]
+    for key, part in distill.keyed_parts:
+        kind = part.kd_loss.kind
+        shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
+        if part.kd_weight > 0 and ":" not in kind and kind not in ("auto", *allowed):
+            problems.append(Problem(f"{key}.kd_loss.kind", shown))
     if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging", "masked_lm"):
         problems.append(
             Problem(

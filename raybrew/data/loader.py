@@ -109,8 +109,9 @@ class StepLoader:
     """The steps of one worker from `start_step` on, in the order of (seed, epoch).
 
     Steps count from 0 over all epochs. `micro_batch_size` and `micro_batch_tokens` limit one forward pass of one
-    worker. Iterating starts a thread that keeps `depth` steps ready; an error in it is raised to the caller.
-    `in_epoch` gives the rows as a model reads them in an epoch, where they differ from one to the next.
+    worker. `teacher_at`, in place of `teacher`, gives the source for a step. `in_epoch` gives the rows as a model reads
+    them in an epoch, where they differ from one to the next. Iterating starts a thread that keeps `depth` steps ready;
+    an error in it is raised to the caller.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class StepLoader:
         micro_batch_size: int | None = None,
         micro_batch_tokens: int | None = None,
         teacher: SignalSource | None = None,
+        teacher_at: Callable[[int], SignalSource | None] | None = None,
         pin_memory: bool = False,
         depth: int = 4,
         in_epoch: Callable[[int], TokenRows] | None = None,
@@ -140,7 +142,7 @@ class StepLoader:
         self.pad_token_id = pad_token_id
         self.micro_batch_size = micro_batch_size
         self.micro_batch_tokens = micro_batch_tokens
-        self.teacher = teacher
+        self.teacher_at = teacher_at or (lambda step: teacher)
         self.pin_memory = pin_memory
         self.depth = depth
 
@@ -167,7 +169,9 @@ class StepLoader:
             most = most if limit is None else min(most, limit)
         shares = share_of_rank(batch, self.rank, self.world_size, most)
         shape = (most, padded_length(longest, bounded)) if bounded else None
-        micro_batches = [collate(rows, data, self.pad_token_id, self.teacher, shape, int(batch[-1])) for rows in shares]
+        micro_batches = [
+            collate(rows, data, self.pad_token_id, self.teacher_at(step), shape, int(batch[-1])) for rows in shares
+        ]
         if self.pin_memory:
             micro_batches = [_pinned(micro) for micro in micro_batches]
         tokens = sum(int(self.data.lengths[rows].sum()) for rows in shares)

@@ -195,4 +195,4 @@ def request_of(
     `shape` is the teacher that a student's shape is made after.
     """
     config = empty_student(view.student, shape, view.task.kind, labels).config
-    return sorted_signals(objective_of(view, config, teachers).teacher_request)
+    return sorted_signals(objective_of(view, config, teachers).teacher_union)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.stages import stage_ends
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
 from raybrew.data.sampler import Order
@@ -234,7 +235,8 @@ def plan(
 def _live_because(experiment: Experiment) -> str | None:
     if experiment.task.kind == "masked_lm":
         return WHY_LIVE
-    if any(match.student_module is not None and match.weight > 0 for match in experiment.distill.matches):
+    matches = [match for part in experiment.distill.parts for match in part.matches if match.weight > 0]
+    if any(match.student_module is not None for match in matches):
         return "distill.matches compares modules, whose outputs no store holds"
     return None
 
@@ -380,14 +382,20 @@ def _training_plan(
 ) -> TrainingPlan:
     config = view.train
     student = build_student(view.student, shape, view.task.kind, labels, config.seed)
-    wanted = objective_of(view, student.model.config, sources).student_request or frozenset({LOGITS})
+    objective = objective_of(view, student.model.config, sources)
     units = units_of(view, rows, tokenizer_source(view, shape))
     sample = token_columns(task_of(view), student.tokenizer, units)
     device = pick_device(config.device)
     lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
     order = build_order(lengths, config)
     steps = total_steps(order, config)
-    seconds = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device)
+    # Stages ask the student for different things; the mean over all steps is what one takes.
+    ends = stage_ends(view.distill.stages, steps)
+    seconds = 0.0
+    for stage, start, end in zip(objective.stages, (0, *ends[:-1]), ends, strict=True):
+        wanted = stage.student_request or frozenset({LOGITS})
+        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device)
+        seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
     return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
