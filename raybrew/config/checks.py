@@ -13,7 +13,7 @@ from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
-from raybrew.config.stages import check_method, check_stages
+from raybrew.config.stages import check_method, check_stages, check_theseus
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
@@ -153,7 +153,7 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
     problems = [*check_method(distill), *check_stages(distill)]
     for key, part in distill.keyed_parts:
         problems += _losses(key, part, teacher)
-    if distill.needs_teacher and not teacher.given:
+    if distill.asks_teacher and not teacher.given:
         problems.append(Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher"))
     schedule = distill.temperature_schedule
     if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
@@ -262,7 +262,7 @@ def _modules(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Probl
 
 
 def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
-    if data.unlabeled and not distill.needs_teacher:
+    if data.unlabeled and not distill.asks_teacher:
         return [
             Problem(
                 "data.unlabeled",
@@ -364,6 +364,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("distill", "teacher"), _distill),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("distill", "train", "student", "teacher", "task"), check_theseus),
     (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),
     *TASK_RULES,

@@ -15,7 +15,7 @@ from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
 __all__ = ["Job", "canonical", "control_jobs", "make_job", "shape_of"]
 
 #: What a control does without, whatever its experiment says.
-_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "stages": []}
+_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "theseus": None, "stages": []}
 
 
 @dataclasses.dataclass(frozen=True)
