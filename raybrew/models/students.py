@@ -17,7 +17,7 @@ from raybrew.models.initialise import init_from_teacher
 from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import FAMILIES, dims_of, pick_layers, resolve_shape, size_names, sizes_text
 
-__all__ = ["Student", "build_student", "empty_model", "empty_student", "random_model", "student_config"]
+__all__ = ["Student", "build_student", "empty_model", "empty_student", "new_model", "random_model", "student_config"]
 
 #: Families whose layers cannot be shaped, and why.
 _REFUSED: Mapping[str, str] = MappingProxyType(
@@ -77,6 +77,13 @@ def empty_student(
         shaped = student_config(teacher_config, shape, labels, layers)
     with torch.device("meta"):
         return _build(shaped, task_kind, source.trust_remote_code)
+
+
+def new_model(source: ModelSource, task_kind: str, labels: tuple[str, ...], seed: int) -> PreTrainedModel:
+    """A model as the config of `source` describes it, with random weights that depend on `seed` alone."""
+    config = _with_labels(load_config(source), labels)
+    with _seeded(seed):
+        return _build(config, task_kind, source.trust_remote_code)
 
 
 def empty_model(config: PretrainedConfig, task_kind: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -166,6 +173,8 @@ def _nothing_given() -> ConfigError:
 
 def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> PretrainedConfig:
     config = copy.deepcopy(config)
+    if not labels:  # its outputs are the vocabulary
+        return config
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
     return config

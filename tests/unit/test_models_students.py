@@ -356,11 +356,13 @@ def test_published_parameter_counts(vocabulary: int, name: str, millions: int, t
 
 def test_bert_base_has_its_published_parameter_count_and_electra_small_its_own(tmp_path: Path) -> None:
     BertConfig(vocab_size=28996).save_pretrained(tmp_path / "bert")
+    BertConfig(vocab_size=21128).save_pretrained(tmp_path / "chinese")
     ElectraConfig(
         vocab_size=21128, hidden_size=768, num_attention_heads=12, intermediate_size=3072, embedding_size=128
     ).save_pretrained(tmp_path / "electra")
     for student, family, millions in (
         (StudentConfig(model=str(tmp_path / "bert")), "bert", 108),
+        (StudentConfig(model=str(tmp_path / "chinese")), "chinese", 102),
         (StudentConfig(shape="Electra-small", init="random"), "electra", 12),
     ):
         model = empty_student(student, ModelSource(str(tmp_path / family)), "classification", ("no", "yes"))
