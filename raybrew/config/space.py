@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raybrew.config.experiment import Experiment
+from raybrew.config.population import check_population
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.errors import ConfigError
@@ -121,6 +122,8 @@ def corners(sweep: SweepConfig, limit: int = CORNER_LIMIT) -> list[dict[str, Any
 def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any], Experiment]) -> list[Problem]:
     """Everything wrong with a sweep of a valid `experiment`: its keys, its budget, and each corner of its space."""
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
+    if sweep.scheduler.kind == "pbt":
+        problems += check_population(experiment, sweep)
     if problems:
         return problems
     plain = experiment.plain()

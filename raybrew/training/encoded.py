@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raybrew.config.changes import value_at, values_over
 from raybrew.config.train import EarlyStoppingConfig, TrainConfig
 from raybrew.data.loader import MicroBatch, StepBatch, StepLoader
 from raybrew.data.sampler import BatchSize, Order
@@ -72,6 +73,7 @@ class EncodedProgram:
         self.loader = loader
         self.config = config
         self.metric = metric
+        self.learning_rates = values_over("train.learning_rate", config.learning_rate, config.changes)
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
         self.find_unused = not trainee.objective.uses_all_of_student
         self.num_steps = loader.num_steps
@@ -104,9 +106,11 @@ class EncodedProgram:
 
     def start_step(self, step: int, rank: int) -> None:
         _seed_dropout(self.config.seed, step, rank)
+        self.trainee.objective.start_step(step / self.num_steps)
         factor = learning_rate_factor(step, self.num_steps, self.config.warmup, self.config.schedule)
+        peak = value_at(self.learning_rates, step / self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor * group["lr_scale"]
+            group["lr"] = peak * factor * group["lr_scale"]
 
     def end_step(self) -> None:
         return None

@@ -10,6 +10,7 @@ import torch
 
 from raybrew.config import DistillConfig, Experiment
 from raybrew.config.problems import Problem, raise_problems
+from raybrew.distillers.changes import with_changes
 from raybrew.distillers.matches import LayerMatch, resolve_matches
 from raybrew.distillers.objective import Objective, build_objective
 from raybrew.errors import ModelError
@@ -29,7 +30,9 @@ _TOKENS = (2, 5)
 def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource]) -> Objective:
     """The objective of an experiment of one task; `teachers` are its teachers by name, a single one under None."""
     if not view.distill.compares_layers:
-        return build_objective(view.distill, head=task_of(view).head)
+        return with_changes(
+            build_objective(view.distill, head=task_of(view).head), view.distill, view.train, lambda config: {}
+        )
     dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}
     student = dims_of(student_config)
     depths = {name or "": found.layers for name, found in dims.items()}
@@ -37,7 +40,7 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
     shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
     if any(match.student.module for match in matches):
         matches, shapes = _with_modules(view, matches, student_config, teachers[None])
-    return build_objective(
+    objective = build_objective(
         view.distill,
         matches,
         {match.student: _size(student, match.student, shapes["student"]) for match in matches},
@@ -47,6 +50,11 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
         head=task_of(view).head,
         dims=(student, dims[None]) if view.distill.emd is not None else None,
     )
+
+    def match_weights(config: DistillConfig) -> dict[str, float]:
+        return {match.name: match.weight for match in resolve_matches(config.matches, student.layers, depths)}
+
+    return with_changes(objective, view.distill, view.train, match_weights)
 
 
 def labels_only(distill: DistillConfig) -> DistillConfig:
