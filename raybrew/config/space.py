@@ -17,16 +17,20 @@ from raybrew.errors import ConfigError
 
 __all__ = [
     "CORNER_LIMIT",
+    "DEFAULT_TRIALS",
     "apply_values",
     "check_sweep",
     "corner_count",
     "corners",
     "is_active",
     "is_excluded",
+    "planned_trainings",
     "show_value_of",
     "space_notes",
 ]
 
+#: Configurations that are tried where nothing says how many.
+DEFAULT_TRIALS = 16
 #: More corners than this are sampled.
 CORNER_LIMIT = 400
 #: More impossible combinations than this are counted rather than listed.
@@ -117,6 +121,16 @@ def corners(sweep: SweepConfig, limit: int = CORNER_LIMIT) -> list[dict[str, Any
         if not is_excluded(sweep, values):
             found.setdefault(json.dumps(values, sort_keys=True, default=str), values)
     return list(found.values())
+
+
+def planned_trainings(sweep: SweepConfig) -> int:
+    """Trainings on the teacher's outputs that a sweep comes to, constraints and repetitions left aside."""
+    total = corner_count(sweep)
+    listed = all(parameter.discrete for parameter in sweep.space.values())
+    tried = sweep.trials or (total if sweep.search.kind == "grid" else DEFAULT_TRIALS)
+    configurations = min(tried, total) if listed else tried
+    again = max(0, sweep.rerun_best.seeds - sweep.seeds) * min(sweep.rerun_best.count, configurations)
+    return configurations * sweep.seeds + again
 
 
 def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any], Experiment]) -> list[Problem]:

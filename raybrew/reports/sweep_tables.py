@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from raybrew.config.space import show_value_of
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
 from raybrew.reports.compare import Comparison, compare
 from raybrew.reports.numbers import metric_title
@@ -113,7 +112,7 @@ def trial_rows(record: SweepRecord) -> list[dict[str, Any]]:
                 "trial": trial.number,
                 "role": trial.role,
                 "rerun": trial.rerun,
-                **{key: show_value_of(trial.values[key]) if key in trial.values else None for key in record.space},
+                **{key: trial.show(key) if key in trial.values else None for key in record.space},
                 "seed": trial.seed,
                 "status": "interrupted" if trial.status == "running" and record.closed is not None else trial.status,
                 "metric": record.metric,

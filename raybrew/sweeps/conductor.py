@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.space import DEFAULT_TRIALS
 from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError
 from raybrew.reports.sweeps import CANDIDATE, TrialRecord, after, new_trial, sessions_of, trials_of
@@ -23,8 +24,6 @@ from raybrew.sweeps.search import Optuna, build_source, optuna_params
 from raybrew.sweeps.states import RunStates
 
 __all__ = ["Conductor", "Older"]
-
-DEFAULT_TRIALS = 16
 
 
 @dataclasses.dataclass(frozen=True)
