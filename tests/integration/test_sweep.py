@@ -76,7 +76,7 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     folder = sweep_of(project, "killed")
     before = {line["run"]: line for line in lines_of(folder) if line["kind"] == "end" and line["status"] == "done"}
     assert before
-    stamps = {run: (folder.parent / run / "summary.json").stat().st_mtime_ns for run in before}
+    stamps = {run: (folder.parent / run / "metrics.jsonl").stat().st_mtime_ns for run in before}
 
     out, err = cli("sweep", experiment, code=5)
     assert "DivergenceError" in err
@@ -86,7 +86,14 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     assert len(record.sessions) == 3
     statuses = {(trial.role, trial.values.get("train.learning_rate")): trial.status for trial in record.trials}
     assert statuses == {(CONTROL, None): "done", (CANDIDATE, 1e-3): "done", (CANDIDATE, DIVERGES): "failed"}
-    assert {run: (folder.parent / run / "summary.json").stat().st_mtime_ns for run in before} == stamps
+    assert {run: (folder.parent / run / "metrics.jsonl").stat().st_mtime_ns for run in before} == stamps
+    # Students and teacher were timed by one process while nothing else ran.
+    done = [folder.parent / trial.run for trial in record.trials_of("done")]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in done]
+        json.loads((folder.parent / trial.run / "summary.json").read_text()) for trial in record.trials_of("done")
+    ]
+    assert all(summary["latency_ms"]["alone"] for summary in summaries)
+    assert len({summary["latency_ms"]["batch_1"] for summary in summaries}) == 1, "one architecture, one time"
     assert sum(one["computed"] for one in record.teachers) == 160, "every row went through the teacher once"
     # What the leaderboard says is what the runs say.
     found = json.loads((folder / "report.json").read_text())
