@@ -90,8 +90,6 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     # Students and teacher were timed by one process while nothing else ran.
     done = [folder.parent / trial.run for trial in record.trials_of("done")]
     summaries = [json.loads((run / "summary.json").read_text()) for run in done]
-        json.loads((folder.parent / trial.run / "summary.json").read_text()) for trial in record.trials_of("done")
-    ]
     assert all(summary["latency_ms"]["alone"] for summary in summaries)
     assert len({summary["latency_ms"]["batch_1"] for summary in summaries}) == 1, "one architecture, one time"
     assert sum(one["computed"] for one in record.teachers) == 160, "every row went through the teacher once"
