@@ -87,6 +87,8 @@ def _replaced(here: Any, path: Sequence[str], value: float) -> Any:
 def check_changes(distill: DistillConfig, train: TrainConfig, teacher: Any, task: Any) -> list[Problem]:
     """Everything wrong with `train.changes`."""
     problems: list[Problem] = []
+    if train.changes and distill.stages:
+        problems.append(Problem("train.changes", "given with distill.stages, which say themselves what holds when"))
     before = 0.0
     for index, change in enumerate(train.changes):
         where = f"train.changes.{index}"

@@ -34,6 +34,8 @@ def check_population(experiment: Experiment, sweep: SweepConfig) -> list[Problem
         problems.append(
             Problem("sweep.search.kind", "given 'optuna' with sweep.scheduler.kind=pbt; allowed: random, grid")
         )
+    if experiment.distill.stages:
+        problems.append(Problem("distill.stages", "given with sweep.scheduler.kind=pbt, whose values change all along"))
     for key in sweep.scheduler.mutations or ():
         if key not in sweep.space:
             near = near_match(key, sweep.space)

@@ -140,7 +140,7 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
         problems += check_population(experiment, sweep)
     if problems:
         return problems
-    plain = experiment.plain()
+    plain = experiment.written()
     bad: dict[str, list[dict[str, Any]]] = {}
     found = corners(sweep)
     for values in found:

@@ -99,6 +99,10 @@ class TrainConfig(Section):
 class FinetuneConfig(TrainConfig):
     """As `train`, with defaults for fine-tuning on labels."""
 
+    init: Literal["pretrained", "random"] = Field(default="pretrained", json_schema_extra=WHEN_SET)
+    """Weights to begin with: those of `teacher.model`, or random ones from `seed`; of the folder only config.json and
+    the tokenizer are read then."""
+
     epochs: int = Field(default=3, ge=1)
     """Passes over the training rows."""
     learning_rate: float = Field(default=3e-5, gt=0)

@@ -36,7 +36,8 @@ def with_changes(
         if term.name == "kd" and len({temperature for _, temperature in temperatures}) > 1:
             term = dataclasses.replace(term, temperature=_Course(temperatures))
         terms.append(term)
-    objective.terms = tuple(terms)
+    (stage,) = objective.stages  # what changes has one stage, see `check_changes`
+    objective.stages = (dataclasses.replace(stage, terms=tuple(terms)),)
     return objective
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.stages import stage_names
 from raybrew.errors import Interrupted, RunError
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import STOP_FILE
@@ -94,7 +95,8 @@ def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> 
     experiment = experiment.model_copy(update={"train": train})
     folder = RunFolder.of(experiment, "distill").path
     before = _trained_seconds(folder)
-    with _stop_workers(folder, report, metric) if several else _nothing():
+    names = stage_names(experiment.distill)
+    with _stop_workers(folder, report, metric, names[-1] if names else None) if several else _nothing():
         result = _when_unlocked(
             lambda: distill(experiment, report=False, command=command, on_evaluation=None if several else report)
         )
@@ -113,7 +115,7 @@ def _has_paused(folder: Path, until: float | None, metric: str) -> dict[str, Any
     if until is None or not steps or not total or steps[-1] / total < until - _CLOSE:
         return None
     # Lines of a step are on the disk before its checkpoint.
-    value = dict(_evaluations(folder, metric)).get(steps[-1])
+    value = dict(_evaluations(folder, metric, None)).get(steps[-1])
     return None if value is None else {"step": steps[-1], "share": steps[-1] / total, "value": value}
 
 
@@ -154,14 +156,17 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_workers(folder: Path, report: Any, metric: str) -> Iterator[None]:
-    """While Ray Train's workers run: their evaluations, read from the run's own file, are reported from here."""
+def _stop_workers(folder: Path, report: Any, metric: str, stage: str | None) -> Iterator[None]:
+    """While Ray Train's workers run: their evaluations, read from the run's own file, are reported from here.
+
+    With stages, those of the last one, `stage`.
+    """
     done = threading.Event()
 
     def follow() -> None:
-        seen = len(_evaluations(folder, metric))
+        seen = len(_evaluations(folder, metric, stage))
         while not done.wait(0.3):
-            found = _evaluations(folder, metric)
+            found = _evaluations(folder, metric, stage)
             for step, value in found[seen:]:
                 total = _steps_in_all(folder)
                 if total and report({"share": step / total, metric: value}):
@@ -177,7 +182,7 @@ def _stop_workers(folder: Path, report: Any, metric: str) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _evaluations(folder: Path, metric: str) -> list[tuple[int, float]]:
+def _evaluations(folder: Path, metric: str, stage: str | None) -> list[tuple[int, float]]:
     from raybrew.tracking.jsonl import read_metrics
 
     try:
@@ -187,7 +192,7 @@ def _evaluations(folder: Path, metric: str) -> list[tuple[int, float]]:
     return [
         (record["step"], record[f"eval/{metric}"])
         for record in records
-        if record.get("kind") == "eval" and f"eval/{metric}" in record
+        if record.get("kind") == "eval" and f"eval/{metric}" in record and record.get("stage") == stage
     ]
 
 
