@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.distill import distill
     from raybrew.verbs.evaluate import evaluate, evaluate_all
     from raybrew.verbs.finetune import finetune, finetune_all
+    from raybrew.verbs.inspect import Inspected, inspect
     from raybrew.verbs.plan import Plan, plan
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
@@ -74,6 +75,8 @@ _WHERE = {
     "sweep": "raybrew.sweeps.run",
     "PruneRules": "raybrew.verbs.store",
     "list_stores": "raybrew.verbs.store",
+    "Inspected": "raybrew.verbs.inspect",
+    "inspect": "raybrew.verbs.inspect",
     "Plan": "raybrew.verbs.plan",
     "plan": "raybrew.verbs.plan",
     "plan_prune": "raybrew.verbs.store",
@@ -108,6 +111,7 @@ __all__ = [
     "EMDDistiller",
     "Experiment",
     "GeneralDistiller",
+    "Inspected",
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
@@ -128,6 +132,7 @@ __all__ = [
     "evaluate_all",
     "finetune",
     "finetune_all",
+    "inspect",
     "list_stores",
     "load_experiment",
     "plan",

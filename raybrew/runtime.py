@@ -2,6 +2,9 @@
 
 Importing this module imports no ray. `RAY_ADDRESS` (or `address`) joins a cluster; without it a private local one is
 started, which the context manager stops again. A process that is connected already keeps its connection.
+
+A cluster whose workers come on demand may have none yet. `RAYBREW_WAIT_FOR=GPU:8` asks for so many and waits for them,
+up to `RAYBREW_WAIT_SECONDS`, so that what follows is planned for the cluster as it will be.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,6 +51,10 @@ _QUIET_ENVIRONMENT = {
 }
 _PROBE_SECONDS = 2.0
 _LOGGERS = ("ray", "ray.data", "ray.tune", "ray.train")
+#: Machines of a cloud with their image and environment are there after some minutes, when there is room at all.
+_WAIT_SECONDS = 1200.0
+
+logger = logging.getLogger("raybrew.runtime")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,12 @@ def ensure_ray(
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = "start a local Ray" if address == "local" else f"join the Ray cluster at {address}"
         raise ClusterError(f"{purpose}: cannot {what}: {_first_line(error)}") from error
+    if address != "local":
+        try:
+            _wait_for(purpose, *_wanted(purpose))
+        except BaseException:
+            ray.shutdown()
+            raise
     return _info(started=True, dashboard_url=context.dashboard_url)
 
 
@@ -138,6 +152,56 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def _wanted(purpose: str) -> tuple[dict[str, int], float]:
+    """What RAYBREW_WAIT_FOR names, such as `GPU:8` or `GPU:8,CPU:64`, and the seconds to wait; empty without it."""
+    given, limit = os.environ.get("RAYBREW_WAIT_FOR", ""), os.environ.get("RAYBREW_WAIT_SECONDS")
+    wanted: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in given.split(","))):
+        name, _, count = part.partition(":")
+        if not name or not count.isdecimal():
+            raise ClusterError(f"{purpose}: RAYBREW_WAIT_FOR: given {given!r}; allowed: such as GPU:8 or GPU:8,CPU:64")
+        wanted[name] = int(count)
+    try:
+        seconds = _WAIT_SECONDS if limit is None else float(limit)
+    except ValueError as error:
+        raise ClusterError(f"{purpose}: RAYBREW_WAIT_SECONDS: given {limit!r}; allowed: a number") from error
+    return wanted, seconds
+
+
+def _wait_for(purpose: str, wanted: Mapping[str, int], seconds: float) -> None:
+    """Ask the cluster's autoscaler for `wanted` and wait until it is there; ClusterError after `seconds`.
+
+    It is asked by a placement group, which Ray drops with this process, however that ends: nobody pays for machines
+    that a killed command has asked for.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    ray = _ray()
+    if not _lacking(wanted, ray.cluster_resources()):
+        return
+    logger.warning("%s: waiting for %s", purpose, "; ".join(_lacking(wanted, ray.cluster_resources())))
+    group = placement_group([{name: 1} for name, count in wanted.items() for _ in range(count)])
+    until = time.monotonic() + seconds
+    try:
+        while not group.wait(timeout_seconds=1) and (lacking := _lacking(wanted, ray.cluster_resources())):
+            if time.monotonic() > until:
+                raise ClusterError(
+                    f"{purpose}: after {seconds:g} seconds (RAYBREW_WAIT_SECONDS) the Ray cluster lacks "
+                    f"{'; '.join(lacking)}; raise its limit of workers, wait longer, or lower RAYBREW_WAIT_FOR"
+                )
+    finally:
+        remove_placement_group(group)
+
+
+def _lacking(wanted: Mapping[str, float], total: Mapping[str, float]) -> list[str]:
+    """What there is less of than wanted, in words."""
+    return [
+        f"{count:g} {name}s asked for, {total.get(name, 0):g} there"
+        for name, count in wanted.items()
+        if count > total.get(name, 0)
+    ]
+
+
 def stop_ray(info: RayInfo) -> None:
     """Disconnect, and stop the cluster if it is a local one, when `info` says that we connected."""
     if info.started:
@@ -158,12 +222,7 @@ def ray_runtime(
 
 def check_resources(cpus: float, gpus: float = 0, purpose: str = "this run") -> None:
     """ClusterError if the connected cluster has fewer CPUs or GPUs in all than asked for (Ray would wait forever)."""
-    total = _ray().cluster_resources()
-    lacking = [
-        f"{asked:g} {name}s asked for, {total.get(name, 0):g} there"
-        for name, asked in (("CPU", cpus), ("GPU", gpus))
-        if asked > total.get(name, 0)
-    ]
+    lacking = _lacking({"CPU": cpus, "GPU": gpus}, _ray().cluster_resources())
     if lacking:
         raise ClusterError(f"{purpose}: the Ray cluster is too small: {'; '.join(lacking)}")
 

@@ -2,8 +2,9 @@
 
     python experiments/sst2_sweep/against_textbrewer.py TEACHER ROWS.jsonl.gz --steps 8
 
-Temperature does not change the cost of a step, so each shape and match set is timed once. TextBrewer runs the teacher
-in every step; `fixed` pads to max_length as its examples do, `dynamic` to the longest row of a batch.
+TEACHER is the folder of the fine-tuned teacher. Temperature does not change the cost of a step, so each shape and match
+set is timed once. TextBrewer runs the teacher in every step; rows are padded to the longest of a batch, to the sweep's
+max_length, and to 128 as in TextBrewer's own examples.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.students import build_student
 
 MAX_LENGTH, BATCH, TEMPERATURES = 64, 32, 3
+#: Name of a padding -> length of every row, None for the longest of the batch.
+PADDINGS = {"to the longest": None, "to 64": 64, "to 128": 128}
 
 
-def batches(texts: list[str], tokenizer: Any, fixed: bool, count: int) -> list[dict[str, torch.Tensor]]:
-    """`count` batches in random order."""
+def batches(texts: list[str], tokenizer: Any, length: int | None, count: int) -> list[dict[str, torch.Tensor]]:
+    """`count` batches in random order, cut at MAX_LENGTH and padded to `length`."""
     found = []
     for index in range(count):
         chosen = texts[index * BATCH : (index + 1) * BATCH]
-        padding = "max_length" if fixed else "longest"
-        found.append(
-            dict(tokenizer(chosen, padding=padding, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"))
-        )
+        encoded = tokenizer(chosen, truncation=True, max_length=MAX_LENGTH)
+        padding = "max_length" if length else "longest"
+        found.append(dict(tokenizer.pad(encoded, padding=padding, max_length=length, return_tensors="pt")))
     return found
 
 
@@ -72,7 +74,7 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("rows")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--trial-steps", type=int, default=60)
+    parser.add_argument("--trial-steps", type=int, default=400)
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
     with gzip.open(arguments.rows, "rt", encoding="utf-8") as file:
@@ -81,8 +83,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.teacher)
     source = ModelSource(arguments.teacher)
     found: dict[str, Any] = {}
-    for padding in ("dynamic", "fixed"):
-        data = batches(texts, tokenizer, padding == "fixed", arguments.steps + 2)
+    for padding, length in PADDINGS.items():
+        data = batches(texts, tokenizer, length, arguments.steps + 2)
         for layers in (3, 2):
             for matched in (False, True):
                 teacher = load_model(source, "classification")
@@ -100,10 +102,10 @@ def main() -> None:
     threads = torch.get_num_threads()
     total = {
         padding: sum(
-            TEMPERATURES * arguments.trial_steps * ms for name, ms in found.items() if name.startswith(padding)
+            TEMPERATURES * arguments.trial_steps * ms for name, ms in found.items() if name.startswith(f"{padding},")
         )
         / 1000
-        for padding in ("dynamic", "fixed")
+        for padding in PADDINGS
     }
     print(json.dumps({"threads": threads, "ms_per_step": found, "seconds_of_12_trials": total}, indent=2))
 

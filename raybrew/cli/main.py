@@ -19,6 +19,7 @@ from raybrew.cli.distill import distill
 from raybrew.cli.evaluate import evaluate
 from raybrew.cli.finetune import finetune
 from raybrew.cli.init import init
+from raybrew.cli.inspect import inspect
 from raybrew.cli.job import job_app
 from raybrew.cli.list import list_names
 from raybrew.cli.plan import plan
@@ -66,6 +67,7 @@ app.command("demo")(demo)
 app.command("init")(init)
 app.command("validate")(validate)
 app.command("list")(list_names)
+app.command("inspect")(inspect)
 app.command("plan")(plan)
 app.command("finetune")(finetune)
 app.command("capture")(capture)

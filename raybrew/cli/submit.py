@@ -41,6 +41,15 @@ def submit(
             show_default=False,
         ),
     ] = None,
+    runtime_env: Annotated[
+        Path | None,
+        typer.Option(
+            "--runtime-env",
+            metavar="FILE",
+            help="YAML of Ray's runtime environment: env_vars, pip, excludes, ...",
+            show_default=False,
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log until it ends.")] = True,
     as_json: AsJson = False,
 ) -> int:
@@ -62,6 +71,7 @@ def submit(
         address=address,
         working_dir=working_dir,
         env=dict(_variable(text) for text in env or ()),
+        runtime_env=runtime_env,
         say=lambda line: write_line(line, sys.stderr),
     )
     write_line(f"job {job.id} on {job.address}", sys.stderr)

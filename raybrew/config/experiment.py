@@ -61,6 +61,10 @@ class Experiment(Section):
         result: dict[str, Any] = self.model_dump(mode="json")
         return result
 
+    def written(self) -> dict[str, Any]:
+        """As `plain`, but of `distill` only what is given: what a method sets is left to another method's values."""
+        return self.plain() | {"distill": self.distill.model_dump(mode="json", exclude_unset=True)}
+
     def identity(self, verb: str) -> dict[str, Any]:
         """The values that decide what `verb` computes (not where, by how many workers, or how it is tracked)."""
         result: dict[str, Any] = {"verb": verb}

@@ -123,7 +123,7 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
     if problems:
         return problems
-    plain = experiment.plain()
+    plain = experiment.written()
     bad: dict[str, list[dict[str, Any]]] = {}
     found = corners(sweep)
     for values in found:

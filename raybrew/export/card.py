@@ -22,6 +22,7 @@ _PIPELINES: Mapping[str, str] = MappingProxyType(
         "regression": "text-classification",
         "tagging": "token-classification",
         "qa": "question-answering",
+        "masked_lm": "fill-mask",
     }
 )
 _CLASSIFY = """\
@@ -46,6 +47,11 @@ with torch.inference_mode():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+_FILL = """\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="path/to/this/folder")
+print(fill(f"Some {fill.tokenizer.mask_token}."))"""
 #: Kind of task -> code that runs its models.
 _USAGE: Mapping[str, str] = MappingProxyType(
     {
@@ -54,6 +60,7 @@ _USAGE: Mapping[str, str] = MappingProxyType(
         "regression": _CLASSIFY.format(options=""),
         "tagging": _TAG,
         "qa": _ANSWER,
+        "masked_lm": _FILL,
     }
 )
 _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -56,15 +56,19 @@ class PackedFiles:
         return ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in ordered[:_SHOWN])
 
 
-def find_files(folder: Path, leave_out: Collection[Path] = ()) -> PackedFiles:
-    """All files of `folder` that are not ignored, nor in one of the folders `leave_out`."""
+def find_files(folder: Path, leave_out: Collection[Path] = (), excludes: Sequence[str] = ()) -> PackedFiles:
+    """All files of `folder` that are not ignored, match none of `excludes`, nor lie in one of the folders `leave_out`.
+
+    `excludes` are written as lines of a .gitignore file.
+    """
     folder = folder.absolute()
     if not folder.is_dir():
         raise EnvironmentProblem(f"{folder}: no such folder; the job takes one along")
     use_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
     names = ((".gitignore",) if use_gitignore else ()) + (".rayignore",)
+    rules = (("", GitIgnoreSpec.from_lines(excludes)),)
     without = {os.path.realpath(path) for path in leave_out}
-    return PackedFiles(folder, dict(sorted(_walk(folder, "", names, (), without, ()))))
+    return PackedFiles(folder, dict(sorted(_walk(folder, "", names, rules, without, ()))))
 
 
 _Rules = tuple[tuple[str, GitIgnoreSpec], ...]

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.checks import check_sections
 from raybrew.config.loading import dump_experiment, load_experiment
-from raybrew.config.problems import Problem, raise_problems
+from raybrew.config.problems import Problem, near_match, raise_problems
 from raybrew.config.scrub import scrub
 from raybrew.config.views import task_views
 from raybrew.errors import ClusterError, ConfigError
@@ -52,15 +54,17 @@ def submit(
     address: str | None = None,
     working_dir: str | Path = ".",
     env: Mapping[str, str] | None = None,
+    runtime_env: str | Path | None = None,
     say: Any = None,
 ) -> JobHandle:
     """Run `raybrew <verb> <experiment> <options>` as a job on the cluster at `address`; see `connect` for addresses.
 
     `experiment` is a file, to which `overrides` apply, or an Experiment. It is checked here before anything is sent,
     and travels resolved, with the files of `working_dir` that `.gitignore` and `.rayignore` leave; `say` takes lines
-    about what is sent. `env` are environment variables of the job, which are no place for secrets. Where a job on the
-    same run is under way, its handle is returned; else the run is continued, or begun. Raises ConfigError,
-    EnvironmentProblem (too large), ClusterError (nobody answers, wrong token).
+    about what is sent. `env` are environment variables of the job, which are no place for secrets; `runtime_env` is a
+    YAML file with those and more (pip, excludes), as `ray job submit` takes it. Where a job on the same run is under
+    way, its handle is returned; else the run is continued, or begun. Raises ConfigError, EnvironmentProblem (too
+    large), ClusterError (nobody answers, wrong token).
     """
     say = say or (lambda line: None)
     if verb not in VERBS:
@@ -73,9 +77,11 @@ def submit(
         config = load_experiment(experiment, overrides, check_files=False)
     if verb == "sweep" and config.sweep is None:
         raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
-    environment = {_STOP_VARIABLE: str(STOP_SECONDS), **_checked_environment(env or {})}
+    told = _runtime_env(runtime_env)
+    variables = {name: str(value) for name, value in (told.pop("env_vars", None) or {}).items()} | dict(env or {})
+    environment = {_STOP_VARIABLE: str(STOP_SECONDS), **_checked_environment(variables)}
     folder = Path(working_dir).absolute()
-    files = find_files(folder, leave_out=[_below(folder, config.store.storage_path)])
+    files = find_files(folder, [_below(folder, config.store.storage_path)], told.pop("excludes", None) or ())
     _check_files(config, files, say)
     _check_secrets(config, options)
 
@@ -98,7 +104,7 @@ def submit(
             client,
             run,
             entrypoint=shlex.join(["raybrew", verb, name, *options]),
-            runtime_env={"working_dir": str(package), "env_vars": environment},
+            runtime_env={**told, "working_dir": str(package), "env_vars": environment},
             metadata={f"{METADATA}{key}": value for key, value in dataclasses.asdict(run).items()}
             | {f"{METADATA}version": __version__},
         )
@@ -167,6 +173,30 @@ def _send(client: Client, run: _Run, **arguments: Any) -> JobHandle:
             if under_way is not None:
                 return under_way
             taken.add(f"{stem}-{number}")
+
+
+def _runtime_env(path: str | Path | None) -> dict[str, Any]:
+    """What the YAML file `path` says of the job's environment; ConfigError for keys that Ray does not know."""
+    if path is None:
+        return {}
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--runtime-env: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"--runtime-env: {path}: a mapping is wanted, such as `env_vars: {{HF_HOME: /shared/hf}}`")
+    from ray.runtime_env import RuntimeEnv
+
+    known = sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
+    problems = [
+        Problem(f"--runtime-env {key}", f"unknown key; allowed: {', '.join(known)}{near_match(str(key), known)}")
+        for key in given
+        if key not in known
+    ]
+    if "working_dir" in given:
+        problems.append(Problem("--runtime-env working_dir", "given by --working-dir"))
+    raise_problems(str(path), problems)
+    return given
 
 
 def _checked_environment(env: Mapping[str, str]) -> dict[str, str]:

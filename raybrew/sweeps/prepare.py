@@ -65,7 +65,7 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
     ConfigError lists every configuration that its models make impossible.
     """
     assert base.sweep is not None
-    plain = base.plain()
+    plain = base.written()
     groups: dict[str, list[tuple[dict[str, Any], Experiment]]] = {}
     for values in likely_values(base.sweep, trials):
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.stages import stage_names
 from raybrew.errors import Interrupted, RunError
 from raybrew.training.context import STOP_FILE
 from raybrew.training.run_folder import RunFolder
@@ -80,7 +81,8 @@ def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> 
     experiment = experiment.model_copy(update={"train": train})
     folder = RunFolder.of(experiment, "distill").path
     before = _trained_seconds(folder)
-    with _stop_workers(folder, report, metric) if several else _nothing():
+    names = stage_names(experiment.distill)
+    with _stop_workers(folder, report, metric, names[-1] if names else None) if several else _nothing():
         result = _when_unlocked(
             lambda: distill(experiment, report=False, command=command, on_evaluation=None if several else report)
         )
@@ -118,8 +120,11 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_workers(folder: Path, report: Any, metric: str) -> Iterator[None]:
-    """While Ray Train's workers run: their evaluations, read from the run's own file, are reported from here."""
+def _stop_workers(folder: Path, report: Any, metric: str, stage: str | None) -> Iterator[None]:
+    """While Ray Train's workers run: their evaluations, read from the run's own file, are reported from here.
+
+    With stages, those of the last one, `stage`.
+    """
     from raybrew.tracking.jsonl import read_metrics
 
     done = threading.Event()
@@ -133,9 +138,9 @@ def _stop_workers(folder: Path, report: Any, metric: str) -> Iterator[None]:
         return 0
 
     def follow() -> None:
-        seen = len(_evaluations(folder, metric))
+        seen = len(_evaluations(folder, metric, stage))
         while not done.wait(0.3):
-            found = _evaluations(folder, metric)
+            found = _evaluations(folder, metric, stage)
             for step, value in found[seen:]:
                 total = steps_in_all()
                 if total and report({"share": step / total, metric: value}):
@@ -151,7 +156,7 @@ def _stop_workers(folder: Path, report: Any, metric: str) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _evaluations(folder: Path, metric: str) -> list[tuple[int, float]]:
+def _evaluations(folder: Path, metric: str, stage: str | None) -> list[tuple[int, float]]:
     from raybrew.tracking.jsonl import read_metrics
 
     try:
@@ -161,7 +166,7 @@ def _evaluations(folder: Path, metric: str) -> list[tuple[int, float]]:
     return [
         (record["step"], record[f"eval/{metric}"])
         for record in records
-        if record.get("kind") == "eval" and f"eval/{metric}" in record
+        if record.get("kind") == "eval" and f"eval/{metric}" in record and record.get("stage") == stage
     ]
 
 

@@ -176,6 +176,24 @@ def test_files_that_would_not_be_there(folder: Path, cluster: Cluster) -> None:
     assert any("data.eval: /shared/eval.jsonl is not on this machine" in line for line in lines)
 
 
+def test_a_runtime_environment_from_a_file(folder: Path, cluster: Cluster) -> None:
+    write(folder / "large.bin")
+    write(folder / "env.yaml", "excludes: ['*.bin', env.yaml]\npip: [six]\nenv_vars: {RAY_JOB_STOP_WAIT_TIME_S: 30}\n")
+    submitting.submit("x.yaml", "sweep", env={"A": "b"}, runtime_env="env.yaml")
+    assert set(cluster.packed) == {"x.yaml", "data/train.jsonl", ".raybrew/tiny.yaml"}
+    sent = cluster.arguments["runtime_env"]
+    assert sent["pip"] == ["six"]
+    assert sent["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "30", "A": "b"}
+    write(folder / "wrong.yaml", "env_var: {}\nworking_dir: .\n")
+    with pytest.raises(
+        ConfigError, match=r"env_var: unknown key.*did you mean 'env_vars'(.|\n)*given by --working-dir"
+    ):
+        submitting.submit("x.yaml", "sweep", runtime_env="wrong.yaml")
+    write(folder / "secret.yaml", "env_vars: {HF_TOKEN: abcdefgh1}\n")
+    with pytest.raises(ConfigError, match="HF_TOKEN: looks like a secret"):
+        submitting.submit("x.yaml", "sweep", runtime_env="secret.yaml")
+
+
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"])
 def test_secrets_are_refused(folder: Path, cluster: Cluster, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"--env {name}: looks like a secret.*Kubernetes Secret") as caught:
