@@ -96,6 +96,12 @@ def check_tasks(
     for index, match in enumerate(distill.matches if distill is not None else ()):
         problems += _match_teacher(f"distill.matches.{index}.teacher", match.teacher, task, named)
     for name, part in task.tasks.items():
+        if part.task.kind == "masked_lm":
+            problems.append(
+                Problem(
+                    f"task.tasks.{name}.task.kind", "given 'masked_lm', which is a task of its own; allowed: others"
+                )
+            )
         own = {**sections, "task": part.task, "data": part.data, "teacher": part.teacher}
         if student is not None:
             own["student"] = student.model_copy(update={"teacher": None})

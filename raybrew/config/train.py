@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import NOT_IDENTITY, Many, Section
+from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Many, Section
 
 __all__ = ["EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
 
@@ -94,6 +94,10 @@ class TrainConfig(Section):
 
 class FinetuneConfig(TrainConfig):
     """As `train`, with defaults for fine-tuning on labels."""
+
+    init: Literal["pretrained", "random"] = Field(default="pretrained", json_schema_extra=WHEN_SET)
+    """Weights to begin with: those of `teacher.model`, or random ones from `seed`; of the folder only config.json and
+    the tokenizer are read then."""
 
     epochs: int = Field(default=3, ge=1)
     """Passes over the training rows."""

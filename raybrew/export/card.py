@@ -22,6 +22,7 @@ _PIPELINES: Mapping[str, str] = MappingProxyType(
         "regression": "text-classification",
         "tagging": "token-classification",
         "qa": "question-answering",
+        "masked_lm": "fill-mask",
     }
 )
 _CLASSIFY = """\
@@ -52,6 +53,11 @@ _OWN_ARCHITECTURE = """\
 # instead, which runs bigru.py of this folder.
 import raybrew.models.bigru
 """
+_FILL = """\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="path/to/this/folder")
+print(fill(f"Some {fill.tokenizer.mask_token}."))"""
 #: Kind of task -> code that runs its models.
 _USAGE: Mapping[str, str] = MappingProxyType(
     {
@@ -60,6 +66,7 @@ _USAGE: Mapping[str, str] = MappingProxyType(
         "regression": _CLASSIFY.format(options=""),
         "tagging": _TAG,
         "qa": _ANSWER,
+        "masked_lm": _FILL,
     }
 )
 _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'

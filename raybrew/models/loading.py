@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -48,6 +49,7 @@ AUTO_CLASSES: dict[str, Any] = {
     "regression": AutoModelForSequenceClassification,
     "tagging": AutoModelForTokenClassification,
     "qa": AutoModelForQuestionAnswering,
+    "masked_lm": AutoModelForMaskedLM,
 }
 #: Task kind -> how transformers' own pipelines read the outputs of a sequence classifier.
 PROBLEM_TYPES: Mapping[str, Any] = {
@@ -111,6 +113,7 @@ def load_model(
 
     With `labels` the head gets that many outputs and those names; a head of another size, or that was trained for
     labels of other names, is made anew (fine-tuning), by torch's own generator.
+    No names at all (`masked_lm`): its outputs are the vocabulary.
     Without, all weights must be there (a finished teacher or student), or ModelError. `needs_head=False`, for what
     reads no logits, makes up those that lack: from `seed`, and without a trace in torch's generators.
     """
@@ -123,19 +126,19 @@ def load_model(
                 "model that was fine-tuned for this task"
             )
         return finished
-    model: PreTrainedModel = _load(
-        "model",
-        AUTO_CLASSES[task_kind].from_pretrained,
-        source,
-        dtype=torch.float32,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={name: index for index, name in enumerate(labels)},
-        ignore_mismatched_sizes=True,
-    )
+    named: dict[str, Any] = {}
+    if labels:  # none: the outputs are the vocabulary
+        named = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+            "ignore_mismatched_sizes": True,
+        }
+    load = AUTO_CLASSES[task_kind].from_pretrained
+    model: PreTrainedModel = _load("model", load, source, dtype=torch.float32, **named)
     model.config.problem_type = PROBLEM_TYPES.get(task_kind)
     before = model_labels(load_config(source))
-    if before is not None and before != labels:
+    if labels and before is not None and before != labels:
         _renew_output(model)
     return model
 

@@ -27,7 +27,7 @@ from raybrew.models.shapes import (
     sizes_text,
 )
 
-__all__ = ["Student", "build_student", "empty_model", "empty_student", "random_model", "student_config"]
+__all__ = ["Student", "build_student", "empty_model", "empty_student", "new_model", "random_model", "student_config"]
 
 #: Families whose layers cannot be shaped, and why.
 _REFUSED: Mapping[str, str] = MappingProxyType(
@@ -102,6 +102,13 @@ def empty_student(
             shaped = student_config(teacher_config, shape, labels, layers)
     with torch.device("meta"):
         return _build(shaped, task_kind, source.trust_remote_code)
+
+
+def new_model(source: ModelSource, task_kind: str, labels: tuple[str, ...], seed: int) -> PreTrainedModel:
+    """A model as the config of `source` describes it, with random weights that depend on `seed` alone."""
+    config = _with_labels(load_config(source), labels)
+    with _seeded(seed):
+        return _build(config, task_kind, source.trust_remote_code)
 
 
 def empty_model(config: PretrainedConfig, task_kind: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -209,6 +216,8 @@ def _nothing_given() -> ConfigError:
 
 def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> PretrainedConfig:
     config = copy.deepcopy(config)
+    if not labels:  # its outputs are the vocabulary
+        return config
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
     return config

@@ -19,6 +19,7 @@ from raybrew.reports.sweeps import CANDIDATE, TrialRecord, after, sessions_of, t
 from raybrew.sweeps.jobs import Job, canonical, control_jobs, make_job, shape_of
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.search import Optuna, build_source, optuna_params
+from raybrew.sweeps.trials import OVER, Trials
 
 __all__ = ["Conductor", "Older"]
 
@@ -55,13 +56,14 @@ class Conductor:
         self.objectives = objectives
         self.group = f"{base.name}-{ledger.folder.name}"
         self.jobs: dict[str, Job] = {}
-        self.trials: dict[str, TrialRecord] = {}
+        self.trials = Trials()
         self.running: dict[str, float] = {}
         self.queue: deque[str] = deque()
         self.exhausted = False
         self.stopped_by: str | None = None
         self._rerun_planned = False
         self._controlled: set[str] = set()
+        self._of_shape: dict[tuple[str, int], list[str]] = {}
         self._started = time.time()
         self._spent_before = 0.0
         self._take_up(older)
@@ -71,14 +73,20 @@ class Conductor:
     def _take_up(self, older: tuple[Older, ...]) -> None:
         """Everything that the ledger knows: finished trials count, the others go first."""
         records = self.ledger.records()
+        noted: dict[str, dict[str, Any]] = {}
+        for record in records:
+            if record["kind"] == "trial":
+                noted.setdefault(record["run"], record)
         for trial in trials_of(records):
             self.trials[trial.run] = trial
             try:
-                values = self._full_values(records, trial)
+                # What was laid over the base, which for controls is more than the values that are shown.
+                line = noted[trial.run]
+                values = dict(line.get("applied") or line["values"])
                 job = make_job(self.base, values, trial.seed, self.group, trial.role, trial.rerun)
             except ConfigError:
                 continue
-            self.jobs[trial.run] = dataclasses.replace(job, values=trial.values)
+            self._know(dataclasses.replace(job, values=trial.values))
             lasting = trial.status == "failed" and str(trial.error).split(":")[0] in LASTING
             if trial.status in ("waiting", "running") or (trial.status == "failed" and not lasting):
                 self.queue.append(trial.run)
@@ -91,26 +99,23 @@ class Conductor:
             self.source.tell(values, self._told(values))
         self._older_first = sorted(older, key=lambda one: -one.objectives[0])
 
-    def _full_values(self, records: list[dict[str, Any]], trial: TrialRecord) -> dict[str, Any]:
-        """What was laid over the base, which for controls is more than the values that are shown."""
-        line = next(record for record in records if record["kind"] == "trial" and record["run"] == trial.run)
-        return dict(line.get("applied") or line["values"])
+    def _know(self, job: Job) -> None:
+        self.jobs[job.run] = job
+        self._of_shape.setdefault((shape_of(job), job.seed), []).append(job.run)
 
     def _configurations(self) -> list[dict[str, Any]]:
         """Values of the search so far, in order."""
-        found = {canonical(t.values): t.values for t in self.trials.values() if t.role == CANDIDATE}
-        return list(found.values())
+        return self.trials.configurations()
 
     def trials_with(self, values: Mapping[str, Any], role: str = CANDIDATE) -> list[TrialRecord]:
         """All seeds of a configuration."""
-        wanted = canonical(values)
-        return [t for t in self.trials.values() if t.role == role and canonical(t.values) == wanted]
+        return self.trials.with_values(values, role)
 
     @property
     def num_trials(self) -> int:
         """Configurations of the whole search, as far as that is known."""
         if self.exhausted:
-            return len(self._configurations())
+            return len(self.trials.known)
         if self.sweep.trials is not None:
             return self.sweep.trials
         return 10**9 if self.sweep.search.kind == "grid" else DEFAULT_TRIALS
@@ -145,7 +150,7 @@ class Conductor:
 
     def _plan(self) -> None:
         """Put into the queue what the ledger calls for next."""
-        while not self.queue and len(self._configurations()) < self.num_trials:
+        while not self.queue and len(self.trials.known) < self.num_trials:
             values = self._ask()
             if values is None:
                 self.exhausted = True
@@ -158,7 +163,7 @@ class Conductor:
             self._plan_rerun()
 
     def _ask(self) -> dict[str, Any] | None:
-        known = {canonical(values) for values in self._configurations()}
+        known = self.trials.known
         while self._older_first and not isinstance(self.source, Optuna):
             values = self._older_first.pop(0).values
             if optuna_params(self.sweep, values) is not None and canonical(values) not in known:
@@ -184,11 +189,8 @@ class Conductor:
         self._controlled.add(key)
         for control in control_jobs(self.base, job, self.group, self.control_epochs, num_seeds, rerun):
             # Students of one shape that start otherwise have the same control.
-            known = any(
-                t.role == control.role and t.seed == control.seed and t.run in self.jobs
-                and shape_of(self.jobs[t.run]) == shape_of(control)
-                for t in self.trials.values()
-            )  # fmt: skip
+            alike = self._of_shape.get((shape_of(control), control.seed), ())
+            known = any(self.trials[run].role == control.role for run in alike)
             if not known:
                 self._add(control, None)
 
@@ -209,7 +211,7 @@ class Conductor:
             "trial", number=number, run=job.run, role=job.role, values=job.values, seed=job.seed, rerun=job.rerun,
             applied=applied, gpus=gpus,
         )  # fmt: skip
-        self.jobs[job.run] = job
+        self._know(job)
         if there is not None:
             self.trials[job.run] = after(there, line)
             return
@@ -264,9 +266,7 @@ class Conductor:
         self.running.pop(run, None)
         line = self.ledger.write("end", run=run, **outcome)
         trial = self.trials[run] = after(self.trials[run], line)
-        if trial.role == CANDIDATE and all(
-            t.status in ("done", "stopped", "failed") for t in self.trials_with(trial.values)
-        ):
+        if trial.role == CANDIDATE and all(t.status in OVER for t in self.trials_with(trial.values)):
             self.source.tell(trial.values, self._told(trial.values))
 
     def _told(self, values: Mapping[str, Any]) -> tuple[float, ...] | None:
@@ -288,20 +288,16 @@ class Conductor:
     def spent(self) -> dict[str, float]:
         """Minutes, GPU-hours, money and failures so far."""
         now = time.time()
-        trial_hours, gpu_hours, failures = 0.0, 0.0, 0
-        for run, trial in self.trials.items():
-            seconds = trial.seconds or 0.0
-            if run in self.running:
-                seconds += now - self.running[run]
-            trial_hours += seconds / 3600
-            gpu_hours += seconds / 3600 * trial.gpus
-            failures += trial.status == "failed"
+        seconds, gpu_seconds = self.trials.seconds, self.trials.gpu_seconds
+        for run, since in list(self.running.items()):  # another thread may ask
+            seconds += now - since
+            gpu_seconds += (now - since) * self.trials[run].gpus
         price = self.sweep.budget.price_per_hour
         return {
             "wall_minutes": (self._spent_before + now - self._started) / 60,
-            "gpu_hours": gpu_hours,
-            "money": trial_hours * price if price is not None else 0.0,
-            "failures": failures,
+            "gpu_hours": gpu_seconds / 3600,
+            "money": seconds / 3600 * price if price is not None else 0.0,
+            "failures": self.trials.counts["failed"],
         }
 
     def over_budget(self) -> str | None:

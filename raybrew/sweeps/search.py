@@ -6,7 +6,7 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from raybrew.config.space import corner_count, corners, is_active, is_excluded
@@ -29,7 +29,7 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 class Source(Protocol):
     """Gives configurations one by one."""
 
-    def next(self, known: set[str]) -> dict[str, Any] | None:
+    def next(self, known: Collection[str]) -> dict[str, Any] | None:
         """The next configuration that is not in `known` (canonical texts); None when there is none left."""
         ...
 
@@ -51,7 +51,7 @@ class Listed:
     def __init__(self, values: Iterator[dict[str, Any]]) -> None:
         self._values = values
 
-    def next(self, known: set[str]) -> dict[str, Any] | None:
+    def next(self, known: Collection[str]) -> dict[str, Any] | None:
         for repeated, values in enumerate(self._values):
             if canonical(values) not in known:
                 return values
@@ -122,7 +122,7 @@ class Optuna:
         )
         self._asked: dict[str, Any] = {}
 
-    def next(self, known: set[str]) -> dict[str, Any] | None:
+    def next(self, known: Collection[str]) -> dict[str, Any] | None:
         import optuna
 
         for _ in range(_PATIENCE):

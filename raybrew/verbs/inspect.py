@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from transformers import AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
@@ -32,6 +32,7 @@ _HEADS: Mapping[str, str] = MappingProxyType(
         "ForSequenceClassification": "classification",
         "ForTokenClassification": "tagging",
         "ForQuestionAnswering": "qa",
+        "ForMaskedLM": "masked_lm",
     }
 )
 
@@ -180,7 +181,7 @@ def _head_of(config: PretrainedConfig) -> str:
 def _built(config: PretrainedConfig, head: str) -> PreTrainedModel:
     if head in _HEADS.values() or head in ("multilabel", "regression"):
         return random_model(config, head)
-    return random_model(config, AutoModelForMaskedLM if head.endswith("ForMaskedLM") else AutoModel)
+    return random_model(config, AutoModel)
 
 
 def _fitting_length(wanted: int | None, configs: Sequence[PretrainedConfig]) -> int:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from raybrew.config import Experiment, MultiTaskConfig, TrainConfig
+from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
 from raybrew.data.loader import SignalSource, StepLoader
+from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.data.sampler import Order
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
@@ -20,7 +21,7 @@ from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSigna
 from raybrew.models.forward import checkpoint_layers, compiled
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
-from raybrew.models.students import build_student
+from raybrew.models.students import build_student, new_model
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
@@ -53,16 +54,15 @@ class Part:
         """The task's name among several, empty for an only one."""
         return self.inputs.task or ""
 
-    def metrics(
-        self, student: nn.Module, pad_token_id: int, context: Context, precision: Precision
-    ) -> dict[str, float]:
+    def metrics(self, student: nn.Module, tokenizer: Any, context: Context, precision: Precision) -> dict[str, float]:
         """Metrics of the student on this task's evaluation rows; empty without any."""
         rows = self.inputs.evaluation
         if rows is None:
             return {}
-        model = student[self.name] if isinstance(student, MultiTaskStudent) else student
-        logits = compute_logits(model, rows, pad_token_id, context, precision)
-        return task_of(self.view).metrics(logits, rows, rows.rows, self.inputs.labels)
+        model, task = student[self.name] if isinstance(student, MultiTaskStudent) else student, task_of(self.view)
+        shown = as_shown(rows, task, tokenizer, *EVALUATION)
+        logits = compute_logits(model, shown, tokenizer.pad_token_id, context, precision, task.head)
+        return task.metrics(logits, rows, rows.rows, self.inputs.labels)
 
 
 class Parts(NamedTuple):
@@ -88,7 +88,12 @@ def build_parts(
         view, labels = views[each.task], each.labels.names
         if finetuning:
             assert source is not None  # a finetune spec always names its starting point
-            model: Any = load_model(source, view.task.kind, labels)
+            random = isinstance(config, FinetuneConfig) and config.init == "random"
+            model: Any = (
+                new_model(source, view.task.kind, labels, config.seed)
+                if random
+                else load_model(source, view.task.kind, labels)
+            )
             tokenizer = tokenizer or load_tokenizer(source)
             view = view.model_copy(update={"distill": labels_only(view.distill)})
             objective = build_objective(view.distill, head=task_of(view).head)
@@ -167,8 +172,9 @@ def _loader(
     context: Context,
     stages: Stages | None = None,
 ) -> StepLoader:
+    task, training = task_of(part.view), part.inputs.training
     return StepLoader(
-        part.inputs.training,
+        training,
         order,
         rank=context.rank,
         world_size=context.world_size,
@@ -179,6 +185,7 @@ def _loader(
         micro_batch_tokens=config.micro_batch_tokens,
         teacher_at=lambda step: part.stored[0 if stages is None else stages.at(step)],
         pin_memory=context.device.type == "cuda",
+        in_epoch=lambda epoch: as_shown(training, task, parts.tokenizer, config.seed, epoch),
     )
 
 

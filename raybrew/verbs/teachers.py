@@ -93,7 +93,12 @@ def _is_live(
     num_labels: int,
     reporter: Reporter,
 ) -> bool:
-    """Whether the teacher runs in every step: as `source` says, by the rule of `runs_live` for `auto`."""
+    """Whether the teacher runs in every step: as `source` says, by the rule of `runs_live` for `auto`.
+
+    Where tokens are hidden in each epoch anew it always does.
+    """
+    if task_of(one).masking is not None:
+        return True
     if one.teacher.source != "auto":
         return one.teacher.source == "live"
     return _same_tokenizer(teacher, student) and runs_live(one, teacher, units, request, num_labels, reporter.say)
