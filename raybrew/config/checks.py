@@ -149,11 +149,13 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
     return problems
 
 
-def _without_layers(student: StudentConfig, distill: DistillConfig) -> list[Problem]:
+def _without_layers(student: StudentConfig, distill: DistillConfig, task: Any) -> list[Problem]:
     """What a recurrent student has none of."""
     if student.shape not in WITHOUT_LAYERS:
         return []
     problems = []
+    if task.kind == "masked_lm":
+        problems.append(Problem("student.shape", f"given {student.shape!r}, which has no head for masked words"))
     if student.init == "truncate" or student.init_layers != "even":
         key = "init" if student.init == "truncate" else "init_layers"
         problems.append(
@@ -389,7 +391,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("teacher",), _teacher),
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
-    (("student", "distill"), _without_layers),
+    (("student", "distill", "task"), _without_layers),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
     (("data", "train", "teacher", "task"), _early_stopping),
