@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raybrew.config.changes import check_changes
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
@@ -34,7 +35,10 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
     """Problems of combinations and, with `check_files`, of missing files."""
     task = sections.get("task")
     if isinstance(task, MultiTaskConfig):
-        return check_tasks(sections, task, lambda own: check_sections(own, check_files))
+        found = check_tasks(sections, task, lambda own: check_sections(own, check_files))
+        if all(name in sections for name in ("distill", "train", "teacher")):
+            found += check_changes(sections["distill"], sections["train"], sections["teacher"], task)
+        return list(dict.fromkeys(found))
     problems: list[Problem] = []
     for names, rule in _RULES:
         if all(name in sections for name in names):
@@ -79,6 +83,10 @@ def _train(key: str, train: TrainConfig) -> list[Problem]:
             problems.append(Problem(f"{key}.{epochs}", f"given beside {key}.{steps}; allowed: one of them"))
     if train.precision == "fp16" and train.device == "cpu":
         problems.append(Problem(f"{key}.precision", "given 'fp16' with device 'cpu'; allowed there: fp32, bf16"))
+    if train.changes and key != "train":
+        problems.append(
+            Problem(f"{key}.changes", "given; what changes as training goes on is a student's: train.changes")
+        )
     if train.compile and train.parallel == "fsdp":
         problems.append(Problem(f"{key}.compile", "given with parallel 'fsdp'; allowed with 'ddp' only"))
     return problems
@@ -364,6 +372,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("distill", "teacher"), _distill),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("distill", "train", "teacher", "task"), check_changes),
     (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),
     *TASK_RULES,

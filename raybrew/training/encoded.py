@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raybrew.config.changes import value_at, values_over
 from raybrew.config.train import EarlyStoppingConfig, TrainConfig
 from raybrew.data.loader import MicroBatch, StepBatch, StepLoader
 from raybrew.data.sampler import BatchSize, Order
@@ -74,6 +75,7 @@ class EncodedProgram:
         self.loader = loader
         self.config = config
         self.metric = metric
+        self.learning_rates = values_over("train.learning_rate", config.learning_rate, config.changes)
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
         self.find_unused = not trainee.objective.uses_all_parameters
         self.num_steps = loader.num_steps
@@ -107,9 +109,10 @@ class EncodedProgram:
 
     def start_step(self, step: int, rank: int) -> None:
         _seed_dropout(self.config.seed, step, rank)
+        self.trainee.objective.start_step(step / self.num_steps)
         first, num_steps = self.stages.span(step)
         factor = learning_rate_factor(step - first, num_steps, self.config.warmup, self.config.schedule)
-        rate = self.stages.learning_rates[self.stages.at(step)] or self.config.learning_rate
+        rate = self.stages.learning_rates[self.stages.at(step)] or value_at(self.learning_rates, step / self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * factor * group["lr_scale"]
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from raybrew.config import DistillConfig, Experiment
 from raybrew.config.problems import Problem, raise_problems
+from raybrew.distillers.changes import with_changes
 from raybrew.distillers.matches import LayerMatch, resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.errors import ModelError
@@ -39,7 +40,18 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
         seed = view.train.seed + len(stages)
         stages.append(_of_stage(view, key, losses, student_config, teachers, seed, earlier))
         earlier |= dict(stages[-1].projections.items())
-    return in_stages(stages)
+    objective = in_stages(stages)
+    if not view.train.changes:
+        return objective
+
+    def match_weights(losses: DistillConfig) -> dict[str, float]:
+        if not losses.matches:
+            return {}
+        depths = {name or "": dims_of(load_config(source)).layers for name, source in teachers.items()}
+        found = resolve_matches(losses.matches, dims_of(student_config).layers, depths)
+        return {match.name: match.weight for match in found}
+
+    return with_changes(objective, view.distill, view.train, match_weights)
 
 
 def labels_only(distill: DistillConfig) -> DistillConfig:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.space import planned_trainings
 from raybrew.config.stages import stage_ends
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
@@ -154,9 +155,16 @@ class Plan:
         if self.passes <= 1:
             return "run the teacher live (teacher.source=live): its outputs would be read once only"
         return (
-            f"store: the teacher runs once instead of {self.passes:g} times, "
+            f"store: the teacher runs once instead of {self.passes:g} times{self._trials_text}, "
             f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
         )
+
+    @property
+    def _trials_text(self) -> str:
+        if self.trials == 1 or self.training is None:
+            return ""
+        epochs = self.training.epochs
+        return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""
@@ -188,13 +196,21 @@ class Plan:
 
 
 def plan(
-    experiment: Experiment, *, trials: int = 1, price_per_hour: float | None = None, reporter: Reporter | None = None
+    experiment: Experiment,
+    *,
+    trials: int | None = None,
+    price_per_hour: float | None = None,
+    reporter: Reporter | None = None,
 ) -> Plan:
     """What capturing and training `experiment` will take for `trials` trainings. Nothing is written.
+
+    Without `trials`: those of its sweep, controls left aside, or one.
 
     A few seconds of the real teacher and student on this machine are measured; a teacher that is not fine-tuned yet is
     taken as its base model, which has the same speed and sizes. Raises ConfigError, DataError and ModelError.
     """
+    if trials is None:
+        trials = planned_trainings(experiment.sweep) if experiment.sweep is not None else 1
     if trials < 1:
         raise ConfigError(f"--trials: given {trials}; allowed: at least 1")
     reporter = reporter or QuietReporter()
