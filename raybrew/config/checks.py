@@ -16,7 +16,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
 from raybrew.config.stages import check_method, check_stages
 from raybrew.config.store import StoreConfig
-from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.student import WITHOUT_LAYERS, ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
@@ -154,6 +154,35 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
         problems.append(
             Problem("student.shape.heads", f"given {shape.heads}; allowed: a divisor of hidden ({shape.hidden})")
         )
+    return problems
+
+
+def _without_layers(student: StudentConfig, distill: DistillConfig, task: Any) -> list[Problem]:
+    """What a recurrent student has none of."""
+    if student.shape not in WITHOUT_LAYERS:
+        return []
+    problems = []
+    if task.kind == "masked_lm":
+        problems.append(Problem("student.shape", f"given {student.shape!r}, which has no head for masked words"))
+    if student.init == "truncate" or student.init_layers != "even":
+        key = "init" if student.init == "truncate" else "init_layers"
+        problems.append(
+            Problem(f"student.{key}", f"given for {student.shape}, which has no layers of its teacher; remove it")
+        )
+    for key, losses in distill.keyed_parts:
+        problems += [
+            Problem(
+                f"{key}.matches.{index}",
+                f"{match.loss} compares {match.compares}, but {student.shape} has no attention; allowed: losses of "
+                "hidden states (layer 0 are its embeddings, 1 its outputs) and pooled ones",
+            )
+            for index, match in enumerate(losses.matches)
+            if match.weight > 0 and match.compares not in ("hidden", "pooled")
+        ]
+        if losses.emd is not None and losses.emd.attention > 0:
+            problems.append(
+                Problem(f"{key}.emd.attention", f"given, but {student.shape} has no attention; set it to 0")
+            )
     return problems
 
 
@@ -370,6 +399,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("teacher",), _teacher),
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
+    (("student", "distill", "task"), _without_layers),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
     (("distill", "train", "teacher", "task"), check_changes),
