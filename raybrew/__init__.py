@@ -13,6 +13,8 @@ from raybrew.version import __version__
 if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
+    from raybrew.jobs.handle import JobHandle
+    from raybrew.jobs.submit import submit
     from raybrew.store.reader import Store
     from raybrew.sweeps.result import Sweep, SweepResult
     from raybrew.sweeps.run import sweep
@@ -66,6 +68,7 @@ _WHERE = {
     "register_new": "raybrew.textbrewer.presets",
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
+    "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
@@ -94,6 +97,7 @@ _WHERE = {
     "load_experiment": "raybrew.config.loading",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
+    "submit": "raybrew.jobs.submit",
 }
 
 __all__ = [
@@ -112,6 +116,7 @@ __all__ = [
     "Experiment",
     "GeneralDistiller",
     "Inspected",
+    "JobHandle",
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
@@ -141,6 +146,7 @@ __all__ = [
     "prune_stores",
     "register_new",
     "report",
+    "submit",
     "sweep",
     "verify_live",
     "verify_stores",

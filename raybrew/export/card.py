@@ -47,6 +47,12 @@ with torch.inference_mode():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+#: Where transformers does not have the architecture.
+_OWN_ARCHITECTURE = """\
+# transformers does not have this architecture, raybrew does. Without raybrew, pass trust_remote_code=True below
+# instead, which runs bigru.py of this folder.
+import raybrew.models.bigru
+"""
 _FILL = """\
 from transformers import pipeline
 
@@ -86,7 +92,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
         _metadata(summary),
         f"# {_escape(summary.get('name') or 'student')}",
         _introduction(summary),
-        _usage(summary.get("task") or "classification"),
+        _usage(summary.get("task") or "classification", (summary.get("student") or {}).get("architecture") or ""),
         _figures(summary),
         _lineage(summary),
         _settings(summary),
@@ -127,8 +133,11 @@ def _introduction(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _usage(task: str) -> str:
-    parts = ["## How to use", _fenced(_USAGE[task], "python")]
+def _usage(task: str, architecture: str) -> str:
+    code = _USAGE[task]
+    if architecture.startswith("BiGRU"):
+        code = f"{_OWN_ARCHITECTURE}\n{code}"
+    parts = ["## How to use", _fenced(code, "python")]
     return "\n\n".join([*parts, _PAIRS] if _PIPELINES[task] == "text-classification" else parts)
 
 

@@ -1,7 +1,7 @@
 """Words that may stand in the place of others, by a masked language model (TinyBERT, arXiv 1909.10351, algorithm 1).
 
-A word of one token is masked and guessed. One of several tokens, for which the model has no single guess, gets the words
-whose input embeddings are nearest to the mean of its own; the paper looks those up in GloVe.
+A word of one token is masked and guessed. One of several tokens gets the words whose input embeddings are nearest to
+the mean of its own, as the model has no one guess for it; the paper looks those up in GloVe.
 """
 
 from __future__ import annotations

@@ -12,10 +12,13 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.space import apply_values
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
 
-__all__ = ["Job", "canonical", "control_jobs", "make_job", "shape_of"]
+__all__ = ["LASTING", "Job", "canonical", "control_jobs", "make_job", "shape_of"]
+
+#: Names of the built-in errors that mean the configuration is at fault: running it again would end the same way.
+LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelError")
 
 #: What a control does without, whatever its experiment says.
-_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "stages": []}
+_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "theseus": None, "stages": []}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -228,6 +228,8 @@ def test_a_distillation_without_labels_and_with_copies(model: str, tmp_path: Pat
     # The control has neither.
     with pytest.raises(ConfigError, match="given 1, but there is no data"):
         build_experiment({**values, "distill": {"hard_label_weight": 1.0}})
+    with pytest.raises(ConfigError, match="controls: given true, but there is no data"):
+        build_experiment({**values, "sweep": {"space": {"distill.temperature": [1, 2]}}})
     alone = {**values, "data": {"unlabeled": values["data"]["unlabeled"], "augment": {"kind": "deleting"}}}  # type: ignore[index]
     with pytest.raises(ConfigError, match=r"data.augment.of: given 'train', but data.train names no source"):
         raybrew.distill(build_experiment(alone))

@@ -20,18 +20,23 @@ from raybrew.data.rows import load_rows
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
 from raybrew.verbs.prepare import task_of
 
-#: Folder -> the students with a published figure; the file of a folder's own name is a published row as well.
+#: Folder -> its files with a published figure beside that of the folder's own name, and the method of each.
+STUDENTS = dict.fromkeys(("T6", "T3-small", "T4-tiny", "T12-nano"), "textbrewer")
+METHODS = {"distilbert": "distilbert", "pkd": "pkd-skip", "tinybert": "tinybert"}
+CHINESE = dict.fromkeys(("T3-small", "T4-tiny", "Electra-small"), "textbrewer")
 PUBLISHED = {
-    "mnli": ("T6", "T3-small", "T4-tiny", "T12-nano", "multi_teacher"),
-    "squad": ("T6", "T3-small", "T4-tiny", "T12-nano"),
-    "conll2003": ("T6", "T3-small", "T4-tiny", "T12-nano"),
-    "xnli": ("T3-small", "T4-tiny", "Electra-small"),
-    "lcqmc": ("T3-small", "T4-tiny", "Electra-small"),
-    "cmrc2018": ("T3-small", "T4-tiny", "Electra-small"),
-    "drcd": ("T3-small", "T4-tiny", "Electra-small"),
-    "msra_ner": ("workers",),
+    "mnli": STUDENTS | METHODS | {"multi_teacher": "kd"},
+    "squad": STUDENTS | METHODS,
+    "conll2003": STUDENTS,
+    "xnli": CHINESE,
+    "lcqmc": CHINESE,
+    "cmrc2018": CHINESE,
+    "drcd": CHINESE,
+    "msra_ner": {},
 }
-NUM_FILES = 49
+#: Files of other teachers than the task's first one.
+OTHER_TEACHER = ("Electra-small", "tinybert", "multi_teacher")
+NUM_FILES = 59
 ROWS_READ = 250
 FIGURE = re.compile(r"[Pp]ublished.*\d\d\.\d", re.DOTALL)
 
@@ -64,26 +69,29 @@ def test_every_file_is_valid_by_the_command(repo_root: Path) -> None:
 @pytest.mark.parametrize("folder", PUBLISHED)
 def test_every_published_row_has_a_file_with_its_figure(repo_root: Path, folder: str) -> None:
     base = repo_root / "experiments" / folder / f"{folder}.yaml"
-    assert FIGURE.search(header(base))
-    teachers = {}
-    for name in PUBLISHED[folder]:
+    first = load_experiment(base)
+    assert first.distill.method == "textbrewer"
+    for name, method in ({folder: "textbrewer"} | PUBLISHED[folder]).items():
         path = base.with_name(f"{name}.yaml")
-        experiment = load_experiment(path)
-        assert experiment.distill.temperature == 8
-        if name == "workers":
-            assert experiment.train.workers == 2
-            continue
         assert FIGURE.search(header(path)), path
-        if name == "multi_teacher":
-            continue
-        assert name in (experiment.student.shape, "Electra-small")
-        depth = {"T3-small": "L3n?", "T4-tiny": "L4t?", "T6": "L6"}.get(name, "small")
-        assert all(re.fullmatch(rf"{depth}_hidden_s?m\w+", str(match.preset)) for match in experiment.distill.matches)
-        assert len(experiment.distill.matches) == 2
-        teachers[name] = experiment.run_id("finetune")
-    # One teacher, fine-tuned once, serves all students but those of ELECTRA.
-    teachers.pop("Electra-small", None)
-    assert set(teachers.values()) <= {load_experiment(base).run_id("finetune")}
+        experiment = load_experiment(path)
+        assert experiment.distill.method == method
+        if method == "textbrewer":
+            assert [match.loss for match in experiment.distill.matches] == ["hidden_mse", "mmd"]
+            assert experiment.distill.temperature == 8
+            assert not experiment.distill.scale_by_temperature_squared
+        if name in STUDENTS:
+            assert experiment.student.shape == name
+        # One teacher, fine-tuned once, serves all students but those of another.
+        if name not in OTHER_TEACHER:
+            assert experiment.run_id("finetune") == first.run_id("finetune")
+
+
+def test_workers_change_nothing_but_their_number(repo_root: Path) -> None:
+    folder = repo_root / "experiments" / "msra_ner"
+    one, two = (load_experiment(folder / name) for name in ("msra_ner.yaml", "workers.yaml"))
+    assert (one.train.workers, two.train.workers) == (1, 2)
+    assert two.run_id("distill") == one.run_id("distill")
 
 
 def _local(path: Path) -> str:
