@@ -12,7 +12,7 @@ from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "control_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,20 +165,26 @@ def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:
     return same and len(sizes) <= 1 and evaluation_key(teacher.runs[0]) == evaluation_key(student.runs[0])
 
 
-def _against_control(row: Row, rows: Sequence[Row]) -> Row:
-    """`row` with its gain over the control of the same shape and evaluation whose other settings agree best."""
+def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
     if row.role != "student" or not row.done or row.quality is None:
-        return row
+        return None
     candidates = [
         (len(_differences(row, other)), -other.quality.mean, index, other)
         for index, other in enumerate(rows)
         if other.role == "control" and other.done and other.quality and other.metric == row.metric
         if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
     ]
-    if not candidates:
-        return row
     # Among equally close controls the strongest, so that the gain is not flattered.
-    control = min(candidates)[3]
+    return min(candidates)[3] if candidates else None
+
+
+def _against_control(row: Row, rows: Sequence[Row]) -> Row:
+    """`row` with its gain over its control."""
+    control = control_of(row, rows)
+    if control is None:
+        return row
+    assert row.quality is not None
     assert control.quality is not None
     mine, theirs = _by_seed(row), _by_seed(control)
     paired = bool(mine) and set(mine) == set(theirs)
