@@ -13,6 +13,8 @@ from raybrew.version import __version__
 if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
+    from raybrew.jobs.handle import JobHandle
+    from raybrew.jobs.submit import submit
     from raybrew.store.reader import Store
     from raybrew.sweeps.result import Sweep, SweepResult
     from raybrew.sweeps.run import sweep
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.evaluate import evaluate, evaluate_all
     from raybrew.verbs.export import Export, export
     from raybrew.verbs.finetune import finetune, finetune_all
+    from raybrew.verbs.inspect import Inspected, inspect
     from raybrew.verbs.plan import Plan, plan
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
@@ -68,6 +71,7 @@ _WHERE = {
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
     "Export": "raybrew.verbs.export",
+    "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
@@ -78,6 +82,8 @@ _WHERE = {
     "sweep": "raybrew.sweeps.run",
     "PruneRules": "raybrew.verbs.store",
     "list_stores": "raybrew.verbs.store",
+    "Inspected": "raybrew.verbs.inspect",
+    "inspect": "raybrew.verbs.inspect",
     "Plan": "raybrew.verbs.plan",
     "plan": "raybrew.verbs.plan",
     "plan_prune": "raybrew.verbs.store",
@@ -97,6 +103,7 @@ _WHERE = {
     "load_student": "raybrew.verbs.student",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
+    "submit": "raybrew.jobs.submit",
 }
 
 __all__ = [
@@ -115,6 +122,8 @@ __all__ = [
     "Experiment",
     "Export",
     "GeneralDistiller",
+    "Inspected",
+    "JobHandle",
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
@@ -137,6 +146,7 @@ __all__ = [
     "export",
     "finetune",
     "finetune_all",
+    "inspect",
     "list_stores",
     "load_experiment",
     "load_student",
@@ -146,6 +156,7 @@ __all__ = [
     "prune_stores",
     "register_new",
     "report",
+    "submit",
     "sweep",
     "verify_live",
     "verify_stores",

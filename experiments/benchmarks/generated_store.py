@@ -20,7 +20,8 @@ from raybrew.store.storage import LocalFolder
 
 __all__ = ["make_store"]
 
-_ROWS_PER_SHARD, _TOKENS, _DIM = 65536, 4, 8
+ROWS_PER_SHARD = 65536
+_TOKENS, _DIM = 4, 8
 HIDDEN = Signal("hidden", 1)
 
 
@@ -29,11 +30,11 @@ def ids_of(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 16), np.uint8)
 
 
-def make_store(path: Path, count: int) -> Path:
+def make_store(path: Path, count: int, rows_per_shard: int = ROWS_PER_SHARD) -> Path:
     """A finished store of `count` rows of 4 tokens: logits, and one hidden layer of 8 numbers."""
     storage, ids, rng, shards = LocalFolder(path), ids_of(count), np.random.default_rng(1), []
-    for index, first in enumerate(range(0, count, _ROWS_PER_SHARD)):
-        here = ids[first : first + _ROWS_PER_SHARD]
+    for index, first in enumerate(range(0, count, rows_per_shard)):
+        here = ids[first : first + rows_per_shard]
         rows = len(here)
         offsets = np.arange(rows + 1) * _TOKENS
         tokens = pa.array(rng.integers(0, 30000, rows * _TOKENS, np.int32))

@@ -17,6 +17,7 @@ __all__ = ["Family", "list_names"]
 class Family(str, enum.Enum):
     """What can be listed."""
 
+    methods = "methods"
     losses = "losses"
     matches = "matches"
     shapes = "shapes"
@@ -46,6 +47,23 @@ def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], 
 
 
 Rows = list[tuple[str, str]]
+
+
+def _methods() -> tuple[str, Rows]:
+    from raybrew.methods import METHODS
+
+    rows = []
+    for name, method in METHODS.items():
+        parts = [f"{method.summary} ({method.source})" if method.source else method.summary]
+        if method.starts:
+            starts = ", ".join(f"student.{key}={value}" for key, value in method.starts.items())
+            parts.append(f"Its students start by {starts}.")
+        if method.differs:
+            parts.append(f"Not as published: {method.differs}.")
+        if method.figures:
+            parts.append("Published: " + "; ".join(map(str, method.figures)) + ".")
+        rows.append((name, "\n".join(parts)))
+    return "distill.method", rows
 
 
 def _losses() -> tuple[str, Rows]:
@@ -169,6 +187,7 @@ def _choices(section: Any, field: str) -> tuple[str, ...]:
 
 
 _FAMILIES: dict[Family, Callable[[], tuple[str, Rows]]] = {
+    Family.methods: _methods,
     Family.losses: _losses,
     Family.matches: _matches,
     Family.shapes: _shapes,

@@ -21,8 +21,9 @@ def plan(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     trials: Annotated[
-        int, typer.Option("--trials", min=1, help="Trainings that read the store, as in a sweep.", show_default=True)
-    ] = 1,
+        int | None,
+        typer.Option("--trials", min=1, help="Trainings that read the store. Default: those of `sweep`, or one."),
+    ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option("--price-per-hour", min=0, help="Price of an hour of one device.")
     ] = None,
@@ -59,7 +60,7 @@ def _print(found: Plan) -> None:
         table.add_row("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})")
         table.add_row("one training", _time(training.worker_seconds / training.workers))
     for name, seconds in (("with a store", found.stored_seconds), ("teacher live", found.live_seconds)):
-        if found.stores:
+        if found.stores and not (found.live_because and name == "with a store"):
             price = ""
             if found.price_per_hour is not None:
                 price = f", price {seconds / 3600 * found.price_per_hour:.2f}"
@@ -67,7 +68,7 @@ def _print(found: Plan) -> None:
                 f"{found.trials} training{'s' if found.trials > 1 else ''}, {name}",
                 f"{_time(seconds)} of one {device} worker ({seconds / 3600:.2f} {device} hours{price})",
             )
-    if found.stores:
+    if found.stores and not found.live_because:
         table.add_row("break-even", f"1 pass over the rows; here are {found.passes:g}")
     console.print(table, markup=False)
     for problem in found.problems:
@@ -80,9 +81,14 @@ def _store_table(store: StorePlan) -> object:
 
     from raybrew.verbs.amounts import Sizes
 
-    table = Table("", "", title=f"store of {store.label}", title_justify="left", title_style="bold", show_header=False)
+    title = f"store of {store.label}" if store.bytes else f"live teacher of {store.label}"
+    table = Table("", "", title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_row("teacher", store.teacher)
     table.add_row("rows, tokens", f"{store.rows} rows, {store.tokens} tokens, at most {store.longest} in a row")
+    if not store.bytes:
+        speed = f"{store.tokens_per_second:.0f} tokens/s, {store.device}"
+        table.add_row("a pass", f"{_time(store.actor_seconds)} ({speed})")
+        return table
     for name, count in store.bytes.items():
         table.add_row(name, Sizes.text(count))
     room = "" if store.free_bytes is None else f", {Sizes.text(store.free_bytes)} free"

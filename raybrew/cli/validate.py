@@ -12,6 +12,7 @@ from raybrew.cli.options import AsJson
 from raybrew.cli.terminal import print_json, write_line
 from raybrew.config.loading import load_experiment
 from raybrew.config.space import space_notes
+from raybrew.config.stages import method_notes
 from raybrew.errors import ConfigError
 
 __all__ = ["validate"]
@@ -34,7 +35,7 @@ def validate(
         try:
             experiment = load_experiment(Path(path), overrides, check_files=files)
             found[path] = []
-            notes[path] = space_notes(experiment)
+            notes[path] = [*method_notes(experiment.distill, experiment.student), *space_notes(experiment)]
         except ConfigError as error:
             found[path] = list(error.problems) or [str(error)]
             if not as_json:

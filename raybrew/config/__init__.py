@@ -12,6 +12,7 @@ from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import (
     TASK_CONFIGS,
     ClassificationConfig,
+    MaskedLMConfig,
     MultilabelConfig,
     QAConfig,
     RegressionConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "Experiment",
     "FinetuneConfig",
     "KDLossConfig",
+    "MaskedLMConfig",
     "MatchConfig",
     "MultiTaskConfig",
     "MultilabelConfig",

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raybrew.config.changes import check_changes
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
+from raybrew.config.stages import check_method, check_stages
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
@@ -33,7 +35,10 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
     """Problems of combinations and, with `check_files`, of missing files."""
     task = sections.get("task")
     if isinstance(task, MultiTaskConfig):
-        return check_tasks(sections, task, lambda own: check_sections(own, check_files))
+        found = check_tasks(sections, task, lambda own: check_sections(own, check_files))
+        if all(name in sections for name in ("distill", "train", "teacher")):
+            found += check_changes(sections["distill"], sections["train"], sections["teacher"], task)
+        return list(dict.fromkeys(found))
     problems: list[Problem] = []
     for names, rule in _RULES:
         if all(name in sections for name in names):
@@ -78,6 +83,10 @@ def _train(key: str, train: TrainConfig) -> list[Problem]:
             problems.append(Problem(f"{key}.{epochs}", f"given beside {key}.{steps}; allowed: one of them"))
     if train.precision == "fp16" and train.device == "cpu":
         problems.append(Problem(f"{key}.precision", "given 'fp16' with device 'cpu'; allowed there: fp32, bf16"))
+    if train.changes and key != "train":
+        problems.append(
+            Problem(f"{key}.changes", "given; what changes as training goes on is a student's: train.changes")
+        )
     if train.compile and train.parallel == "fsdp":
         problems.append(Problem(f"{key}.compile", "given with parallel 'fsdp'; allowed with 'ddp' only"))
     return problems
@@ -149,27 +158,35 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
 
 
 def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
-    problems = []
-    if distill.kd_weight == 0 and distill.hard_label_weight == 0 and not distill.compares_layers:
-        problems.append(
-            Problem("distill", "kd_weight, hard_label_weight and all matches are 0: there is nothing to learn from")
-        )
-    needs_teacher = distill.kd_weight > 0 or distill.compares_layers
-    if needs_teacher and not teacher.given:
+    problems = [*check_method(distill), *check_stages(distill)]
+    for key, part in distill.keyed_parts:
+        problems += _losses(key, part, teacher)
+    if distill.needs_teacher and not teacher.given:
         problems.append(Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher"))
     schedule = distill.temperature_schedule
     if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
         problems.append(
             Problem("distill.temperature_schedule.gamma", f"given {schedule.gamma:g} with kind 'cwsm'; it is of 'flsw'")
         )
-    for index, match in enumerate(distill.matches):
-        problems += _match(f"distill.matches.{index}", match)
-        problems += _modules(f"distill.matches.{index}", match, teacher)
-    if distill.emd is not None:
+    # What several stages take from `distill` is told once.
+    return list(dict.fromkeys(problems))
+
+
+def _losses(key: str, losses: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
+    """Problems of what is learnt in one stage, whose section is `key`."""
+    problems = []
+    if losses.kd_weight == 0 and losses.hard_label_weight == 0 and not losses.compares_layers:
+        problems.append(
+            Problem(key, "kd_weight, hard_label_weight and all matches are 0: there is nothing to learn from")
+        )
+    for index, match in enumerate(losses.matches):
+        problems += _match(f"{key}.matches.{index}", match)
+        problems += _modules(f"{key}.matches.{index}", match, teacher)
+    if losses.emd is not None:
         if teacher.members:
-            problems.append(Problem("distill.emd", "given with teacher.members; it is for one teacher"))
-        if distill.emd.hidden == distill.emd.attention == 0:
-            problems.append(Problem("distill.emd", "hidden and attention are 0; set distill.emd=null to do without it"))
+            problems.append(Problem(f"{key}.emd", "given with teacher.members; it is for one teacher"))
+        if losses.emd.hidden == losses.emd.attention == 0:
+            problems.append(Problem(f"{key}.emd", "hidden and attention are 0; set distill.emd=null to do without it"))
     return problems
 
 
@@ -253,7 +270,7 @@ def _modules(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Probl
 
 
 def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
-    if data.unlabeled and distill.kd_weight == 0 and not distill.compares_layers:
+    if data.unlabeled and not distill.needs_teacher:
         return [
             Problem(
                 "data.unlabeled",
@@ -296,10 +313,11 @@ def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig
 
 def _student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
     """What is not among a model's outputs is collected while a layer runs once, as it is written."""
-    inside = sorted({match.loss for match in distill.matches if match.compares != "hidden" and match.weight > 0})
-    if distill.emd is not None and distill.emd.attention > 0:
+    matches = [match for part in distill.parts for match in part.matches if match.weight > 0]
+    inside = sorted({match.loss for match in matches if match.compares != "hidden"})
+    if any(part.emd is not None and part.emd.attention > 0 for part in distill.parts):
         inside.append("emd.attention")
-    if any(match.student_module is not None and match.weight > 0 for match in distill.matches):
+    if any(match.student_module is not None for match in matches):
         inside.append("student_module")
     if not inside:
         return []
@@ -354,6 +372,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("distill", "teacher"), _distill),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("distill", "train", "teacher", "task"), check_changes),
     (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),
     *TASK_RULES,

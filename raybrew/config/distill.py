@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from raybrew.config.base import NOT_IDENTITY, WHEN_SET, FunctionName, Many, Section
+from raybrew.config.base import NOT_IDENTITY, WHEN_SET, FunctionName, Many, Name, Section
 from raybrew.config.match_names import MATCH_NAMES, match_set
 from raybrew.config.problems import near_match
+from raybrew.methods import METHODS, with_method
 
-__all__ = ["LAYER_MAPS", "DistillConfig", "EMDConfig", "KDLossConfig", "MatchConfig", "TemperatureScheduleConfig"]
+__all__ = [
+    "LAYER_MAPS",
+    "DistillConfig",
+    "EMDConfig",
+    "KDLossConfig",
+    "MatchConfig",
+    "StageConfig",
+    "TemperatureScheduleConfig",
+]
 
 #: Rules that pair student layers with teacher layers; a list of [student, teacher] pairs does as well (0 = embeddings).
 LAYER_MAPS = {
     "even": "student layer i with teacher layer i * teacher depth / student depth, embeddings included (TinyBERT)",
-    "last": "the student's layers with the teacher's last ones, in order (PKD-last)",
+    "last": "the student's layers with the teacher's last ones, in order",
+    "last_inner": "as `last`, but without the last layer of each (PKD-last)",
     "skip": "student layer i with teacher layer i * (teacher depth // student depth), the last left out (PKD-skip)",
     "final": "only the last layer of each",
 }
@@ -79,7 +89,7 @@ class MatchConfig(Section):
         | FunctionName
     )
     """Which loss; `raybrew list losses` explains each."""
-    layers: Literal["even", "last", "skip", "final"] | Many[Many[int]] = "even"
+    layers: Literal["even", "last", "last_inner", "skip", "final"] | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
     weight: float = Field(default=1.0, ge=0)
     """Weight of each pair."""
@@ -163,8 +173,59 @@ class EMDConfig(Section):
     """New weights go through a softmax at this temperature; not set: proportional to inverse costs."""
 
 
+class StageConfig(Section):
+    """One part of training after another. Losses that are not given here are those of `distill`.
+
+    The learning rate warms up and falls in each stage anew, and the optimizer starts afresh.
+    """
+
+    name: Name | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    """What logs call it. Not set: its number."""
+    share: float | None = Field(default=None, gt=0, le=1, json_schema_extra=WHEN_SET)
+    """Share of the run's steps. The last stage takes what the others leave."""
+    steps: int | None = Field(default=None, ge=1, json_schema_extra=WHEN_SET)
+    """Number of steps, in place of `share`."""
+    learning_rate: float | None = Field(default=None, gt=0, json_schema_extra=WHEN_SET)
+    """In place of `train.learning_rate`."""
+    temperature: float | None = Field(default=None, gt=0, json_schema_extra=WHEN_SET)
+    """In place of `distill.temperature`; the next ones likewise."""
+    kd_loss: KDLossConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """Loss between logits."""
+    kd_weight: float | None = Field(default=None, ge=0, json_schema_extra=WHEN_SET)
+    """Weight of the KD loss."""
+    hard_label_weight: float | None = Field(default=None, ge=0, json_schema_extra=WHEN_SET)
+    """Weight of the loss against labels."""
+    matches: Many[MatchConfig] | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """Losses between intermediate layers; [] for none."""
+    emd: EMDConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """All layers against all layers."""
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """What it says in place of `distill`."""
+        keys = ("temperature", "kd_loss", "kd_weight", "hard_label_weight", "matches", "emd")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+
 class DistillConfig(Section):
     """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match."""
+
+    method: (
+        Literal[
+            "kd",
+            "labels",
+            "textbrewer",
+            "distilbert",
+            "pkd-skip",
+            "pkd-last",
+            "tinybert",
+            "emd",
+            "minilm",
+            "minilm-v2",
+        ]
+        | None
+    ) = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    """A published method (`raybrew list methods`): it sets the keys below that are not given."""
 
     temperature: float = Field(default=4.0, gt=0)
     """Temperature of both softmaxes in the KD loss."""
@@ -185,8 +246,40 @@ class DistillConfig(Section):
     """Losses between intermediate layers."""
     emd: EMDConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """All layers against all layers; `{}` takes the defaults."""
+    stages: Many[StageConfig] = Field(default=(), json_schema_extra=WHEN_SET)
+    """Parts of training with losses of their own, such as [{share: 0.7, kd_weight: 0, matches: [...]}, {}]."""
+
+    @property
+    def parts(self) -> tuple[DistillConfig, ...]:
+        """The losses of each stage; of all of training without stages."""
+        if not self.stages:
+            return (self,)
+        alone = {"stages": (), "method": None}
+        return tuple(self.model_copy(update=alone | stage.losses) for stage in self.stages)
+
+    @property
+    def keyed_parts(self) -> tuple[tuple[str, DistillConfig], ...]:
+        """`parts`, each with the dotted key of its section."""
+        if not self.stages:
+            return (("distill", self),)
+        return tuple((f"distill.stages.{index}", part) for index, part in enumerate(self.parts))
 
     @property
     def compares_layers(self) -> bool:
-        """Whether anything but logits is compared with a teacher's."""
-        return any(match.weight for match in self.matches) or self.emd is not None
+        """Whether anything but logits is compared with a teacher's, in any stage."""
+        return any(any(match.weight for match in part.matches) or part.emd is not None for part in self.parts)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher has a part in any stage."""
+        return self.compares_layers or any(part.kd_weight > 0 for part in self.parts)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_method(cls, value: Any, build: ModelWrapValidatorHandler[DistillConfig]) -> DistillConfig:
+        """What the method says, under what is given; `model_fields_set` stays what is given."""
+        if not isinstance(value, dict) or value.get("method") not in METHODS:
+            return build(value)
+        made = build(with_method(value))
+        object.__setattr__(made, "__pydantic_fields_set__", set(value))
+        return made

@@ -61,6 +61,10 @@ class Experiment(Section):
         result: dict[str, Any] = self.model_dump(mode="json")
         return result
 
+    def written(self) -> dict[str, Any]:
+        """As `plain`, but of `distill` only what is given: what a method sets is left to another method's values."""
+        return self.plain() | {"distill": self.distill.model_dump(mode="json", exclude_unset=True)}
+
     def identity(self, verb: str) -> dict[str, Any]:
         """The values that decide what `verb` computes (not where, by how many workers, or how it is tracked)."""
         result: dict[str, Any] = {"verb": verb}
@@ -78,3 +82,10 @@ class Experiment(Section):
         """`<verb>-<hash>`: equal configurations share a run, and so resume it."""
         text = json.dumps(self.identity(verb), sort_keys=True, ensure_ascii=False)
         return f"{verb}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def sweep_id(self) -> str:
+        """`sweep-<hash>` of all that decides what is tried; budgets and sizes may change."""
+        assert self.sweep is not None
+        identity: dict[str, Any] = {"base": self.identity("distill"), "sweep": identity_of(self.sweep)}
+        text = json.dumps(identity, sort_keys=True, ensure_ascii=False, default=str)
+        return f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from raybrew.config.data import DataConfig
@@ -55,8 +55,7 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
         problems += _student_teacher(
             student, list(teacher.members), "it has one teacher; teacher.members names several"
         )
-    for index, match in enumerate(distill.matches if distill is not None else ()):
-        key = f"distill.matches.{index}.teacher"
+    for key, match in _keyed_matches(distill):
         if match.teacher is None:
             if teacher.members:
                 problems.append(Problem(key, f"required with several teachers; allowed: {_of(teacher)}"))
@@ -65,11 +64,19 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
     if teacher.members and teacher.average == "probabilities" and kind not in _SOFTMAX_KINDS:
         allowed = f"a task of kind {kind} has no softmax over classes; allowed: logits"
         problems.append(Problem("teacher.average", f"given 'probabilities', but {allowed}"))
-    if distill is not None and teacher.members and teacher.average == "probabilities" and distill.kd_loss.kind == "mse":
+    parts = distill.parts if distill is not None else ()
+    if teacher.members and teacher.average == "probabilities" and any(part.kd_loss.kind == "mse" for part in parts):
         problems.append(
             Problem("teacher.average", "given 'probabilities' with distill.kd_loss.kind 'mse', which compares logits")
         )
     return problems
+
+
+def _keyed_matches(distill: DistillConfig | None) -> Iterator[tuple[str, MatchConfig]]:
+    """All matches of all stages, with the dotted keys of their teachers."""
+    for key, part in distill.keyed_parts if distill is not None else ():
+        for index, match in enumerate(part.matches):
+            yield f"{key}.matches.{index}.teacher", match
 
 
 def check_tasks(
@@ -80,12 +87,21 @@ def check_tasks(
     student, distill, train = (sections.get(name) for name in ("student", "distill", "train"))
     if train is not None and train.parallel == "fsdp":
         problems.append(Problem("train.parallel", "given 'fsdp' with several tasks; allowed there: ddp"))
+    if distill is not None and distill.stages:
+        by = f"distill.method {distill.method!r} has" if distill.method is not None else "given"
+        problems.append(Problem("distill.stages", f"{by} stages, with several tasks; they are for one task"))
     named = _names(task)
     if student is not None:
         problems += _student_teacher(student, named, "")
     for index, match in enumerate(distill.matches if distill is not None else ()):
         problems += _match_teacher(f"distill.matches.{index}.teacher", match.teacher, task, named)
     for name, part in task.tasks.items():
+        if part.task.kind == "masked_lm":
+            problems.append(
+                Problem(
+                    f"task.tasks.{name}.task.kind", "given 'masked_lm', which is a task of its own; allowed: others"
+                )
+            )
         own = {**sections, "task": part.task, "data": part.data, "teacher": part.teacher}
         if student is not None:
             own["student"] = student.model_copy(update={"teacher": None})

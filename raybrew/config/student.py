@@ -45,8 +45,8 @@ class StudentConfig(Section):
     """A shape by name (`raybrew list shapes`) or by its numbers; architecture and vocabulary are the teacher's."""
     teacher: str | None = None
     """Which of several teachers a shape is made after, by name; `rte` or `rte/b` of task rte. Default: the first."""
-    init: Literal["auto", "teacher", "random"] = "auto"
-    """Weights of a shape: copied from `teacher` layers, or `random`; `auto`: copied if the shape is as wide as the
-    teacher, else random."""
+    init: Literal["auto", "teacher", "truncate", "random"] = "auto"
+    """Weights of a shape: copied from `teacher` layers; `truncate`: also out of wider ones, by their first numbers,
+    heads and neurons; or `random`. `auto`: copied if the shape is as wide as the teacher, else random."""
     init_layers: Literal["even", "first", "last", "skip"] | Many[int] = "even"
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""

@@ -16,6 +16,7 @@ __all__ = [
     "TASK_CONFIGS",
     "TASK_KD_LOSSES",
     "ClassificationConfig",
+    "MaskedLMConfig",
     "MultilabelConfig",
     "QAConfig",
     "RegressionConfig",
@@ -119,6 +120,27 @@ class QAConfig(Section):
     """Evaluation metric that chooses the best checkpoint."""
 
 
+class MaskedLMConfig(Section):
+    """Masked language modelling: hidden tokens of plain text are guessed, which is how encoders are pre-trained."""
+
+    kind: Literal["masked_lm"] = "masked_lm"
+    """Which task."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens; longer texts are cut between words, and no word is lost."""
+    mask_rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens of each row that are to be guessed, one at least; special tokens never are."""
+    masked: float = Field(default=0.8, ge=0, le=1)
+    """Of these tokens, the share that the mask token replaces."""
+    randomised: float = Field(default=0.1, ge=0, le=1)
+    """Of these tokens, the share that a random token replaces; the rest stays as it is."""
+    whole_words: bool = False
+    """Mask all pieces of a word together, words being those of the tokenizer (in Chinese BERT's each character)."""
+    top_k: int = Field(default=5, ge=1, le=100)
+    """Tokens that `raybrew predict` writes for each mask."""
+    metric: Literal["accuracy", "log_likelihood"] = "accuracy"
+    """Evaluation metric that chooses the best checkpoint."""
+
+
 #: `task.kind` -> its config. One line per task.
 TASK_CONFIGS: Mapping[str, type[Section]] = MappingProxyType(
     {
@@ -127,6 +149,7 @@ TASK_CONFIGS: Mapping[str, type[Section]] = MappingProxyType(
         "regression": RegressionConfig,
         "tagging": TaggingConfig,
         "qa": QAConfig,
+        "masked_lm": MaskedLMConfig,
     }
 )
 
@@ -138,6 +161,7 @@ TASK_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "regression": ("text", "text_pair", "label"),
         "tagging": ("tokens", "tags"),
         "qa": ("question", "context", "answers", "scored_answers"),
+        "masked_lm": ("text",),
     }
 )
 
@@ -150,13 +174,14 @@ TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "regression": ("mse",),
         "tagging": _SOFTMAX_LOSSES,
         "qa": _SOFTMAX_LOSSES,
+        "masked_lm": _SOFTMAX_LOSSES,
     }
 )
 
 #: Every metric that some task has, and what it is.
 METRICS: Mapping[str, str] = MappingProxyType(
     {
-        "accuracy": "share of rows (tagging: words) that are right",
+        "accuracy": "share of rows (tagging: words, masked_lm: masked tokens) that are right",
         "macro_f1": "F1 of each class, averaged over classes",
         "mcc": "Matthews' correlation coefficient, fair to unbalanced classes",
         "micro_f1": "F1 over all labels of all rows",
@@ -167,6 +192,7 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "exact_match": "share of answers that equal a true one, by SQuAD's or CMRC's rule",
         "precision": "share of the spans found that are right, by seqeval",
         "recall": "share of the true spans that are found, by seqeval",
+        "log_likelihood": "mean log-probability of masked tokens; perplexity is exp of its negative",
     }
 )
 
@@ -183,7 +209,8 @@ TaskConfig = Annotated[
     | Annotated[MultilabelConfig, Tag("multilabel")]
     | Annotated[RegressionConfig, Tag("regression")]
     | Annotated[TaggingConfig, Tag("tagging")]
-    | Annotated[QAConfig, Tag("qa")],
+    | Annotated[QAConfig, Tag("qa")]
+    | Annotated[MaskedLMConfig, Tag("masked_lm")],
     Discriminator(_kind_of),
 ]
 

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
 from raybrew.config.problems import Problem
-from raybrew.config.task import TASK_COLUMNS, TASK_KD_LOSSES, QAConfig, TaggingConfig, TaskConfig
+from raybrew.config.store import StoreConfig
+from raybrew.config.task import TASK_COLUMNS, TASK_KD_LOSSES, MaskedLMConfig, QAConfig, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 
-__all__ = ["TASK_RULES"]
+__all__ = ["TASK_RULES", "WHY_LIVE"]
+
+#: Why no store holds what a teacher says of masked texts.
+WHY_LIVE = "masks are new in every epoch, and a teacher's logits over its vocabulary are too large to keep"
 
 
 def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
@@ -47,17 +51,18 @@ def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
 
 
 def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
-    problems = []
-    kind, allowed = distill.kd_loss.kind, TASK_KD_LOSSES[task.kind]
-    shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
-    if distill.kd_weight > 0 and ":" not in kind and kind not in ("auto", *allowed):
-        problems.append(Problem("distill.kd_loss.kind", shown))
-    if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging"):
+    problems, allowed = [], TASK_KD_LOSSES[task.kind]
+    for key, part in distill.keyed_parts:
+        kind = part.kd_loss.kind
+        shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
+        if part.kd_weight > 0 and ":" not in kind and kind not in ("auto", *allowed):
+            problems.append(Problem(f"{key}.kd_loss.kind", shown))
+    if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging", "masked_lm"):
         problems.append(
             Problem(
                 "distill.temperature_schedule",
                 f"given for task.kind {task.kind!r}; it compares classes that exclude one another, of a fixed number "
-                "(classification, tagging)",
+                "(classification, tagging, masked_lm)",
             )
         )
     if distill.probability_shift and task.kind in ("multilabel", "regression"):
@@ -102,11 +107,43 @@ def _tagging(task: TaskConfig) -> list[Problem]:
     return []
 
 
+def _masked_lm(task: TaskConfig, data: DataConfig, teacher: TeacherConfig, store: StoreConfig) -> list[Problem]:
+    if not isinstance(task, MaskedLMConfig):
+        return []
+    problems = []
+    if task.masked + task.randomised > 1 + 1e-9:
+        problems.append(
+            Problem(
+                "task.randomised",
+                f"given {task.randomised} beside masked {task.masked}; allowed: shares that add up to 1 at most",
+            )
+        )
+    if data.unlabeled is not None:
+        problems.append(
+            Problem("data.unlabeled", "given for task.kind 'masked_lm', whose rows need no labels; use data.train")
+        )
+    if teacher.members:
+        problems.append(Problem("teacher.members", "given for task.kind 'masked_lm'; allowed: one teacher.model"))
+    if teacher.source == "store":
+        problems.append(
+            Problem("teacher.source", f"given 'store' for task.kind 'masked_lm'; allowed: auto, live ({WHY_LIVE})")
+        )
+    if store.signals:
+        problems.append(
+            Problem(
+                "store.signals",
+                f"given {list(store.signals)} for task.kind 'masked_lm', which has no store: {WHY_LIVE}",
+            )
+        )
+    return problems
+
+
 #: Names of the sections that a rule reads, and the rule.
 TASK_RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data"), _columns),
     (("task",), _tagging),
     (("task",), _qa),
+    (("task", "data", "teacher", "store"), _masked_lm),
     (("task", "teacher"), _average),
     (("task", "distill"), _kd_of_task),
 )

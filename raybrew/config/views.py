@@ -49,7 +49,7 @@ def one_teacher(view: Experiment, name: str | None) -> Experiment:
     """`view` with one of its teachers as the only one."""
     if name is None:
         return view
-    distill = view.distill.model_copy(update={"matches": ()})
+    distill = view.distill.model_copy(update={"matches": (), "stages": ()})
     return view.model_copy(update={"teacher": view.teacher.member(name), "distill": distill})
 
 

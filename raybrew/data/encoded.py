@@ -44,8 +44,13 @@ _SHARD_TOKENS = 1 << 23
 _SOURCE = "rows.arrow"
 #: Arrow type of each token column.
 _TOKEN_TYPES = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8())}
-#: Arrow type of what else `encode` of a task may give. `spans`: characters (from, to) of each item.
-_OTHER_TYPES = {"items": pa.list_(pa.int32()), "spans": pa.list_(pa.list_(pa.int32(), 2))}
+#: Arrow type of what else `encode` of a task may give. `spans`: characters (from, to) of each item;
+#: `begins`: 1 where a token begins a word.
+_OTHER_TYPES = {
+    "items": pa.list_(pa.int32()),
+    "spans": pa.list_(pa.list_(pa.int32(), 2)),
+    "begins": pa.list_(pa.int8()),
+}
 #: What stands in a batch where a row has fewer numbers than another.
 _PADDING = {"items": 0, "label": -1}
 

@@ -41,7 +41,7 @@ class Labeller:
         value = self._task.raw_label(raw, self._names_of_source or known)
         if not self._task.names_labels:
             if value is None:
-                raise BadValue(self._task.label_column, "no label")
+                raise BadValue(str(self._task.label_column), "no label")
             return value
         return [self._code(name) for name in value] if isinstance(value, tuple) else self._code(value)
 
@@ -50,7 +50,7 @@ class Labeller:
         if code is None:
             code = self._new_code(value)
             if code < 0:
-                raise BadValue(self._task.label_column, "no label")
+                raise BadValue(str(self._task.label_column), "no label")
             self._codes[value] = code
         return code
 

@@ -109,7 +109,9 @@ class StepLoader:
     """The steps of one worker from `start_step` on, in the order of (seed, epoch).
 
     Steps count from 0 over all epochs. `micro_batch_size` and `micro_batch_tokens` limit one forward pass of one
-    worker. Iterating starts a thread that keeps `depth` steps ready; an error in it is raised to the caller.
+    worker. `teacher_at`, in place of `teacher`, gives the source for a step. `in_epoch` gives the rows as a model reads
+    them in an epoch, where they differ from one to the next. Iterating starts a thread that keeps `depth` steps ready;
+    an error in it is raised to the caller.
     """
 
     def __init__(
@@ -125,10 +127,13 @@ class StepLoader:
         micro_batch_size: int | None = None,
         micro_batch_tokens: int | None = None,
         teacher: SignalSource | None = None,
+        teacher_at: Callable[[int], SignalSource | None] | None = None,
         pin_memory: bool = False,
         depth: int = 4,
+        in_epoch: Callable[[int], TokenRows] | None = None,
     ) -> None:
         self.data = data
+        self.in_epoch = in_epoch
         self.order = order
         self.rank = rank
         self.world_size = world_size
@@ -137,7 +142,7 @@ class StepLoader:
         self.pad_token_id = pad_token_id
         self.micro_batch_size = micro_batch_size
         self.micro_batch_tokens = micro_batch_tokens
-        self.teacher = teacher
+        self.teacher_at = teacher_at or (lambda step: teacher)
         self.pin_memory = pin_memory
         self.depth = depth
 
@@ -149,13 +154,14 @@ class StepLoader:
         step = self.start_step
         while step < self.num_steps:
             epoch = self.order.epoch_of(step)
+            data = self.data if self.in_epoch is None else self.in_epoch(epoch)
             for rows in self.order.batches(epoch)[step - self.order.first_step(epoch) :]:
                 if step >= self.num_steps:
                     return
-                yield self._assemble(step, epoch, rows)
+                yield self._assemble(step, epoch, rows, data)
                 step += 1
 
-    def _assemble(self, step: int, epoch: int, batch: np.ndarray) -> StepBatch:
+    def _assemble(self, step: int, epoch: int, batch: np.ndarray, data: TokenRows) -> StepBatch:
         size, bounded = self.order.size, self.order.size.bounded_lengths
         longest = int(self.data.lengths[batch[0]])  # rows of a batch are sorted by length
         most = -(-size.limit(longest) // self.world_size)  # rows of one worker in the largest batch of this length
@@ -164,7 +170,7 @@ class StepLoader:
         shares = share_of_rank(batch, self.rank, self.world_size, most)
         shape = (most, padded_length(longest, bounded)) if bounded else None
         micro_batches = [
-            collate(rows, self.data, self.pad_token_id, self.teacher, shape, int(batch[-1])) for rows in shares
+            collate(rows, data, self.pad_token_id, self.teacher_at(step), shape, int(batch[-1])) for rows in shares
         ]
         if self.pin_memory:
             micro_batches = [_pinned(micro) for micro in micro_batches]

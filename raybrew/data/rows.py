@@ -92,7 +92,8 @@ def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None 
     text = getattr(data, split)
     if text is None:
         raise ConfigError(f"data.{split} is not set; it names a file, a folder or a hub dataset")
-    known = task.fixed_labels or labels or None
+    fixed = task.fixed_labels
+    known = fixed if fixed is not None else labels or None
     if known is None and split == "eval" and data.train is not None:
         known = load_rows(data, "train", task).labels
     try:
@@ -102,17 +103,17 @@ def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None 
 
 
 def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None) -> RowSet:
-    labelled = split != "unlabeled"
-    columns = (*task.columns, task.label_column) if labelled else task.columns
+    label_column = task.label_column if split != "unlabeled" else None
+    columns = task.columns if label_column is None else (*task.columns, label_column)
     source = resolve_source(text, data.format, split)
     skip = data.on_bad_row == "skip"
     rows = _Rows(task)
-    labeller = Labeller(task, known) if labelled else None
+    labeller = Labeller(task, known) if label_column is not None else None
     bad: list[BadRow] = []
     num_rows = num_bad = 0
     for reader in open_source(source):
-        if labeller is not None:
-            labeller.use_names(reader.label_names(task.label_column))
+        if labeller is not None and label_column is not None:
+            labeller.use_names(reader.label_names(label_column))
         for row, line, raw in reader.rows(columns, task.optional_columns):
             num_rows += 1
             if isinstance(raw, BadRow):

@@ -76,6 +76,7 @@ class _Layers(LayerWeights):
 
     def __init__(self, weights: tuple[int, int], projections: Sequence[nn.Module], config: EMDConfig) -> None:
         super().__init__(*weights, config.update_weights, config.temperature)
+        self.config = config
         self.projections = nn.ModuleList(projections)
 
     def project(self, index: int, layer: Tensor) -> Tensor:
@@ -95,17 +96,24 @@ class EMDTerm(NamedTuple):
 
 
 def emd_terms(
-    config: EMDConfig, student: TeacherDims, teacher: TeacherDims, generator: torch.Generator
+    config: EMDConfig,
+    student: TeacherDims,
+    teacher: TeacherDims,
+    generator: torch.Generator,
+    earlier: Mapping[str, nn.Module] | None = None,
 ) -> tuple[list[EMDTerm], dict[str, nn.Module]]:
     """The terms of `config` for models of these sizes, and the modules that they train or move, by name.
 
-    LossError where widths differ without a projection, or heads differ.
+    Modules that `earlier` stages of training have go on. LossError where widths differ without a projection, or heads
+    differ, or a stage has other settings than an earlier one.
     """
     terms: list[EMDTerm] = []
     modules: dict[str, nn.Module] = {}
     depths = student.layers, teacher.layers
     if config.hidden > 0:
-        layers = _Layers(depths, _projections(config, student, teacher, generator), config)
+        layers = _carried("emd_hidden", earlier, config)
+        if layers is None:
+            layers = _Layers(depths, _projections(config, student, teacher, generator), config)
         modules["emd_hidden"] = layers
         embeddings = (Signal("hidden", 0),)
         given, wanted = (_all_layers("hidden", depth) for depth in depths)
@@ -118,12 +126,27 @@ def emd_terms(
                 f"distill.emd.attention: the student has {student.heads} attention heads, the teacher "
                 f"{teacher.heads}, and scores are compared head by head; set it to 0"
             )
-        layers = _Layers(depths, (), config)
+        layers = _carried("emd_attention", earlier, config) or _Layers(depths, (), config)
         modules["emd_attention"] = layers
         given, wanted = (_all_layers("attention", depth) for depth in depths)
         distance = _Distance(layers, given, wanted, attention_mse, Per.PAIR)
         terms.append(EMDTerm("emd.attention", config.attention, "pair", distance, given, wanted))
     return terms, modules
+
+
+def _carried(name: str, earlier: Mapping[str, nn.Module] | None, config: EMDConfig) -> _Layers | None:
+    """The weights of layers that an earlier stage has under this name."""
+    layers = (earlier or {}).get(name)
+    if not isinstance(layers, _Layers):
+        return None
+    for key in ("projection", "update_weights", "temperature"):
+        if getattr(layers.config, key) != getattr(config, key):
+            raise LossError(
+                f"distill.stages: emd.{key} is {getattr(config, key)!r} in one stage and "
+                f"{getattr(layers.config, key)!r} in an earlier one, but layer weights go on from stage to stage; give "
+                "both the same"
+            )
+    return layers
 
 
 def _all_layers(kind: str, depth: int) -> tuple[Signal, ...]:

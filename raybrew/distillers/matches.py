@@ -77,6 +77,8 @@ def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teache
         return [(i, round(i * teacher_layers / student_layers)) for i in range(student_layers + 1)]
     if rule == "last":
         return [(i, teacher_layers - student_layers + i) for i in range(1, student_layers + 1)]
+    if rule == "last_inner":
+        return [(i, teacher_layers - student_layers + i) for i in range(1, student_layers)]
     if rule == "skip":
         return [(i, i * (teacher_layers // student_layers)) for i in range(1, student_layers)]
     if rule == "final":
@@ -85,17 +87,21 @@ def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teache
 
 
 def resolve_matches(
-    matches: Sequence[MatchConfig], student_layers: int, teacher_depth: int | Mapping[str, int]
+    matches: Sequence[MatchConfig],
+    student_layers: int,
+    teacher_depth: int | Mapping[str, int],
+    section: str = "distill",
 ) -> tuple[LayerMatch, ...]:
     """All layer pairs of all matches; ConfigError names every pair that points outside a model or comes twice.
 
-    `teacher_depth` is the number of the teacher's layers, or of each of several teachers' by name. Rules leave out the
+    `teacher_depth` is the number of the teacher's layers, or of each of several teachers' by name; `section` is the
+    dotted key of what has the matches. Rules leave out the
     embeddings for what belongs to attention, whose layers begin with 1.
     """
     problems: list[Problem] = []
     resolved: dict[str, LayerMatch] = {}
     for index, match in enumerate(matches):
-        key = f"distill.matches.{index}"
+        key = f"{section}.matches.{index}"
         # Which names there are was checked with the configuration.
         teacher_layers = teacher_depth if isinstance(teacher_depth, int) else teacher_depth[match.teacher or ""]
         if match.student_module is not None:
@@ -131,7 +137,7 @@ def resolve_matches(
                 problems.append(Problem(f"{key}.layers", f"{found.name} is matched twice; keep one, with both weights"))
             elif match.weight > 0:
                 resolved[found.name] = found
-    raise_problems("distill.matches", problems)
+    raise_problems(f"{section}.matches", problems)
     return tuple(resolved.values())
 
 

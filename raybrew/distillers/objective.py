@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from raybrew.models.shapes import TeacherDims
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals
 from raybrew.tasks.heads import ClassHead, Head
 
-__all__ = ["Batch", "Objective", "TermSpec", "build_objective"]
+__all__ = ["Batch", "Objective", "StageTerms", "TermSpec", "build_objective", "in_stages"]
 
 #: One micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids` (batch, length); `logits_mask` (batch,),
 #: 0 for rows that only pad a worker's share; `labels`, `items` and `item_mask` as the task's head takes them.
@@ -52,10 +52,24 @@ class TermSpec:
     count_key: str | None
     compute: Callable[[Any, Any, Any], LossTerm]
     schedule: Callable[[float], float] | None = None  #: progress of training in [0, 1] -> factor on the weight
+    temperature: Callable[[float], float] | None = None  #: progress -> temperature, of the KD loss
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTerms:
+    """What is learnt in one stage of training, and what its terms ask for."""
+
+    terms: tuple[TermSpec, ...]
+    student_request: frozenset[Signal]
+    teacher_request: frozenset[Signal]
+    projections: frozenset[str] = frozenset()  #: names of the modules that they train or move
 
 
 class Objective(nn.Module):
-    """Weighted loss terms, and the modules that some of them train or move: projections, weights of layers."""
+    """Weighted loss terms, and the modules that some of them train or move: projections, weights of layers.
+
+    In a training of several stages (`in_stages`) terms and requests are those of the stage that was last entered.
+    """
 
     def __init__(
         self,
@@ -67,19 +81,47 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.head = head or ClassHead()
-        self.terms = terms
-        self.student_request = student_request
-        self.teacher_request = teacher_request
+        self.stages: tuple[StageTerms, ...] = (
+            StageTerms(terms, student_request, teacher_request, frozenset(projections)),
+        )
+        self.stage = 0
         self.projections = nn.ModuleDict(projections)
+
+    def enter(self, stage: int) -> None:
+        """From now on, the terms of this stage, counted from 0."""
+        self.stage = stage
+
+    @property
+    def terms(self) -> tuple[TermSpec, ...]:
+        return self.stages[self.stage].terms
+
+    @property
+    def student_request(self) -> frozenset[Signal]:
+        """What this stage asks of the student."""
+        return self.stages[self.stage].student_request
+
+    @property
+    def teacher_request(self) -> frozenset[Signal]:
+        """What this stage asks of the teacher."""
+        return self.stages[self.stage].teacher_request
+
+    @property
+    def teacher_union(self) -> frozenset[Signal]:
+        """What the teacher is asked for in all stages together."""
+        return frozenset(sorted_signals(signal for stage in self.stages for signal in stage.teacher_request))
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(term.name for term in self.terms)
 
     @property
-    def uses_all_of_student(self) -> bool:
-        """Whether every student parameter gets a gradient: true if some term reads the logits."""
-        return LOGITS in self.student_request
+    def uses_all_parameters(self) -> bool:
+        """Whether every parameter of student and projections gets a gradient in every stage.
+
+        All of the student's do if some term reads the logits.
+        """
+        everything = set(self.projections)
+        return all(LOGITS in stage.student_request and stage.projections == everything for stage in self.stages)
 
     def counts(self, batch: Batch) -> Tensor:
         """Items of each of COUNT_KEYS in `batch`, float64 (5,)."""
@@ -105,9 +147,24 @@ class Objective(nn.Module):
         """The weight of each term at this share of all steps."""
         return [term.weight * (term.schedule(progress) if term.schedule else 1.0) for term in self.terms]
 
+    def start_step(self, progress: float) -> None:
+        """Take the temperature that holds at this share of all steps, where one changes."""
+        for term in self.terms:
+            if term.temperature is not None:
+                term.compute.set_temperature(term.temperature(progress))  # type: ignore[attr-defined]  # the KD term
+
     def forward(self, student: Any, teacher: Any, batch: Any) -> list[LossTerm]:
         """The terms over one micro-batch, in the order of `names`."""
         return [term.compute(student, teacher, batch) for term in self.terms]
+
+
+def in_stages(stages: Sequence[Objective]) -> Objective:
+    """One objective for a training of several stages, in the first of them. Each was built after the one before it."""
+    projections = {name: module for stage in stages for name, module in stage.projections.items()}
+    first, *_ = stages
+    whole = Objective(first.terms, first.student_request, first.teacher_request, projections, first.head)
+    whole.stages = tuple(stage.stages[0] for stage in stages)
+    return whole
 
 
 def build_objective(
@@ -119,16 +176,18 @@ def build_objective(
     teacher_heads: int | Mapping[str | None, int] | None = None,
     head: Head | None = None,
     dims: tuple[TeacherDims, TeacherDims] | None = None,
+    earlier: Mapping[str, nn.Module] | None = None,
 ) -> Objective:
-    """The objective of an experiment: KD on logits, labels, layer matches, and all layers by `config.emd`.
+    """The objective of an experiment, or of one of its stages: KD on logits, labels, layer matches, `config.emd`.
 
     `head` is that of the task; by default one class per row.
     `student_dims` and `teacher_dims` give the width of each signal that `matches` names, and the number of heads of
     each attention signal; `teacher_heads` (of several teachers: by name) are the relation heads of
     matches that set none. LossError names a match in which these differ where the loss needs them equal and no
     projection helps, or that cannot be cut into its heads. `dims` of student and teacher are for `config.emd`.
-    Projections start from `seed`.
+    Projections start from `seed`, but those of a name among the modules of `earlier` stages go on from there.
     """
+    earlier = earlier or {}
     generator = torch.Generator().manual_seed(seed)
     head = head or ClassHead()
     student_dims, teacher_dims = student_dims or {}, teacher_dims or {}
@@ -153,12 +212,12 @@ def build_objective(
         projection = _projection_for(match, student_dims[match.student], teacher_dims[match.teacher], entry, generator)
         key = match.name.replace(".", "_")
         if projection is not None:
-            projections[key] = projection
+            projection = projections[key] = _carried(key, projection, earlier)
         terms.append(TermSpec(match.name, match.weight, match.per or entry.per, _Match(match, loss, projection)))
         student.update(match.student_signals)
         teacher.update(match.teacher_signals)
     if config.emd is not None and dims is not None:
-        found, modules = emd_terms(config.emd, *dims, generator)
+        found, modules = emd_terms(config.emd, *dims, generator, earlier)
         for each in found:
             terms.append(TermSpec(each.name, each.weight, each.per, each.compute))
             student.update(each.student)
@@ -166,6 +225,17 @@ def build_objective(
         projections |= modules
     requests = frozenset(sorted_signals(student)), frozenset(sorted_signals(teacher))
     return Objective(tuple(terms), *requests, projections, head)
+
+
+def _carried(name: str, module: nn.Module, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    """The module of this name in an earlier stage, else `module`; LossError where they are of different make."""
+    there = earlier.get(name, module)
+    if str(there) != str(module):
+        raise LossError(
+            f"distill.stages: {name} has the projection {module} in one stage and {there} in an earlier one, but goes "
+            "on from stage to stage; give both the same"
+        )
+    return there
 
 
 class _KD:
@@ -182,6 +252,9 @@ class _KD:
             rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
         loss = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token") if ":" in kind else KD_LOSSES[kind].load()
         self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
+
+    def set_temperature(self, temperature: float) -> None:
+        self.term.temperature = temperature
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
         if student[LOGITS].shape != teacher[LOGITS].shape:

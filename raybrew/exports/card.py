@@ -32,6 +32,7 @@ _PIPELINES: Mapping[str, str] = MappingProxyType(
         "regression": "text-classification",
         "tagging": "token-classification",
         "qa": "question-answering",
+        "masked_lm": "fill-mask",
     }
 )
 _CLASSIFY = """\
@@ -77,6 +78,11 @@ _AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
         "qa": "AutoModelForQuestionAnswering",
     }
 )
+_FILL = """\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="path/to/this/folder")
+print(fill(f"Some {fill.tokenizer.mask_token}."))"""
 #: Kind of task -> code that runs its models.
 _USAGE: Mapping[str, str] = MappingProxyType(
     {
@@ -85,6 +91,7 @@ _USAGE: Mapping[str, str] = MappingProxyType(
         "regression": _CLASSIFY.format(options=""),
         "tagging": _TAG,
         "qa": _ANSWER,
+        "masked_lm": _FILL,
     }
 )
 _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'
@@ -188,7 +195,7 @@ def _usage(summary: Mapping[str, Any]) -> str:
     int8 = next((name for name in ("int8", "int8-weights") if name in formats), None)
     if int8:
         blocks.append(_fenced(_INT8.format(auto_class=_AUTO_CLASSES[task], folder=int8), "python"))
-    if formats:
+    if formats and task in _ROW:
         first = next(iter(formats))
         code = (
             "import raybrew\n\n"

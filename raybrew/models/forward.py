@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,7 +45,9 @@ def forward(
     what it cannot give.
     """
     layers = [signal for signal in request if signal.kind == "hidden"]
+    items = inputs.get("items")
     with (
+        _head_reads(model, items if run is None else None) as at_items,
         attention_signals(model, request, inputs.get("attention_mask")) as attention,
         pooled_output(model, request) as pooled,
         module_outputs(model, request) as tapped,
@@ -56,7 +59,7 @@ def forward(
         )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:
-        result[LOGITS] = _logits(outputs, inputs.get("items"))
+        result[LOGITS] = _logits(outputs, None if at_items else items)
     for signal in layers:
         if signal.layer is None or signal.layer >= len(outputs.hidden_states):
             raise ModelError(
@@ -64,6 +67,37 @@ def forward(
             )
         result[signal] = outputs.hidden_states[signal.layer]
     return result | attention | pooled | tapped
+
+
+@contextlib.contextmanager
+def _head_reads(model: nn.Module, items: Tensor | None) -> Iterator[list[bool]]:
+    """Inside, the head of a language model is given the tokens at `items` (batch, items) alone, of all that it reads.
+
+    Logits over a vocabulary are most of the work and memory of a small model, and few tokens are asked for. The list is
+    not empty when that was done; it is not for models without such a head.
+    """
+    done: list[bool] = []
+    base = getattr(model, "base_model", None)
+    if not isinstance(model, PreTrainedModel) or base is model or model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+        items = None
+    if items is None:
+        yield done
+        return
+    places = items.unsqueeze(-1)
+
+    def choose(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if done or not given or not isinstance(given[0], Tensor) or given[0].dim() != 3:
+            return None
+        done.append(True)
+        states = given[0]
+        return (states.gather(1, places.expand(-1, -1, states.shape[-1])), *given[1:])
+
+    hooks = [child.register_forward_pre_hook(choose) for child in model.children() if child is not base]
+    try:
+        yield done
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _logits(outputs: Mapping[str, Tensor], items: Tensor | None) -> Tensor:

@@ -11,15 +11,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raybrew.errors import ModelError
-from raybrew.models.loading import model_labels
+from raybrew.models.loading import OUTPUT_LAYER, model_labels
 from raybrew.models.shapes import sizes_text
+from raybrew.models.truncate import Truncation
 
 __all__ = ["InitReport", "init_from_teacher"]
 
 #: The outermost layer number in a parameter's name: `bert.encoder.layer.3.output`, `model.layers.3.mlp`.
 _LAYER = re.compile(r"^(?P<before>(?:.*?\.)??(?:layers?|h|blocks?)\.)(?P<index>\d+)(?P<after>\..+)$")
-#: Tensors with one row per label.
-_OUTPUT = re.compile(r"^(?:classifier|score)(?:\.out_proj)?\.(?:weight|bias)$")
 _SHOWN_NAMES = 4
 
 
@@ -33,6 +32,8 @@ class InitReport:
     random: int
     random_names: tuple[str, ...]
     """Tensors that kept their random start."""
+    cut: int = 0
+    """Of the copied ones, those that are parts of larger tensors."""
 
     @property
     def share(self) -> float:
@@ -44,6 +45,8 @@ class InitReport:
             f"started from teacher layers {', '.join(map(str, self.layers))}: "
             f"{100 * self.share:.1f} % of {self.copied + self.random:,} parameters copied"
         )
+        if self.cut:
+            text += f" ({100 * self.cut / (self.copied + self.random):.1f} % out of wider ones)"
         if not self.random_names:
             return text
         names = ", ".join(self.random_names[:_SHOWN_NAMES])
@@ -51,9 +54,13 @@ class InitReport:
         return f"{text}, random: {names}{f' and {more} more' if more > 0 else ''}"
 
 
-def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel, layers: Sequence[int]) -> InitReport:
+def init_from_teacher(
+    student: PreTrainedModel, teacher: PreTrainedModel, layers: Sequence[int], truncate: bool = False
+) -> InitReport:
     """Copies into `student`, in place, every tensor of the teacher that has its name and shape.
 
+    With `truncate` larger tensors of its name as well, cut to size (`raybrew.models.truncate`); ConfigError if the
+    student is larger than the teacher.
     Student layer i is looked up as teacher layer `layers[i]`, counted from 1. Tied tensors stay tied. The output layer
     keeps its random start where the label names of both models are known and differ. ModelError if `layers` does not
     fit the models, or if no matrix of the embeddings or of a layer could be copied; the student is unchanged then.
@@ -62,8 +69,9 @@ def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel, layers
     target: dict[str, Tensor] = student.state_dict(keep_vars=True)
     _check_layers(layers, _layer_count(target), _layer_count(source))
     skip_output = _labels_differ(student.config, teacher.config)
+    cut_to_size = Truncation(student.config, teacher.config) if truncate else None
     pairs: list[tuple[Tensor, Tensor]] = []
-    random = 0
+    random = cut = 0
     random_names: list[str] = []
     starts_somewhere = False
     seen: set[int] = set()
@@ -71,7 +79,11 @@ def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel, layers
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        found = None if skip_output and _OUTPUT.match(name) else source.get(_name_in_teacher(name, layers))
+        is_output = skip_output and OUTPUT_LAYER.match(name) is not None
+        found = None if is_output else source.get(_name_in_teacher(name, layers))
+        if cut_to_size is not None and not is_output and (found is None or found.shape != tensor.shape):
+            found = cut_to_size(name, found, tensor.shape)
+            cut += tensor.numel() if found is not None else 0
         if found is None or found.shape != tensor.shape:
             random += tensor.numel()
             random_names.append(name)
@@ -82,14 +94,14 @@ def init_from_teacher(student: PreTrainedModel, teacher: PreTrainedModel, layers
     if not starts_somewhere:
         raise ModelError(
             f"nothing to start from: no embedding or layer of the teacher ({sizes_text(teacher.config)}) has the name "
-            f"and size of one of the student's ({sizes_text(student.config)}); set student.init=random, or give the "
-            "student the teacher's hidden width"
+            f"and size of one of the student's ({sizes_text(student.config)}); set student.init=random or truncate, or "
+            "give the student the teacher's hidden width"
         )
     with torch.no_grad():
         for tensor, found in pairs:
             tensor.copy_(found)
     copied = sum(tensor.numel() for tensor, _ in pairs)
-    return InitReport(tuple(layers), copied, random, tuple(random_names))
+    return InitReport(tuple(layers), copied, random, tuple(random_names), cut)
 
 
 def _name_in_teacher(name: str, layers: Sequence[int]) -> str:

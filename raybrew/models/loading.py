@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -26,6 +28,7 @@ from raybrew.errors import ModelError
 
 __all__ = [
     "AUTO_CLASSES",
+    "OUTPUT_LAYER",
     "PROBLEM_TYPES",
     "ModelSource",
     "has_head",
@@ -45,6 +48,7 @@ AUTO_CLASSES: dict[str, Any] = {
     "regression": AutoModelForSequenceClassification,
     "tagging": AutoModelForTokenClassification,
     "qa": AutoModelForQuestionAnswering,
+    "masked_lm": AutoModelForMaskedLM,
 }
 #: Task kind -> how transformers' own pipelines read the outputs of a sequence classifier.
 PROBLEM_TYPES: Mapping[str, Any] = {
@@ -52,11 +56,13 @@ PROBLEM_TYPES: Mapping[str, Any] = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
+#: Names of tensors with one row per label.
+OUTPUT_LAYER = re.compile(r"^(?:classifier|score)(?:\.out_proj)?\.(?:weight|bias)$")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: a local folder or a hub name."""
+    """Where a model comes from: a local folder, that of a finished run (for its student) or a hub name."""
 
     model: str
     revision: str | None = None
@@ -104,7 +110,9 @@ def load_model(
 ) -> PreTrainedModel:
     """Model of `source` with the head of the task, in float32 on the CPU.
 
-    With `labels` the head gets that many outputs and those names; a head of another size is made anew (fine-tuning).
+    With `labels` the head gets that many outputs and those names; a head of another size, or that was trained for
+    labels of other names, is made anew (fine-tuning), by torch's own generator.
+    No names at all (`masked_lm`): its outputs are the vocabulary.
     Without, all weights must be there (a finished teacher or student), or ModelError. `needs_head=False`, for what
     reads no logits, makes up those that lack: from `seed`, and without a trace in torch's generators.
     """
@@ -117,18 +125,30 @@ def load_model(
                 "model that was fine-tuned for this task"
             )
         return finished
-    model: PreTrainedModel = _load(
-        "model",
-        AUTO_CLASSES[task_kind].from_pretrained,
-        source,
-        dtype=torch.float32,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={name: index for index, name in enumerate(labels)},
-        ignore_mismatched_sizes=True,
-    )
+    named: dict[str, Any] = {}
+    if labels:  # none: the outputs are the vocabulary
+        named = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+            "ignore_mismatched_sizes": True,
+        }
+    load = AUTO_CLASSES[task_kind].from_pretrained
+    model: PreTrainedModel = _load("model", load, source, dtype=torch.float32, **named)
     model.config.problem_type = PROBLEM_TYPES.get(task_kind)
+    before = model_labels(load_config(source))
+    if labels and before is not None and before != labels:
+        _renew_output(model)
     return model
+
+
+def _renew_output(model: PreTrainedModel) -> None:
+    """Random weights for the output layer: each of its rows is of another label than the one it was trained for."""
+    deviation = float(getattr(model.config, "initializer_range", None) or 0.02)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if OUTPUT_LAYER.match(name):
+                tensor.normal_(0.0, deviation) if tensor.dim() > 1 else tensor.zero_()
 
 
 def has_head(source: ModelSource, task_kind: str) -> bool:
@@ -206,6 +226,9 @@ def _few_words_of_the_hub() -> Iterator[None]:
 
 def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> Any:
     path = Path(source.model)
+    if not (path / "config.json").is_file() and (path / "student" / "config.json").is_file():
+        path = path / "student"  # a run's folder stands for its model
+        source = dataclasses.replace(source, model=str(path))
     looks_local = path.is_absolute() or source.model.startswith((".", "~")) or path.exists()
     if looks_local and not path.is_dir():
         raise ModelError(f"{what} of {source.model}: no such folder ({path.absolute()})")

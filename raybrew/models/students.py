@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ from raybrew.models.initialise import init_from_teacher
 from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import FAMILIES, dims_of, pick_layers, resolve_shape, size_names, sizes_text
 
-__all__ = ["Student", "build_student", "empty_model", "empty_student", "student_config"]
+__all__ = ["Student", "build_student", "empty_model", "empty_student", "new_model", "random_model", "student_config"]
 
 #: Families whose layers cannot be shaped, and why.
 _REFUSED: Mapping[str, str] = MappingProxyType(
@@ -58,7 +58,7 @@ def build_student(
         start = f"random weights, seed {seed}"
     else:
         origin = load_model(source, task_kind, needs_head=False, seed=seed)
-        start = str(init_from_teacher(model, origin, layers))
+        start = str(init_from_teacher(model, origin, layers, config.init == "truncate"))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
     return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
@@ -79,10 +79,33 @@ def empty_student(
         return _build(shaped, task_kind, source.trust_remote_code)
 
 
+def new_model(source: ModelSource, task_kind: str, labels: tuple[str, ...], seed: int) -> PreTrainedModel:
+    """A model as the config of `source` describes it, with random weights that depend on `seed` alone."""
+    config = _with_labels(load_config(source), labels)
+    with _seeded(seed):
+        return _build(config, task_kind, source.trust_remote_code)
+
+
 def empty_model(config: PretrainedConfig, task_kind: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a config, on device `meta`: its modules and shapes without memory for weights."""
     with torch.device("meta"):
         return _build(copy.deepcopy(config), task_kind, trust_remote_code)
+
+
+def random_model(config: PretrainedConfig, head: Any) -> PreTrainedModel:
+    """The model of a config with random weights on the CPU, without a trace in torch's generators: for measuring.
+
+    `head` is the kind of a task, or an Auto class of transformers for models without a head of ours.
+    """
+    config = copy.deepcopy(config)
+    with _seeded(0):
+        if isinstance(head, str):
+            return _build(config, head, False)
+        try:
+            model: PreTrainedModel = head.from_config(config, dtype=torch.float32)
+        except Exception as error:
+            raise ModelError(f"no model can be built from this config of {config.model_type!r}: {error}") from error
+    return model
 
 
 def student_config(
@@ -150,6 +173,8 @@ def _nothing_given() -> ConfigError:
 
 def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> PretrainedConfig:
     config = copy.deepcopy(config)
+    if not labels:  # its outputs are the vocabulary
+        return config
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
     return config

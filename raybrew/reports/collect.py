@@ -74,14 +74,7 @@ class RunRecord:
         if self.verb == "finetune":
             return "teacher"
         distill = self.config.get("distill")
-        if (
-            isinstance(distill, Mapping)
-            and not distill.get("kd_weight")
-            and not distill.get("matches")
-            and not distill.get("emd")
-        ):
-            return "control"
-        return "student"
+        return "control" if isinstance(distill, Mapping) and not _asks_a_teacher(distill) else "student"
 
     @property
     def seed(self) -> int | None:
@@ -272,6 +265,14 @@ def _numbers(values: Any) -> dict[str, float]:
         return {}
     found = {str(name): number(value) for name, value in values.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _asks_a_teacher(distill: Mapping[str, Any]) -> bool:
+    """Whether a `distill` section, or a stage of it, has a loss from a teacher."""
+    if any(distill.get(key) for key in ("kd_weight", "matches", "emd")):
+        return True
+    stages = distill.get("stages") or ()
+    return any(isinstance(stage, Mapping) and _asks_a_teacher(stage) for stage in stages)
 
 
 def _read_json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any] | None:

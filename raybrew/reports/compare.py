@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raybrew.config.base import identity_of
+from raybrew.config.distill import DistillConfig
+from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
@@ -85,12 +88,23 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
     for key in dict.fromkeys((row.label, row.role) for row in rows):
         members = [index for index, row in enumerate(rows) if (row.label, row.role) == key]
         if len(members) > 1:
-            names = name_variants([settings_of(groups[index][0]) for index in members])
+            names = name_variants([_by_method(groups[index][0]) for index in members])
             for index, name in zip(members, names, strict=True):
                 # A run on its own is told from its group by its seed.
                 seed = "" if rows[index].done else f"seed {groups[index][0].seed}"
                 variants[index] = ", ".join(part for part in (name, seed) if part)
     return variants
+
+
+def _by_method(run: RunRecord) -> dict[str, Any]:
+    """Settings of a run, of its losses the name of the method alone and what is not as the method sets it."""
+    settings = settings_of(run)
+    method = dict_at(run.config, "distill").get("method")
+    if method not in METHODS or not isinstance(settings.get("distill"), Mapping):
+        return settings
+    usual = identity_of(DistillConfig.model_validate({"method": method}))
+    own = {key: value for key, value in settings["distill"].items() if value != usual.get(key)}
+    return {**settings, "distill": {"method": method, **own}}
 
 
 def _time_by_architecture(rows: list[Row]) -> list[Row]:

@@ -8,6 +8,7 @@ from raybrew.config.space import show_value_of
 from raybrew.reports.collect import dict_at
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import ABSENT, metric_title, show_bytes, show_count, show_ms, show_seconds, show_value
+from raybrew.reports.population import round_cells, round_heads
 from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import Cost, cost_of, rule_of, trial_rows
 from raybrew.reports.sweeps import SweepRecord
@@ -29,6 +30,7 @@ def sweep_section(record: SweepRecord, comparison: Comparison) -> dict[str, Any]
         "command": record.command,
         "heads": _heads(record),
         "trials": [_trial(record, row, comparison) for row in rows],
+        "rounds": {"heads": round_heads(record), "rows": round_cells(record)} if record.rounds else None,
         "failed": [(trial.number, trial.label, trial.error or "") for trial in record.trials_of("failed")],
     }
 
@@ -44,7 +46,7 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
     search, scheduler = dict_at(sweep, "search"), dict_at(sweep, "scheduler")
     counts = [
         f"{cost.num_done} done",
-        f"{cost.num_stopped} stopped early" if cost.num_stopped else "",
+        f"{cost.num_stopped} {'gave way' if record.rounds else 'stopped early'}" if cost.num_stopped else "",
         f"{cost.num_failed} failed" if cost.num_failed else "",
     ]
     searched = str(search.get("kind", ""))
@@ -61,15 +63,24 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         ("trials", f"{cost.num_trials}: {', '.join(count for count in counts if count)}"),
         ("search", searched),
         ("scheduler", str(scheduler.get("kind", "none"))),
+        ("population", _population(record)),
         ("wall time", show_seconds(cost.wall_seconds)),
         ("trial time", f"{show_seconds(cost.trial_seconds)} in all, {speed:.1f} trials at a time"),
         ("overhead per trial", overhead),
         ("teacher", f"{cost.teacher_rows} rows read once for all trials" if record.teachers else ""),
         ("signals", ", ".join(str(name) for one in record.teachers for name in one.get("signals") or ())),
-        ("steps saved by early stops", f"{100 * cost.saved_share:.0f} %" if cost.num_stopped else ""),
+        (
+            "steps saved by early stops",
+            f"{100 * cost.saved_share:.0f} %" if cost.num_stopped and not record.rounds else "",
+        ),
         ("GPU-hours", f"{cost.gpu_hours:.2f}" if cost.gpu_hours else ""),
         ("cost", f"{cost.money:.2f}" if cost.money is not None else ""),
     ]
+
+
+def _population(record: SweepRecord) -> str:
+    members = {trial.member for trial in record.trials if trial.member is not None}
+    return f"{len(members)} members, {len(record.rounds)} rounds" if members else ""
 
 
 def _space_text(value: Any) -> str:

@@ -12,7 +12,13 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.space import apply_values
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
 
-__all__ = ["Job", "canonical", "control_jobs", "make_job", "shape_of"]
+__all__ = ["LASTING", "Job", "canonical", "control_jobs", "make_job", "shape_of"]
+
+#: Names of the built-in errors that mean the configuration is at fault: running it again would end the same way.
+LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelError")
+
+#: What a control does without, whatever its experiment says.
+_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "stages": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,7 @@ def make_job(
     base: Experiment, values: Mapping[str, Any], seed: int, group: str, role: str = CANDIDATE, rerun: bool = False
 ) -> Job:
     """The trial of `values` with `train.seed`; W&B puts it under `group`. ConfigError if they do not go together."""
-    plain = apply_values(base.plain(), values)
+    plain = apply_values(base.written(), values)
     plain["train"]["seed"] = seed
     wandb = plain["tracking"].get("wandb")
     if wandb is not None and wandb.get("group") is None:
@@ -59,7 +65,7 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
     student = job.experiment.student.model_dump(mode="json")
     alone: dict[str, Any] = {
         "student": student,
-        "distill": {"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": [], "emd": None},
+        "distill": {**_ALONE, "kd_weight": 0.0, "hard_label_weight": 1.0},
         "data.unlabeled": None,
         "data.unlabeled_rows": None,
         "train.epochs": epochs,
@@ -70,10 +76,10 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
         teacher_alone = {
             "student": student,
             "distill": {
+                **_ALONE,
+                "temperature": base.distill.temperature,
                 "kd_weight": base.distill.kd_weight or 1.0,
                 "hard_label_weight": 0.0,
-                "matches": [],
-                "emd": None,
             },
         }
         found += [_control(base, teacher_alone, job, seed, group, KD_ONLY, rerun) for seed in seeds]

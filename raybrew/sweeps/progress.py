@@ -10,12 +10,10 @@ from typing import Any
 from raybrew.reports.numbers import metric_scale, metric_title, show_seconds
 from raybrew.reports.sweeps import CANDIDATE, TrialRecord
 from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.trials import OVER, value_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = ["SweepReporter", "live_table", "news", "quiet_or", "waiting_reason"]
-
-#: Finished trials that the live table shows.
-_SHOWN = 8
 
 
 class SweepReporter:
@@ -59,11 +57,11 @@ def quiet_or(reporter: Reporter | None) -> SweepReporter:
 def news(conductor: Conductor, told: dict[str, str]) -> list[str]:
     """One line for each trial whose status is not the one in `told`, which is brought up to date."""
     lines = []
-    for trial in list(conductor.trials.values()):
+    for trial in conductor.trials.take_touched():
         if told.get(trial.run) == trial.status:
             continue
         told[trial.run] = trial.status
-        if trial.status in ("done", "stopped", "failed", "running"):
+        if trial.status in ("done", "stopped", "failed", "running", "paused"):
             lines.append(_line(trial, conductor))
     return lines
 
@@ -91,30 +89,26 @@ def live_table(conductor: Conductor, slots: int) -> Any:
     from rich.text import Text
 
     metric = conductor.base.task.metric
-    trials = list(conductor.trials.values())
     table = Table(title=_title(conductor), title_justify="left", title_style="bold", box=None, padding=(0, 1))
     for head in ("trial", "configuration", "seed", "progress", metric_title(metric), "time"):
         table.add_column(head, justify="left" if head in ("trial", "configuration") else "right", no_wrap=True)
     table.columns[1].overflow, table.columns[1].no_wrap = "ellipsis", True
-    for trial in trials:
-        if trial.run in conductor.running:
-            spent = time.time() - conductor.running[trial.run]
-            table.add_row(*_cells(trial, metric, f"{100 * trial.share:.0f} %", spent), style="cyan")
-    over = [trial for trial in trials if trial.status in ("done", "stopped", "failed")]
-    over.sort(key=lambda trial: -(_value(trial) if trial.status == "done" else float("-inf")))
-    for trial in over[:_SHOWN]:
+    for trial in sorted((conductor.trials[run] for run in list(conductor.running)), key=lambda one: one.number):
+        spent = time.time() - conductor.running.get(trial.run, time.time())
+        table.add_row(*_cells(trial, metric, f"{100 * trial.share:.0f} %", spent), style="cyan")
+    shown = conductor.trials.best()
+    for trial in shown:
         style = "red" if trial.status == "failed" else "dim" if trial.role != CANDIDATE else ""
         table.add_row(*_cells(trial, metric, trial.status, trial.seconds), style=style)
-    lines = [f"... and {len(over) - _SHOWN} more"] if len(over) > _SHOWN else []
+    more = sum(conductor.trials.counts[status] for status in OVER) - len(shown)
+    lines = [f"... and {more} more"] if more > 0 else []
     lines += [reason] if (reason := waiting_reason(conductor, slots)) else []
     return Group(table, *(Text(line, style="dim") for line in lines))
 
 
 def _title(conductor: Conductor) -> str:
-    trials = list(conductor.trials.values())
-    count = {status: sum(trial.status == status for trial in trials) for status in ("done", "stopped", "failed")}
     spent, budget = conductor.spent(), conductor.sweep.budget
-    parts = [f"{number} {status}" for status, number in count.items() if number]
+    parts = [f"{conductor.trials.counts[status]} {status}" for status in OVER if conductor.trials.counts[status]]
     limit = f" of {budget.wall_minutes:g}" if budget.wall_minutes else ""
     parts.append(f"{spent['wall_minutes']:.1f}{limit} min")
     if spent["gpu_hours"]:
@@ -129,25 +123,26 @@ def _line(trial: TrialRecord, conductor: Conductor) -> str:
     head = f"trial {trial.number}{role}: {trial.label}, seed {trial.seed}"
     metric = conductor.base.task.metric
     if trial.status == "running":
-        return f"{head}: starts"
+        if trial.paused_at is None:
+            return f"{head}: starts"
+        return f"{head}: goes on at {100 * trial.paused_at[1]:.0f} % of its steps"
     if trial.status == "failed":
         return f"{head}: failed: {trial.error}"
-    value = _value(trial) * metric_scale(metric)
+    value = value_of(trial) * metric_scale(metric)
     took = f" in {show_seconds(trial.seconds)}" if trial.seconds is not None else ""
+    if trial.status == "paused" and trial.paused_at is not None:
+        value = trial.paused_at[2] * metric_scale(metric)
+        return f"{head}: at {100 * trial.paused_at[1]:.0f} % of its steps, {metric_title(metric)} {value:.2f}"
+    if trial.status == "stopped" and trial.member is not None:
+        return f"{head}: gives way, {metric_title(metric)} {value:.2f} at {100 * trial.share:.0f} % of its steps"
     if trial.status == "stopped":
         return f"{head}: stopped at {100 * trial.share:.0f} % of its steps, {metric_title(metric)} {value:.2f}"
     again = ", was there already" if trial.reused else took
     return f"{head}: {metric_title(metric)} {value:.2f}{again}"
 
 
-def _value(trial: TrialRecord) -> float:
-    if trial.value is not None:
-        return trial.value
-    return max((value for _, value in trial.reports), default=float("nan"))
-
-
 def _cells(trial: TrialRecord, metric: str, progress: str, seconds: float | None) -> list[str]:
-    value = _value(trial)
+    value = value_of(trial)
     name = trial.label if trial.role == CANDIDATE else f"{trial.role}: {trial.label}"
     shown = "" if value != value else f"{value * metric_scale(metric):.2f}"
     return [str(trial.number), name, str(trial.seed), progress, shown, show_seconds(seconds) if seconds else ""]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raybrew.config import Columns, TaskConfig
     from raybrew.tasks.heads import Head
 
-__all__ = ["TASKS", "BadValue", "Labels", "Task", "Units", "build_task"]
+__all__ = ["TASKS", "BadValue", "Labels", "Masking", "Task", "Units", "build_task"]
 
 
 class BadValue(ValueError):  # noqa: N818 (it says what is there)
@@ -41,6 +41,16 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Which tokens of a row are to be guessed, and what a model reads in their place."""
+
+    rate: float  #: share of the tokens that are no special ones
+    masked: float  #: of these, the share that the mask token replaces
+    randomised: float  #: and the share that a random token replaces; the rest stays
+    whole_words: bool  #: all tokens of a word or none; where words begin stands in the column `begins`
 
 
 class Units(Protocol):
@@ -74,8 +84,8 @@ class Task(Protocol):
         ...
 
     @property
-    def label_column(self) -> str:
-        """Source column of the label."""
+    def label_column(self) -> str | None:
+        """Source column of the label; None where a text is its own label."""
         ...
 
     @property
@@ -142,6 +152,11 @@ class Task(Protocol):
         ...
 
     @property
+    def masking(self) -> Masking | None:
+        """How tokens are hidden from models, in each epoch anew; None for tasks that show texts as they are."""
+        ...
+
+    @property
     def head(self) -> Head:
         """Losses on the outputs: against labels, and what of them is compared with the teacher's."""
         ...
@@ -149,7 +164,8 @@ class Task(Protocol):
     def metrics(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> dict[str, float]:
         """Metrics over labelled units. `rows`: the source rows, where `keeps_rows`.
 
-        `outputs` are the float32 logits of units in order: (units, classes), or a list of (items, classes) for each.
+        `outputs` is what `outputs` of the head makes of the logits of units in order: (units, classes), or a list of
+        (items, classes) for each.
         """
         ...
 
@@ -171,6 +187,7 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "regression": "raybrew.tasks.regression:Regression",
         "tagging": "raybrew.tasks.tagging:Tagging",
         "qa": "raybrew.tasks.qa:QuestionAnswering",
+        "masked_lm": "raybrew.tasks.masked_lm:MaskedLM",
     }
 )
 

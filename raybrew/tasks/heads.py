@@ -16,7 +16,7 @@ from torch.nn import functional
 from raybrew.losses.logits import hard_label_ce, label_items
 from raybrew.losses.term import LossTerm
 
-__all__ = ["BinaryHead", "ClassHead", "Compared", "Head", "ItemHead", "NumberHead", "SpanHead"]
+__all__ = ["BinaryHead", "ClassHead", "Compared", "Head", "ItemHead", "NumberHead", "SpanHead", "VocabularyHead"]
 
 
 class Compared(NamedTuple):
@@ -50,8 +50,17 @@ class Head(Protocol):
         """The count of `label_loss`."""
         ...
 
+    def outputs(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """What metrics and predictions read of logits, float32, the first dimensions being theirs."""
+        ...
 
-class ClassHead:
+
+class _WholeLogits:
+    def outputs(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        return logits.float()
+
+
+class ClassHead(_WholeLogits):
     """One class per row: logits (batch, classes), labels (batch,) with -1 for none; cross entropy."""
 
     kd_loss = "ce"
@@ -69,7 +78,7 @@ class ClassHead:
         return ((batch["labels"] >= 0) * batch["logits_mask"]).sum()
 
 
-class ItemHead:
+class ItemHead(_WholeLogits):
     """One class per item: logits (batch, items, classes), labels (batch, items) with -1 for none; cross entropy."""
 
     kd_loss = "ce"
@@ -87,7 +96,7 @@ class ItemHead:
         return ((batch["labels"] >= 0) * batch["item_mask"]).sum()
 
 
-class BinaryHead:
+class BinaryHead(_WholeLogits):
     """Any set of classes per row: logits (batch, classes); binary cross entropy, mean over classes.
 
     Labels (batch, most) are class numbers filled up with -1; a row with -2 has no labels.
@@ -117,7 +126,7 @@ class BinaryHead:
         return ~(batch["labels"] == -2).any(dim=1) & (batch["logits_mask"] != 0)
 
 
-class NumberHead:
+class NumberHead(_WholeLogits):
     """One number per row: logits (batch, 1), labels (batch,) float32 with NaN for none; squared error."""
 
     kd_loss = "mse"
@@ -140,7 +149,7 @@ class NumberHead:
         return ~batch["labels"].isnan() & (batch["logits_mask"] != 0)
 
 
-class SpanHead:
+class SpanHead(_WholeLogits):
     """A span of items: start and end logits (batch, items, 2), labels (batch, 2) of items, -1 for none.
 
     Start and end are two questions whose classes are the row's items; padding is no item, so it takes no probability.
@@ -164,3 +173,23 @@ class SpanHead:
 
     def _mask(self, batch: Mapping[str, Tensor]) -> Tensor:
         return batch["logits_mask"].unsqueeze(1).expand(-1, 2)
+
+
+class VocabularyHead(ItemHead):
+    """A token for each item: logits (batch, items, vocabulary), labels (batch, items) with -1 for none; cross entropy.
+
+    Its outputs are small where the logits are not: (batch, items, 2 + 2 * top_k), being the log-probability of the
+    label, whether it is the best token, the log-probabilities of the best tokens, and their numbers.
+    """
+
+    def __init__(self, top_k: int) -> None:
+        self.top_k = top_k
+
+    def outputs(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        log_probs = logits.float().log_softmax(dim=-1)
+        best = log_probs.topk(min(self.top_k, log_probs.shape[-1]), dim=-1)
+        labels = batch["labels"].unsqueeze(-1)
+        of_label = log_probs.gather(-1, labels.clamp_min(0))
+        hit = best.indices[..., :1] == labels
+        # Numbers of tokens are exact in float32 up to 2 ** 24.
+        return torch.cat([of_label, hit.float(), best.values, best.indices.float()], dim=-1)

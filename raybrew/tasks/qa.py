@@ -55,6 +55,7 @@ class QuestionAnswering:
     kind = "qa"
     names_labels = False
     keeps_rows = True
+    masking = None
 
     @property
     def fixed_labels(self) -> Labels:

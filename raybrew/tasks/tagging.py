@@ -43,6 +43,7 @@ class Tagging:
     kind = "tagging"
     names_labels = True
     keeps_rows = False
+    masking = None
     optional_columns: tuple[str, ...] = dataclasses.field(default=(), init=False)
 
     @property

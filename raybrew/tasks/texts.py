@@ -24,6 +24,7 @@ class TextTask:
     source: Columns = dataclasses.field(default_factory=Columns)
 
     keeps_rows = False
+    masking = None
     optional_columns: tuple[str, ...] = dataclasses.field(default=(), init=False)
 
     @property

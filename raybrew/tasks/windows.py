@@ -13,15 +13,19 @@ __all__ = ["cut_windows", "offsets_of", "shortened"]
 Offsets = list[tuple[int, int]]
 
 
-def offsets_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[Offsets, list[int]]]:
+def offsets_of(
+    tokenizer: Any,
+    texts: Sequence[str],
+    what: str = "question answering: answers cannot be mapped between characters and tokens",
+) -> list[tuple[Offsets, list[int]]]:
     """For each text the characters (from, to) of every token, and the tokens with which words begin.
 
-    DataError for tokenizers without offsets.
+    DataError for tokenizers without offsets, in which `what` says what they are needed for.
     """
     if not tokenizer.is_fast:
+        task, _, problem = what.partition(": ")
         raise DataError(
-            f"{type(tokenizer).__name__} has no offsets, so answers cannot be mapped between characters and tokens; "
-            "question answering needs a fast tokenizer (tokenizer.json)"
+            f"{type(tokenizer).__name__} has no offsets, so {problem}; {task} needs a fast tokenizer (tokenizer.json)"
         )
     encoded = tokenizer(
         list(texts),

@@ -32,6 +32,7 @@ from raybrew.textbrewer.batches import (
 )
 from raybrew.textbrewer.taps import tapped
 from raybrew.training.context import Context
+from raybrew.training.stages import Stages
 
 __all__ = ["AdaptorProgram", "AdaptorTrainee", "Pace", "StudentSide", "TeacherSide"]
 
@@ -176,6 +177,7 @@ class AdaptorProgram:
         self.pace = pace
         self.num_micro = num_micro
         self.num_steps = pace.num_steps
+        self.stages = Stages((pace.num_steps,))
         self.steps_per_epoch = pace.steps_per_epoch
         self.max_grad_norm = max_grad_norm
         self.find_unused = find_unused

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raybrew.config.changes import value_at, values_over
 from raybrew.config.train import EarlyStoppingConfig, TrainConfig
 from raybrew.data.loader import MicroBatch, StepBatch, StepLoader
 from raybrew.data.sampler import BatchSize, Order
@@ -18,6 +19,7 @@ from raybrew.models.forward import forward
 from raybrew.signals import Signal
 from raybrew.training.context import Context
 from raybrew.training.optim import build_optimizer, learning_rate_factor
+from raybrew.training.stages import Stages
 
 __all__ = ["EncodedProgram", "Patience", "Trainee", "build_order", "total_steps"]
 
@@ -62,19 +64,22 @@ class EncodedProgram:
     def __init__(
         self,
         trainee: Trainee,
-        teacher: Teacher,
+        teacher: Teacher | Sequence[Teacher],
         loader: StepLoader,
         config: TrainConfig,
         metric: str,
+        stages: Stages | None = None,
     ) -> None:
         self.trainee = trainee
-        self.teacher = teacher
+        self.teachers = (teacher,) if not isinstance(teacher, Sequence) else tuple(teacher)  #: one for each stage
         self.loader = loader
         self.config = config
         self.metric = metric
+        self.learning_rates = values_over("train.learning_rate", config.learning_rate, config.changes)
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
-        self.find_unused = not trainee.objective.uses_all_of_student
+        self.find_unused = not trainee.objective.uses_all_parameters
         self.num_steps = loader.num_steps
+        self.stages = stages or Stages((loader.num_steps,))
         self.order: Epochs = loader.order
         self.patience = None if config.early_stopping is None else Patience(config.early_stopping)
         self.max_grad_norm = config.max_grad_norm
@@ -100,13 +105,16 @@ class EncodedProgram:
         return None
 
     def targets(self, micro: MicroBatch) -> Mapping[Signal, Tensor]:
-        return self.teacher.signals(micro)
+        return self.teachers[self.trainee.objective.stage].signals(micro)
 
     def start_step(self, step: int, rank: int) -> None:
         _seed_dropout(self.config.seed, step, rank)
-        factor = learning_rate_factor(step, self.num_steps, self.config.warmup, self.config.schedule)
+        self.trainee.objective.start_step(step / self.num_steps)
+        first, num_steps = self.stages.span(step)
+        factor = learning_rate_factor(step - first, num_steps, self.config.warmup, self.config.schedule)
+        rate = self.stages.learning_rates[self.stages.at(step)] or value_at(self.learning_rates, step / self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor * group["lr_scale"]
+            group["lr"] = rate * factor * group["lr_scale"]
 
     def end_step(self) -> None:
         return None

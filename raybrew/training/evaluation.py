@@ -12,6 +12,7 @@ from torch import nn
 from raybrew.data.loader import TokenRows, collate
 from raybrew.models.forward import forward
 from raybrew.signals import LOGITS
+from raybrew.tasks.heads import Head
 from raybrew.training.context import Context
 from raybrew.training.parallel import is_sharded
 from raybrew.training.precision import Precision
@@ -28,10 +29,12 @@ def compute_logits(
     pad_token_id: int,
     context: Context,
     precision: Precision,
+    head: Head,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray | list[np.ndarray]:
     """float32 logits of `model` in the order of `data`, on every worker: (rows, classes), or (items, classes) a row.
 
+    More exactly what `head.outputs` makes of them, where they are too many to keep.
     Batches are cut by a token budget from rows sorted by length; ranks take every `world_size`-th one. Where the model
     is divided among them, all run equally often: who has no batch left repeats the last, which counts once.
     """
@@ -49,7 +52,7 @@ def compute_logits(
         for rows in mine:
             batch = collate(rows, data, pad_token_id, None).to(context.device)
             logits = forward(model, batch.inputs, (LOGITS,))[LOGITS]
-            values = logits.float().cpu().numpy()
+            values = head.outputs(logits, batch.inputs).cpu().numpy()
             if "item_mask" in batch.inputs:
                 counts = batch.inputs["item_mask"].sum(dim=1).long().tolist()
                 parts.append((rows, [row[:count].copy() for row, count in zip(values, counts, strict=True)]))

@@ -32,6 +32,7 @@ from raybrew.training.parallel import (
     without_sync,
 )
 from raybrew.training.precision import Precision
+from raybrew.training.stages import Stages
 from raybrew.training.window import Window
 
 __all__ = ["Hooks", "Micro", "Outcome", "Program", "Step", "Trained", "train"]
@@ -86,6 +87,11 @@ class Program(Protocol):
 
     @property
     def num_steps(self) -> int: ...
+    @property
+    def stages(self) -> Stages:
+        """Which steps have which losses; those of the objective in the same order."""
+        ...
+
     @property
     def max_grad_norm(self) -> float | None: ...
     @property
@@ -183,11 +189,15 @@ def train(
     `state` is what `hooks.save` was last given; with it training goes on at the very next step. Interrupted is raised
     after a save when a worker was asked to stop; DivergenceError when loss or gradient are no longer finite, before
     anything is evaluated or saved of that.
+    A stage begins with a fresh optimizer, as a training of its own would. Evaluations before the last stage, of which
+    heads may not have learnt anything, are logged, but neither choose the best student nor end training.
     """
     device = context.device
-    trainee, optimizer, num_steps = program.trainee, program.optimizer, program.num_steps
+    trainee, optimizer, num_steps, stages = program.trainee, program.optimizer, program.num_steps, program.stages
     objective = trainee.objective
     parameters = trained_parameters([trainee])
+    # Up to the first step of the next stage what is logged belongs to the one before.
+    objective.enter(stages.at(max(0, (state["step"] if state is not None else 0) - 1)))
     window = Window(objective.names, device)
     best: dict[str, Any] | None = None
     last_metrics: dict[str, float] = {}
@@ -198,7 +208,8 @@ def train(
         load_optimizer_state(optimizer, state["optimizer"])
         precision.scaler.load_state_dict(state["scaler"])
         program.load_state_dict(state["program"], context.rank)
-        window.load(state["window"], on_this_rank=context.rank == 0)
+        if state["window"]["num_steps"]:
+            window.load(state["window"], on_this_rank=context.rank == 0)
         best, last_metrics, elapsed_before = state["best"], state["last_metrics"], state["seconds"]
         step, ended_by = state["step"], state["ended_by"]
     module = context.wrap(trainee, find_unused=program.find_unused)
@@ -222,6 +233,11 @@ def train(
             hooks.save(step, parts | own | {"step": step, "ended_by": ended_by, "seconds": seconds()})
 
     for batch in program.steps() if ended_by is None else ():
+        if stages.begins_at(batch.step):
+            objective.enter(stages.at(batch.step))
+            optimizer.state.clear()
+            window = Window(objective.names, device)
+            weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
         known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
             # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
@@ -263,17 +279,18 @@ def train(
         window.add(step, sums, weights, denominators, shares, batch.amounts, grad_norm)
         at_end = step == num_steps
         position = {"step": step, "epoch": round(program.epochs_after(step), 4)}
-        if program.logs_at(step) or at_end:
+        stage, judged = stages.name_of(batch.step), stages.is_last(batch.step)
+        if program.logs_at(step) or at_end or stages.begins_at(step):
             window.check(context, precision.is_scaled, program.example_ids)
             record = window.record(context, optimizer.param_groups[0]["lr"], float(grad_norm))
             if context.rank == 0:
-                hooks.log(position | {"kind": "train", "time": seconds()} | record)
+                hooks.log(position | {"kind": "train", "time": seconds()} | stage | record)
         program.end_step()
         if program.evaluates_at(step) or at_end:
             window.check(context, precision.is_scaled, program.example_ids)
             last_metrics = hooks.evaluate(trainee.student)
             metric = program.metric
-            is_best = bool(last_metrics) and (best is None or last_metrics[metric] > best["value"])
+            is_best = judged and bool(last_metrics) and (best is None or last_metrics[metric] > best["value"])
             if is_best:
                 best = position | {"metric": metric, "value": last_metrics[metric], "metrics": last_metrics}
                 student_weights = full_state(trainee.student)
@@ -281,10 +298,11 @@ def train(
                     hooks.keep_best(trainee.student, best, student_weights)
             if context.rank == 0:
                 named = {f"eval/{name}": value for name, value in last_metrics.items()}
-                hooks.log(position | {"kind": "eval", "time": seconds()} | named | {"best": is_best})
-            if program.gives_up(last_metrics) and not at_end:
+                hooks.log(position | {"kind": "eval", "time": seconds()} | stage | named | {"best": is_best})
+            if judged and program.gives_up(last_metrics) and not at_end:
                 ended_by = "early_stopping"
-            if context.report(position | {"share": step / num_steps} | last_metrics) and not at_end:
+            reported = position | {"share": step / num_steps} | last_metrics
+            if judged and context.report(reported) and not at_end:
                 save(step)
                 raise Interrupted(f"stopped after step {step} of {num_steps} by its launcher; the state is saved")
         if at_end or ended_by or save_soon or program.saves_at(step):

@@ -127,8 +127,8 @@ class MultiTaskProgram(EncodedProgram):
         config: TrainConfig,
         metric: str,
     ) -> None:
-        super().__init__(trainee, None, loader, config, metric)  # type: ignore[arg-type]
-        self.teachers = {task: teachers[task] for task in trainee.spans}
+        super().__init__(trainee, (), loader, config, metric)  # type: ignore[arg-type]
+        self.teachers_of = {task: teachers[task] for task in trainee.spans}
         self._places = {task: place for place, task in enumerate(trainee.spans)}
         self.find_unused = True  # the other tasks' heads
 
@@ -142,13 +142,13 @@ class MultiTaskProgram(EncodedProgram):
         # A row for each task, so that a step says how many items there are of its own, and 0 of the others.
         objective = self.trainee.of_task(batch.task)
         own = torch.stack([objective.counts(micro.inputs.batch) for micro in batch.micro_batches]).sum(dim=0)
-        rows = torch.zeros(len(self.teachers), len(own), dtype=own.dtype)
+        rows = torch.zeros(len(self.teachers_of), len(own), dtype=own.dtype)
         rows[self._places[batch.task]] = own
         return rows.flatten()
 
     def denominators(self, counts: Tensor) -> Tensor:
         found: list[float] = []
-        for task, own in zip(self.teachers, counts.reshape(len(self.teachers), -1), strict=True):
+        for task, own in zip(self.teachers_of, counts.reshape(len(self.teachers_of), -1), strict=True):
             found += self.trainee.of_task(task).denominators(own)
         return torch.tensor(found, dtype=torch.float64)
 
@@ -157,7 +157,7 @@ class MultiTaskProgram(EncodedProgram):
         return [float(span.start <= index < span.stop) for index in range(len(self.trainee.objective.terms))]
 
     def targets(self, micro: Any) -> Mapping[Signal, Tensor]:
-        return self.teachers[micro.task].signals(micro.micro)
+        return self.teachers_of[micro.task].signals(micro.micro)
 
 
 def _as_step(found: TaskStep) -> _Step:

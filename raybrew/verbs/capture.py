@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment, StudentConfig
+from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, DataError
@@ -68,6 +69,8 @@ def capture_all(
     shape = student_teacher(experiment, teacher_run)
     found: dict[str, Store] = {}
     for name, view in views.items():
+        if task_of(view).masking is not None:
+            raise ConfigError(f"task.kind: masked_lm has nothing to capture: {WHY_LIVE}; distill runs the teacher live")
         sources = teacher_sources(view, teacher_run)
         chosen = chosen_teachers(list(sources), teacher)
         rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
@@ -192,4 +195,4 @@ def request_of(
     `shape` is the teacher that a student's shape is made after.
     """
     config = empty_student(view.student, shape, view.task.kind, labels).config
-    return sorted_signals(objective_of(view, config, teachers).teacher_request)
+    return sorted_signals(objective_of(view, config, teachers).teacher_union)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config import DistillConfig, Experiment, MultiTaskConfig
+from raybrew.config.stages import stage_ends, stage_names
 from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.distillers.ensemble import request_of_member
@@ -20,6 +21,7 @@ from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
+from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
@@ -121,24 +123,36 @@ def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[
     """What the summary says about what the student learns from."""
     distill = experiment.distill
     sources = {"live" if teacher.store is None else "store" for part in inputs for teacher in part.teachers}
-    return {
-        "temperature": distill.temperature,
-        "scale_by_temperature_squared": distill.scale_by_temperature_squared,
-        "kd_loss": _kd_losses(experiment),
-        "kd_weight": distill.kd_weight,
-        "hard_label_weight": distill.hard_label_weight,
-        "matches": [
-            f"{match.loss} {match.layers} x {match.weight:g}" + (f" of {match.teacher}" if match.teacher else "")
-            for match in distill.matches
-        ]
-        + ([f"emd x {distill.emd.hidden:g} hidden, {distill.emd.attention:g} attention"] if distill.emd else []),
-        "source": " and ".join(sorted(sources)) or "labels",
+    facts = {"source": " and ".join(sorted(sources)) or "labels"}
+    if distill.method is not None:
+        facts = {"method": distill.method} | facts
+    if not distill.stages:
+        return facts | _losses(experiment, distill)
+    ends = stage_ends(distill.stages, num_steps_of(experiment, inputs, experiment.train))
+    spans = zip(stage_names(distill), distill.parts, (0, *ends[:-1]), ends, strict=True)
+    return facts | {
+        f"stage {name}": {"steps": end - start, **_losses(experiment, part)} for name, part, start, end in spans
     }
 
 
-def _kd_losses(experiment: Experiment) -> str:
+def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
+    return {
+        "temperature": losses.temperature,
+        "scale_by_temperature_squared": losses.scale_by_temperature_squared,
+        "kd_loss": _kd_losses(experiment, losses),
+        "kd_weight": losses.kd_weight,
+        "hard_label_weight": losses.hard_label_weight,
+        "matches": [
+            f"{match.loss} {match.layers} x {match.weight:g}" + (f" of {match.teacher}" if match.teacher else "")
+            for match in losses.matches
+        ]
+        + ([f"emd x {losses.emd.hidden:g} hidden, {losses.emd.attention:g} attention"] if losses.emd else []),
+    }
+
+
+def _kd_losses(experiment: Experiment, losses: DistillConfig) -> str:
     """Names of the KD losses; of several tasks each may have another one."""
-    kind, task = experiment.distill.kd_loss.kind, experiment.task
+    kind, task = losses.kd_loss.kind, experiment.task
     if kind != "auto":
         return kind
     parts = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]

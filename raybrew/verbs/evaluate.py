@@ -17,6 +17,7 @@ from raybrew.config import Experiment, TeacherConfig
 from raybrew.config.views import choose_task
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
+from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.distillers.ensemble import Average
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.inspection import count_parameters, measure_latency, model_megabytes
@@ -31,7 +32,7 @@ from raybrew.models.loading import (
 )
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import hash_weights
-from raybrew.tasks.base import Labels
+from raybrew.tasks.base import Labels, Task
 from raybrew.training.context import LocalContext
 from raybrew.training.evaluation import compute_logits
 from raybrew.training.precision import Precision
@@ -270,12 +271,23 @@ def average_name(teacher: TeacherConfig) -> str:
 
 
 def logits_of(
-    experiment: Experiment, network: Any, source: ModelSource, rows: EncodedRows, reporter: Reporter, title: str
+    experiment: Experiment,
+    network: Any,
+    source: ModelSource,
+    rows: EncodedRows,
+    reporter: Reporter,
+    title: str,
+    *,
+    hidden: bool = True,
 ) -> np.ndarray | list[np.ndarray]:
-    """float32 logits of a loaded model, in this process: (rows, classes), or (items, classes) for each row."""
+    """float32 logits of a loaded model, in this process: (rows, classes), or (items, classes) for each row.
+
+    Tasks that hide tokens do so for evaluation; without `hidden` the model reads rows as they are.
+    """
     device = pick_device(experiment.train.device)
     precision = Precision(pick_precision(experiment.train.precision, device), device)
-    pad_token_id = load_tokenizer(source).pad_token_id
+    tokenizer, task = load_tokenizer(source), task_of(experiment)
+    shown = as_shown(rows, task, tokenizer, *EVALUATION) if hidden else rows
     done = 0
     with reporter.bar(title, rows.num_rows, "rows") as update:
 
@@ -284,7 +296,9 @@ def logits_of(
             done += count
             update(done, "")
 
-        return compute_logits(network.to(device), rows, pad_token_id, LocalContext(device), precision, advance)
+        return compute_logits(
+            network.to(device), shown, tokenizer.pad_token_id, LocalContext(device), precision, task.head, advance
+        )
 
 
 def pick_model(experiment: Experiment, model: str, run_id: str | None = None, task: str | None = None) -> ModelSource:
@@ -306,7 +320,10 @@ def pick_model(experiment: Experiment, model: str, run_id: str | None = None, ta
     return ModelSource(model)
 
 
-def labels_of_model(source: ModelSource) -> Labels:
-    """Label names of a model; LABEL_0, LABEL_1, ... where it has no better ones."""
+def labels_of_model(source: ModelSource, task: Task) -> Labels:
+    """Label names of a model; LABEL_0, LABEL_1, ... where it has no better ones. Of a masked LM its tokens as text."""
     config = load_config(source)
+    if task.masking is not None:
+        tokenizer, size = load_tokenizer(source), int(config.vocab_size)
+        return Labels(tuple(tokenizer.batch_decode([[token] for token in range(size)])), named=False)
     return Labels(model_labels(config) or tuple(f"LABEL_{index}" for index in range(config.num_labels or 0)))

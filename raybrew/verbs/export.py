@@ -26,7 +26,7 @@ from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
 from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
 from raybrew.models.inspection import measure_latency
 from raybrew.models.loading import load_model, load_tokenizer
-from raybrew.tasks.base import Labels
+from raybrew.tasks.base import Labels, build_task
 from raybrew.verbs.evaluate import evaluation_rows, labels_of_model, logits_of
 from raybrew.verbs.exported import Exported, find_exported
 from raybrew.verbs.prepare import task_of
@@ -38,6 +38,8 @@ __all__ = ["Export", "export"]
 #: Rows and tokens of latency, where no rows tell of a typical length.
 _BATCHES, _USUAL_TOKENS = (1, 32), 32
 _MEGABYTE = 10**6
+#: Kind of task whose students are starting points for others: of no use to a service, and as wide as a vocabulary.
+_WORDS_ONLY = "masked_lm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,9 @@ def export(
     chosen = _checked(formats)
     check_target(target, force)
     found = find_exported(Path(source), task, experiment)
-    labels = labels_of_model(found.source)
+    if found.task.kind == _WORDS_ONLY and chosen != ["hf"]:
+        raise ConfigError(f"--format: given {', '.join(chosen)}; a masked language model is exported as hf only")
+    labels = Labels(()) if found.task.kind == _WORDS_ONLY else labels_of_model(found.source, build_task(found.task))
     model, tokenizer = load_model(found.source, found.task.kind), load_tokenizer(found.source)
     model.train(False)
     with tempfile.TemporaryDirectory(prefix="raybrew-export-") as scratch, whole_folder(target, force) as new:

@@ -25,6 +25,7 @@ _HEADS: Mapping[str, tuple[str, ...]] = {
     "ForSequenceClassification": ("classification", "multilabel", "regression"),
     "ForTokenClassification": ("tagging",),
     "ForQuestionAnswering": ("qa",),
+    "ForMaskedLM": ("masked_lm",),
 }
 _PROBLEMS = {"multi_label_classification": "multilabel", "regression": "regression"}
 
@@ -143,8 +144,8 @@ def _model(folder: Path, experiment: Experiment | None) -> Exported:
     kinds = next((kinds for end, kinds in _HEADS.items() if architecture.endswith(end)), None)
     if kinds is None:
         raise ModelError(
-            f"{folder} is a {architecture or 'model without a head'}; exported are models with a head for sequences, "
-            f"tokens or question answering ({', '.join(_HEADS)})"
+            f"{folder} is a {architecture or 'model without a head'}; exported are models with one of these heads: "
+            f"{', '.join(_HEADS)}"
         )
     if experiment is not None:
         view = choose_task(experiment, None)

@@ -12,20 +12,21 @@ __all__ = ["check_functions"]
 
 def check_functions(experiment: Experiment, say: Say) -> None:
     """Import the functions of `distill`, each told in one line first; ConfigError lists all that do not fit."""
-    distill, task = experiment.distill, experiment.task
+    task = experiment.task
     kinds = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
     named: list[tuple[str, str, tuple[str, ...]]] = []
-    if ":" in distill.kd_loss.kind and distill.kd_weight > 0:
-        options = ("temperature", "scale_by_temperature_squared", *(["class_mask"] if "qa" in kinds else []))
-        named.append(("distill.kd_loss.kind", distill.kd_loss.kind, options))
-    for index, match in enumerate(distill.matches):
-        if match.is_own and match.weight > 0:
-            named.append((f"distill.matches.{index}.loss", match.loss, ()))
+    options = ("temperature", "scale_by_temperature_squared", *(["class_mask"] if "qa" in kinds else []))
+    for key, part in experiment.distill.keyed_parts:
+        if ":" in part.kd_loss.kind and part.kd_weight > 0:
+            named.append((f"{key}.kd_loss.kind", part.kd_loss.kind, options))
+        for index, match in enumerate(part.matches):
+            if match.is_own and match.weight > 0:
+                named.append((f"{key}.matches.{index}.loss", match.loss, ()))
     problems = []
-    for key, target, options in named:
+    for key, target, wanted in named:
         say(f"{key}: imports {target}")
         try:
-            check_signature(load_own(target, key), target, key, options)
+            check_signature(load_own(target, key), target, key, wanted)
         except ConfigError as error:
             problems.append(str(error))
     if problems:

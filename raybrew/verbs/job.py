@@ -198,7 +198,7 @@ class _RunHooks:
 
     def evaluate(self, student: nn.Module) -> dict[str, float]:
         found = {
-            part.name: part.metrics(student, self.parts.tokenizer.pad_token_id, self.context, self.precision)
+            part.name: part.metrics(student, self.parts.tokenizer, self.context, self.precision)
             for part in self.parts.tasks
         }
         return joint_metrics(found, {part.name: part.view.task.metric for part in self.parts.tasks})

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from raybrew.config import DistillConfig, Experiment
 from raybrew.config.problems import Problem, raise_problems
+from raybrew.distillers.changes import with_changes
 from raybrew.distillers.matches import LayerMatch, resolve_matches
-from raybrew.distillers.objective import Objective, build_objective
+from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.errors import ModelError
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_config
@@ -27,31 +29,67 @@ _TOKENS = (2, 5)
 
 
 def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource]) -> Objective:
-    """The objective of an experiment of one task; `teachers` are its teachers by name, a single one under None."""
-    if not view.distill.compares_layers:
-        return build_objective(view.distill, head=task_of(view).head)
-    dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}
-    student = dims_of(student_config)
-    depths = {name or "": found.layers for name, found in dims.items()}
-    matches = resolve_matches(view.distill.matches, student.layers, depths)
-    shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
-    if any(match.student.module for match in matches):
-        matches, shapes = _with_modules(view, matches, student_config, teachers[None])
-    return build_objective(
-        view.distill,
-        matches,
-        {match.student: _size(student, match.student, shapes["student"]) for match in matches},
-        {match.teacher: _size(dims[match.teacher.teacher], match.teacher, shapes["teacher"]) for match in matches},
-        seed=view.train.seed,
-        teacher_heads={name: found.heads for name, found in dims.items()},
-        head=task_of(view).head,
-        dims=(student, dims[None]) if view.distill.emd is not None else None,
-    )
+    """The objective of an experiment of one task, with all its stages.
+
+    `teachers` are its teachers by name, a single one under None.
+    """
+    stages: list[Objective] = []
+    earlier: dict[str, nn.Module] = {}
+    for key, losses in view.distill.keyed_parts:
+        # Each stage draws its new projections anew.
+        seed = view.train.seed + len(stages)
+        stages.append(_of_stage(view, key, losses, student_config, teachers, seed, earlier))
+        earlier |= dict(stages[-1].projections.items())
+    objective = in_stages(stages)
+    if not view.train.changes:
+        return objective
+
+    def match_weights(losses: DistillConfig) -> dict[str, float]:
+        if not losses.matches:
+            return {}
+        depths = {name or "": dims_of(load_config(source)).layers for name, source in teachers.items()}
+        found = resolve_matches(losses.matches, dims_of(student_config).layers, depths)
+        return {match.name: match.weight for match in found}
+
+    return with_changes(objective, view.distill, view.train, match_weights)
 
 
 def labels_only(distill: DistillConfig) -> DistillConfig:
     """What fine-tuning learns from."""
-    return distill.model_copy(update={"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": (), "emd": None})
+    alone: dict[str, Any] = {"method": None, "matches": (), "emd": None, "stages": ()}
+    return distill.model_copy(update=alone | {"kd_weight": 0.0, "hard_label_weight": 1.0})
+
+
+def _of_stage(
+    view: Experiment,
+    key: str,
+    losses: DistillConfig,
+    student_config: Any,
+    teachers: Mapping[str | None, ModelSource],
+    seed: int,
+    earlier: Mapping[str, nn.Module],
+) -> Objective:
+    head = task_of(view).head
+    if not losses.compares_layers:
+        return build_objective(losses, head=head)
+    dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}
+    student = dims_of(student_config)
+    depths = {name or "": found.layers for name, found in dims.items()}
+    matches = resolve_matches(losses.matches, student.layers, depths, key)
+    shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
+    if any(match.student.module for match in matches):
+        matches, shapes = _with_modules(view, matches, student_config, teachers[None])
+    return build_objective(
+        losses,
+        matches,
+        {match.student: _size(student, match.student, shapes["student"]) for match in matches},
+        {match.teacher: _size(dims[match.teacher.teacher], match.teacher, shapes["teacher"]) for match in matches},
+        seed=seed,
+        teacher_heads={name: found.heads for name, found in dims.items()},
+        head=head,
+        dims=(student, dims[None]) if losses.emd is not None else None,
+        earlier=earlier,
+    )
 
 
 def _with_modules(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from raybrew.config import Experiment, MultiTaskConfig, TrainConfig
+from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
 from raybrew.data.loader import SignalSource, StepLoader
+from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.data.sampler import Order
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
@@ -19,7 +21,7 @@ from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSigna
 from raybrew.models.forward import checkpoint_layers, compiled
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
-from raybrew.models.students import build_student
+from raybrew.models.students import build_student, new_model
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
@@ -28,6 +30,7 @@ from raybrew.training.evaluation import compute_logits
 from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
 from raybrew.training.parallel import shard
 from raybrew.training.precision import Precision
+from raybrew.training.stages import Stages
 from raybrew.verbs.inputs import Inputs, TeacherInput
 from raybrew.verbs.objective import labels_only, objective_of
 from raybrew.verbs.prepare import task_of
@@ -43,24 +46,23 @@ class Part:
     inputs: Inputs
     model: Any  # a Hugging Face model
     objective: Objective
-    stored: SignalSource | None  #: what the loader puts into batches
-    teacher: Teacher  #: what is asked in each step
+    stored: tuple[SignalSource | None, ...]  #: what the loader puts into batches, in each stage
+    teachers: tuple[Teacher, ...]  #: what is asked in each step, in each stage
 
     @property
     def name(self) -> str:
         """The task's name among several, empty for an only one."""
         return self.inputs.task or ""
 
-    def metrics(
-        self, student: nn.Module, pad_token_id: int, context: Context, precision: Precision
-    ) -> dict[str, float]:
+    def metrics(self, student: nn.Module, tokenizer: Any, context: Context, precision: Precision) -> dict[str, float]:
         """Metrics of the student on this task's evaluation rows; empty without any."""
         rows = self.inputs.evaluation
         if rows is None:
             return {}
-        model = student[self.name] if isinstance(student, MultiTaskStudent) else student
-        logits = compute_logits(model, rows, pad_token_id, context, precision)
-        return task_of(self.view).metrics(logits, rows, rows.rows, self.inputs.labels)
+        model, task = student[self.name] if isinstance(student, MultiTaskStudent) else student, task_of(self.view)
+        shown = as_shown(rows, task, tokenizer, *EVALUATION)
+        logits = compute_logits(model, shown, tokenizer.pad_token_id, context, precision, task.head)
+        return task.metrics(logits, rows, rows.rows, self.inputs.labels)
 
 
 class Parts(NamedTuple):
@@ -86,17 +88,24 @@ def build_parts(
         view, labels = views[each.task], each.labels.names
         if finetuning:
             assert source is not None  # a finetune spec always names its starting point
-            model: Any = load_model(source, view.task.kind, labels)
+            random = isinstance(config, FinetuneConfig) and config.init == "random"
+            model: Any = (
+                new_model(source, view.task.kind, labels, config.seed)
+                if random
+                else load_model(source, view.task.kind, labels)
+            )
             tokenizer = tokenizer or load_tokenizer(source)
-            objective = build_objective(labels_only(view.distill), head=task_of(view).head)
+            view = view.model_copy(update={"distill": labels_only(view.distill)})
+            objective = build_objective(view.distill, head=task_of(view).head)
         else:
             built = build_student(experiment.student, source, view.task.kind, labels, config.seed)
             model, tokenizer, description = built.model, tokenizer or built.tokenizer, description or built.description
             objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        stored, teacher = _teachers(view, each, objective, context)
-        parts.append(Part(view, each, model.to(context.device), objective.to(context.device), stored, teacher))
+        found = _teachers(view, each, objective, context)
+        stored, teachers = tuple(source for source, _ in found), tuple(teacher for _, teacher in found)
+        parts.append(Part(view, each, model.to(context.device), objective.to(context.device), stored, teachers))
     if len(parts) > 1 and description is not None:
         description = f"a head each for {', '.join(part.name for part in parts)} on one encoder: {description}"
     return Parts(tuple(parts), tokenizer, description)
@@ -121,11 +130,12 @@ def build_program(
     task, metric = experiment.task, experiment.task.metric
     if not isinstance(task, MultiTaskConfig):
         part = parts.tasks[0]
-        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context)
+        stages = Stages.of(part.view.distill, num_steps) if len(part.objective.stages) > 1 else None
+        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages)
         trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None)
         if config.parallel == "fsdp" and context.world_size > 1:
             shard(trainee, part.model, context.device)
-        return EncodedProgram(trainee, part.teacher, loader, config, metric)
+        return EncodedProgram(trainee, part.teachers, loader, config, metric, stages)
     by_name = {part.name: part for part in parts.tasks}
     schedule = TaskSchedule(orders, task.tau, config.seed)
     done = schedule.before(start_step)
@@ -141,7 +151,7 @@ def build_program(
     )
     return MultiTaskProgram(
         several,
-        {name: part.teacher for name, part in by_name.items()},
+        {name: part.teachers[0] for name, part in by_name.items()},
         MultiTaskLoader(loaders, schedule, num_steps, start_step),
         config,
         metric,
@@ -160,9 +170,11 @@ def _loader(
     num_steps: int,
     start_step: int,
     context: Context,
+    stages: Stages | None = None,
 ) -> StepLoader:
+    task, training = task_of(part.view), part.inputs.training
     return StepLoader(
-        part.inputs.training,
+        training,
         order,
         rank=context.rank,
         world_size=context.world_size,
@@ -171,27 +183,45 @@ def _loader(
         pad_token_id=parts.tokenizer.pad_token_id,
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
-        teacher=part.stored,
+        teacher_at=lambda step: part.stored[0 if stages is None else stages.at(step)],
         pin_memory=context.device.type == "cuda",
+        in_epoch=lambda epoch: as_shown(training, task, parts.tokenizer, config.seed, epoch),
     )
 
 
 def _teachers(
     view: Experiment, inputs: Inputs, objective: Objective, context: Context
+) -> list[tuple[SignalSource | None, Teacher]]:
+    """What the loader puts into batches, and what is asked in each step, for all teachers of a task in each stage.
+
+    A stage reads and runs only what it asks for; a teacher that runs live is loaded once for all stages.
+    """
+    requests = [stage.teacher_request for stage in objective.stages]
+    members = {given.name: _Member(view, given, requests, inputs, context) for given in inputs.teachers}
+    temperatures = [losses.temperature for losses in view.distill.parts]
+    return [
+        _in_stage(view, inputs, members, request, temperature)
+        for request, temperature in zip(requests, temperatures, strict=True)
+    ]
+
+
+def _in_stage(
+    view: Experiment,
+    inputs: Inputs,
+    members: Mapping[str | None, _Member],
+    request: frozenset[Signal],
+    temperature: float,
 ) -> tuple[SignalSource | None, Teacher]:
-    """What the loader puts into batches, and what is asked in each step, for all teachers of a task."""
-    request = objective.teacher_request
     stored: dict[str | None, SignalSource] = {}
     live: dict[str | None, Teacher] = {}
-    for given in inputs.teachers:
-        asked = request_of_member(request, given.name, given.weight)
+    for name, member in members.items():
+        asked = request_of_member(request, name, member.given.weight)
         if not asked:
             continue
-        if given.store is not None:
-            store = Store.open(given.store, given.fingerprint, view.store.element_type, view.store.cache)
-            stored[given.name] = StoredSignals(store, store.locate_all(inputs.training.arrow.flat("id")), asked)
+        if member.given.store is not None:
+            stored[name] = member.stored(asked)
         else:
-            live[given.name] = _live(view, given, asked, context)
+            live[name] = member.live(asked)
     if None in stored:
         return stored[None], SignalsInBatch()
     if None in live:
@@ -201,7 +231,7 @@ def _teachers(
     average = Average(
         {str(given.name): given.weight for given in inputs.teachers},
         view.teacher.average,
-        view.distill.temperature,
+        temperature,
     )
     by_name = {str(name): source for name, source in stored.items()}
     return EnsembleSignals(by_name) if by_name else None, Ensemble(
@@ -209,9 +239,38 @@ def _teachers(
     )
 
 
-def _live(view: Experiment, given: TeacherInput, asked: Sequence[Signal], context: Context) -> LiveTeacher:
-    needs_head = any(signal.kind in ("logits", "pooled") for signal in asked)
-    model: nn.Module = load_model(given.source, view.task.kind, needs_head=needs_head)
-    model.to(context.device)
-    precision = Precision(pick_precision(given.precision, context.device), context.device)
-    return LiveTeacher(model, asked, precision.autocast)
+class _Member:
+    """One teacher, whose store is opened or whose model is loaded when the first stage asks for it."""
+
+    def __init__(
+        self,
+        view: Experiment,
+        given: TeacherInput,
+        requests: Sequence[frozenset[Signal]],
+        inputs: Inputs,
+        context: Context,
+    ) -> None:
+        self.view = view
+        self.given = given
+        self.inputs = inputs
+        self.context = context
+        asked = {signal for request in requests for signal in request_of_member(request, given.name, given.weight)}
+        self.needs_head = any(signal.kind in ("logits", "pooled") for signal in asked)
+
+    def stored(self, asked: Sequence[Signal]) -> StoredSignals:
+        return StoredSignals(*self._store, asked)
+
+    def live(self, asked: Sequence[Signal]) -> LiveTeacher:
+        precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
+        return LiveTeacher(self._model, asked, precision.autocast)
+
+    @functools.cached_property
+    def _store(self) -> tuple[Store, Any]:
+        config = self.view.store
+        store = Store.open(str(self.given.store), self.given.fingerprint, config.element_type, config.cache)
+        return store, store.locate_all(self.inputs.training.arrow.flat("id"))
+
+    @functools.cached_property
+    def _model(self) -> nn.Module:
+        model: nn.Module = load_model(self.given.source, self.view.task.kind, needs_head=self.needs_head)
+        return model.to(self.context.device)

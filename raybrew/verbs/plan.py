@@ -17,15 +17,19 @@ import torch
 from torch import nn
 
 from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.space import planned_trainings
+from raybrew.config.stages import stage_ends
+from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
 from raybrew.data.sampler import Order
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.forward import MODEL_INPUTS, forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision
-from raybrew.models.students import build_student
+from raybrew.models.students import build_student, new_model
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
+from raybrew.tasks.base import Task
 from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
@@ -104,7 +108,7 @@ class Plan:
     training: TrainingPlan | None
     price_per_hour: float | None
     problems: tuple[str, ...]
-    compares_modules: bool = False  #: matches ask for outputs that no store holds
+    live_because: str | None = None  #: why no store can hold what is asked
 
     @property
     def passes(self) -> float:
@@ -134,26 +138,33 @@ class Plan:
     @property
     def advice(self) -> str:
         """`store` or `live`."""
-        if self.compares_modules:
+        if self.live_because:
             return "live"
         return "store" if all(store.fits for store in self.stores) and self.passes > 1 else "live"
 
     @property
     def verdict(self) -> str:
         """The advice in one sentence."""
-        if self.compares_modules:
-            return "run the teacher live: distill.matches compares modules, whose outputs no store holds"
         if not self.stores:
             return "no teacher is asked for anything: the student learns from labels alone"
+        if self.live_because:
+            return f"run the teacher live: {self.live_because}"
         lacking = [store for store in self.stores if not store.fits]
         if lacking:
             return f"run the teacher live, or give store.path more room: {self.problems[0]}"
         if self.passes <= 1:
             return "run the teacher live (teacher.source=live): its outputs would be read once only"
         return (
-            f"store: the teacher runs once instead of {self.passes:g} times, "
+            f"store: the teacher runs once instead of {self.passes:g} times{self._trials_text}, "
             f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
         )
+
+    @property
+    def _trials_text(self) -> str:
+        if self.trials == 1 or self.training is None:
+            return ""
+        epochs = self.training.epochs
+        return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""
@@ -185,13 +196,21 @@ class Plan:
 
 
 def plan(
-    experiment: Experiment, *, trials: int = 1, price_per_hour: float | None = None, reporter: Reporter | None = None
+    experiment: Experiment,
+    *,
+    trials: int | None = None,
+    price_per_hour: float | None = None,
+    reporter: Reporter | None = None,
 ) -> Plan:
     """What capturing and training `experiment` will take for `trials` trainings. Nothing is written.
+
+    Without `trials`: those of its sweep, controls left aside, or one.
 
     A few seconds of the real teacher and student on this machine are measured; a teacher that is not fine-tuned yet is
     taken as its base model, which has the same speed and sizes. Raises ConfigError, DataError and ModelError.
     """
+    if trials is None:
+        trials = planned_trainings(experiment.sweep) if experiment.sweep is not None else 1
     if trials < 1:
         raise ConfigError(f"--trials: given {trials}; allowed: at least 1")
     reporter = reporter or QuietReporter()
@@ -225,8 +244,17 @@ def plan(
             trainings.append(_training_plan(view, shape, labels, rows.training, given))
     training = _together(experiment, trainings) if trainings else None
     problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
-    modules = any(match.student_module is not None and match.weight > 0 for match in experiment.distill.matches)
-    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), modules)
+    live_because = _live_because(experiment)
+    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because)
+
+
+def _live_because(experiment: Experiment) -> str | None:
+    if experiment.task.kind == "masked_lm":
+        return WHY_LIVE
+    matches = [match for part in experiment.distill.parts for match in part.matches if match.weight > 0]
+    if any(match.student_module is not None for match in matches):
+        return "distill.matches compares modules, whose outputs no store holds"
+    return None
 
 
 def _trained_or_base(find: Callable[[], ModelSource | None], view: Experiment) -> ModelSource | None:
@@ -247,9 +275,13 @@ def _store_plan(
     request: tuple[Signal, ...],
     label: str,
 ) -> StorePlan:
-    sizes = sizes_of_store(one, source, units, request, len(labels))
     device = pick_device(one.teacher.device, "teacher.device")
-    model: nn.Module = load_model(source, one.task.kind, labels)
+    random = one.teacher.finetune is not None and one.teacher.finetune.init == "random"
+    build = functools.partial(new_model, seed=0) if random else load_model
+    model: nn.Module = build(source, one.task.kind, labels)
+    if task_of(one).masking is not None:
+        return _live_plan(one, source, model, units, request, label)
+    sizes = sizes_of_store(one, source, units, request, len(labels))
     teacher = Teacher(
         model.to(device).eval(),
         load_tokenizer(source),
@@ -281,6 +313,64 @@ def _store_plan(
     )
 
 
+def _live_plan(
+    one: Experiment, source: ModelSource, model: nn.Module, units: pa.Table, request: tuple[Signal, ...], label: str
+) -> StorePlan:
+    """A pass of a teacher that reads hidden tokens in every step: nothing of it is kept."""
+    device = pick_device(one.train.device)
+    sample = token_columns(task_of(one), load_tokenizer(source), units)
+    lengths = np.sort(sample.lengths)[:: max(1, len(sample.lengths) // _PROBE_ROWS)]
+    batch_size = one.train.micro_batch_size or one.train.batch_size
+    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    rng = np.random.default_rng(0)
+    model.to(device).eval()
+    tokens, began = 0, time.perf_counter()
+    precision = Precision(pick_precision(one.teacher.precision, device), device)
+    with torch.inference_mode(), precision.autocast():
+        for number, place in enumerate([0, *rng.permutation(len(batches)).tolist()]):
+            if number == 1:  # the first was for warming up
+                tokens, began = 0, time.perf_counter()
+            forward(model, _probe_inputs(model, batches[place], task_of(one), device), request)
+            tokens += int(batches[place].sum())
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number and time.perf_counter() - began > _PROBE_SECONDS:
+                break
+    rate = tokens / (time.perf_counter() - began)
+    total = int(sample.lengths.mean() * sample.rows)
+    return StorePlan(
+        label,
+        source.model,
+        "nowhere: the teacher runs live",
+        sample.rows,
+        total,
+        int(sample.lengths.max(initial=0)),
+        0,
+        one.store.element_type,
+        {},
+        0,
+        None,
+        rate,
+        total / rate,
+        1,
+        device.type,
+    )
+
+
+def _probe_inputs(
+    model: Any, lengths: npt.NDArray[np.int32], task: Task, device: torch.device, has_items: bool = True
+) -> dict[str, torch.Tensor]:
+    """Inputs of rows of these lengths; their content does not matter to how long a model takes."""
+    mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).long().to(device)
+    inputs = {name: mask if name == "attention_mask" else torch.zeros_like(mask) for name in MODEL_INPUTS}
+    if getattr(model.config, "type_vocab_size", 0) < 1:
+        inputs.pop("token_type_ids")
+    if has_items:
+        share = 1.0 if task.masking is None else task.masking.rate
+        inputs["items"] = torch.zeros_like(mask)[:, : max(1, round(share * mask.shape[1]))]
+    return inputs
+
+
 def _teacher_rate(teacher: Teacher, units: pa.Table, request: tuple[Signal, ...]) -> float:
     """Tokens per second through the teacher, padding included."""
     rng = np.random.default_rng(0)
@@ -308,14 +398,20 @@ def _training_plan(
 ) -> TrainingPlan:
     config = view.train
     student = build_student(view.student, shape, view.task.kind, labels, config.seed)
-    wanted = objective_of(view, student.model.config, sources).student_request or frozenset({LOGITS})
+    objective = objective_of(view, student.model.config, sources)
     units = units_of(view, rows, tokenizer_source(view, shape))
     sample = token_columns(task_of(view), student.tokenizer, units)
     device = pick_device(config.device)
     lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
     order = build_order(lengths, config)
     steps = total_steps(order, config)
-    seconds = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device)
+    # Stages ask the student for different things; the mean over all steps is what one takes.
+    ends = stage_ends(view.distill.stages, steps)
+    seconds = 0.0
+    for stage, start, end in zip(objective.stages, (0, *ends[:-1]), ends, strict=True):
+        wanted = stage.student_request or frozenset({LOGITS})
+        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device)
+        seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
     return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
@@ -343,12 +439,7 @@ def _step_seconds(
         start = time.perf_counter()
         for first in range(0, len(batch), size):
             part = lengths[batch[first : first + size]]
-            mask = torch.from_numpy(np.arange(part.max()) < part[:, None]).long().to(device)
-            inputs = {name: mask if name == "attention_mask" else torch.zeros_like(mask) for name in MODEL_INPUTS}
-            if getattr(model.config, "type_vocab_size", 0) < 1:
-                inputs.pop("token_type_ids")
-            if has_items:
-                inputs["items"] = torch.zeros_like(mask)
+            inputs = _probe_inputs(model, part, task_of(view), device, has_items)
             with precision.autocast():
                 outputs = forward(model, inputs, wanted)
                 loss = torch.stack([output.float().square().mean() for output in outputs.values()]).sum()

@@ -37,9 +37,9 @@ def predict(
     reporter = reporter or QuietReporter()
     view = choose_task(experiment, task)
     chosen = pick_model(experiment, model, run_id, task)
-    labels = labels_of_model(chosen)
     view = view.model_copy(update={"data": _data_of(view.data, source)})
     data, kind = view.data, task_of(view)
+    labels = labels_of_model(chosen, kind)
     try:
         rows = load_rows(data, "unlabeled", kind, labels)
     except DataError as error:
@@ -49,7 +49,8 @@ def predict(
         reporter.say(f"left out: {bad}")
     encoded = encode(view, rows.table, chosen)
     network = load_model(chosen, view.task.kind)
-    logits = logits_of(view, network, chosen, encoded, reporter, f"predict {Path(chosen.model).name}")
+    title = f"predict {Path(chosen.model).name}"
+    logits = logits_of(view, network, chosen, encoded, reporter, title, hidden=False)
     hidden = {"id", "label", "scored"} & set(rows.table.column_names)
     content = rows.table.drop_columns(sorted(hidden)).to_pylist()
     predictions = kind.predictions(logits, encoded, rows.table, labels)

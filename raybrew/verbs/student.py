@@ -114,6 +114,8 @@ def load_student(folder: str | Path, format: str | None = None) -> Student:
     if chosen not in there:
         raise RunError(f"{folder} has no {chosen!r}; it was exported as {', '.join(there)}")
     kind = facts["task"]["kind"]
+    if kind == "masked_lm":
+        raise RunError(f"{folder} is a masked language model, a start for other students; use transformers' fill-mask")
     file = folder / FORMATS[chosen].file
     network: nn.Module
     if chosen == "hf":

@@ -57,8 +57,7 @@ def train_by_several(average: str, stored: set[str]) -> dict[str, torch.Tensor]:
         teacher.classifier.weight.data.mul_(20)  # sure of itself, so that what is averaged matters
         asked = request_of_member(subject.objective.teacher_request, name, weight)
         if name in stored:
-            stub = type("Asked", (), {"teacher_request": asked})()
-            kept[name] = stored_signals(teacher, rows, stub)
+            kept[name] = stored_signals(teacher, rows, asked)
         else:
             live[name] = LiveTeacher(teacher, asked)
     weights = {name: weight for name, (_, _, weight) in MEMBERS.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,21 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, TrainConfig
-from raybrew.config.distill import EMDConfig
+from raybrew.config.distill import EMDConfig, StageConfig
 from raybrew.data.loader import StepLoader
 from raybrew.distillers.matches import resolve_matches
-from raybrew.distillers.objective import Objective, build_objective
+from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
 from raybrew.models.forward import checkpoint_layers, compiled, forward
 from raybrew.models.shapes import TeacherDims
+from raybrew.signals import Signal
 from raybrew.tasks.heads import ItemHead
 from raybrew.training.context import Context, LocalContext
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
 from raybrew.training.loop import train
 from raybrew.training.parallel import full_state, shard, whole
 from raybrew.training.precision import Precision
+from raybrew.training.stages import Stages
 
 __all__ = [
     "CLASSES",
@@ -56,6 +58,19 @@ OBJECTIVES = {
     ),
     "tagging": DistillConfig(
         kd_loss=KDLossConfig(kind="kl"), hard_label_weight=0.5, matches=(MatchConfig(loss="hidden_mse"),)
+    ),
+    # The head learns nothing in the first stage, and its projections go on in the second.
+    "stages": DistillConfig(
+        kd_loss=KDLossConfig(kind="kl"),
+        stages=(
+            StageConfig(
+                name="layers",
+                share=0.5,
+                kd_weight=0.0,
+                matches=(MatchConfig(loss="hidden_mse"), MatchConfig(loss="mmd", layers="last")),
+            ),
+            StageConfig(name="logits", learning_rate=5e-3, matches=(MatchConfig(loss="hidden_mse", layers="final"),)),
+        ),
     ),
     "hidden only": DistillConfig(kd_weight=0.0, matches=(MatchConfig(loss="hidden_mse", layers=((1, 2),)),)),
 }
@@ -125,16 +140,24 @@ def model(layers: int, hidden: int, seed: int, dropout: float = 0.0, items: bool
 
 def trainee(kind: str, dropout: float = 0.0, compile_student: bool = False) -> Trainee:
     config = EMD if kind == "emd" else OBJECTIVES[kind]
-    matches = resolve_matches(config.matches, 2, 4)
-    objective = build_objective(
-        config,
-        matches,
-        {match.student: 8 if match.student.kind == "hidden" else 2 for match in matches},
-        {match.teacher: 12 if match.teacher.kind == "hidden" else 2 for match in matches},
-        seed=3,
-        head=ItemHead() if kind == "tagging" else None,
-        dims=(TeacherDims(2, 8, 2, 16), TeacherDims(4, 12, 2, 24)),
-    )
+    stages: list[Objective] = []
+    earlier: dict[str, nn.Module] = {}
+    for part in config.parts:
+        matches = resolve_matches(part.matches, 2, 4)
+        stages.append(
+            build_objective(
+                part,
+                matches,
+                {match.student: 8 if match.student.kind == "hidden" else 2 for match in matches},
+                {match.teacher: 12 if match.teacher.kind == "hidden" else 2 for match in matches},
+                seed=3,
+                head=ItemHead() if kind == "tagging" else None,
+                dims=(TeacherDims(2, 8, 2, 16), TeacherDims(4, 12, 2, 24)),
+                earlier=earlier,
+            )
+        )
+        earlier |= dict(stages[-1].projections.items())
+    objective = in_stages(stages)
     student = model(2, 8, seed=1, dropout=dropout, items=kind == "tagging")
     return Trainee(student, objective, compiled(student) if compile_student else None)
 
@@ -193,21 +216,25 @@ def run(
         shard(subject, subject.student, context.device)
     objective = subject.objective
     order = build_order(rows.lengths, config)
+    num_steps = total_steps(order, config)
+    stages = Stages.of(EMD if kind == "emd" else OBJECTIVES[kind], num_steps)
+    requests = [stage.teacher_request for stage in objective.stages]
+    kept = [stored_signals(teacher_model, rows, request) for request in requests] if stored else None
     loader = StepLoader(
         rows,
         order,
         rank=context.rank,
         world_size=context.world_size,
-        num_steps=total_steps(order, config),
+        num_steps=num_steps,
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
         start_step=start_step,
         pad_token_id=0,
-        teacher=stored_signals(teacher_model, rows, objective) if stored else None,
+        teacher_at=None if kept is None else lambda step: kept[stages.at(step)],
     )
-    teacher = SignalsInBatch() if stored else LiveTeacher(teacher_model, objective.teacher_request)
+    teachers = [SignalsInBatch() if stored else LiveTeacher(teacher_model, request) for request in requests]
     precision = Precision(precision_name, context.device)
-    program = EncodedProgram(subject, teacher, loader, config, "accuracy")
+    program = EncodedProgram(subject, teachers, loader, config, "accuracy", stages)
     if change is not None:
         change(program)
     train(program, context, precision, recorder, state)
@@ -215,7 +242,7 @@ def run(
 
 
 def stored_signals(
-    teacher: nn.Module, rows: Rows, objective: Objective
+    teacher: nn.Module, rows: Rows, request: Collection[Signal]
 ) -> Callable[[np.ndarray, int | None], dict[Any, torch.Tensor]]:
     """Signals computed row by row beforehand, as a store holds them, padded on request."""
     kept = []
@@ -224,14 +251,14 @@ def stored_signals(
         arrays = rows.gather_padded(one, 0) | rows.targets(one)
         inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
         with torch.no_grad():
-            kept.append({s: value[0] for s, value in forward(teacher, inputs, objective.teacher_request).items()})
+            kept.append({s: value[0] for s, value in forward(teacher, inputs, request).items()})
 
     def gather(wanted: np.ndarray, length: int | None) -> dict[Any, torch.Tensor]:
         return {
             signal: torch.stack([kept[row][signal] for row in wanted])
             if signal.kind == "logits" and rows.items is None
             else padded([kept[row][signal] for row in wanted], signal.kind == "attention", length)
-            for signal in objective.teacher_request
+            for signal in request
         }
 
     def padded(values: list[torch.Tensor], pairs: bool, length: int | None) -> torch.Tensor:

@@ -151,7 +151,7 @@ def test_a_missing_package_is_named_before_any_work(
 def test_a_plain_folder_and_its_rows(project: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="needs the extra int8")
     folder = project["folder"] / "teacher"
-    with pytest.raises(ConfigError, match="quality of int8 is measured on data.eval.*--experiment"):
+    with pytest.raises(ConfigError, match=r"quality of int8 is measured on data\.eval.*--experiment"):
         raybrew.export(folder, tmp_path / "out", formats=("int8",))
     found = raybrew.export(folder, tmp_path / "out", formats=("int8",), evaluate=False)
     assert "metrics" not in found.formats["int8"]
@@ -182,10 +182,15 @@ def test_the_old_export_stays_until_the_new_one_is_whole(tmp_path: Path) -> None
         (new / "raybrew.json").write_text("{}", encoding="utf-8")
     left = tmp_path / ".out.new-0badcafe"
     left.mkdir()  # of a killed export
-    with pytest.raises(KeyboardInterrupt), whole_folder(target, force=True) as new:
-        assert not left.exists()
-        (new / "config.json").write_text("new", encoding="utf-8")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with whole_folder(target, force=True) as new:
+            assert not left.exists()
+            (new / "config.json").write_text("new", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (target / "config.json").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with whole_folder(target, force=True) as new:

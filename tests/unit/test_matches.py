@@ -27,6 +27,7 @@ from raybrew.signals import LOGITS, POOLED, Signal, parse_signal, sorted_signals
         ("even", 3, 6, [(0, 0), (1, 2), (2, 4), (3, 6)]),
         ("even", 4, 12, [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]),
         ("last", 3, 12, [(1, 10), (2, 11), (3, 12)]),
+        ("last_inner", 6, 12, [(1, 7), (2, 8), (3, 9), (4, 10), (5, 11)]),
         ("skip", 6, 12, [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]),
         ("final", 4, 12, [(4, 12)]),
         ([[0, 0], [2, 7]], 4, 12, [(0, 0), (2, 7)]),
@@ -132,7 +133,7 @@ def test_names_and_attention_losses_are_listed() -> None:
         assert result.exit_code == 0, result.output
         return [row["name"] for row in json.loads(result.stdout)]
 
-    assert listed("matches") == ["even", "last", "skip", "final", "[[s, t], ...]", *MATCH_NAMES]
+    assert listed("matches") == ["even", "last", "last_inner", "skip", "final", "[[s, t], ...]", *MATCH_NAMES]
     assert {name for name, entry in MATCH_LOSSES.items() if entry.needs == "attention"} <= set(listed("losses"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -299,6 +300,28 @@ def test_a_model_keeps_its_weights_and_gets_a_seeded_head(teachers: dict[str, Mo
     assert "its own weights" in description
 
 
+def test_a_head_of_other_labels_of_the_same_number_starts_anew(teachers: dict[str, ModelSource]) -> None:
+    for family, head in (("bert", "classifier.weight"), ("roberta", "classifier.out_proj.weight")):
+        theirs = weights_of(teachers[family])[head]
+        config = StudentConfig(model=teachers[family].model)
+        for labels, equal in ((LABELS, True), (LABELS[::-1], False)):
+            one, again = (build_student(config, None, "classification", labels, 3).model for _ in range(2))
+            assert torch.equal(one.state_dict()[head], theirs) == equal
+            assert digest(one) == digest(again)
+            assert torch.equal(one.base_model.get_input_embeddings().weight,
+                               weights_of(teachers[family])[f"{family}.embeddings.word_embeddings.weight"])  # fmt: skip
+
+
+def test_the_folder_of_an_earlier_run_stands_for_its_student(teachers: dict[str, ModelSource], tmp_path: Path) -> None:
+    shutil.copytree(teachers["bert"].model, tmp_path / "distill-1" / "student")
+    student, tokenizer, _ = build_student(StudentConfig(model=str(tmp_path / "distill-1")), None, "classification",
+                                          ("x", "y"), 0)  # fmt: skip
+    theirs = weights_of(teachers["bert"])
+    assert torch.equal(student.state_dict()["bert.pooler.dense.weight"], theirs["bert.pooler.dense.weight"])
+    assert model_labels(student.config) == ("x", "y")
+    assert tokenizer.convert_tokens_to_ids("d") == 8
+
+
 def test_what_is_missing_is_named(teachers: dict[str, ModelSource]) -> None:
     with pytest.raises(ConfigError, match="neither model nor shape"):
         build(teachers["bert"])
@@ -333,11 +356,13 @@ def test_published_parameter_counts(vocabulary: int, name: str, millions: int, t
 
 def test_bert_base_has_its_published_parameter_count_and_electra_small_its_own(tmp_path: Path) -> None:
     BertConfig(vocab_size=28996).save_pretrained(tmp_path / "bert")
+    BertConfig(vocab_size=21128).save_pretrained(tmp_path / "chinese")
     ElectraConfig(
         vocab_size=21128, hidden_size=768, num_attention_heads=12, intermediate_size=3072, embedding_size=128
     ).save_pretrained(tmp_path / "electra")
     for student, family, millions in (
         (StudentConfig(model=str(tmp_path / "bert")), "bert", 108),
+        (StudentConfig(model=str(tmp_path / "chinese")), "chinese", 102),
         (StudentConfig(shape="Electra-small", init="random"), "electra", 12),
     ):
         model = empty_student(student, ModelSource(str(tmp_path / family)), "classification", ("no", "yes"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raybrew.errors import ClusterError
-from raybrew.runtime import ensure_ray, quiet_ray
+from raybrew.runtime import _wait_for, _wanted, ensure_ray, quiet_ray
 
 
 def test_an_address_where_nobody_answers_is_said_at_once() -> None:
@@ -58,3 +58,58 @@ def test_asking_imports_no_ray() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout == "0.0 []\n", done.stderr
+
+
+def test_what_to_wait_for_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYBREW_WAIT_FOR", raising=False)
+    monkeypatch.delenv("RAYBREW_WAIT_SECONDS", raising=False)
+    assert _wanted("sweep") == ({}, 1200.0)
+    monkeypatch.setenv("RAYBREW_WAIT_FOR", "GPU:8, CPU:64")
+    monkeypatch.setenv("RAYBREW_WAIT_SECONDS", "90")
+    assert _wanted("sweep") == ({"GPU": 8, "CPU": 64}, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("RAYBREW_WAIT_FOR", "8"), ("RAYBREW_WAIT_FOR", "GPU:some"), ("RAYBREW_WAIT_SECONDS", "long")],
+)
+def test_what_cannot_be_waited_for_is_refused(name: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYBREW_WAIT_FOR", "GPU:8")
+    monkeypatch.setenv(name, given)
+    with pytest.raises(ClusterError, match=f"^sweep: {name}: given '{given}'; allowed: "):
+        _wanted("sweep")
+
+
+class _Cluster:
+    """A cluster whose autoscaler adds a GPU each time somebody waits, up to a limit."""
+
+    def __init__(self, most: int) -> None:
+        self.gpus, self.most, self.groups = 0, most, []
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"GPU": self.gpus} if self.gpus else {}
+
+    def placement_group(self, bundles: list[dict[str, float]]) -> _Cluster:
+        self.groups.append(bundles)
+        return self
+
+    def wait(self, timeout_seconds: float) -> bool:
+        self.gpus = min(self.most, self.gpus + 1)
+        return self.gpus >= len(self.groups[-1])
+
+    def remove_placement_group(self, group: _Cluster) -> None:
+        self.groups.append([])
+
+
+@pytest.mark.parametrize("most", [3, 1])
+def test_waiting_asks_for_workers_and_lets_them_go(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = _Cluster(most)
+    monkeypatch.setattr("raybrew.runtime._ray", lambda: cluster)
+    monkeypatch.setitem(sys.modules, "ray.util.placement_group", cluster)
+    if most == 3:
+        _wait_for("sweep", {"GPU": 3}, 5.0)
+        _wait_for("sweep", {"GPU": 2}, 5.0)  # they are there: nobody is asked
+    else:
+        with pytest.raises(ClusterError, match=r"^sweep: after 0\.01 seconds .* 3 GPUs asked for, 1 there; raise"):
+            _wait_for("sweep", {"GPU": 3}, 0.01)
+    assert cluster.groups == [[{"GPU": 1}] * 3, []], "what was asked for is given back to whoever runs next"

@@ -1,0 +1,353 @@
+"""How the driver of a sweep, its report and a store's reader grow: the real conductor, ledger, search, progress, report
+and store, with trials that train nothing.
+
+python experiments/benchmarks/scale.py sweep --sizes 100 1000 10000
+python experiments/benchmarks/scale.py sweep --sizes 100 1000 --search optuna --scheduler asha
+python experiments/benchmarks/scale.py report --sizes 100 300 1000
+python experiments/benchmarks/scale.py store --sizes 10000 100000 1000000
+
+Each size runs in a process of its own. Shown are growth rates; seconds are those of whatever else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: Trials at the same time, as on 64 GPUs.
+SLOTS = 64
+#: Evaluations that each trial reports.
+_REPORTS = 4
+_ROWS_PER_SHARD = 1000
+_SPACE = {
+    "distill.temperature": {"uniform": [1, 20]},
+    "distill.kd_weight": {"uniform": [0.1, 1]},
+    "train.learning_rate": {"loguniform": [1e-5, 1e-3]},
+    "student.shape": {"choice": [{"layers": layers, "hidden": 312} for layers in (2, 3, 4, 6)]},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=sorted(MEASURES))
+    parser.add_argument("--sizes", type=int, nargs="+", required=True)
+    parser.add_argument("--search", default="random", choices=("random", "optuna"))
+    parser.add_argument("--scheduler", default="none", choices=("none", "asha", "median"))
+    parser.add_argument("--one", action="store_true", help="measure in this process and print JSON")
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(MEASURES[arguments.what](arguments.sizes[0], arguments)))
+        return
+    found = []
+    for size in arguments.sizes:
+        command = [sys.executable, __file__, arguments.what, "--sizes", str(size), "--one"]
+        command += ["--search", arguments.search, "--scheduler", arguments.scheduler]
+        found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]))
+    print(table(arguments.sizes, found))
+
+
+def table(sizes: list[int], found: list[dict[str, float]]) -> str:
+    """A column per size, and the exponent of growth between the last two: 1 is linear, 2 quadratic."""
+    heads = ["", *(f"{size:,}" for size in sizes), "exponent"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for name in found[0]:
+        values = [one[name] for one in found]
+        exponent = ""
+        if len(values) > 1 and values[-1] > 0 and values[-2] > 0:
+            exponent = f"{math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2]):.2f}"
+        lines.append("| " + " | ".join([name, *(f"{value:.4g}" for value in values), exponent]) + " |")
+    return "\n".join(lines)
+
+
+def base(folder: Path, trials: int, search: str, scheduler: str) -> Any:
+    """An experiment whose sweep has `trials` configurations."""
+    from raybrew.config.loading import build_experiment
+
+    sweep = {
+        "space": _SPACE,
+        "search": search,
+        "trials": trials,
+        "scheduler": scheduler,
+        "budget": {"gpu_hours": 1e9, "price_per_hour": 1.0, "money": 1e9},
+        "resources": {"gpus": 1},
+    }
+    values = {
+        "name": "scale",
+        "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
+        "teacher": {"model": "a/teacher"},
+        "student": {"shape": {"layers": 4, "hidden": 312}},
+        "store": {"storage_path": str(folder)},
+        "sweep": sweep,
+    }
+    return build_experiment(values, check_files=False)
+
+
+class StubTrainer:
+    """Instead of training: a run folder of the size and kind that `raybrew distill` leaves, with made-up numbers."""
+
+    def __init__(self, folder: Path, whole: bool) -> None:
+        self.folder = folder
+        self.whole = whole
+        self.random = random.Random(0)
+
+    def value(self, job: Any) -> float:
+        distill = job.experiment.distill
+        return (
+            0.9
+            - 0.002 * abs(distill.temperature - 8)
+            - 0.05 * abs(distill.kd_weight - 0.7)
+            + self.random.gauss(0, 0.01)
+        )
+
+    def finish(self, job: Any, value: float) -> None:
+        """`summary.json`, which the search reads; with `whole` also what reports read."""
+        folder = self.folder / job.run
+        folder.mkdir(parents=True)
+        plain = job.experiment.plain()
+        layers = plain["student"]["shape"]["layers"]
+        summary = {
+            "verb": "distill", "name": plain["name"], "run_id": job.run, "status": "done", "seed": job.seed,
+            "role": "student" if job.experiment.distill.kd_weight else "control",
+            "student": {"parameters": 3_600_000 * layers, "megabytes": 14.4 * layers, "layers": layers,
+                        "description": f"BERT {layers}x312", "architecture": "BertForSequenceClassification"},
+            "teacher": {"model": "a/teacher", "fingerprint": "5c1f", "parameters": 22_713_986, "megabytes": 90.9,
+                        "metrics": {"accuracy": 0.92}},
+            "best": {"step": 1000, "epoch": 3.0, "metric": "accuracy", "value": value, "metrics": {"accuracy": value}},
+            "steps": 1000, "rows": {"train": 3200, "eval": 872}, "wall_seconds": 100.0, "device": "cuda",
+            "latency_ms": {"batch_1": 0.3 * layers, "batch_32": 0.05 * layers, "tokens": 24},
+        }  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        if not self.whole:
+            return
+        (folder / "config.yaml").write_text(json.dumps(plain), encoding="utf-8")
+        identity = {"verb": "distill", "identity": job.experiment.identity("distill"), "inputs": {}}
+        (folder / "identity.json").write_text(json.dumps(identity, default=str), encoding="utf-8")
+        machine = {"machine": {"cpus": 8, "cpu": "some CPU", "memory_gib": 31.4, "gpus": ["some GPU"]}, "torch": "2"}
+        (folder / "environment.json").write_text(json.dumps(machine), encoding="utf-8")
+        lines = [
+            {"step": step, "epoch": step / 333, "time": step / 10, "kind": "train", "loss": 1 / step}
+            for step in range(50, 1001, 50)
+        ]
+        lines += [{"step": 1000, "time": 100.0, "kind": "eval", "eval/accuracy": value, "eval/rows": 872, "best": True}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@dataclasses.dataclass
+class _Trial:
+    """As much of a trial of Ray Tune as schedulers and progress ask for."""
+
+    trial_id: str
+    config: dict[str, Any]
+    status: str = "RUNNING"
+
+
+def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]:
+    """The whole sweep with SLOTS trials at a time, by the calls that raybrew's Ray Tune parts make."""
+    from raybrew.reports.sweeps import CANDIDATE
+    from raybrew.sweeps.conductor import Conductor
+    from raybrew.sweeps.ledger import Ledger
+    from raybrew.sweeps.progress import live_table, news, waiting_reason
+    from raybrew.sweeps.run import _objectives_from, sweep_folder
+    from raybrew.sweeps.schedulers import build_scheduler
+
+    folder = sweep_folder(experiment)
+    folder.mkdir(parents=True)
+    ledger = Ledger(folder)
+    ledger.write("sweep", name=experiment.name, experiment=experiment.plain(), command="raybrew sweep e.yaml")
+    ledger.write("session")
+    conductor = Conductor(
+        experiment, ledger, control_epochs=3,
+        objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
+    )  # fmt: skip
+    scheduler = build_scheduler(experiment.sweep.scheduler)
+    told: dict[str, str] = {}
+    times = {"trainer": 0.0, "scheduler": 0.0, "table": 0.0}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        found = call()
+        times[name] += time.perf_counter() - began
+        return found
+
+    def changed() -> None:
+        news(conductor, told)
+        waiting_reason(conductor, SLOTS)
+
+    began, cpu = time.perf_counter(), time.process_time()
+    running: deque[tuple[Any, float, int, _Trial]] = deque()
+    count = 0
+    while True:
+        conductor.stopped_by = conductor.stopped_by or conductor.over_budget()
+        while len(running) < SLOTS and (job := conductor.next()) is not None:
+            conductor.started(job.run)
+            changed()
+            trial = _Trial(job.run, {"may_stop": job.role == CANDIDATE and not job.rerun})
+            timed("scheduler", lambda trial=trial: scheduler.on_trial_add(None, trial))
+            running.append((job, timed("trainer", lambda job=job: trainer.value(job)), 0, trial))
+            count += 1
+        if not running:
+            break
+        job, value, reports, trial = running.popleft()
+        reports += 1
+        share = reports / _REPORTS
+        conductor.reported(job.run, share, value - 0.1 * (1 - share))
+        changed()
+        result = {"percent": 100 * share, "quality": value - 0.1 * (1 - share)}
+        action = timed("scheduler", lambda trial=trial, result=result: scheduler.on_trial_result(None, trial, result))
+        if action == "STOP" or reports == _REPORTS:
+            outcome: dict[str, Any] = {"status": "stopped", "seconds": 60.0}
+            if action != "STOP":
+                timed("trainer", lambda job=job, value=value: trainer.finish(job, value))
+                outcome = {"status": "done", "value": value, "seconds": 100.0, "overhead": 1.0}
+            trial.status = "TERMINATED"
+            timed("scheduler", lambda trial=trial, result=result: scheduler.on_trial_complete(None, trial, result))
+            conductor.ended(job.run, outcome)
+            changed()
+        else:
+            running.append((job, value, reports, trial))
+        if count % 50 == 0:  # a terminal is drawn anew twice a second
+            timed("table", lambda: live_table(conductor, SLOTS))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    assert conductor.finished, "the sweep must come to its end"
+    ledger.write("close", reason="finished")
+    others = times["trainer"] + times["scheduler"] + times["table"]
+    times |= {"driver": seconds - others, "cpu": cpu - others}
+    return conductor, times | {"trials": float(count)}
+
+
+def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """The driver's own seconds and memory for `size` configurations, and of taking up the finished ledger again."""
+    from raybrew.reports.sweeps import load_sweep
+    from raybrew.sweeps.conductor import Conductor
+    from raybrew.sweeps.ledger import Ledger
+    from raybrew.sweeps.run import _objectives_from
+
+    with tempfile.TemporaryDirectory() as name:
+        experiment = base(Path(name), size, arguments.search, arguments.scheduler)
+        trainer = StubTrainer(Path(name) / "scale", whole=False)
+        before = memory()
+        conductor, times = drive(experiment, trainer)
+        grown = memory() - before
+        folder = conductor.ledger.folder
+        found = {
+            "trials": times["trials"],
+            "driver, s": times["driver"],
+            "driver without waiting for the disk, s": times["cpu"],
+            "the same, ms a trial": 1000 * times["cpu"] / times["trials"],
+            "scheduler, s": times["scheduler"],
+            "live table, s": times["table"],
+            "memory grown, MB": grown,
+            "ledger, MB": (folder / "ledger.jsonl").stat().st_size / 1e6,
+        }
+        began = time.perf_counter()
+        again = Conductor(
+            experiment, Ledger(folder), control_epochs=3,
+            objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
+        )  # fmt: skip
+        assert again.over()
+        found["taking up again, s"] = time.perf_counter() - began
+        began = time.perf_counter()
+        assert len(load_sweep(folder).trials) == times["trials"]
+        found["reading the ledger, s"] = time.perf_counter() - began
+        began = time.perf_counter()
+        assert len(conductor.ranking()) <= size
+        found["ranking, s"] = time.perf_counter() - began
+    return found
+
+
+def measure_report(size: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """What the last step of a sweep takes: reading all runs, comparing them, the page."""
+    from raybrew.reports.sweep_tables import leaderboard, trial_rows
+    from raybrew.reports.sweeps import load_sweep
+    from raybrew.verbs.report import report
+
+    with tempfile.TemporaryDirectory() as name:
+        experiment = base(Path(name), size, arguments.search, arguments.scheduler)
+        conductor, _ = drive(experiment, StubTrainer(Path(name) / "scale", whole=True))
+        folder = conductor.ledger.folder
+        record = load_sweep(folder)
+        found: dict[str, float] = {}
+
+        def timed(title: str, call: Callable[[], Any]) -> Any:
+            began = time.perf_counter()
+            result = call()
+            found[title] = time.perf_counter() - began
+            return result
+
+        runs = timed("reading runs, s", record.runs)
+        timed("comparing, s", lambda: leaderboard(record, runs))
+        timed("table of trials, s", lambda: trial_rows(record))
+        timed("whole report, s", lambda: report([folder], folder / "report.html"))
+        found["page, MB"] = (folder / "report.html").stat().st_size / 1e6
+        found["memory in all, MB"] = memory()
+    return found
+
+
+def measure_store(size: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """A store of `size` rows in shards of 1,000: opening it, finding and gathering rows in random order."""
+    import numpy as np
+    from generated_store import HIDDEN, ids_of, make_store
+
+    from raybrew.store.reader import Store
+
+    with tempfile.TemporaryDirectory() as name:
+        began = time.perf_counter()
+        path = make_store(Path(name), size, _ROWS_PER_SHARD)
+        made = time.perf_counter() - began
+        ids = ids_of(size)
+        before = memory()
+        began = time.perf_counter()
+        store = Store.open(path)
+        rng = np.random.default_rng(0)
+        store.gather(HIDDEN, store.locate(ids[rng.integers(0, size, 64)]))
+        opened = time.perf_counter() - began
+        began = time.perf_counter()
+        batches = 1000
+        for _ in range(batches):
+            store.gather(HIDDEN, store.locate(ids[rng.integers(0, size, 64)]))
+        gathered = time.perf_counter() - began
+        private = _private_dirty()
+        files = [entry for entry in path.rglob("*") if entry.is_file()]
+        return {
+            "shards": size / _ROWS_PER_SHARD,
+            "files": float(len(files)),
+            "manifest, MB": (path / "manifest.json").stat().st_size / 1e6,
+            "writing, s": made,
+            "opening and first batch, s": opened,
+            "a batch of 64 rows, ms": 1000 * gathered / batches,
+            "private memory, MB": private,
+            "memory grown (maps count), MB": memory() - before,
+        }
+
+
+def memory() -> float:
+    """The most resident memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def _private_dirty() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1000
+
+
+MEASURES: dict[str, Callable[[int, argparse.Namespace], dict[str, float]]] = {
+    "sweep": measure_sweep,
+    "report": measure_report,
+    "store": measure_store,
+}
+
+
+if __name__ == "__main__":
+    main()

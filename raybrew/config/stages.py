@@ -1,0 +1,102 @@
+"""Rules of `distill.method` and `distill.stages`, and which steps each stage has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from raybrew.config.distill import DistillConfig, StageConfig
+from raybrew.config.problems import Problem, raise_problems
+from raybrew.config.student import StudentConfig
+from raybrew.methods import METHODS, contradictions
+
+__all__ = ["check_method", "check_stages", "method_notes", "stage_ends", "stage_names"]
+
+#: Shares that add up to 1 only as far as decimal fractions do.
+_ROUNDING = 1e-9
+
+
+def check_method(distill: DistillConfig) -> list[Problem]:
+    """What is given beside a method and makes another one of it."""
+    if distill.method is None:
+        return []
+    found = contradictions(distill.method, distill.model_fields_set, distill.model_dump(mode="json"))
+    return [Problem(f"distill.{key}", f"{words} (`raybrew list methods`)") for key, words in found]
+
+
+def check_stages(distill: DistillConfig) -> list[Problem]:
+    """Whether stages divide the steps of any run."""
+    stages = distill.stages
+    if not stages:
+        return []
+    problems = []
+    for index, stage in enumerate(stages):
+        key = f"distill.stages.{index}"
+        if stage.share is not None and stage.steps is not None:
+            problems.append(Problem(f"{key}.steps", "given beside share; allowed: one of them"))
+        if index + 1 < len(stages) and stage.share is None and stage.steps is None:
+            problems.append(Problem(key, "needs share or steps; only the last stage takes what the others leave"))
+    if stages[-1].steps is not None:
+        problems.append(
+            Problem(
+                f"distill.stages.{len(stages) - 1}.steps",
+                f"given {stages[-1].steps} for the last stage, which takes what the others leave; remove it",
+            )
+        )
+    shares = [stage.share for stage in stages if stage.share is not None]
+    total = math.fsum(shares)
+    if stages[-1].share is not None and len(shares) == len(stages) and abs(total - 1) > _ROUNDING:
+        problems.append(Problem("distill.stages", f"the shares add up to {total:g}; allowed: 1"))
+    elif stages[-1].share is not None and len(shares) < len(stages):
+        problems.append(
+            Problem(
+                f"distill.stages.{len(stages) - 1}.share",
+                "given for the last stage beside stages with steps, of which it takes what they leave; remove it",
+            )
+        )
+    elif stages[-1].share is None and total > 1 - _ROUNDING:
+        problems.append(Problem("distill.stages", f"the shares add up to {total:g} and leave nothing for the last one"))
+    names = stage_names(distill)
+    problems += [
+        Problem(f"distill.stages.{index}.name", f"given {name!r}, which another stage is called; names must differ")
+        for index, name in enumerate(names)
+        if name in names[:index]
+    ]
+    return problems
+
+
+def stage_names(distill: DistillConfig) -> list[str]:
+    """What logs call the stages: their names, or numbers from 1."""
+    return [stage.name or str(index) for index, stage in enumerate(distill.stages, 1)]
+
+
+def stage_ends(stages: Sequence[StageConfig], num_steps: int) -> tuple[int, ...]:
+    """Steps that are done at the end of each stage of a run of `num_steps`; (num_steps,) without stages.
+
+    ConfigError if a stage is left without a step.
+    """
+    ends: list[int] = []
+    exact = 0.0
+    for stage in stages[:-1]:
+        # Shares are added up before they are rounded, so that three thirds are thirds.
+        exact += stage.steps if stage.steps is not None else (stage.share or 0.0) * num_steps
+        ends.append(math.floor(exact + 0.5))
+    ends.append(num_steps)
+    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    short = next((index for index, length in enumerate(lengths) if length < 1), None)
+    if short is not None and stages:
+        problem = f"stages of {', '.join(map(str, lengths))} steps in a run of {num_steps}; each needs one at least"
+        raise_problems("distill.stages", [Problem(f"distill.stages.{short}", problem)])
+    return tuple(ends)
+
+
+def method_notes(distill: DistillConfig, student: StudentConfig) -> list[str]:
+    """Where a valid experiment does not start its student as the method's paper does."""
+    if distill.method is None or student.shape is None or student.init == "random":
+        return []
+    return [
+        f"distill.method {distill.method}: its paper starts the student with student.{key}={value}; "
+        f"here it is {getattr(student, key)!r}"
+        for key, value in METHODS[distill.method].starts.items()
+        if getattr(student, key) != value
+    ]

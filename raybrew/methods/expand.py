@@ -1,0 +1,62 @@
+"""A method in a file's `distill` section: its values under those that are given, and what it does not go with.
+
+A method decides of which parts training is made: logits, matches of certain losses, EMD, stages. Beside it weights,
+layers and temperatures may be given, but no part may be added or taken away.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from raybrew.methods.table import METHODS
+
+__all__ = ["contradictions", "with_method"]
+
+#: Keys that say of which parts training is made; 0, nothing and [] stand for none.
+_PARTS = ("matches", "emd", "stages")
+
+
+def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, keys of a `distill` section with its `method`, with what else the method sets.
+
+    Sections within (`emd`) are filled up key by key, lists are taken as given.
+    """
+    result = dict(copy.deepcopy(dict(METHODS[given["method"]].distill)))
+    for key, value in given.items():
+        own = result.get(key)
+        result[key] = own | dict(value) if isinstance(own, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def contradictions(name: str, given: Collection[str], values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys that were `given` beside method `name` and make another method of it, and what to do about each.
+
+    `values` are those of the whole section, by key, as plain types.
+    """
+    method = METHODS[name].distill
+    made_of = {key for key in (*_PARTS, "kd_weight") if method.get(key)}
+    found = []
+    for key in (*_PARTS, "kd_weight"):
+        if key not in given:
+            continue
+        do = f"drop distill.{key}, or distill.method"
+        if values[key] and key not in made_of:
+            found.append((key, f"given, but method {name!r} has no such part; {do}"))
+        elif not values[key] and key in made_of and (key != "kd_weight" or made_of == {"kd_weight"}):
+            found.append((key, f"given as nothing, but method {name!r} is made of it; {do}"))
+        elif key in ("matches", "stages") and values[key] and (losses := _losses(values)) != (own := _losses(method)):
+            shown = (", ".join(sorted(each)) or "no layers" for each in (losses, own))
+            found.append((key, f"compares {next(shown)}, but method {name!r} compares {next(shown)}; {do}"))
+    if "hard_label_weight" in given and not values["hard_label_weight"] and not made_of:
+        found.append(
+            ("hard_label_weight", f"given as 0, but method {name!r} is made of it; drop it, or distill.method")
+        )
+    return found
+
+
+def _losses(section: Mapping[str, Any]) -> set[str]:
+    """Names of the losses of all matches, those of stages too."""
+    parts = [section, *(section.get("stages") or ())]
+    return {match["loss"] for part in parts for match in part.get("matches") or ()}

@@ -1,0 +1,205 @@
+"""inspect: what a model, or student and teacher of an experiment, are made of and how fast they run, from configs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+
+from raybrew.config import Experiment
+from raybrew.config.loading import load_experiment
+from raybrew.config.views import choose_task, task_views, teacher_views
+from raybrew.errors import ConfigError, RunError
+from raybrew.models.flops import Flops, count_flops
+from raybrew.models.inspection import ParameterNode, describe, display_parameters, measure_latency
+from raybrew.models.loading import ModelSource, load_config, max_tokens, model_labels, pick_device
+from raybrew.models.students import empty_student, random_model
+from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.choose import view_of_student_teacher
+from raybrew.verbs.prepare import read_rows, task_of, teacher_source
+from raybrew.verbs.reporter import QuietReporter, Reporter
+
+__all__ = ["Inspected", "inspect"]
+
+_LENGTH = 128
+#: End of an architecture's name -> the task whose head it has.
+_HEADS: Mapping[str, str] = MappingProxyType(
+    {
+        "ForSequenceClassification": "classification",
+        "ForTokenClassification": "tagging",
+        "ForQuestionAnswering": "qa",
+        "ForMaskedLM": "masked_lm",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspected:
+    """One model. Sizes are those of float32, in which raybrew keeps weights."""
+
+    source: str
+    """Where its config comes from."""
+    facts: Mapping[str, Any]
+    """`raybrew.models.inspection.describe`: architecture, sizes, parameters, megabytes."""
+    modules: ParameterNode
+    """Parameters by module; a tensor that appears twice counts where it comes up first."""
+    flops: Flops
+    latency_ms: Mapping[str, float]
+    """`batch_1`, ... -> milliseconds per example, the median over runs; empty if not measured."""
+    device: str
+
+    def plain(self, level: int | None = None) -> dict[str, Any]:
+        """All of it as plain JSON types, modules down to `level` levels (None: all)."""
+        return {
+            "source": self.source,
+            **self.facts,
+            "flops_per_token": {
+                "tokens": self.flops.length,
+                "weights": self.flops.weights,
+                "attention": self.flops.products,
+                "total": self.flops.total,
+            },
+            "latency_ms": dict(self.latency_ms),
+            "device": self.device,
+            "modules": _plain(self.modules, self.modules.parameters, level),
+        }
+
+
+def inspect(
+    target: Experiment | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    task: str | None = None,
+    length: int | None = None,
+    latency: bool = True,
+    batch_sizes: Sequence[int] = (1, 32),
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> dict[str, Inspected]:
+    """Parameters per module, bytes, operations per token and latency of models by their names.
+
+    `target`: an experiment or its file (student and each teacher; of several tasks as `task: student`), or a model's
+    folder or hub name (`model`). Only configs are read, and models built from them with random weights, on which
+    neither sizes nor times depend: nothing is trained, and what is not trained yet is shown as it will be. Rows are
+    read only where nothing else tells how many labels there are.
+
+    `length`: tokens of a row in `flops` and `latency_ms`; by default 128, or as many as the models can take.
+    ConfigError and ModelError name what does not exist or fit.
+    """
+    reporter = reporter or QuietReporter()
+    if isinstance(target, Experiment) or str(target).endswith((".yaml", ".yml")):
+        experiment = target if isinstance(target, Experiment) else load_experiment(target, overrides)
+        found = _of_experiment(experiment, task, reporter)
+    else:
+        if overrides or task is not None:
+            raise ConfigError(f"inspect: {target} is a model; overrides and a task are for experiment files")
+        source = ModelSource(str(target))
+        config = load_config(source)
+        found = {"model": (str(target), config, _head_of(config))}
+    length = _fitting_length(length, [config for _, config, _ in found.values()])
+    place = pick_device(device, "--device")
+    result = {}
+    for name, (source_name, config, head) in found.items():
+        model = _built(config, head)
+        reporter.say(f"measuring {name} ...")
+        flops = count_flops(model, length)
+        times = measure_latency(model, batch_sizes=batch_sizes, length=length, device=place) if latency else {}
+        result[name] = Inspected(
+            source_name,
+            describe(model),
+            display_parameters(model)[1],
+            flops,
+            {f"batch_{size}": round(value, 4) for size, value in times.items()},
+            str(place),
+        )
+    return result
+
+
+def _of_experiment(
+    experiment: Experiment, chosen: str | None, reporter: Reporter
+) -> dict[str, tuple[str, PretrainedConfig, str]]:
+    """Name -> where from, config and kind of task of the student and each teacher."""
+    views = task_views(experiment) if chosen is None else {chosen: choose_task(experiment, chosen)}
+    has_student = experiment.student.model is not None or experiment.student.shape is not None
+    owner = view_of_student_teacher(experiment)
+    shape = None if owner is None else _trained_or_base(owner)
+    found: dict[str, tuple[str, PretrainedConfig, str]] = {}
+    for task, view in views.items():
+        start = "" if task is None else f"{task}: "
+        teachers = {name: _trained_or_base(one) for name, one in teacher_views(view).items()}
+        if not has_student and not teachers:
+            raise ConfigError("inspect: the experiment names neither a student nor a teacher")
+        labels = _labels(view, next(iter(teachers.values()), None), reporter)
+        if has_student:
+            folder = RunFolder.of(experiment, "distill").student / (task or "")
+            if folder.is_dir():
+                student = load_config(ModelSource(str(folder)))
+                said = str(folder)
+            else:
+                student = empty_student(view.student, shape, view.task.kind, labels).config
+                said = experiment.student.model or "not trained yet: built from its shape"
+            found[f"{start}student"] = (said, student, view.task.kind)
+        for name, source in teachers.items():
+            config = load_config(source)
+            if config.num_labels != len(labels):
+                config.num_labels = len(labels)  # of a teacher to be fine-tuned
+            found[f"{start}teacher{f' {name}' if name else ''}"] = (source.model, config, view.task.kind)
+    return found
+
+
+def _trained_or_base(view: Experiment) -> ModelSource:
+    """The teacher, or what it will be fine-tuned from."""
+    try:
+        return teacher_source(view)
+    except RunError:
+        teacher = view.teacher
+        assert teacher.model is not None  # what is fine-tuned has a starting point
+        return ModelSource(teacher.model, teacher.revision, teacher.trust_remote_code)
+
+
+def _labels(view: Experiment, teacher: ModelSource | None, reporter: Reporter) -> tuple[str, ...]:
+    """Label names of the task: fixed ones, those of a finished teacher, or those of the rows."""
+    fixed = task_of(view).fixed_labels
+    if fixed is not None:
+        return fixed.names
+    if teacher is not None and (view.teacher.finetune is None or view.data.train is None):
+        config = load_config(teacher)
+        return model_labels(config) or tuple(f"LABEL_{index}" for index in range(config.num_labels or 0))
+    return read_rows(view, teacher, reporter.say, with_unlabeled=False).labels.names
+
+
+def _head_of(config: PretrainedConfig) -> str:
+    """Kind of task by the architecture that a model was saved with, its whole name if it is of none."""
+    name = (config.architectures or [""])[0]
+    return next((kind for end, kind in _HEADS.items() if name.endswith(end)), name)
+
+
+def _built(config: PretrainedConfig, head: str) -> PreTrainedModel:
+    if head in _HEADS.values() or head in ("multilabel", "regression"):
+        return random_model(config, head)
+    return random_model(config, AutoModel)
+
+
+def _fitting_length(wanted: int | None, configs: Sequence[PretrainedConfig]) -> int:
+    most = min((places for config in configs if (places := max_tokens(config)) is not None), default=None)
+    if wanted is None:
+        return _LENGTH if most is None else min(most, _LENGTH)
+    if wanted < 1 or (most is not None and wanted > most):
+        raise ConfigError(f"--length: given {wanted}; allowed: 1 to {most or 'any number of'} tokens")
+    return wanted
+
+
+def _plain(node: ParameterNode, total: int, level: int | None) -> dict[str, Any]:
+    below = None if level is None else level - 1
+    return {
+        "name": node.name,
+        "parameters": node.parameters,
+        "share": node.parameters / total if total else 0.0,
+        "megabytes": node.bytes / 10**6,
+        "shared": node.shared,
+        "modules": [] if level == 0 else [_plain(child, total, below) for child in node.children.values()],
+    }

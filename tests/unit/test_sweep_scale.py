@@ -1,0 +1,145 @@
+"""What a sweep's driver does for one trial does not grow with their number: operations are counted, not timed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_helpers import base, conductor_of, drive
+
+from raybrew.reports.sweeps import CANDIDATE, CONTROL, TrialRecord, load_sweep
+from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.jobs import Job
+from raybrew.sweeps.progress import live_table, news
+from raybrew.sweeps.trials import Trials
+
+SPACE = {
+    "distill.temperature": {"uniform": [1, 20]},
+    # Each student has a control of its own, the worst case.
+    "student.shape": {"choice": [{"layers": 2, "hidden": 8 * width} for width in range(2, 400)]},
+}
+SWEEP = {"space": SPACE, "budget": {"gpu_hours": 1e6, "money": 1e6, "price_per_hour": 1}, "resources": {"gpus": 1}}
+
+
+def calls_of(work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Calls of functions of sweeps and reports while `work` runs, and trials that are looked at one after another.
+
+    What makes an experiment of a trial's values is left out: it is much, and the same for each.
+    """
+    package = Path(sys.modules["raybrew"].__file__ or "").parent
+    counted_files = (str(package / "sweeps"), str(package / "reports"))
+    count = 0
+
+    def hear(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code.co_filename.startswith(counted_files)
+
+    def counted(name: str) -> Callable[[Trials], Iterator[Any]]:
+        original = getattr(dict, name)
+
+        def passed(self: Trials) -> Iterator[Any]:
+            nonlocal count
+            count += len(self)
+            return iter(list(original(self)))
+
+        return passed
+
+    with monkeypatch.context() as patch:
+        for name in ("values", "items", "__iter__"):
+            patch.setattr(Trials, name, counted(name), raising=False)
+        sys.setprofile(hear)
+        try:
+            work()
+        finally:
+            sys.setprofile(None)
+    return count
+
+
+def by_run(job: Job) -> float:
+    return 0.5 + int(job.run[-6:], 16) / 2**25
+
+
+def run_sweep(folder: Path, trials: int, told: dict[str, str]) -> Conductor:
+    conductor = conductor_of(base(folder, {**SWEEP, "trials": trials}))
+
+    def outcome(job: Job) -> float:
+        news(conductor, told)
+        live_table(conductor, 4)
+        return by_run(job)
+
+    assert len(drive(conductor, outcome)) >= 1.5 * trials, "nearly each configuration has its control"
+    return conductor
+
+
+def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[str, list[int]] = {"running": [], "taking up again": [], "ranking": []}
+    for trials in (15, 60):
+        folder = tmp_path / str(trials)
+        told: dict[str, str] = {}
+        found: list[Conductor] = []
+        counts["running"].append(
+            calls_of(lambda: found.append(run_sweep(folder, trials, told)), monkeypatch)  # noqa: B023
+        )
+        (conductor,) = found
+        counts["ranking"].append(calls_of(conductor.ranking, monkeypatch))
+        experiment = conductor.base
+        counts["taking up again"].append(calls_of(lambda: conductor_of(experiment).over(), monkeypatch))  # noqa: B023
+    for name, (few, many) in counts.items():
+        assert few > 50, name
+        assert many / few < 4.2, (name, few, many)
+
+
+def trial(number: int, **values: Any) -> TrialRecord:
+    given = {"role": CANDIDATE, "values": {"a": number}, "seed": 0, "status": "waiting", **values}
+    return TrialRecord(number=number, run=f"run-{number}", **given)
+
+
+def test_what_trials_keep_is_what_a_look_through_all_of_them_finds() -> None:
+    trials = Trials()
+    steps = [
+        trial(1, role=CONTROL, values={"s": 1}),
+        trial(2),
+        trial(3, values={"a": 2}, seed=1),
+        trial(2, status="running"),
+        trial(2, status="done", value=0.5, seconds=10.0, gpus=0.5),
+        trial(3, values={"a": 2}, seed=1, status="failed", seconds=3.0),
+        trial(1, values={"s": 1}, status="done", value=0.9, seconds=1.0),  # a control that the search came to
+        trial(3, values={"a": 2}, seed=1, status="running", seconds=3.0),  # it is tried again
+        trial(3, values={"a": 2}, seed=1, status="done", value=0.7, seconds=4.0),
+        *(trial(number, status="done", value=number / 100) for number in range(4, 20)),
+        trial(19, status="running"),
+    ]
+    for step in steps:
+        trials[step.run] = step
+        everything = list(dict.values(trials))
+        searched = [one for one in everything if one.role == CANDIDATE]
+        distinct: list[dict[str, Any]] = []
+        for one in searched:
+            if one.values not in distinct:
+                distinct.append(one.values)
+        assert trials.configurations() == distinct
+        assert len(trials.known) == len(distinct)
+        for values in distinct:
+            assert trials.with_values(values, CANDIDATE) == [one for one in searched if one.values == values]
+        assert trials.with_values({"s": 1}, CONTROL) == [one for one in everything if one.role == CONTROL]
+        assert trials.seconds == pytest.approx(sum(one.seconds or 0 for one in everything))
+        assert trials.gpu_seconds == pytest.approx(sum((one.seconds or 0) * one.gpus for one in everything))
+        over = [one for one in everything if one.status in ("done", "stopped", "failed")]
+        over.sort(key=lambda one: (-(one.value or 0) if one.status == "done" else 1, one.number))
+        assert trials.best() == over[:8]
+        for status in ("waiting", "running", "done", "failed"):
+            assert trials.counts[status] == sum(one.status == status for one in everything)
+    assert {one.run for one in trials.take_touched()} == set(trials)
+    assert trials.take_touched() == []
+    trials["run-19"] = trial(19, status="done", value=0.19)
+    assert [one.number for one in trials.take_touched()] == [19]
+
+
+def test_the_ledger_of_a_large_sweep_is_read_whole(tmp_path: Path) -> None:
+    conductor = run_sweep(tmp_path, 20, {})
+    assert load_sweep(conductor.ledger.folder).trials == tuple(
+        sorted(conductor.trials.values(), key=lambda one: one.number)
+    )
