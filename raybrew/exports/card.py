@@ -78,6 +78,12 @@ _AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
         "qa": "AutoModelForQuestionAnswering",
     }
 )
+#: Where transformers does not have the architecture.
+_OWN_ARCHITECTURE = """\
+# transformers does not have this architecture, raybrew does. Without raybrew, pass trust_remote_code=True below
+# instead, which runs bigru.py of this folder.
+import raybrew.models.bigru
+"""
 _FILL = """\
 from transformers import pipeline
 
@@ -186,7 +192,8 @@ def _usage(summary: Mapping[str, Any]) -> str:
     task, formats = summary.get("task") or "classification", _formats_of(summary)
     blocks = []
     if not formats or "hf" in formats:
-        blocks.append(_fenced(_USAGE[task], "python"))
+        bigru = ((summary.get("student") or {}).get("architecture") or "").startswith("BiGRU")
+        blocks.append(_fenced(f"{_OWN_ARCHITECTURE}\n{_USAGE[task]}" if bigru else _USAGE[task], "python"))
         if _PIPELINES[task] == "text-classification":
             blocks.append(_PAIRS)
     onnx = formats.get("onnx") or formats.get("onnx-int8")

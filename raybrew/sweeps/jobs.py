@@ -18,7 +18,7 @@ __all__ = ["LASTING", "Job", "canonical", "control_jobs", "make_job", "shape_of"
 LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelError")
 
 #: What a control does without, whatever its experiment says.
-_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "stages": []}
+_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "theseus": None, "stages": []}
 
 
 @dataclasses.dataclass(frozen=True)
