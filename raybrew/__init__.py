@@ -13,6 +13,8 @@ from raybrew.version import __version__
 if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
+    from raybrew.jobs.handle import JobHandle
+    from raybrew.jobs.submit import submit
     from raybrew.store.reader import Store
     from raybrew.sweeps.result import Sweep, SweepResult
     from raybrew.sweeps.run import sweep
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.capture import capture, capture_all
     from raybrew.verbs.distill import distill
     from raybrew.verbs.evaluate import evaluate, evaluate_all
+    from raybrew.verbs.export import Export, export
     from raybrew.verbs.finetune import finetune, finetune_all
     from raybrew.verbs.inspect import Inspected, inspect
     from raybrew.verbs.plan import Plan, plan
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.reporter import LineReporter, QuietReporter
     from raybrew.verbs.result import RunResult
     from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
+    from raybrew.verbs.student import Student, load_student
 
 _WHERE = {
     "ADAPTOR_KEYS": "raybrew.textbrewer.presets",
@@ -66,10 +70,13 @@ _WHERE = {
     "register_new": "raybrew.textbrewer.presets",
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
+    "Export": "raybrew.verbs.export",
+    "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "Student": "raybrew.verbs.student",
     "Sweep": "raybrew.sweeps.result",
     "SweepResult": "raybrew.sweeps.result",
     "sweep": "raybrew.sweeps.run",
@@ -89,11 +96,14 @@ _WHERE = {
     "distill": "raybrew.verbs.distill",
     "evaluate": "raybrew.verbs.evaluate",
     "evaluate_all": "raybrew.verbs.evaluate",
+    "export": "raybrew.verbs.export",
     "finetune": "raybrew.verbs.finetune",
     "finetune_all": "raybrew.verbs.finetune",
     "load_experiment": "raybrew.config.loading",
+    "load_student": "raybrew.verbs.student",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
+    "submit": "raybrew.jobs.submit",
 }
 
 __all__ = [
@@ -110,8 +120,10 @@ __all__ = [
     "DistillationConfig",
     "EMDDistiller",
     "Experiment",
+    "Export",
     "GeneralDistiller",
     "Inspected",
+    "JobHandle",
     "LineReporter",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
@@ -120,6 +132,7 @@ __all__ = [
     "QuietReporter",
     "RunResult",
     "Store",
+    "Student",
     "Sweep",
     "SweepResult",
     "TrainingConfig",
@@ -130,17 +143,20 @@ __all__ = [
     "distill",
     "evaluate",
     "evaluate_all",
+    "export",
     "finetune",
     "finetune_all",
     "inspect",
     "list_stores",
     "load_experiment",
+    "load_student",
     "plan",
     "plan_prune",
     "predict",
     "prune_stores",
     "register_new",
     "report",
+    "submit",
     "sweep",
     "verify_live",
     "verify_stores",

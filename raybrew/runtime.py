@@ -13,9 +13,11 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +26,18 @@ from urllib.parse import urlsplit
 
 from raybrew.errors import ClusterError
 
-__all__ = ["RayInfo", "check_resources", "ensure_ray", "quiet_ray", "ray_gpus", "ray_runtime", "stop_ray"]
+__all__ = [
+    "RayInfo",
+    "auth_token",
+    "check_resources",
+    "ensure_ray",
+    "probe",
+    "quiet_ray",
+    "ray_gpus",
+    "ray_runtime",
+    "stop_ray",
+    "token_advice",
+]
 
 #: Set before ray is imported, unless the user has set them. Each removes noise or a wait.
 _QUIET_ENVIRONMENT = {
@@ -86,12 +99,15 @@ def ensure_ray(
         arguments |= {"num_cpus": num_cpus, "include_dashboard": dashboard}
     else:
         _check_address(address, purpose)
-        _use_token()
+        _use_token(purpose)
     # Not before: ray reads its environment once, when it is imported.
     ray = _ray()
     try:
-        with _without_native_messages():
+        with _without_native_messages(), _own_sigterm():
             context = ray.init(**arguments)
+    except (PermissionError, ray.exceptions.AuthenticationError) as error:
+        how = "refuses this token: it is another cluster's" if auth_token(purpose) else "asks for a token"
+        raise ClusterError(f"{purpose}: the Ray cluster at {address} {how}; {token_advice()}") from error
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = "start a local Ray" if address == "local" else f"join the Ray cluster at {address}"
         raise ClusterError(f"{purpose}: cannot {what}: {_first_line(error)}") from error
@@ -113,13 +129,27 @@ def _without_native_messages() -> Iterator[None]:
         os.dup2(caught.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             caught.seek(0)
-            os.write(stderr, caught.read())
+            messages = caught.read()
+            if b"InvalidAuthToken" in messages:
+                raise PermissionError("the token is not accepted") from error
+            os.write(stderr, messages)
             raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM where it has one: ray.init puts its own, an exit, in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            signal.signal(signal.SIGTERM, before)
 
 
 def _wanted(purpose: str) -> tuple[dict[str, int], float]:
@@ -227,21 +257,54 @@ def _check_address(address: str, purpose: str) -> None:
         host = port = None
     if not host or port is None:
         raise ClusterError(f"{purpose}: {address!r} is no Ray address; RAY_ADDRESS is <host>:<port>, auto or local")
+    probe(host, port, address, purpose, "start it, correct RAY_ADDRESS, or unset it for a local one")
+
+
+def probe(host: str, port: int, address: str, purpose: str, remedy: str) -> None:
+    """ClusterError, with `remedy`, if nobody listens there; Ray's own clients would wait for minutes."""
     try:
         socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
     except OSError as error:
-        raise ClusterError(
-            f"{purpose}: no Ray cluster answers at {address} ({error.strerror or error}); "
-            "start it, correct RAY_ADDRESS, or unset it for a local one"
-        ) from error
+        reason = error.strerror or error
+        raise ClusterError(f"{purpose}: no Ray cluster answers at {address} ({reason}); {remedy}") from error
 
 
-def _use_token() -> None:
+def auth_token(purpose: str) -> str | None:
+    """The token that this machine presents to clusters: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+
+    None where there is none, or RAY_AUTH_MODE is `disabled`. ClusterError for a RAY_AUTH_TOKEN_PATH without a token.
+    """
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"].strip()
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named).expanduser() if named else _default_token()
+    if not named and not path.is_file():
+        return None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ClusterError(f"{purpose}: the token in {path} cannot be read ({error.strerror})") from error
+    if not token and named:
+        raise ClusterError(f"{purpose}: RAY_AUTH_TOKEN_PATH names {path}, which is empty")
+    return token or None
+
+
+def token_advice() -> str:
+    """Where a cluster's token belongs, in words."""
+    return (
+        "copy the head node's ~/.ray/auth_token to that place here, or name it by RAY_AUTH_TOKEN_PATH "
+        "(`ray get-auth-token` shows it there)"
+    )
+
+
+def _use_token(purpose: str) -> None:
     """`ray start --head` asks for a token where one exists, and a client with an explicit address sends none by itself.
 
     A local cluster makes and uses its own.
     """
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _default_token().is_file():
+    if auth_token(purpose):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

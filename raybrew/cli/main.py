@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -13,15 +18,18 @@ from raybrew.cli.compare import compare
 from raybrew.cli.demo import demo
 from raybrew.cli.distill import distill
 from raybrew.cli.evaluate import evaluate
+from raybrew.cli.export import export
 from raybrew.cli.finetune import finetune
 from raybrew.cli.init import init
 from raybrew.cli.inspect import inspect
+from raybrew.cli.job import job_app
 from raybrew.cli.list import list_names
 from raybrew.cli.plan import plan
 from raybrew.cli.predict import predict
 from raybrew.cli.report import report
 from raybrew.cli.show import show
 from raybrew.cli.store import store_app
+from raybrew.cli.submit import submit
 from raybrew.cli.sweep import sweep
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
@@ -72,7 +80,10 @@ app.command("predict")(predict)
 app.command("show")(show)
 app.command("compare")(compare)
 app.command("report")(report)
+app.command("export")(export)
 app.add_typer(store_app, name="store")
+app.command("submit")(submit)
+app.add_typer(job_app, name="job")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,9 +92,32 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 run failed, 2 usage, 3 config invalid, 4 environment or cluster, 5 some trials failed,
     130 interrupted.
     """
+    # Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+    with _sigterm_as_ctrl_c():
+        code = _run([argument for argument in given if argument != "--debug"], debug)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """What stops a job or a container says SIGTERM; by default that ends a process before it can tidy up."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    here = threading.current_thread() is threading.main_thread() and before == signal.SIG_DFL
+    if here:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: list[str], debug: bool) -> int:

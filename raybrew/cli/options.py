@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "ExperimentFile", "ModelChoice", "Overrides", "RunId", "TaskChoice", "TeacherChoice"]
+__all__ = ["Address", "AsJson", "ExperimentFile", "ModelChoice", "Overrides", "RunId", "TaskChoice", "TeacherChoice"]
 
 ExperimentFile = Annotated[
     Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (YAML).", show_default=False)
@@ -31,4 +31,14 @@ TaskChoice = Annotated[
 ]
 TeacherChoice = Annotated[
     str | None, typer.Option("--teacher", help="One of several teachers, by name. Default: all.", show_default=False)
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="The cluster: http://HEAD:8265 or HEAD:6379. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, "
+        "else the one on this machine.",
+        show_default=False,
+    ),
 ]

@@ -72,7 +72,9 @@ class Experiment(Section):
             result[section] = identity_of(getattr(self, section))
         if verb == "finetune":
             # A teacher learns from labels alone: changing the transfer set must not train it again.
-            result["data"] = {key: value for key, value in result["data"].items() if not key.startswith("unlabeled")}
+            result["data"] = {
+                key: value for key, value in result["data"].items() if not key.startswith(("unlabeled", "augment"))
+            }
             result["teacher"] = {key: result["teacher"][key] for key in ("model", "revision", "finetune")}
         else:
             result["store"] = {"element_type": self.store.element_type}
@@ -82,3 +84,10 @@ class Experiment(Section):
         """`<verb>-<hash>`: equal configurations share a run, and so resume it."""
         text = json.dumps(self.identity(verb), sort_keys=True, ensure_ascii=False)
         return f"{verb}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def sweep_id(self) -> str:
+        """`sweep-<hash>` of all that decides what is tried; budgets and sizes may change."""
+        assert self.sweep is not None
+        identity: dict[str, Any] = {"base": self.identity("distill"), "sweep": identity_of(self.sweep)}
+        text = json.dumps(identity, sort_keys=True, ensure_ascii=False, default=str)
+        return f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

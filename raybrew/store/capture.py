@@ -23,7 +23,15 @@ import pyarrow as pa
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import shard_name, write_shard
 from raybrew.data.rows import row_ids
-from raybrew.errors import ClusterError, ConfigError, DataError, RaybrewError, StoreError, StoreUnreachable
+from raybrew.errors import (
+    ClusterError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    RaybrewError,
+    StoreError,
+    StoreUnreachable,
+)
 from raybrew.models.loading import ModelSource
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
@@ -111,11 +119,17 @@ def capture(
             reporter = ProgressReporter(tasks, progress)
             with storage_errors(storage, "the capture cannot go on"):
                 _write_pending(pending, rows, sources)
-                if tasks and _runs_here(store, tasks):
-                    _run_here(ShardWorker(settings, build_teacher(settings, model, tokenizer)), tasks, reporter)
-                elif tasks:
-                    del model  # the actors load their own
-                    _run_on_ray(settings, tasks, store, reporter)
+                try:
+                    if tasks and _runs_here(store, tasks):
+                        _run_here(ShardWorker(settings, build_teacher(settings, model, tokenizer)), tasks, reporter)
+                    elif tasks:
+                        del model  # the actors load their own
+                        _run_on_ray(settings, tasks, store, reporter)
+                except KeyboardInterrupt:
+                    raise Interrupted(
+                        f"{reporter.shards_done} of {len(tasks)} shards are done and kept in {storage.location}; the "
+                        "same command computes the others"
+                    ) from None
                 pending.check()
                 publish(storage, known.parts, teacher.model, committed_shards(storage))
     mark_used(storage)

@@ -40,6 +40,11 @@ class ProgressReporter:
         self._committed_rows = 0
         self._notes: set[str] = set()
 
+    @property
+    def shards_done(self) -> int:
+        """Shards that were committed since work began."""
+        return self._state.done_shards
+
     def rows(self, done: int) -> None:
         """`done` rows went through the teacher so far."""
         if done > self._state.done_rows:

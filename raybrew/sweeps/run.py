@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
-from raybrew.config.base import identity_of
 from raybrew.config.space import space_notes
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.reports.collect import dict_at, number
@@ -18,6 +16,7 @@ from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.finish import finish_sweep
+from raybrew.sweeps.latency import measure_alone
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.mirror import mirror_summary
 from raybrew.sweeps.prepare import control_epochs, prepare_teachers
@@ -84,7 +83,12 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
             ledger.write("room", slots=slots, cpus=ray_info.cpus, gpus=ray_info.gpus)
             with view.follow(conductor, slots) as changed:
                 reason = run_trials(conductor, ray_info, changed)
+        if reason != "interrupted":
+            measure_alone(conductor, view)
         finish_sweep(conductor, view)
+    except Interrupted:
+        reason = "interrupted"  # during the teacher's pass
+        raise
     finally:
         ledger.write("close", reason=reason)
     if reason != "interrupted":
@@ -103,11 +107,7 @@ def _report(folder: Path) -> None:
 
 def sweep_folder(experiment: Experiment) -> Path:
     """`<storage_path>/<name>/sweep-<hash of all that decides what is tried>`; budgets and sizes may change."""
-    assert experiment.sweep is not None
-    identity: dict[str, Any] = {"base": experiment.identity("distill"), "sweep": identity_of(experiment.sweep)}
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False, default=str)
-    name = f"sweep-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    return Path(experiment.store.storage_path).absolute() / experiment.name / name
+    return Path(experiment.store.storage_path).absolute() / experiment.name / experiment.sweep_id()
 
 
 def _objectives_from(folder: Path, names: tuple[str, ...]) -> Callable[[str], tuple[float, ...] | None]:
