@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
@@ -22,6 +24,7 @@ from raybrew.models.forward import checkpoint_layers, compiled
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.students import build_student, new_model
+from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
@@ -80,8 +83,12 @@ def build_parts(
     config: TrainConfig,
     finetuning: bool,
     context: Context,
+    vocabulary: Path | None = None,
 ) -> Parts:
-    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after."""
+    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after.
+
+    `vocabulary` is the folder of the student's trimmed tokenizer.
+    """
     views = task_views(experiment)
     parts, tokenizer, description = [], None, None
     for each in inputs:
@@ -98,12 +105,12 @@ def build_parts(
             view = view.model_copy(update={"distill": labels_only(view.distill)})
             objective = build_objective(view.distill, head=task_of(view).head)
         else:
-            built = build_student(experiment.student, source, view.task.kind, labels, config.seed)
+            built = build_student(experiment.student, source, view.task.kind, labels, config.seed, vocabulary)
             model, tokenizer, description = built.model, tokenizer or built.tokenizer, description or built.description
             objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        found = _teachers(view, each, objective, context)
+        found = _teachers(view, each, objective, context, vocabulary)
         stored, teachers = tuple(source for source, _ in found), tuple(teacher for _, teacher in found)
         parts.append(Part(view, each, model.to(context.device), objective.to(context.device), stored, teachers))
     if len(parts) > 1 and description is not None:
@@ -190,14 +197,14 @@ def _loader(
 
 
 def _teachers(
-    view: Experiment, inputs: Inputs, objective: Objective, context: Context
+    view: Experiment, inputs: Inputs, objective: Objective, context: Context, vocabulary: Path | None
 ) -> list[tuple[SignalSource | None, Teacher]]:
     """What the loader puts into batches, and what is asked in each step, for all teachers of a task in each stage.
 
     A stage reads and runs only what it asks for; a teacher that runs live is loaded once for all stages.
     """
     requests = [stage.teacher_request for stage in objective.stages]
-    members = {given.name: _Member(view, given, requests, inputs, context) for given in inputs.teachers}
+    members = {given.name: _Member(view, given, requests, inputs, context, vocabulary) for given in inputs.teachers}
     temperatures = [losses.temperature for losses in view.distill.parts]
     return [
         _in_stage(view, inputs, members, request, temperature)
@@ -249,11 +256,13 @@ class _Member:
         requests: Sequence[frozenset[Signal]],
         inputs: Inputs,
         context: Context,
+        vocabulary: Path | None,
     ) -> None:
         self.view = view
         self.given = given
         self.inputs = inputs
         self.context = context
+        self.vocabulary = vocabulary
         asked = {signal for request in requests for signal in request_of_member(request, given.name, given.weight)}
         self.needs_head = any(signal.kind in ("logits", "pooled") for signal in asked)
 
@@ -262,7 +271,13 @@ class _Member:
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
-        return LiveTeacher(self._model, asked, precision.autocast)
+        return LiveTeacher(self._model, asked, precision.autocast, self._token_ids())
+
+    def _token_ids(self) -> Tensor | None:
+        """This teacher's id of each of the student's pieces, where the student's vocabulary is trimmed from its own."""
+        if self.vocabulary is None:
+            return None
+        return torch.from_numpy(open_vocabulary(self.vocabulary).kept).to(self.context.device)
 
     @functools.cached_property
     def _store(self) -> tuple[Store, Any]:
