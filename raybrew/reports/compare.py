@@ -344,9 +344,9 @@ def _differences(row: Row, control: Row) -> tuple[str, ...]:
         mine, theirs = dict_at(one, section), dict_at(two, section)
         found += [f"{section}.{key}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     # More unlabelled rows are what a teacher is for; a control cannot use them, and takes as many steps by more epochs.
-    expected = {"data.unlabeled", "data.unlabeled_rows"}
+    expected = {"data.unlabeled", "data.unlabeled_rows", "data.augment"}
     same_steps = row.steps and control.steps and abs(row.steps - control.steps) <= 0.01 * row.steps
-    if same_steps and "data.unlabeled" in found:
+    if same_steps and {"data.unlabeled", "data.augment"} & set(found):
         expected.add("train.epochs")
     return tuple(key for key in found if key not in expected)
 

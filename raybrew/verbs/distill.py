@@ -116,6 +116,7 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
         teachers,
         task.name,
         several.tasks[str(task.name)].weight if several is not None else 1.0,
+        rows.num_augmented,
     )
 
 
@@ -167,6 +168,7 @@ def _described_task(part: Inputs) -> dict[str, Any]:
         "rows": {
             "train": part.num_labelled,
             "unlabeled": part.num_unlabeled,
+            **({"augmented": part.num_augmented} if part.num_augmented else {}),
             "eval": part.evaluation.num_rows if part.evaluation is not None else 0,
         },
     }

@@ -231,7 +231,7 @@ def plan(
             for name, one in teacher_views(view).items()
         }
         given = {name: source for name, source in sources.items() if source is not None}
-        rows = read_rows(view, next(iter(given.values()), None), reporter.say)
+        rows = read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate")
         labels = rows.labels.names
         request = request_of(view, given, labels, shape) if given and has_student else ()
         for name, source in given.items():

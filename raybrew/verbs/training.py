@@ -64,6 +64,7 @@ def train_run(
         result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
+    augmented = sum(part.num_augmented for part in inputs)
     summary = {
         "verb": verb,
         "name": experiment.name,
@@ -79,6 +80,7 @@ def train_run(
         "rows": {
             "train": sum(part.num_labelled for part in inputs),
             "unlabeled": sum(part.num_unlabeled for part in inputs),
+            **({"augmented": augmented} if augmented else {}),
             "eval": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
         },
         "wall_seconds": round(result["seconds"], 2),
