@@ -55,7 +55,10 @@ def _print(found: Plan) -> None:
     devices = {store.device for store in found.stores} | ({training.device} if training is not None else set())
     device = "GPU" if "cuda" in devices else "CPU"
     if training is not None:
-        table.add_row("rows, steps", f"{training.rows} rows, {training.steps} steps in {training.epochs:g} epochs")
+        table.add_row(
+            f"{training.unit_name}, steps",
+            f"{training.rows} {training.unit_name}, {training.steps} steps in {training.epochs:g} epochs",
+        )
         table.add_row("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})")
         table.add_row("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})")
         table.add_row("one training", _time(training.worker_seconds / training.workers))
@@ -84,7 +87,10 @@ def _store_table(store: StorePlan) -> object:
     title = f"store of {store.label}" if store.bytes else f"live teacher of {store.label}"
     table = Table("", "", title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_row("teacher", store.teacher)
-    table.add_row("rows, tokens", f"{store.rows} rows, {store.tokens} tokens, at most {store.longest} in a row")
+    table.add_row(
+        f"{store.unit_name}, tokens",
+        f"{store.rows} {store.unit_name}, {store.tokens} tokens, at most {store.longest} in one",
+    )
     if not store.bytes:
         speed = f"{store.tokens_per_second:.0f} tokens/s, {store.device}"
         table.add_row("a pass", f"{_time(store.actor_seconds)} ({speed})")

@@ -70,6 +70,7 @@ class StorePlan:
     actor_seconds: float
     actors: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts: a row may be several windows
 
     @property
     def seconds(self) -> float:
@@ -93,6 +94,7 @@ class TrainingPlan:
     worker_seconds: float
     workers: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts
 
     @property
     def epoch_seconds(self) -> float:
@@ -316,6 +318,7 @@ def _store_plan(
         sizes.amounts.tokens / rate,
         one.store.actors[1],
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -360,6 +363,7 @@ def _live_plan(
         total / rate,
         1,
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -421,7 +425,8 @@ def _training_plan(
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
-    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
+    unit_name = task_of(view).unit_name
+    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
 
 
 def _step_seconds(
