@@ -14,7 +14,7 @@ from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
-from raybrew.config.stages import check_method, check_stages
+from raybrew.config.stages import check_method, check_stages, check_theseus
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import WITHOUT_LAYERS, ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
@@ -53,6 +53,8 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
         if "teacher" in sections:
             for name, member in sections["teacher"].members.items():
                 problems += _missing_model(f"teacher.members.{name}", member.model)
+        if "data" in sections and sections["data"].augment is not None:
+            problems += _missing_model("data.augment", sections["data"].augment.model)
     return problems
 
 
@@ -190,7 +192,7 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
     problems = [*check_method(distill), *check_stages(distill)]
     for key, part in distill.keyed_parts:
         problems += _losses(key, part, teacher)
-    if distill.needs_teacher and not teacher.given:
+    if distill.asks_teacher and not teacher.given:
         problems.append(Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher"))
     schedule = distill.temperature_schedule
     if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
@@ -299,15 +301,26 @@ def _modules(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Probl
 
 
 def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
-    if data.unlabeled and not distill.needs_teacher:
-        return [
+    problems = []
+    if not distill.asks_teacher:
+        problems += [
             Problem(
-                "data.unlabeled",
+                f"data.{key}",
                 "given, but the student learns from labels only (distill.kd_weight=0, no matches); "
-                "set data.unlabeled=null for a control",
+                f"set data.{key}=null for a control",
             )
+            for key in ("unlabeled", "augment")
+            if getattr(data, key)
         ]
-    return []
+    if data.train is None and data.unlabeled is not None:
+        problems += [
+            Problem(
+                f"{key}.hard_label_weight", f"given {part.hard_label_weight:g}, but there is no data.train with labels"
+            )
+            for key, part in distill.keyed_parts
+            if part.hard_label_weight > 0
+        ]
+    return problems
 
 
 def _store(store: StoreConfig) -> list[Problem]:
@@ -402,6 +415,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("student", "distill", "task"), _without_layers),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("distill", "train", "student", "teacher", "task"), check_theseus),
     (("distill", "train", "teacher", "task"), check_changes),
     (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),

@@ -19,6 +19,7 @@ from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.shapes import TeacherDims, dims_of
 from raybrew.models.students import empty_model
+from raybrew.models.theseus import check_hybrid
 from raybrew.signals import PAIR_KINDS, VECTOR_KINDS, Signal
 from raybrew.verbs.prepare import task_of
 
@@ -33,6 +34,8 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
 
     `teachers` are its teachers by name, a single one under None.
     """
+    if view.distill.trains_in_teacher:
+        check_hybrid(student_config, load_config(teachers[None]))
     stages: list[Objective] = []
     earlier: dict[str, nn.Module] = {}
     for key, losses in view.distill.keyed_parts:
@@ -56,7 +59,7 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
 
 def labels_only(distill: DistillConfig) -> DistillConfig:
     """What fine-tuning learns from."""
-    alone: dict[str, Any] = {"method": None, "matches": (), "emd": None, "stages": ()}
+    alone: dict[str, Any] = {"method": None, "matches": (), "emd": None, "theseus": None, "stages": ()}
     return distill.model_copy(update=alone | {"kd_weight": 0.0, "hard_label_weight": 1.0})
 
 

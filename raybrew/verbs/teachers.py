@@ -50,6 +50,9 @@ def ready_teachers(
     bad = np.zeros(units.num_rows, np.bool_)
     for name, source in sources.items():
         if not asked[name]:
+            if view.distill.trains_in_teacher:
+                # Its layers are wanted, none of its outputs.
+                found.append(TeacherInput(source, name, weight_of(view, name), view.teacher.precision))
             continue
         one = one_teacher(view, name)
         check_tokenizers(one, source, student, asked[name], name)
