@@ -47,6 +47,8 @@ def plan(
 def _print(found: Plan) -> None:
     from rich.table import Table
 
+    from raybrew.verbs.amounts import Sizes
+
     console = results()
     for store in found.stores:
         console.print(_store_table(store), markup=False)
@@ -62,6 +64,8 @@ def _print(found: Plan) -> None:
         table.add_row("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})")
         table.add_row("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})")
         table.add_row("one training", _time(training.worker_seconds / training.workers))
+        if found.stores:
+            table.add_row("reads", f"{Sizes.text(round(found.read_rate))} a second from a store")
     for name, seconds in (("with a store", found.stored_seconds), ("teacher live", found.live_seconds)):
         if found.stores and not (found.live_because and name == "with a store"):
             price = ""
@@ -103,7 +107,7 @@ def _store_table(store: StorePlan) -> object:
     table.add_row(
         "capture",
         f"{_time(store.actor_seconds)} by one actor ({store.tokens_per_second:.0f} tokens/s, {store.device}), "
-        f"{_time(store.seconds)} by {store.actors}",
+        f"{_time(store.seconds)} by {store.actors}, {Sizes.text(round(store.write_rate))} a second",
     )
     return table
 

@@ -78,6 +78,11 @@ class StorePlan:
         return self.actor_seconds / max(1, min(self.actors, self.shards))
 
     @property
+    def write_rate(self) -> float:
+        """Bytes per second that all actors together write, if nothing but the teacher holds them up."""
+        return self.total_bytes / max(self.seconds, 1e-9)
+
+    @property
     def fits(self) -> bool:
         """Whether the disk (for s3:// and gs:// that of the copies on this node) has room."""
         return self.free_bytes is None or self.total_bytes <= self.free_bytes
@@ -141,6 +146,13 @@ class Plan:
         return self.passes * self.teacher_seconds + self.student_seconds
 
     @property
+    def read_rate(self) -> float:
+        """Bytes per second that one training reads of the stores, if nothing but the student holds it up."""
+        if self.training is None:
+            return 0.0
+        return sum(store.total_bytes for store in self.stores) / max(self.training.epoch_seconds, 1e-9)
+
+    @property
     def advice(self) -> str:
         """`store` or `live`."""
         if self.live_because:
@@ -187,11 +199,14 @@ class Plan:
             "name": self.name,
             "trials": self.trials,
             "stores": [
-                dataclasses.asdict(store) | {"seconds": store.seconds, "fits": store.fits} for store in self.stores
+                dataclasses.asdict(store)
+                | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
+                for store in self.stores
             ],
             "training": None
             if training is None
             else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},
+            "read_bytes_per_second": self.read_rate,
             "device_hours": {"store": self.stored_seconds / 3600, "live": self.live_seconds / 3600},
             "price": price,
             "break_even_passes": 1,

@@ -24,7 +24,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH_PIN = "2.13.0"
-EXTRAS = ("dev", "bench", "int8", "onnx")
+EXTRAS = ("dev", "bench", "int8", "onnx", "serve")
 
 
 @pytest.fixture(scope="module")
