@@ -46,6 +46,8 @@ def joint_objective(objectives: Mapping[str, Objective], weights: Mapping[str, f
 class MultiTaskTrainee(nn.Module):
     """Student and objective as one module, so that DDP sees one forward pass, of one task."""
 
+    theseus = None  # of one task only
+
     def __init__(
         self,
         student: MultiTaskStudent,
