@@ -53,6 +53,8 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
         if "teacher" in sections:
             for name, member in sections["teacher"].members.items():
                 problems += _missing_model(f"teacher.members.{name}", member.model)
+        if "data" in sections and sections["data"].augment is not None:
+            problems += _missing_model("data.augment", sections["data"].augment.model)
     return problems
 
 
@@ -299,15 +301,26 @@ def _modules(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Probl
 
 
 def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
-    if data.unlabeled and not distill.asks_teacher:
-        return [
+    problems = []
+    if not distill.asks_teacher:
+        problems += [
             Problem(
-                "data.unlabeled",
+                f"data.{key}",
                 "given, but the student learns from labels only (distill.kd_weight=0, no matches); "
-                "set data.unlabeled=null for a control",
+                f"set data.{key}=null for a control",
             )
+            for key in ("unlabeled", "augment")
+            if getattr(data, key)
         ]
-    return []
+    if data.train is None and data.unlabeled is not None:
+        problems += [
+            Problem(
+                f"{key}.hard_label_weight", f"given {part.hard_label_weight:g}, but there is no data.train with labels"
+            )
+            for key, part in distill.keyed_parts
+            if part.hard_label_weight > 0
+        ]
+    return problems
 
 
 def _store(store: StoreConfig) -> list[Problem]:

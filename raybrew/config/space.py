@@ -139,6 +139,11 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
     if sweep.scheduler.kind == "pbt":
         problems += check_population(experiment, sweep)
+    data = experiment.data
+    if sweep.controls and data.unlabeled is not None and data.train is None:
+        problems.append(
+            Problem("sweep.controls", "given true, but there is no data.train with labels for them to learn")
+        )
     if problems:
         return problems
     plain = experiment.written()

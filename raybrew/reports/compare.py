@@ -16,7 +16,7 @@ from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "control_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,20 +224,30 @@ def _with_shape_of(row: Row, controls: Shapes) -> list[tuple[int, Row]]:
     return [*controls.get(f"by settings {settings}", ()), *controls.get(f"by size alone {size}", ())]
 
 
-def _against_control(row: Row, controls: Shapes) -> Row:
-    """`row` with its gain over the control of the same shape and evaluation whose other settings agree best."""
+def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
+    return _control_among(row, _by_shape([other for other in rows if other.role == "control" and other.done]))
+
+
+def _control_among(row: Row, controls: Shapes) -> Row | None:
     if row.role != "student" or not row.done or row.quality is None:
-        return row
+        return None
     candidates = [
         (len(_differences(row, other)), -other.quality.mean, index, other)
         for index, other in _with_shape_of(row, controls)
         if other.quality and other.metric == row.metric
         if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
     ]
-    if not candidates:
-        return row
     # Among equally close controls the strongest, so that the gain is not flattered.
-    control = min(candidates)[3]
+    return min(candidates)[3] if candidates else None
+
+
+def _against_control(row: Row, controls: Shapes) -> Row:
+    """`row` with its gain over its control."""
+    control = _control_among(row, controls)
+    if control is None:
+        return row
+    assert row.quality is not None
     assert control.quality is not None
     mine, theirs = _by_seed(row), _by_seed(control)
     paired = bool(mine) and set(mine) == set(theirs)
@@ -334,9 +344,9 @@ def _differences(row: Row, control: Row) -> tuple[str, ...]:
         mine, theirs = dict_at(one, section), dict_at(two, section)
         found += [f"{section}.{key}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     # More unlabelled rows are what a teacher is for; a control cannot use them, and takes as many steps by more epochs.
-    expected = {"data.unlabeled", "data.unlabeled_rows"}
+    expected = {"data.unlabeled", "data.unlabeled_rows", "data.augment"}
     same_steps = row.steps and control.steps and abs(row.steps - control.steps) <= 0.01 * row.steps
-    if same_steps and "data.unlabeled" in found:
+    if same_steps and {"data.unlabeled", "data.augment"} & set(found):
         expected.add("train.epochs")
     return tuple(key for key in found if key not in expected)
 

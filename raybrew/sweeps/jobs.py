@@ -68,11 +68,12 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
         "distill": {**_ALONE, "kd_weight": 0.0, "hard_label_weight": 1.0},
         "data.unlabeled": None,
         "data.unlabeled_rows": None,
+        "data.augment": None,
         "train.epochs": epochs,
     }
     seeds = range(base.train.seed, base.train.seed + num_seeds)
     found = [_control(base, alone, job, seed, group, CONTROL, rerun) for seed in seeds]
-    if base.data.unlabeled is not None:
+    if base.data.unlabeled is not None or base.data.augment is not None:
         teacher_alone = {
             "student": student,
             "distill": {

@@ -88,7 +88,7 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
 
 def control_epochs(base: Experiment, reporter: Reporter) -> int:
     """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
-    if base.data.unlabeled is None:
+    if base.data.unlabeled is None and base.data.augment is None:
         return base.train.epochs
     sources = teacher_sources(base, None)
     rows = read_rows(base, next(iter(sources.values()), None), reporter.say)

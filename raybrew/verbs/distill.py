@@ -22,7 +22,7 @@ from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
+from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.teachers import ready_teachers
@@ -106,16 +106,20 @@ def _read(
 def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:
     view = task.view
     teachers, rows, others = ready_teachers(view, task.sources, task.request, task.rows, tokens, reporter, task.name)
+    training = encode(view, rows.training, tokens, *others)
+    if any(part.hard_label_weight > 0 for part in view.distill.parts):
+        check_labels(view, rows, training, reporter.say)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
     return Inputs(
         rows.labels,
-        encode(view, rows.training, tokens, *others),
+        training,
         encode(view, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
         rows.num_labelled,
         rows.num_unlabeled,
         teachers,
         task.name,
         several.tasks[str(task.name)].weight if several is not None else 1.0,
+        rows.num_augmented,
     )
 
 
@@ -167,6 +171,7 @@ def _described_task(part: Inputs) -> dict[str, Any]:
         "rows": {
             "train": part.num_labelled,
             "unlabeled": part.num_unlabeled,
+            **({"augmented": part.num_augmented} if part.num_augmented else {}),
             "eval": part.evaluation.num_rows if part.evaluation is not None else 0,
         },
     }
