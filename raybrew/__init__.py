@@ -13,6 +13,8 @@ from raybrew.version import __version__
 if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
+    from raybrew.doctor.findings import Diagnosis, Finding
+    from raybrew.doctor.run import doctor
     from raybrew.jobs.handle import JobHandle
     from raybrew.jobs.submit import submit
     from raybrew.store.reader import Store
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
-    from raybrew.verbs.result import RunResult
+    from raybrew.verbs.result import Run, RunResult
     from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
 
 _WHERE = {
@@ -54,6 +56,7 @@ _WHERE = {
     "BasicDistiller": "raybrew.textbrewer.distillers",
     "BasicTrainer": "raybrew.textbrewer.distillers",
     "CustomMatch": "raybrew.textbrewer.taps",
+    "Diagnosis": "raybrew.doctor.findings",
     "DistillationConfig": "raybrew.textbrewer.configs",
     "FEATURES": "raybrew.textbrewer.configs",
     "GeneralDistiller": "raybrew.textbrewer.distillers",
@@ -68,9 +71,11 @@ _WHERE = {
     "register_new": "raybrew.textbrewer.presets",
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
+    "Finding": "raybrew.doctor.findings",
     "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
+    "Run": "raybrew.verbs.result",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
     "Sweep": "raybrew.sweeps.result",
@@ -90,6 +95,7 @@ _WHERE = {
     "capture": "raybrew.verbs.capture",
     "capture_all": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
+    "doctor": "raybrew.doctor.run",
     "evaluate": "raybrew.verbs.evaluate",
     "evaluate_all": "raybrew.verbs.evaluate",
     "finetune": "raybrew.verbs.finetune",
@@ -111,9 +117,11 @@ __all__ = [
     "BasicDistiller",
     "BasicTrainer",
     "CustomMatch",
+    "Diagnosis",
     "DistillationConfig",
     "EMDDistiller",
     "Experiment",
+    "Finding",
     "GeneralDistiller",
     "Inspected",
     "JobHandle",
@@ -123,6 +131,7 @@ __all__ = [
     "Plan",
     "PruneRules",
     "QuietReporter",
+    "Run",
     "RunResult",
     "Store",
     "Sweep",
@@ -133,6 +142,7 @@ __all__ = [
     "capture",
     "capture_all",
     "distill",
+    "doctor",
     "evaluate",
     "evaluate_all",
     "finetune",

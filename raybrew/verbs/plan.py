@@ -158,6 +158,12 @@ class Plan:
             f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
         )
 
+    def _repr_html_(self) -> str:
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
+
+        return plan_html(self)
+
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""
         price = None
