@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.capture import capture, capture_all
     from raybrew.verbs.distill import distill
     from raybrew.verbs.evaluate import evaluate, evaluate_all
+    from raybrew.verbs.export import Export, export
     from raybrew.verbs.finetune import finetune, finetune_all
     from raybrew.verbs.inspect import Inspected, inspect
     from raybrew.verbs.plan import Plan, plan
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.reporter import LineReporter, QuietReporter
     from raybrew.verbs.result import Run, RunResult
     from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
+    from raybrew.verbs.student import Student, load_student
 
 _WHERE = {
     "ADAPTOR_KEYS": "raybrew.textbrewer.presets",
@@ -71,6 +73,7 @@ _WHERE = {
     "register_new": "raybrew.textbrewer.presets",
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
+    "Export": "raybrew.verbs.export",
     "Finding": "raybrew.doctor.findings",
     "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
@@ -78,6 +81,7 @@ _WHERE = {
     "Run": "raybrew.verbs.result",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "Student": "raybrew.verbs.student",
     "Sweep": "raybrew.sweeps.result",
     "SweepResult": "raybrew.sweeps.result",
     "sweep": "raybrew.sweeps.run",
@@ -98,9 +102,11 @@ _WHERE = {
     "doctor": "raybrew.doctor.run",
     "evaluate": "raybrew.verbs.evaluate",
     "evaluate_all": "raybrew.verbs.evaluate",
+    "export": "raybrew.verbs.export",
     "finetune": "raybrew.verbs.finetune",
     "finetune_all": "raybrew.verbs.finetune",
     "load_experiment": "raybrew.config.loading",
+    "load_student": "raybrew.verbs.student",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
     "submit": "raybrew.jobs.submit",
@@ -121,6 +127,7 @@ __all__ = [
     "DistillationConfig",
     "EMDDistiller",
     "Experiment",
+    "Export",
     "Finding",
     "GeneralDistiller",
     "Inspected",
@@ -134,6 +141,7 @@ __all__ = [
     "Run",
     "RunResult",
     "Store",
+    "Student",
     "Sweep",
     "SweepResult",
     "TrainingConfig",
@@ -145,11 +153,13 @@ __all__ = [
     "doctor",
     "evaluate",
     "evaluate_all",
+    "export",
     "finetune",
     "finetune_all",
     "inspect",
     "list_stores",
     "load_experiment",
+    "load_student",
     "plan",
     "plan_prune",
     "predict",

@@ -20,8 +20,9 @@ def plan(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     trials: Annotated[
-        int, typer.Option("--trials", min=1, help="Trainings that read the store, as in a sweep.", show_default=True)
-    ] = 1,
+        int | None,
+        typer.Option("--trials", min=1, help="Trainings that read the store. Default: those of `sweep`, or one."),
+    ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option("--price-per-hour", min=0, help="Price of an hour of one device.")
     ] = None,

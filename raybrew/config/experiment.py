@@ -89,7 +89,9 @@ class Experiment(Section):
             result[section] = identity_of(getattr(self, section))
         if verb == "finetune":
             # A teacher learns from labels alone: changing the transfer set must not train it again.
-            result["data"] = {key: value for key, value in result["data"].items() if not key.startswith("unlabeled")}
+            result["data"] = {
+                key: value for key, value in result["data"].items() if not key.startswith(("unlabeled", "augment"))
+            }
             result["teacher"] = {key: result["teacher"][key] for key in ("model", "revision", "finetune")}
         else:
             result["store"] = {"element_type": self.store.element_type}

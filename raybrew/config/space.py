@@ -10,22 +10,27 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raybrew.config.experiment import Experiment
+from raybrew.config.population import check_population
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.errors import ConfigError
 
 __all__ = [
     "CORNER_LIMIT",
+    "DEFAULT_TRIALS",
     "apply_values",
     "check_sweep",
     "corner_count",
     "corners",
     "is_active",
     "is_excluded",
+    "planned_trainings",
     "show_value_of",
     "space_notes",
 ]
 
+#: Configurations that are tried where nothing says how many.
+DEFAULT_TRIALS = 16
 #: More corners than this are sampled.
 CORNER_LIMIT = 400
 #: More impossible combinations than this are counted rather than listed.
@@ -118,9 +123,26 @@ def corners(sweep: SweepConfig, limit: int = CORNER_LIMIT) -> list[dict[str, Any
     return list(found.values())
 
 
+def planned_trainings(sweep: SweepConfig) -> int:
+    """Trainings on the teacher's outputs that a sweep comes to, constraints and repetitions left aside."""
+    total = corner_count(sweep)
+    listed = all(parameter.discrete for parameter in sweep.space.values())
+    tried = sweep.trials or (total if sweep.search.kind == "grid" else DEFAULT_TRIALS)
+    configurations = min(tried, total) if listed else tried
+    again = max(0, sweep.rerun_best.seeds - sweep.seeds) * min(sweep.rerun_best.count, configurations)
+    return configurations * sweep.seeds + again
+
+
 def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any], Experiment]) -> list[Problem]:
     """Everything wrong with a sweep of a valid `experiment`: its keys, its budget, and each corner of its space."""
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
+    if sweep.scheduler.kind == "pbt":
+        problems += check_population(experiment, sweep)
+    data = experiment.data
+    if sweep.controls and data.unlabeled is not None and data.train is None:
+        problems.append(
+            Problem("sweep.controls", "given true, but there is no data.train with labels for them to learn")
+        )
     if problems:
         return problems
     plain = experiment.written()

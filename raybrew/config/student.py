@@ -8,7 +8,7 @@ from pydantic import Field
 
 from raybrew.config.base import Many, Section
 
-__all__ = ["LAYER_RULES", "ShapeConfig", "StudentConfig"]
+__all__ = ["LAYER_RULES", "WITHOUT_LAYERS", "ShapeConfig", "StudentConfig"]
 
 #: Rules that name the teacher layers a student starts from; a list of layer numbers (1 = first) does as well.
 LAYER_RULES = {
@@ -17,6 +17,9 @@ LAYER_RULES = {
     "last": "the last k layers of the teacher (PKD-last)",
     "skip": "every (depth // k)-th layer from the first on: 1, 3, 5, ... for half of the layers (PKD-skip)",
 }
+
+#: Named shapes that are no transformers: neither layers to start from nor attention to compare.
+WITHOUT_LAYERS = ("BiGRU",)
 
 
 class ShapeConfig(Section):
@@ -47,6 +50,7 @@ class StudentConfig(Section):
     """Which of several teachers a shape is made after, by name; `rte` or `rte/b` of task rte. Default: the first."""
     init: Literal["auto", "teacher", "truncate", "random"] = "auto"
     """Weights of a shape: copied from `teacher` layers; `truncate`: also out of wider ones, by their first numbers,
-    heads and neurons; or `random`. `auto`: copied if the shape is as wide as the teacher, else random."""
+    heads and neurons; or `random`. `auto`: copied if the shape is as wide as the teacher, else random. BiGRU takes the
+    teacher's word embeddings unless it is `random`."""
     init_layers: Literal["even", "first", "last", "skip"] | Many[int] = "even"
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from raybrew.config.base import NOT_IDENTITY, Many, Section
+from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Many, Section
 from raybrew.config.problems import near_match
 
 __all__ = [
@@ -40,6 +40,8 @@ SEARCHERS = {
 SCHEDULERS = {
     "none": "every trial runs to its end",
     "asha": "at rungs of `grace` x `reduction_factor`^k of a trial's steps, only the best 1 / `reduction_factor` go on",
+    "pbt": "population based training: at every `interval` the worst members go on from the best ones' students, with "
+    "other temperatures, loss weights or learning rates",
     "median": "a trial stops when its best is below the median of the others' averages up to the same share of steps",
 }
 OBJECTIVES = {
@@ -120,9 +122,9 @@ class SearchConfig(Section):
 
 
 class SchedulerConfig(Section):
-    """Which trials are cut short. Controls and re-runs of the best never are."""
+    """Which trials are cut short, or replaced (`pbt`). Controls and re-runs of the best never are."""
 
-    kind: Literal["none", "asha", "median"] = "none"
+    kind: Literal["none", "asha", "median", "pbt"] = "none"
     """`raybrew list schedulers` explains each."""
     grace: float = Field(default=0.25, gt=0, lt=1)
     """Share of its steps that a trial may always do (`asha`, `median`)."""
@@ -130,6 +132,15 @@ class SchedulerConfig(Section):
     """Of this many trials at a rung one goes on (`asha`)."""
     min_trials: int = Field(default=3, ge=1)
     """Trials that must have come as far before `median` stops one."""
+    interval: float = Field(default=0.25, gt=0, lt=1, json_schema_extra=WHEN_SET)
+    """Share of training between two rounds of `pbt`, each at the first evaluation after it."""
+    quantile: float = Field(default=0.25, gt=0, le=0.5, json_schema_extra=WHEN_SET)
+    """Share of members that each round of `pbt` replaces by as many of the best (at least one)."""
+    resample: float = Field(default=0.25, ge=0, le=1, json_schema_extra=WHEN_SET)
+    """Probability that `pbt` draws a value from the space anew; else it is multiplied by 0.8 or 1.2, or, of listed
+    values, becomes a neighbour."""
+    mutations: Many[str] | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """Keys of the space that `pbt` changes. Default: all."""
 
 
 class RerunConfig(Section):
@@ -176,13 +187,13 @@ class SweepConfig(Section):
     search: SearchConfig = SearchConfig()
     """How configurations are chosen: random, grid or optuna."""
     trials: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
-    """Configurations to try. Default: all of a grid, else 16."""
+    """Configurations to try; members of the population of `pbt`. Default: all of a grid, else 16."""
     seeds: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Seeds per configuration: train.seed, train.seed + 1, ..."""
     rerun_best: RerunConfig = Field(default=RerunConfig(), json_schema_extra=NOT_IDENTITY)
     """More seeds for the best."""
     scheduler: SchedulerConfig = SchedulerConfig()
-    """Which trials are cut short: none, asha or median."""
+    """Which trials are cut short or replaced: none, asha, median or pbt."""
     controls: bool = Field(default=True, json_schema_extra=NOT_IDENTITY)
     """Train each student shape without a teacher as well, and with unlabelled rows from the teacher alone."""
     budget: BudgetConfig = Field(default=BudgetConfig(), json_schema_extra=NOT_IDENTITY)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.changes import ChangeConfig
 
 __all__ = ["EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
 
@@ -85,6 +86,9 @@ class TrainConfig(Section):
     """How many training states are kept; the best student is kept besides."""
     log_steps: int = Field(default=10, ge=1)
     """Write losses, learning rate and speed to metrics.jsonl every so many steps."""
+    changes: Many[ChangeConfig] = Field(default=(), json_schema_extra=WHEN_SET)
+    """Other temperatures, loss weights or peak learning rates from shares of the steps on, such as
+    [{at: 0.5, values: {distill.temperature: 2, train.learning_rate: 5.0e-5}}]."""
 
     @property
     def worker_range(self) -> tuple[int, int]:

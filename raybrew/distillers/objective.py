@@ -52,6 +52,7 @@ class TermSpec:
     count_key: str | None
     compute: Callable[[Any, Any, Any], LossTerm]
     schedule: Callable[[float], float] | None = None  #: progress of training in [0, 1] -> factor on the weight
+    temperature: Callable[[float], float] | None = None  #: progress -> temperature, of the KD loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,12 @@ class Objective(nn.Module):
     def weights(self, progress: float) -> list[float]:
         """The weight of each term at this share of all steps."""
         return [term.weight * (term.schedule(progress) if term.schedule else 1.0) for term in self.terms]
+
+    def start_step(self, progress: float) -> None:
+        """Take the temperature that holds at this share of all steps, where one changes."""
+        for term in self.terms:
+            if term.temperature is not None:
+                term.compute.set_temperature(term.temperature(progress))  # type: ignore[attr-defined]  # the KD term
 
     def forward(self, student: Any, teacher: Any, batch: Any) -> list[LossTerm]:
         """The terms over one micro-batch, in the order of `names`."""
@@ -245,6 +252,9 @@ class _KD:
             rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
         loss = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token") if ":" in kind else KD_LOSSES[kind].load()
         self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
+
+    def set_temperature(self, temperature: float) -> None:
+        self.term.temperature = temperature
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
         if student[LOGITS].shape != teacher[LOGITS].shape:

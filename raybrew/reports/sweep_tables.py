@@ -6,10 +6,9 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raybrew.config.space import show_value_of
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
 from raybrew.reports.compare import Comparison, compare
 from raybrew.reports.numbers import metric_title
@@ -62,8 +61,18 @@ def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) ->
     comparison = compare(found)
     rows = tuple(_named(row, roles) for row in comparison.rows)
     best = best_row(rows, record)
-    notes = [*comparison.notes, rule_of(record.metric, bool(record.finalists()))]
+    notes = [*comparison.notes, *_latency_notes(record, found), rule_of(record.metric, bool(record.finalists()))]
     return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes))
+
+
+def _latency_notes(record: SweepRecord, runs: Sequence[RunRecord]) -> list[str]:
+    """Whether times per example can be relied on: trials that ran beside one another slowed each other down."""
+    beside = any((session.get("slots") or 1) > 1 for session in record.sessions)
+    noisy = [run for run in runs if not dict_at(run.summary or {}, "latency_ms").get("alone")]
+    reused = {trial.run for trial in record.trials if trial.reused}
+    if not beside or all(run.folder.name in reused for run in noisy):
+        return []
+    return ["Times per example were measured while other trials ran on the same machine: do not rely on them."]
 
 
 def best_row(rows: Sequence[Row], record: SweepRecord) -> Row | None:
@@ -99,12 +108,18 @@ def _named(row: Row, roles: dict[str, str]) -> Row:
     return row
 
 
-def trial_rows(record: SweepRecord) -> list[dict[str, Any]]:
-    """One plain mapping per trial: what was tried, how it ended, what its run measured, and how to repeat it."""
+def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict[str, Any]]:
+    """One plain mapping per trial: what was tried, how it ended, what its run measured, and how to repeat it.
+
+    `runs` are those that were read already.
+    """
+    loaded = {run.folder.resolve(): run for run in runs}
     rows = []
     for trial in record.trials:
         folder = record.folder.parent / trial.run
-        run = load_run(folder) if (folder / "config.yaml").is_file() else None
+        run = loaded.get(folder.resolve())
+        if run is None and (folder / "config.yaml").is_file():
+            run = load_run(folder)
         summary = (run.summary if run is not None else None) or {}
         latency = dict_at(summary, "latency_ms")
         best = run.best if run is not None else None
@@ -113,7 +128,7 @@ def trial_rows(record: SweepRecord) -> list[dict[str, Any]]:
                 "trial": trial.number,
                 "role": trial.role,
                 "rerun": trial.rerun,
-                **{key: show_value_of(trial.values[key]) if key in trial.values else None for key in record.space},
+                **{key: trial.show(key) if key in trial.values else None for key in record.space},
                 "seed": trial.seed,
                 "status": "interrupted" if trial.status == "running" and record.closed is not None else trial.status,
                 "metric": record.metric,
@@ -133,9 +148,8 @@ def trial_rows(record: SweepRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def trials_csv(record: SweepRecord) -> str:
-    """The trials as CSV with a head."""
-    rows = trial_rows(record)
+def trials_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `trial_rows` as CSV with a head."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]) if rows else ["trial"], lineterminator="\n")
     writer.writeheader()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ MAX_SETTINGS = 3
 
 def name_variants(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """One text per entry of `settings`, such as `temperature=8, matches=hidden_mse`; empty where all agree."""
-    flat = [_flat(entry) for entry in settings]
+    flat = [_with_courses(_flat(entry), entry) for entry in settings]
     keys = dict.fromkeys(key for entry in flat for key in entry)
     differing = [key for key in keys if len({entry.get(key, "none") for entry in flat}) > 1]
     # A list that differs in its losses says so itself; its elements need not.
@@ -25,6 +26,20 @@ def name_variants(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         rest = len(words) - MAX_SETTINGS
         names.append(", ".join(words[:MAX_SETTINGS] + ([f"+{rest} more"] if rest > 0 else [])))
     return names
+
+
+def _with_courses(flat: dict[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """What `train.changes` makes of a key stands with that key: `temperature=4→2`."""
+    train = settings.get("train")
+    changes = train.get("changes") if isinstance(train, Mapping) else None
+    if not changes:
+        return flat
+    found = {key: text for key, text in flat.items() if not key.startswith("train.changes")}
+    for change in changes:
+        for key, value in change["values"].items():
+            name = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key)
+            found[name] = f"{found.get(name, 'none')}→{_text(value)}"
+    return found
 
 
 def _flat(value: Any, path: str = "") -> dict[str, str]:

@@ -9,23 +9,22 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.space import DEFAULT_TRIALS
 from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError
-from raybrew.reports.sweeps import CANDIDATE, TrialRecord, after, sessions_of, trials_of
-from raybrew.sweeps.jobs import Job, canonical, control_jobs, make_job, shape_of
+from raybrew.reports.sweeps import CANDIDATE, TrialRecord, after, new_trial, sessions_of, trials_of
+from raybrew.sweeps.jobs import LASTING, Job, canonical, control_jobs, make_job, shape_of
 from raybrew.sweeps.ledger import Ledger
+from raybrew.sweeps.rounds import Population, States
 from raybrew.sweeps.search import Optuna, build_source, optuna_params
+from raybrew.sweeps.states import RunStates
 from raybrew.sweeps.trials import OVER, Trials
 
 __all__ = ["Conductor", "Older"]
-
-DEFAULT_TRIALS = 16
-#: Names of the built-in errors that mean the configuration is at fault: running it again would end the same way.
-LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelError")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Conductor:
         control_epochs: int,
         objectives: Callable[[str], tuple[float, ...] | None],
         older: tuple[Older, ...] = (),
+        states: States | None = None,
     ) -> None:
         assert base.sweep is not None
         self.base = base
@@ -61,6 +61,7 @@ class Conductor:
         self.queue: deque[str] = deque()
         self.exhausted = False
         self.stopped_by: str | None = None
+        self.population = Population(self, states or RunStates(ledger.folder.parent)) if self._is_pbt else None
         self._rerun_planned = False
         self._controlled: set[str] = set()
         self._of_shape: dict[tuple[str, int], list[str]] = {}
@@ -88,6 +89,8 @@ class Conductor:
                 continue
             self._know(dataclasses.replace(job, values=trial.values))
             lasting = trial.status == "failed" and str(trial.error).split(":")[0] in LASTING
+            if trial.member is not None:
+                continue  # the population knows when it is its turn
             if trial.status in ("waiting", "running") or (trial.status == "failed" and not lasting):
                 self.queue.append(trial.run)
         self._spent_before = float(sum(session["seconds"] for session in sessions_of(records)))
@@ -98,6 +101,8 @@ class Conductor:
         for values in finished:
             self.source.tell(values, self._told(values))
         self._older_first = sorted(older, key=lambda one: -one.objectives[0])
+        if self.population is not None:
+            self.population.take_up(records)
 
     def _know(self, job: Job) -> None:
         self.jobs[job.run] = job
@@ -112,8 +117,14 @@ class Conductor:
         return self.trials.with_values(values, role)
 
     @property
+    def _is_pbt(self) -> bool:
+        return self.sweep.scheduler.kind == "pbt"
+
+    @property
     def num_trials(self) -> int:
         """Configurations of the whole search, as far as that is known."""
+        if self.population is not None and self.population.size is not None:
+            return self.population.size
         if self.exhausted:
             return len(self.trials.known)
         if self.sweep.trials is not None:
@@ -150,37 +161,46 @@ class Conductor:
 
     def _plan(self) -> None:
         """Put into the queue what the ledger calls for next."""
-        while not self.queue and len(self.trials.known) < self.num_trials:
-            values = self._ask()
+        if self.population is not None:
+            self.population.plan()
+        while self.population is None and not self.queue and len(self.trials.known) < self.num_trials:
+            values = self.ask()
             if values is None:
                 self.exhausted = True
                 break
-            self._add_configuration(values)
+            self.add_configuration(values)
         if self.queue or self.running:
             return
         if not self._rerun_planned:
             self._rerun_planned = True
             self._plan_rerun()
 
-    def _ask(self) -> dict[str, Any] | None:
-        known = self.trials.known
+    def ask(self, drawn: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
+        """Another configuration than those that are noted or `drawn`; None if there is none left."""
+        known: Set[str] = self.trials.known
+        if drawn:
+            known = known | {canonical(values) for values in drawn}
         while self._older_first and not isinstance(self.source, Optuna):
             values = self._older_first.pop(0).values
             if optuna_params(self.sweep, values) is not None and canonical(values) not in known:
                 return values  # what was good elsewhere is tried first
         return self.source.next(known)
 
-    def _add_configuration(self, values: dict[str, Any]) -> None:
+    def add_configuration(self, values: dict[str, Any], member: int | None = None) -> str:
+        """Note all seeds of a configuration as trials; returns the run of the first."""
+        runs = []
         for offset in range(self.sweep.seeds):
             seed = self.base.train.seed + offset
             try:
                 job = make_job(self.base, values, seed, self.group)
             except ConfigError as error:
-                self._add_impossible(values, seed, error)
+                runs.append(self._add_impossible(values, seed, error, member))
                 continue
             if offset == 0:
                 self._add_controls(job, self.sweep.seeds)
-            self._add(job, values)
+            self.add(job, values, member=member)
+            runs.append(job.run)
+        return runs[0]
 
     def _add_controls(self, job: Job, num_seeds: int, rerun: bool = False) -> None:
         key = f"{shape_of(job)} {num_seeds}"
@@ -192,9 +212,9 @@ class Conductor:
             alike = self._of_shape.get((shape_of(control), control.seed), ())
             known = any(self.trials[run].role == control.role for run in alike)
             if not known:
-                self._add(control, None)
+                self.add(control, None)
 
-    def _add(self, job: Job, applied: dict[str, Any] | None) -> None:
+    def add(self, job: Job, applied: dict[str, Any] | None, **of_population: Any) -> None:
         """Note a trial and put it into the queue.
 
         A configuration that is there stays one trial: as one of the search, if it was a control only so far.
@@ -209,24 +229,30 @@ class Conductor:
         gpus = self.sweep.resources.gpus if job.experiment.train.worker_range[1] == 1 else 0.0
         line = self.ledger.write(
             "trial", number=number, run=job.run, role=job.role, values=job.values, seed=job.seed, rerun=job.rerun,
-            applied=applied, gpus=gpus,
+            applied=applied, gpus=gpus, **{key: value for key, value in of_population.items() if value is not None},
         )  # fmt: skip
         self._know(job)
         if there is not None:
             self.trials[job.run] = after(there, line)
             return
-        self.trials[job.run] = trials_of([line])[0]
-        self.queue.append(job.run)
+        self.trials[job.run] = new_trial(line, self.trials)
+        if "source" not in of_population:
+            self.queue.append(job.run)
 
-    def _add_impossible(self, values: dict[str, Any], seed: int, error: ConfigError) -> None:
+    def _add_impossible(self, values: dict[str, Any], seed: int, error: ConfigError, member: int | None = None) -> str:
         """A corner that only drawing found: noted as failed, as its run has no name."""
         run = f"impossible-{len(self.trials) + 1}"
         line = self.ledger.write(
-            "trial", number=len(self.trials) + 1, run=run, role=CANDIDATE, values=values, seed=seed
+            "trial", number=len(self.trials) + 1, run=run, role=CANDIDATE, values=values, seed=seed, member=member
         )
-        self.trials[run] = trials_of([line])[0]
+        self.trials[run] = new_trial(line, self.trials)
         text = "; ".join(error.problems) or str(error)
         self.ended(run, {"status": "failed", "error": f"ConfigError: {text}"})
+        return run
+
+    def until(self, run: str) -> float | None:
+        """The share of its steps at which a trial is to pause; None to go on to the end."""
+        return None if self.population is None else self.population.until(self.trials[run])
 
     def _plan_rerun(self) -> None:
         rerun = self.sweep.rerun_best
@@ -235,7 +261,7 @@ class Conductor:
                 job = make_job(self.base, values, self.base.train.seed + offset, self.group, rerun=True)
                 if offset == 0:
                     self._add_controls(job, rerun.seeds, rerun=True)
-                self._add(job, values)
+                self.add(job, values)
 
     def ranking(self) -> list[dict[str, Any]]:
         """Finished configurations, best first: mean of `task.metric`, ties to fewer parameters."""
@@ -259,6 +285,12 @@ class Conductor:
     def reported(self, run: str, share: float, value: float) -> None:
         """An evaluation."""
         line = self.ledger.write("report", run=run, share=round(share, 6), value=value)
+        self.trials[run] = after(self.trials[run], line)
+
+    def paused(self, run: str, outcome: Mapping[str, Any]) -> None:
+        """A trial has come to `until`: `step`, `share` and `value` there."""
+        self.running.pop(run, None)
+        line = self.ledger.write("pause", run=run, **outcome)
         self.trials[run] = after(self.trials[run], line)
 
     def ended(self, run: str, outcome: Mapping[str, Any]) -> None:

@@ -12,10 +12,13 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.space import apply_values
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
 
-__all__ = ["Job", "canonical", "control_jobs", "make_job", "shape_of"]
+__all__ = ["LASTING", "Job", "canonical", "control_jobs", "make_job", "shape_of"]
+
+#: Names of the built-in errors that mean the configuration is at fault: running it again would end the same way.
+LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelError")
 
 #: What a control does without, whatever its experiment says.
-_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "stages": []}
+_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "theseus": None, "stages": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +68,12 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
         "distill": {**_ALONE, "kd_weight": 0.0, "hard_label_weight": 1.0},
         "data.unlabeled": None,
         "data.unlabeled_rows": None,
+        "data.augment": None,
         "train.epochs": epochs,
     }
     seeds = range(base.train.seed, base.train.seed + num_seeds)
     found = [_control(base, alone, job, seed, group, CONTROL, rerun) for seed in seeds]
-    if base.data.unlabeled is not None:
+    if base.data.unlabeled is not None or base.data.augment is not None:
         teacher_alone = {
             "student": student,
             "distill": {

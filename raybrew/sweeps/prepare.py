@@ -12,7 +12,7 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
-from raybrew.config.space import apply_values, corners, show_value_of
+from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError, RaybrewError
 from raybrew.signals import Signal, sorted_signals
@@ -77,15 +77,18 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
         groups.setdefault(key, []).append((values, experiment))
     passes: list[TeacherPass] = []
     problems: dict[str, Problem] = {}
+    count = sum(len(members) for members in groups.values())
     for members in groups.values():
-        passes += _one_teacher(members, reporter, problems)
+        # One is what a training would be alone; several share what the teacher says.
+        trainings = max(1, round(planned_trainings(base.sweep) * len(members) / count))
+        passes += _one_teacher(members, reporter, problems, trainings)
     raise_problems("sweep", list(problems.values()))
     return passes
 
 
 def control_epochs(base: Experiment, reporter: Reporter) -> int:
     """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
-    if base.data.unlabeled is None:
+    if base.data.unlabeled is None and base.data.augment is None:
         return base.train.epochs
     sources = teacher_sources(base, None)
     rows = read_rows(base, next(iter(sources.values()), None), reporter.say)
@@ -93,7 +96,10 @@ def control_epochs(base: Experiment, reporter: Reporter) -> int:
 
 
 def _one_teacher(
-    members: Sequence[tuple[dict[str, Any], Experiment]], reporter: Reporter, problems: dict[str, Problem]
+    members: Sequence[tuple[dict[str, Any], Experiment]],
+    reporter: Reporter,
+    problems: dict[str, Problem],
+    trainings: int,
 ) -> list[TeacherPass]:
     """The pass of one `teacher` section, which may name several teachers, over one set of rows."""
     first = members[0][1]
@@ -122,7 +128,7 @@ def _one_teacher(
     started, counted = time.monotonic(), _Counting(reporter)
     request = sorted_signals(union)
     tokens = tokenizer_source(first, student_teacher(first, None))
-    teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted)
+    teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, trainings=trainings)
     computed, seconds = counted.total, round(time.monotonic() - started, 2)
     # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
     inputs = Inputs(

@@ -61,7 +61,7 @@ def news(conductor: Conductor, told: dict[str, str]) -> list[str]:
         if told.get(trial.run) == trial.status:
             continue
         told[trial.run] = trial.status
-        if trial.status in ("done", "stopped", "failed", "running"):
+        if trial.status in ("done", "stopped", "failed", "running", "paused"):
             lines.append(_line(trial, conductor))
     return lines
 
@@ -123,11 +123,18 @@ def _line(trial: TrialRecord, conductor: Conductor) -> str:
     head = f"trial {trial.number}{role}: {trial.label}, seed {trial.seed}"
     metric = conductor.base.task.metric
     if trial.status == "running":
-        return f"{head}: starts"
+        if trial.paused_at is None:
+            return f"{head}: starts"
+        return f"{head}: goes on at {100 * trial.paused_at[1]:.0f} % of its steps"
     if trial.status == "failed":
         return f"{head}: failed: {trial.error}"
     value = value_of(trial) * metric_scale(metric)
     took = f" in {show_seconds(trial.seconds)}" if trial.seconds is not None else ""
+    if trial.status == "paused" and trial.paused_at is not None:
+        value = trial.paused_at[2] * metric_scale(metric)
+        return f"{head}: at {100 * trial.paused_at[1]:.0f} % of its steps, {metric_title(metric)} {value:.2f}"
+    if trial.status == "stopped" and trial.member is not None:
+        return f"{head}: gives way, {metric_title(metric)} {value:.2f} at {100 * trial.share:.0f} % of its steps"
     if trial.status == "stopped":
         return f"{head}: stopped at {100 * trial.share:.0f} % of its steps, {metric_title(metric)} {value:.2f}"
     again = ", was there already" if trial.reused else took

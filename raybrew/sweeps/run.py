@@ -17,6 +17,7 @@ from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.finish import finish_sweep
+from raybrew.sweeps.latency import measure_alone
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.mirror import mirror_summary
 from raybrew.sweeps.prepare import control_epochs, prepare_teachers
@@ -84,6 +85,8 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
             ledger.write("room", slots=slots, cpus=ray_info.cpus, gpus=ray_info.gpus)
             with view.follow(conductor, slots) as changed:
                 reason = run_trials(conductor, ray_info, changed)
+        if reason != "interrupted":
+            measure_alone(conductor, view)
         finish_sweep(conductor, view)
     except Interrupted:
         reason = "interrupted"  # during the teacher's pass

@@ -54,7 +54,7 @@ class CandidatesOnly(FIFOScheduler):
 
 def build_scheduler(config: SchedulerConfig, earlier: Iterable[TrialRecord] = ()) -> TrialScheduler:
     """The scheduler that `config` names; rungs of `earlier` trials are filled with what they reported."""
-    if config.kind == "none":
+    if config.kind in ("none", "pbt"):  # the conductor decides a population's rounds
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     if config.kind == "asha":
         inner: TrialScheduler = AsyncHyperBandScheduler(

@@ -13,7 +13,17 @@ from raybrew.config.space import corner_count, corners, is_active, is_excluded
 from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.sweeps.jobs import canonical
 
-__all__ = ["DIRECTIONS", "Optuna", "Source", "build_source", "draw", "optuna_distribution", "optuna_params"]
+__all__ = [
+    "DIRECTIONS",
+    "Optuna",
+    "Source",
+    "build_source",
+    "draw",
+    "draw_value",
+    "optuna_distribution",
+    "optuna_params",
+    "readable",
+]
 
 #: Draws in a row that constraints or repetition may use up before a space counts as exhausted.
 _PATIENCE = 300
@@ -71,24 +81,25 @@ def draw(sweep: SweepConfig, index: int) -> dict[str, Any] | None:
         values: dict[str, Any] = {}
         for key, parameter in sweep.space.items():
             if is_active(parameter, values):
-                values[key] = _draw_one(parameter, rng)
+                values[key] = draw_value(parameter, rng)
         if not is_excluded(sweep, values):
             return values
     return None
 
 
-def _draw_one(parameter: ParameterConfig, rng: random.Random) -> Any:
+def draw_value(parameter: ParameterConfig, rng: random.Random) -> Any:
+    """A value of one key at random."""
     if parameter.discrete:
         return rng.choice(parameter.values)
     low, high = parameter.values
     if parameter.kind == "int":
         return rng.randint(low, high)
     if parameter.kind == "loguniform":
-        return _readable(math.exp(rng.uniform(math.log(low), math.log(high))), low, high)
-    return _readable(rng.uniform(low, high), low, high)
+        return readable(math.exp(rng.uniform(math.log(low), math.log(high))), low, high)
+    return readable(rng.uniform(low, high), low, high)
 
 
-def _readable(value: float, low: float, high: float) -> float:
+def readable(value: float, low: float, high: float) -> float:
     """Four digits are more than any search can tell apart."""
     return float(min(max(float(f"{value:.4g}"), low), high))
 
@@ -204,4 +215,4 @@ def _suggest(trial: Any, key: str, parameter: ParameterConfig) -> Any:
     low, high = parameter.values
     if parameter.kind == "int":
         return trial.suggest_int(key, low, high)
-    return _readable(trial.suggest_float(key, low, high, log=parameter.kind == "loguniform"), low, high)
+    return readable(trial.suggest_float(key, low, high, log=parameter.kind == "loguniform"), low, high)

@@ -20,11 +20,14 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.stages import stage_names
 from raybrew.errors import Interrupted, RunError
+from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import STOP_FILE
 from raybrew.training.run_folder import RunFolder
 
 __all__ = ["run_trial"]
 
+#: Shares of steps that differ by less are the same.
+_CLOSE = 1e-6
 #: Seconds that a trial waits for a run whose former process is dying with its cluster.
 _LOCK_SECONDS = 45.0
 
@@ -39,22 +42,33 @@ def run_trial(config: Mapping[str, Any]) -> None:
         os.chdir(spec["cwd"])  # paths in experiments are relative to where the command was given
     experiment = Experiment.model_validate(spec["experiment"])
     metric = experiment.task.metric
+    until: float | None = spec["until"]
+    folder = RunFolder.of(experiment, "distill").path
     stopped = threading.Event()
+    pause: dict[str, Any] | None = None
 
     def report(metrics: dict[str, Any]) -> bool:
+        nonlocal pause
         try:
             tune.report({"percent": round(100 * metrics["share"], 4), "quality": float(metrics[metric])})
         except SystemExit:  # how Tune ends a function that its scheduler stops
             stopped.set()
-        return stopped.is_set()
+        if until is not None and metrics["share"] >= until - _CLOSE:
+            pause = {"step": metrics["step"], "share": metrics["share"], "value": float(metrics[metric])}
+        return stopped.is_set() or pause is not None
 
+    before = _trained_seconds(folder)
     try:
-        outcome = _distill(experiment, spec["command"], report, metric)
+        pause = _has_paused(folder, until, metric)
+        outcome = {"status": "paused", **pause} if pause else _distill(experiment, spec["command"], report, metric)
     except Interrupted as error:
         if stopped.is_set():
             # As Tune ends a function itself: a return would make it report once more, and nobody listens any more.
             raise SystemExit(0) from None
         outcome = {"status": "interrupted", "error": str(error)}
+        if pause is not None:
+            training = max(0.0, _trained_seconds(folder) - before)
+            outcome = {"status": "paused", **pause, "training_seconds": training}
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {first}"[:500]}
@@ -94,6 +108,28 @@ def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> 
     return outcome
 
 
+def _has_paused(folder: Path, until: float | None, metric: str) -> dict[str, Any] | None:
+    """Where a trial stands that had come to its pause when its process died before it was told of."""
+    steps = Checkpoints(folder / "checkpoints", 1).steps()
+    total = _steps_in_all(folder)
+    if until is None or not steps or not total or steps[-1] / total < until - _CLOSE:
+        return None
+    # Lines of a step are on the disk before its checkpoint.
+    value = dict(_evaluations(folder, metric, None)).get(steps[-1])
+    return None if value is None else {"step": steps[-1], "share": steps[-1] / total, "value": value}
+
+
+def _steps_in_all(folder: Path) -> int:
+    """Steps of the whole run, as its first event says; 0 while it does not."""
+    from raybrew.tracking.jsonl import read_metrics
+
+    for record in read_metrics(folder / "metrics.jsonl"):
+        words = str(record.get("message", "")).split()
+        if record.get("event") in ("started", "resumed") and "of" in words:
+            return int(words[words.index("of") + 1])
+    return 0
+
+
 def _when_unlocked(call: Any) -> Any:
     """`call`, tried again while another process holds the run."""
     until = time.monotonic() + _LOCK_SECONDS
@@ -125,24 +161,14 @@ def _stop_workers(folder: Path, report: Any, metric: str, stage: str | None) -> 
 
     With stages, those of the last one, `stage`.
     """
-    from raybrew.tracking.jsonl import read_metrics
-
     done = threading.Event()
-
-    def steps_in_all() -> int:
-        # The run's first event says it.
-        for record in read_metrics(folder / "metrics.jsonl"):
-            words = str(record.get("message", "")).split()
-            if record.get("event") in ("started", "resumed") and "of" in words:
-                return int(words[words.index("of") + 1])
-        return 0
 
     def follow() -> None:
         seen = len(_evaluations(folder, metric, stage))
         while not done.wait(0.3):
             found = _evaluations(folder, metric, stage)
             for step, value in found[seen:]:
-                total = steps_in_all()
+                total = _steps_in_all(folder)
                 if total and report({"share": step / total, metric: value}):
                     (folder / STOP_FILE).touch()
             seen = max(seen, len(found))

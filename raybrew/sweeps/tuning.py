@@ -178,6 +178,7 @@ class _Asker(Searcher):
             "experiment": job.experiment.plain(),
             "cwd": os.getcwd(),
             "command": f"raybrew distill {folder}/config.yaml",
+            "until": conductor.until(job.run),
         }
         return {"spec": json.dumps(spec), "may_stop": job.role == CANDIDATE and not job.rerun}
 
@@ -234,9 +235,14 @@ class _Listener(Callback):
                 conductor.running.pop(run, None)
                 return
             outcome = {"status": result["status"], "seconds": round(seconds, 3)}
-            outcome |= {key: result[key] for key in ("value", "error", "reused") if result.get(key) is not None}
+            kept = ("value", "error", "reused", "step", "share")
+            outcome |= {key: result[key] for key in kept if result.get(key) is not None}
             if result.get("overhead_inside") is not None:
                 outcome["overhead"] = round(seconds - result["seconds"] + result["overhead_inside"], 3)
+            if outcome.pop("status") == "paused":
+                self.brain.guarded(lambda: conductor.paused(run, outcome))
+                return
+            outcome["status"] = result["status"]
         self.brain.guarded(lambda: conductor.ended(run, outcome))
 
 

@@ -124,6 +124,22 @@ class Checkpoints:
             return None
         return state
 
+    def has(self, step: int) -> bool:
+        """Whether there is a whole checkpoint of `step`."""
+        path = self._path(step)
+        return path.is_file() and _sum_path(path).is_file() and _sum_path(path).read_text("ascii") == _checksum(path)
+
+    def take(self, folder: Path, step: int) -> None:
+        """Copy the checkpoint of `step` from another run's `folder`."""
+        source, path = Checkpoints(folder, 1)._path(step), self._path(step)
+        temporary = self.folder / f".{path.name}.{os.getpid()}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        shutil.copyfile(_sum_path(source), _sum_path(path))
+        os.replace(temporary, path)
+
     def clear(self) -> None:
         """Remove all checkpoints of a finished run."""
         for step in self.steps():

@@ -66,7 +66,7 @@ def distill(
             run.prepare(experiment, "distill", fingerprints_of(inputs), None)
             return RunResult(run.path, finished, already_done=True)
         facts = {
-            "role": "student" if any(task.request for task in tasks) else "control",
+            "role": "student" if any(task.has_teacher for task in tasks) else "control",
             "teacher": described_teachers(tasks, inputs, reporter),
             "distill": _described_losses(experiment, inputs),
         }
@@ -98,7 +98,7 @@ def _read(
     rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
     request = request_of(view, sources, rows.labels.names, shape) if sources else ()
     for member, source in sources.items():
-        if request_of_member(request, member, weight_of(view, member)):
+        if view.distill.trains_in_teacher or request_of_member(request, member, weight_of(view, member)):
             check_teacher_labels(source, rows.labels)
     return TaskPlan(name, view, rows, sources, request)
 
@@ -116,6 +116,7 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
         teachers,
         task.name,
         several.tasks[str(task.name)].weight if several is not None else 1.0,
+        rows.num_augmented,
     )
 
 
@@ -147,6 +148,7 @@ def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
             for match in losses.matches
         ]
         + ([f"emd x {losses.emd.hidden:g} hidden, {losses.emd.attention:g} attention"] if losses.emd else []),
+        **({"theseus": f"from {losses.theseus.start:g} to 1"} if losses.theseus is not None else {}),
     }
 
 
@@ -166,6 +168,7 @@ def _described_task(part: Inputs) -> dict[str, Any]:
         "rows": {
             "train": part.num_labelled,
             "unlabeled": part.num_unlabeled,
+            **({"augmented": part.num_augmented} if part.num_augmented else {}),
             "eval": part.evaluation.num_rows if part.evaluation is not None else 0,
         },
     }

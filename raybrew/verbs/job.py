@@ -21,7 +21,7 @@ from raybrew.config import Experiment, TrainConfig
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.errors import DivergenceError, Interrupted
-from raybrew.export.folder import recover_student, save_student
+from raybrew.exports.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.tracking.jsonl import MetricsLog

@@ -22,6 +22,7 @@ from raybrew.models.forward import checkpoint_layers, compiled
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.students import build_student, new_model
+from raybrew.models.theseus import Hybrid
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
@@ -31,6 +32,7 @@ from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
 from raybrew.training.parallel import shard
 from raybrew.training.precision import Precision
 from raybrew.training.stages import Stages
+from raybrew.training.theseus import Theseus
 from raybrew.verbs.inputs import Inputs, TeacherInput
 from raybrew.verbs.objective import labels_only, objective_of
 from raybrew.verbs.prepare import task_of
@@ -48,6 +50,7 @@ class Part:
     objective: Objective
     stored: tuple[SignalSource | None, ...]  #: what the loader puts into batches, in each stage
     teachers: tuple[Teacher, ...]  #: what is asked in each step, in each stage
+    theseus: Theseus | None = None
 
     @property
     def name(self) -> str:
@@ -103,9 +106,15 @@ def build_parts(
             objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        found = _teachers(view, each, objective, context)
+        members = _members(view, each, objective, context)
+        found = _teachers(view, each, objective, members)
         stored, teachers = tuple(source for source, _ in found), tuple(teacher for _, teacher in found)
-        parts.append(Part(view, each, model.to(context.device), objective.to(context.device), stored, teachers))
+        model, objective = model.to(context.device), objective.to(context.device)
+        theseus = None
+        if view.distill.trains_in_teacher:
+            configs = [losses.theseus for losses in view.distill.parts]
+            theseus = Theseus(Hybrid(model, members[None].model), configs, config.seed)
+        parts.append(Part(view, each, model, objective, stored, teachers, theseus))
     if len(parts) > 1 and description is not None:
         description = f"a head each for {', '.join(part.name for part in parts)} on one encoder: {description}"
     return Parts(tuple(parts), tokenizer, description)
@@ -132,7 +141,7 @@ def build_program(
         part = parts.tasks[0]
         stages = Stages.of(part.view.distill, num_steps) if len(part.objective.stages) > 1 else None
         loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages)
-        trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None)
+        trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None, part.theseus)
         if config.parallel == "fsdp" and context.world_size > 1:
             shard(trainee, part.model, context.device)
         return EncodedProgram(trainee, part.teachers, loader, config, metric, stages)
@@ -189,15 +198,18 @@ def _loader(
     )
 
 
+def _members(view: Experiment, inputs: Inputs, objective: Objective, context: Context) -> dict[str | None, _Member]:
+    return {given.name: _Member(view, given, objective, inputs, context) for given in inputs.teachers}
+
+
 def _teachers(
-    view: Experiment, inputs: Inputs, objective: Objective, context: Context
+    view: Experiment, inputs: Inputs, objective: Objective, members: Mapping[str | None, _Member]
 ) -> list[tuple[SignalSource | None, Teacher]]:
     """What the loader puts into batches, and what is asked in each step, for all teachers of a task in each stage.
 
     A stage reads and runs only what it asks for; a teacher that runs live is loaded once for all stages.
     """
     requests = [stage.teacher_request for stage in objective.stages]
-    members = {given.name: _Member(view, given, requests, inputs, context) for given in inputs.teachers}
     temperatures = [losses.temperature for losses in view.distill.parts]
     return [
         _in_stage(view, inputs, members, request, temperature)
@@ -246,7 +258,7 @@ class _Member:
         self,
         view: Experiment,
         given: TeacherInput,
-        requests: Sequence[frozenset[Signal]],
+        objective: Objective,
         inputs: Inputs,
         context: Context,
     ) -> None:
@@ -254,15 +266,16 @@ class _Member:
         self.given = given
         self.inputs = inputs
         self.context = context
-        asked = {signal for request in requests for signal in request_of_member(request, given.name, given.weight)}
-        self.needs_head = any(signal.kind in ("logits", "pooled") for signal in asked)
+        asked = request_of_member(objective.teacher_union, given.name, given.weight)
+        in_it = view.distill.trains_in_teacher
+        self.needs_head = in_it or any(signal.kind in ("logits", "pooled") for signal in asked)
 
     def stored(self, asked: Sequence[Signal]) -> StoredSignals:
         return StoredSignals(*self._store, asked)
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
-        return LiveTeacher(self._model, asked, precision.autocast)
+        return LiveTeacher(self.model, asked, precision.autocast)
 
     @functools.cached_property
     def _store(self) -> tuple[Store, Any]:
@@ -271,6 +284,6 @@ class _Member:
         return store, store.locate_all(self.inputs.training.arrow.flat("id"))
 
     @functools.cached_property
-    def _model(self) -> nn.Module:
+    def model(self) -> Any:  # a Hugging Face model
         model: nn.Module = load_model(self.given.source, self.view.task.kind, needs_head=self.needs_head)
         return model.to(self.context.device)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.distill import TheseusConfig
+from raybrew.config.space import planned_trainings
 from raybrew.config.stages import stage_ends
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
@@ -26,6 +28,7 @@ from raybrew.errors import ConfigError, RunError
 from raybrew.models.forward import MODEL_INPUTS, forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision
 from raybrew.models.students import build_student, new_model
+from raybrew.models.theseus import Hybrid
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
 from raybrew.tasks.base import Task
@@ -108,6 +111,7 @@ class Plan:
     price_per_hour: float | None
     problems: tuple[str, ...]
     live_because: str | None = None  #: why no store can hold what is asked
+    trains_in_teacher: bool = False
 
     @property
     def passes(self) -> float:
@@ -144,6 +148,8 @@ class Plan:
     @property
     def verdict(self) -> str:
         """The advice in one sentence."""
+        if not self.stores and self.trains_in_teacher:
+            return "the student trains inside its teacher and is asked to match nothing of it: nothing to store"
         if not self.stores:
             return "no teacher is asked for anything: the student learns from labels alone"
         if self.live_because:
@@ -154,9 +160,16 @@ class Plan:
         if self.passes <= 1:
             return "run the teacher live (teacher.source=live): its outputs would be read once only"
         return (
-            f"store: the teacher runs once instead of {self.passes:g} times, "
+            f"store: the teacher runs once instead of {self.passes:g} times{self._trials_text}, "
             f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
         )
+
+    @property
+    def _trials_text(self) -> str:
+        if self.trials == 1 or self.training is None:
+            return ""
+        epochs = self.training.epochs
+        return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
     def _repr_html_(self) -> str:
         """Tables and verdict, for notebooks."""
@@ -194,13 +207,21 @@ class Plan:
 
 
 def plan(
-    experiment: Experiment, *, trials: int = 1, price_per_hour: float | None = None, reporter: Reporter | None = None
+    experiment: Experiment,
+    *,
+    trials: int | None = None,
+    price_per_hour: float | None = None,
+    reporter: Reporter | None = None,
 ) -> Plan:
     """What capturing and training `experiment` will take for `trials` trainings. Nothing is written.
+
+    Without `trials`: those of its sweep, controls left aside, or one.
 
     A few seconds of the real teacher and student on this machine are measured; a teacher that is not fine-tuned yet is
     taken as its base model, which has the same speed and sizes. Raises ConfigError, DataError and ModelError.
     """
+    if trials is None:
+        trials = planned_trainings(experiment.sweep) if experiment.sweep is not None else 1
     if trials < 1:
         raise ConfigError(f"--trials: given {trials}; allowed: at least 1")
     reporter = reporter or QuietReporter()
@@ -216,7 +237,7 @@ def plan(
             for name, one in teacher_views(view).items()
         }
         given = {name: source for name, source in sources.items() if source is not None}
-        rows = read_rows(view, next(iter(given.values()), None), reporter.say)
+        rows = read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate")
         labels = rows.labels.names
         request = request_of(view, given, labels, shape) if given and has_student else ()
         for name, source in given.items():
@@ -235,7 +256,8 @@ def plan(
     training = _together(experiment, trainings) if trainings else None
     problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
     live_because = _live_because(experiment)
-    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because)
+    inside = experiment.distill.trains_in_teacher
+    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because, inside)
 
 
 def _live_because(experiment: Experiment) -> str | None:
@@ -398,9 +420,10 @@ def _training_plan(
     # Stages ask the student for different things; the mean over all steps is what one takes.
     ends = stage_ends(view.distill.stages, steps)
     seconds = 0.0
-    for stage, start, end in zip(objective.stages, (0, *ends[:-1]), ends, strict=True):
+    for stage, losses, start, end in zip(objective.stages, view.distill.parts, (0, *ends[:-1]), ends, strict=True):
         wanted = stage.student_request or frozenset({LOGITS})
-        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device)
+        run = None if losses.theseus is None else _hybrid(view, student.model, sources[None], losses.theseus, device)
+        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device, run)
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
@@ -415,6 +438,7 @@ def _step_seconds(
     lengths: npt.NDArray[np.int32],
     has_items: bool,
     device: torch.device,
+    run: Callable[..., Any] | None = None,
 ) -> float:
     """Seconds of forward, backward and optimizer over one global batch, the mean over batches of all lengths."""
     config = view.train
@@ -431,7 +455,7 @@ def _step_seconds(
             part = lengths[batch[first : first + size]]
             inputs = _probe_inputs(model, part, task_of(view), device, has_items)
             with precision.autocast():
-                outputs = forward(model, inputs, wanted)
+                outputs = forward(model, inputs, wanted, run)
                 loss = torch.stack([output.float().square().mean() for output in outputs.values()]).sum()
             torch.autograd.backward(loss)
         optimizer.step()
@@ -441,6 +465,18 @@ def _step_seconds(
         if number:
             total += time.perf_counter() - start
     return total / len(picked)
+
+
+def _hybrid(
+    view: Experiment, student: Any, teacher: ModelSource, config: TheseusConfig, device: torch.device
+) -> Hybrid:
+    """The student in its teacher, as many of its layers in use as on average over the stage."""
+    model: Any = load_model(teacher, view.task.kind)
+    hybrid = Hybrid(student.to(device), model.to(device))
+    share = 1 - config.full_at * (1 - config.start) / 2
+    count = max(1, round(share * hybrid.num_modules))
+    hybrid.choose([index < count for index in range(hybrid.num_modules)])
+    return hybrid
 
 
 def _together(experiment: Experiment, trainings: list[TrainingPlan]) -> TrainingPlan:

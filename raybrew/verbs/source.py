@@ -5,7 +5,8 @@ The rule, by the arithmetic of `raybrew plan` without its measurements:
 1. A store below 1 GiB is taken.
 2. So is one that is there already with all that is asked.
 3. Where the rest of it does not fit on the disk, the teacher runs live.
-4. Where the rows are read once only (one epoch), the teacher runs live: a store pays from the second pass on.
+4. Where the rows are read once only (one epoch of one training), the teacher runs live: a store pays from the second
+   pass on. All trials of a sweep read one store, so it is their epochs together that count.
 5. Else the store.
 
 A teacher with another tokenizer than the student's cannot run live; then it is the store.
@@ -32,9 +33,18 @@ _SAMPLE_ROWS = 2000
 
 
 def runs_live(
-    one: Experiment, teacher: ModelSource, units: pa.Table, request: tuple[Signal, ...], num_labels: int, say: Say
+    one: Experiment,
+    teacher: ModelSource,
+    units: pa.Table,
+    request: tuple[Signal, ...],
+    num_labels: int,
+    say: Say,
+    trainings: int = 1,
 ) -> bool:
-    """Whether `auto` means a live teacher here; says what was decided, and why, where that is not plain."""
+    """Whether `auto` means a live teacher here; says what was decided, and why, where that is not plain.
+
+    `trainings` like this one are going to read the same store.
+    """
     sizes = sizes_of_store(one, teacher, units, request, num_labels, _SAMPLE_ROWS)
     free = free_bytes(one)
     if sizes.total < SMALL_BYTES and (free is None or sizes.total <= free):
@@ -57,8 +67,11 @@ def runs_live(
             f"free for {root}; store.path names another place"
         )
         return True
-    if one.train.epochs == 1:
+    passes = one.train.epochs * trainings
+    if passes == 1:
         say(f"teacher.source auto: live, as one epoch would read the {needed} of the teacher's outputs only once")
         return True
-    say(f"teacher.source auto: store, {needed}, as {one.train.epochs} epochs would run the teacher as many times")
+    epochs = f"{one.train.epochs} epoch{'s' if one.train.epochs > 1 else ''}"
+    what = epochs if trainings == 1 else f"{trainings} trials of {epochs}"
+    say(f"teacher.source auto: store, {needed}, as {what} would run the teacher {passes} times")
     return False

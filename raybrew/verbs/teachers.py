@@ -35,11 +35,12 @@ def ready_teachers(
     student: ModelSource,
     reporter: Reporter,
     task: str | None = None,
+    trainings: int = 1,
 ) -> tuple[tuple[TeacherInput, ...], Rows, list[ModelSource]]:
     """The teachers that `request` asks for, the rows that all of them could compute, and whose tokenizers these fit.
 
     Each teacher runs live or has a store with all that it will be asked; `auto` decides by the rule of
-    `raybrew.verbs.source` and captures what the store lacks.
+    `raybrew.verbs.source`, for so many `trainings` on these rows, and captures what the store lacks.
     ModelError where a teacher's tokenizer is not the student's and tokens are compared, or it runs live.
     """
     asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
@@ -49,11 +50,14 @@ def ready_teachers(
     bad = np.zeros(units.num_rows, np.bool_)
     for name, source in sources.items():
         if not asked[name]:
+            if view.distill.trains_in_teacher:
+                # Its layers are wanted, none of its outputs.
+                found.append(TeacherInput(source, name, weight_of(view, name), view.teacher.precision))
             continue
         one = one_teacher(view, name)
         check_tokenizers(one, source, student, asked[name], name)
         given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
-        if not _is_live(one, source, student, units, asked[name], len(rows.labels), reporter):
+        if not _is_live(one, source, student, units, asked[name], len(rows.labels), reporter, trainings):
             label = "/".join(part for part in (task, name) if part)
             store = _store(one, source, units, asked[name], reporter, label)
             bad |= ~usable_rows(one, store, units, asked[name])
@@ -92,6 +96,7 @@ def _is_live(
     request: tuple[Signal, ...],
     num_labels: int,
     reporter: Reporter,
+    trainings: int,
 ) -> bool:
     """Whether the teacher runs in every step: as `source` says, by the rule of `runs_live` for `auto`.
 
@@ -101,7 +106,9 @@ def _is_live(
         return True
     if one.teacher.source != "auto":
         return one.teacher.source == "live"
-    return _same_tokenizer(teacher, student) and runs_live(one, teacher, units, request, num_labels, reporter.say)
+    return _same_tokenizer(teacher, student) and runs_live(
+        one, teacher, units, request, num_labels, reporter.say, trainings
+    )
 
 
 def _same_tokenizer(teacher: ModelSource, student: ModelSource) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_project import cli, make_project, start_cli
+from tiny_project import cli, losses_of, make_project, start_cli
 
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, load_sweep
 
@@ -76,7 +76,7 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     folder = sweep_of(project, "killed")
     before = {line["run"]: line for line in lines_of(folder) if line["kind"] == "end" and line["status"] == "done"}
     assert before
-    stamps = {run: (folder.parent / run / "summary.json").stat().st_mtime_ns for run in before}
+    stamps = {run: (folder.parent / run / "metrics.jsonl").stat().st_mtime_ns for run in before}
 
     out, err = cli("sweep", experiment, code=5)
     assert "DivergenceError" in err
@@ -86,7 +86,12 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     assert len(record.sessions) == 3
     statuses = {(trial.role, trial.values.get("train.learning_rate")): trial.status for trial in record.trials}
     assert statuses == {(CONTROL, None): "done", (CANDIDATE, 1e-3): "done", (CANDIDATE, DIVERGES): "failed"}
-    assert {run: (folder.parent / run / "summary.json").stat().st_mtime_ns for run in before} == stamps
+    assert {run: (folder.parent / run / "metrics.jsonl").stat().st_mtime_ns for run in before} == stamps
+    # Students and teacher were timed by one process while nothing else ran.
+    done = [folder.parent / trial.run for trial in record.trials_of("done")]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in done]
+    assert all(summary["latency_ms"]["alone"] for summary in summaries)
+    assert len({summary["latency_ms"]["batch_1"] for summary in summaries}) == 1, "one architecture, one time"
     assert sum(one["computed"] for one in record.teachers) == 160, "every row went through the teacher once"
     # What the leaderboard says is what the runs say.
     found = json.loads((folder / "report.json").read_text())
@@ -161,3 +166,47 @@ def test_optuna_from_python_with_more_seeds_for_the_best(project: Path, monkeypa
     assert sorted(wandb) == sorted([*frame["run"], result.path.name])
     kept = [run for run in frame["run"] if (result.path.parent / run / "student").is_dir()]
     assert best.run.name in kept
+
+
+def test_a_population_killed_in_a_round_goes_on_and_its_best_can_be_repeated(project: Path) -> None:
+    """What a member became is an ordinary run: trained from its start by its configuration, it is the same student."""
+    space = {"distill.temperature": {"uniform": [1, 8]}, "train.learning_rate": {"loguniform": [1e-4, 3e-3]}}
+    scheduler = {"kind": "pbt", "interval": 0.5, "quantile": 0.4}
+    sweep = {"space": space, "trials": 3, "scheduler": scheduler, "controls": False}
+    experiment = with_sweep(project, "population", sweep)
+    process = start_cli("sweep", experiment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+        found = list((project / "runs" / "population").glob("sweep-*/ledger.jsonl"))
+        if found and '"kind": "round"' in found[0].read_text():
+            break
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    folder = sweep_of(project, "population")
+    (decided,) = (line for line in lines_of(folder) if line["kind"] == "round")
+
+    out, _ = cli("sweep", experiment)
+    assert "Best student" in out
+    record = load_sweep(folder)
+    assert len(record.rounds) == 1
+    assert record.rounds[0]["moves"] == decided["moves"]
+    (move,) = decided["moves"]
+    assert move["begins"][:2] == [10, 0.5]
+    statuses = {trial.run: trial.status for trial in record.trials}
+    assert statuses.pop(move["of"]) == "stopped"
+    assert list(statuses.values()) == ["done"] * 3
+    assert not list((folder.parent / move["of"] / "checkpoints").glob("*.pt"))
+    clone = folder.parent / move["run"]
+    assert [line["step"] for line in losses_of(clone) if line["kind"] == "train"] == list(range(1, 21))
+
+    cli("distill", clone / "config.yaml", f"store.storage_path={project / 'again'}", f"store.path={project}/runs/store")
+    again = project / "again" / "population" / move["run"]
+    assert losses_of(again) == losses_of(clone)
+    weights = [
+        (run / "student" / "model.safetensors").read_bytes() for run in (clone, again) if (run / "student").is_dir()
+    ]
+    assert weights[0] == weights[-1]
+    page = (folder / "report.html").read_text()
+    assert "Population" in page

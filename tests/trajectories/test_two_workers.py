@@ -53,6 +53,7 @@ CASES = [
     *(Case(kind, micro_batch_size=size) for kind in OBJECTIVES for size in (None, 2)),
     *(Case(kind, "fsdp") for kind in OBJECTIVES),
     Case("hidden", "fsdp", micro_batch_size=2),
+    *(Case("theseus", micro_batch_size=size) for size in (None, 2)),
     Case("hidden", batch_tokens=48),
     *(Case("hidden", parallel, resumed=True) for parallel in ("ddp", "fsdp")),
 ]

@@ -14,6 +14,7 @@ from raybrew.reports.sweeps import CONTROL
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.ledger import Ledger
+from raybrew.sweeps.rounds import States
 from raybrew.sweeps.run import _objectives_from
 
 #: A trial's end: its accuracy, or the words of its failure, or None for one that the process did not survive.
@@ -34,7 +35,9 @@ def base(storage: Path, sweep: dict[str, Any], **sections: Any) -> Experiment:
     return build_experiment({**values, "sweep": sweep}, check_files=False)
 
 
-def conductor_of(experiment: Experiment, older: tuple[Older, ...] = (), control_epochs: int = 30) -> Conductor:
+def conductor_of(
+    experiment: Experiment, older: tuple[Older, ...] = (), control_epochs: int = 30, states: States | None = None
+) -> Conductor:
     """A conductor on the ledger of that experiment's only sweep."""
     assert experiment.sweep is not None
     folder = Path(experiment.store.storage_path) / experiment.name / "sweep-x"
@@ -49,6 +52,7 @@ def conductor_of(experiment: Experiment, older: tuple[Older, ...] = (), control_
         control_epochs=control_epochs,
         objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
         older=older,
+        states=states,
     )
 
 

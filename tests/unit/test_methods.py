@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
-from raybrew.errors import ConfigError, LossError
+from raybrew.errors import ConfigError, LossError, ModelError
 from raybrew.methods import METHODS
 from raybrew.models.loading import ModelSource
 from raybrew.signals import LOGITS
@@ -89,6 +89,7 @@ TERMS = {
         ],
         ["kd"],
     ],
+    "theseus": [["label"], ["label"]],
     "emd": [["kd", "emd.hidden", "emd.embeddings", "emd.attention"]],
     "minilm": [["relation_kl_attention.3-12", "relation_kl_value.3-12"], ["kd"]],
     "minilm-v2": [["relation_kl_query.3-12", "relation_kl_key.3-12", "relation_kl_value.3-12"], ["kd"]],
@@ -120,6 +121,10 @@ def test_rows_find_the_layers_of_any_family(monkeypatch: pytest.MonkeyPatch, met
 def test_narrow_students_get_projections_where_losses_need_them(
     monkeypatch: pytest.MonkeyPatch, method: str, layers: int
 ) -> None:
+    if method == "theseus":
+        with pytest.raises(ModelError, match="the student is 4 wide, the teacher 8"):
+            stages_of(monkeypatch, method, (layers, 4), (12, 8), "bert")
+        return
     same = stages_of(monkeypatch, method, (layers, 8), (12, 8), "bert")
     narrow = stages_of(monkeypatch, method, (layers, 4), (12, 8), "bert")
     assert [len(stage.terms) for stage in same] == [len(stage.terms) for stage in narrow]
@@ -163,11 +168,16 @@ def test_given_keys_win() -> None:
         ({"method": "minilm", "stages": []}, "distill.stages: given as nothing, but method 'minilm' is made of it"),
         (
             {"method": "pkd-skip", "matches": ["L3_hidden_mse"]},
-            "distill.matches: compares hidden_mse, but method 'pkd-skip' compares pkd; drop distill.matches",
+            "distill.matches: has hidden_mse, but method 'pkd-skip' has pkd; drop distill.matches",
         ),
         (
             {"method": "tinybert", "stages": [{"share": 0.5, "kd_weight": 0.0, "matches": ["L3_hidden_mse"]}, {}]},
-            "distill.stages: compares hidden_mse, but method 'tinybert' compares attention_mse, hidden_mse",
+            "distill.stages: has hidden_mse, but method 'tinybert' has attention_mse, hidden_mse",
+        ),
+        ({"method": "theseus", "kd_weight": 0.5}, "distill.kd_weight: given, but method 'theseus' has no such part"),
+        (
+            {"method": "theseus", "stages": [{"share": 0.5}, {}]},
+            "distill.stages: has nothing but logits, but method 'theseus' has theseus",
         ),
         ({"method": "tinbert"}, "did you mean 'tinybert'?"),
     ],

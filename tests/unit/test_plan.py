@@ -12,6 +12,8 @@ import pytest
 from tiny_teacher import CLASSES, WIDTH, make_teacher, ragged_rows, small_store, task_of
 
 from raybrew.config.loading import load_experiment
+from raybrew.config.space import planned_trainings
+from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource, load_tokenizer
 from raybrew.signals import LOGITS, POOLED, Signal
@@ -153,6 +155,23 @@ def test_store_or_live() -> None:
     assert made(free=None).advice == "store"
     assert made(epochs=1.0).advice == "live"
     assert made(epochs=1.0, trials=2).advice == "store"
+    assert "2 times (2 trainings of 1 epoch)" in made(epochs=1.0, trials=2).verdict
+
+
+def test_a_sweep_is_as_many_trainings_as_it_has_trials(project: Path) -> None:
+    sweep: dict[str, Any] = {"space": {"distill.temperature": [1, 2, 4]}}
+
+    def trainings(**changes: Any) -> int:
+        return planned_trainings(SweepConfig.model_validate({**sweep, **changes}))
+
+    assert trainings() == 3, "of 16 that are drawn no more than there are"
+    assert trainings(space={"distill.temperature": {"uniform": [1, 2]}}) == 16
+    assert trainings(search="grid", seeds=2) == 6
+    assert trainings(trials=2, rerun_best={"count": 1, "seeds": 3}) == 2 + 2
+    rows = load_experiment(project).data.train
+    overrides = ["sweep.space.distill.temperature=[1,2,4]", "train.epochs=1", f"data.eval={rows}"]
+    found = plan(load_experiment(project, overrides))
+    assert (found.trials, found.advice) == (3, "store")
 
 
 def test_a_plan_in_notebooks() -> None:
@@ -167,11 +186,11 @@ def test_auto_takes_the_store_unless_it_does_not_pay(
 ) -> None:
     said: list[str] = []
 
-    def live(*overrides: str, free: int = 1 << 40) -> bool:
+    def live(*overrides: str, free: int = 1 << 40, trainings: int = 1) -> bool:
         said.clear()
         monkeypatch.setattr(source_module, "free_bytes", lambda one: free)
         experiment = load_experiment(project, [f"store.storage_path={tmp_path}", "store.launcher=local", *overrides])
-        return runs_live(experiment, teacher, rows_of(200, (1, 20)), (LOGITS, *HIDDEN), CLASSES, said.append)
+        return runs_live(experiment, teacher, rows_of(200, (1, 20)), (LOGITS, *HIDDEN), CLASSES, said.append, trainings)
 
     assert not live("train.epochs=1")
     assert said == []  # small
@@ -180,6 +199,8 @@ def test_auto_takes_the_store_unless_it_does_not_pay(
     assert said[0].startswith("teacher.source auto: store, ")
     assert live("train.epochs=1")
     assert "one epoch would read the" in said[0]
+    assert not live("train.epochs=1", trainings=12), "trials share the store"
+    assert "12 trials of 1 epoch would run the teacher 12 times" in said[0]
     assert live(free=1000)
     assert "1000 B are free for" in said[0]
     # Where a store answers already, it does.

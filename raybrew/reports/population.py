@@ -1,0 +1,112 @@
+"""A sweep by population based training: how the values of its members went, and what each round decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from raybrew.config.space import show_value_of
+from raybrew.config.sweep import ParameterConfig
+from raybrew.reports.numbers import metric_scale, metric_title
+from raybrew.reports.plot_parts import INK, new_figure, safe
+from raybrew.reports.plots import COLORS, LegendEntry, Plot
+from raybrew.reports.sweeps import SweepRecord
+
+__all__ = ["course_plots", "round_cells", "round_heads", "round_rows"]
+
+
+def course_plots(record: SweepRecord, best: str | None) -> list[Plot]:
+    """One figure per key: its value over the steps, a line for each member's final course, the best's marked.
+
+    Dotted lines end where their member gave way. `best` is the run that the sweep recommends.
+    """
+    return [plot for key in record.space if (plot := _course_plot(record, key, best)) is not None]
+
+
+def _course_plot(record: SweepRecord, key: str, best: str | None) -> Plot | None:
+    members = [trial for trial in record.trials if trial.member is not None and key in trial.values]
+    if not record.rounds or not members:
+        return None
+    scale = metric_scale(record.metric)
+    figure = new_figure("share of the steps, %", key.rsplit(".", 1)[-1])
+    for trial in sorted(members, key=lambda trial: (trial.run == best, trial.status == "done", trial.number)):
+        group = "best" if trial.run == best else "gave way" if trial.status == "stopped" else "other members"
+        end = 1.0 if trial.status == "done" else trial.share
+        course = [point for point in trial.course(key) if point[0] <= end]
+        value = trial.value if trial.value is not None else max((v for _, v in trial.reports), default=float("nan"))
+        text = safe(f"member {trial.member}, trial {trial.number}: {key}={trial.show(key)}; {value * scale:.2f}")
+        figure.add_trace(
+            go.Scatter(
+                x=[100 * share for share, _ in course] + [100 * end],
+                y=[value for _, value in course] + [course[-1][1]],
+                mode="lines+markers",
+                line={
+                    "color": COLORS[1] if group == "best" else COLORS[0] if group == "other members" else INK,
+                    "width": 3 if group == "best" else 1.4,
+                    "dash": "dot" if group == "gave way" else "solid",
+                    "shape": "hv",
+                },
+                marker={"size": 5, "symbol": ["circle"] * len(course) + ["x" if group == "gave way" else "circle"]},
+                name=group,
+                legendgroup=group,
+                text=[text] * (len(course) + 1),
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    if ParameterConfig.model_validate(record.space[key]).kind == "loguniform":
+        figure.update_yaxes(type="log")
+    figure.update_xaxes(range=[-2, 102])
+    legend = [
+        LegendEntry("best", COLORS[1], "solid", "best"),
+        LegendEntry("other members", COLORS[0], "solid", "other members"),
+        LegendEntry("gave way", INK, "dot", "gave way"),
+    ]
+    caption = "A line that goes on from another one shares its values up to there."
+    name = f"course-{key.replace('.', '-')}"
+    figure.update_layout(height=320)
+    return Plot(name, f"Population: {key}", caption, figure, tuple(legend), 320)
+
+
+def round_rows(record: SweepRecord) -> list[dict[str, Any]]:
+    """One plain mapping per member and round: its trial, its metric there, and what was decided."""
+    trials = {trial.run: trial for trial in record.trials}
+    rows = []
+    for line in record.rounds:
+        moves = {move["of"]: move for move in line["moves"]}
+        for run, value in sorted(line["scores"].items(), key=lambda item: -(-1e9 if item[1] is None else item[1])):
+            trial, move = trials[run], moves.get(run)
+            source = None if move is None else trials[move["source"]]
+            after = None if move is None else trials.get(move["run"])
+            rows.append(
+                {
+                    "round": line["number"],
+                    "member": trial.member,
+                    "trial": trial.number,
+                    "value": value,
+                    "from_trial": source.number if source is not None else None,
+                    "new_trial": after.number if after is not None else None,
+                    "new_values": dict(move["new"]) if move is not None else None,
+                }
+            )
+    return rows
+
+
+def round_cells(record: SweepRecord) -> list[list[str]]:
+    """`round_rows` as the page shows them."""
+    scale = metric_scale(record.metric)
+    cells = []
+    for row in round_rows(record):
+        if row["new_values"] is None:
+            decided = "goes on"
+        else:
+            new = ", ".join(f"{key.rsplit('.', 1)[-1]}={show_value_of(v)}" for key, v in row["new_values"].items())
+            decided = f"goes on from trial {row['from_trial']} with {new}, as trial {row['new_trial']}"
+        shown = "failed" if row["value"] is None else f"{row['value'] * scale:.2f}"
+        cells.append([str(row["round"]), str(row["member"]), str(row["trial"]), shown, decided])
+    return cells
+
+
+def round_heads(record: SweepRecord) -> list[str]:
+    """Heads of `round_cells`."""
+    return ["round", "member", "trial", metric_title(record.metric), "then"]
