@@ -13,8 +13,8 @@ from raybrew.version import __version__
 if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
-    from raybrew.doctor.findings import Diagnosis, Finding
-    from raybrew.doctor.run import doctor
+    from raybrew.diagnosis.findings import Diagnosis, Finding
+    from raybrew.diagnosis.run import doctor
     from raybrew.jobs.handle import JobHandle
     from raybrew.jobs.submit import submit
     from raybrew.store.reader import Store
@@ -58,7 +58,7 @@ _WHERE = {
     "BasicDistiller": "raybrew.textbrewer.distillers",
     "BasicTrainer": "raybrew.textbrewer.distillers",
     "CustomMatch": "raybrew.textbrewer.taps",
-    "Diagnosis": "raybrew.doctor.findings",
+    "Diagnosis": "raybrew.diagnosis.findings",
     "DistillationConfig": "raybrew.textbrewer.configs",
     "FEATURES": "raybrew.textbrewer.configs",
     "GeneralDistiller": "raybrew.textbrewer.distillers",
@@ -74,7 +74,7 @@ _WHERE = {
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
     "Export": "raybrew.verbs.export",
-    "Finding": "raybrew.doctor.findings",
+    "Finding": "raybrew.diagnosis.findings",
     "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
@@ -99,7 +99,7 @@ _WHERE = {
     "capture": "raybrew.verbs.capture",
     "capture_all": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
-    "doctor": "raybrew.doctor.run",
+    "doctor": "raybrew.diagnosis.run",
     "evaluate": "raybrew.verbs.evaluate",
     "evaluate_all": "raybrew.verbs.evaluate",
     "export": "raybrew.verbs.export",

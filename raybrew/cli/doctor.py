@@ -33,7 +33,7 @@ def doctor(
     """
     config = load_experiment(experiment, overrides or ()) if experiment is not None else None
 
-    from raybrew.doctor.run import doctor as verb
+    from raybrew.diagnosis.run import doctor as verb
 
     found = verb(config, address=address, reporter=make_reporter())
     if as_json:

@@ -13,8 +13,8 @@ from raybrew import nodes as asking
 from raybrew.cli.main import main
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
-from raybrew.doctor import cluster, machine, reach
-from raybrew.doctor.findings import Diagnosis, Finding
+from raybrew.diagnosis import cluster, machine, reach
+from raybrew.diagnosis.findings import Diagnosis, Finding
 from raybrew.nodes import Answer, Folder, Node, places_problems
 
 NODES = [Node(name * 4, f"10.0.0.{number}", f"host-{name}", {"CPU": 1.0}) for number, name in enumerate("abc", 1)]
@@ -141,7 +141,7 @@ def test_nodes_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_exit_code_and_html(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     diagnosis = Diagnosis((Finding("a", "ok", "fine"), Finding("b", "problem", "<broken>", "mend it")))
-    monkeypatch.setattr("raybrew.doctor.run.doctor", lambda *_, **__: diagnosis)
+    monkeypatch.setattr("raybrew.diagnosis.run.doctor", lambda *_, **__: diagnosis)
     with pytest.raises(SystemExit) as caught:
         main(["doctor"])
     assert caught.value.code == 4

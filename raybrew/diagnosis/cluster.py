@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from raybrew.config import Experiment
-from raybrew.doctor.findings import Finding, Status
-from raybrew.doctor.machine import shared_memory
+from raybrew.diagnosis.findings import Finding, Status
+from raybrew.diagnosis.machine import shared_memory
 from raybrew.errors import ClusterError, StoreError
 from raybrew.nodes import Answer, Folder, Node, Place, alive_nodes, describe_node, on_each_node, places_problems
 from raybrew.runtime import ensure_ray, stop_ray

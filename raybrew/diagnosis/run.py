@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 
 from raybrew.config import Experiment
-from raybrew.doctor.cluster import cluster, jobs_api
-from raybrew.doctor.findings import Diagnosis, Finding
-from raybrew.doctor.machine import disks, gpus, limits, shared_memory, versions
-from raybrew.doctor.reach import hub, wandb
+from raybrew.diagnosis.cluster import cluster, jobs_api
+from raybrew.diagnosis.findings import Diagnosis, Finding
+from raybrew.diagnosis.machine import disks, gpus, limits, shared_memory, versions
+from raybrew.diagnosis.reach import hub, wandb
 from raybrew.errors import RaybrewError
 from raybrew.verbs.reporter import QuietReporter, Reporter
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from raybrew.config import Experiment
-from raybrew.doctor.findings import Finding, Status
+from raybrew.diagnosis.findings import Finding, Status
 
 __all__ = ["hub", "wandb"]
 

@@ -15,7 +15,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from raybrew.config import Experiment
-from raybrew.doctor.findings import Finding, Status
+from raybrew.diagnosis.findings import Finding, Status
 from raybrew.store.staging import cache_root
 from raybrew.store.storage import is_remote, stores_root
 from raybrew.version import __version__
