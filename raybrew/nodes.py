@@ -65,7 +65,6 @@ class Node:
     id: str
     address: str
     host: str
-    resources: Mapping[str, float]
 
     @property
     def name(self) -> str:
@@ -79,7 +78,7 @@ def alive_nodes() -> list[Node]:
 
     here = ray.get_runtime_context().get_node_id()
     found = [
-        Node(node["NodeID"], node["NodeManagerAddress"], node.get("NodeManagerHostname", ""), dict(node["Resources"]))
+        Node(node["NodeID"], node["NodeManagerAddress"], node.get("NodeManagerHostname", ""))
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]

@@ -118,7 +118,7 @@ def capture_table(
             nonlocal update
             if update is None:  # the bar appears only if there is something to do
                 title = f"capture {label or experiment.name} ({names})"
-                update = stack.enter_context(reporter.bar(title, progress.total_rows, "rows"))
+                update = stack.enter_context(reporter.bar(title, progress.total_rows, task_of(experiment).unit_name))
             if progress.note:
                 reporter.say(progress.note)
             update(progress.done_rows, f"{progress.bytes_written / 2**20:.1f} MiB")

@@ -22,7 +22,7 @@ from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
+from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.teachers import ready_teachers
@@ -106,10 +106,13 @@ def _read(
 def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:
     view = task.view
     teachers, rows, others = ready_teachers(view, task.sources, task.request, task.rows, tokens, reporter, task.name)
+    training = encode(view, rows.training, tokens, *others)
+    if any(part.hard_label_weight > 0 for part in view.distill.parts):
+        check_labels(view, rows, training, reporter.say)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
     return Inputs(
         rows.labels,
-        encode(view, rows.training, tokens, *others),
+        training,
         encode(view, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
         rows.num_labelled,
         rows.num_unlabeled,

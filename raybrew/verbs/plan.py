@@ -70,11 +70,17 @@ class StorePlan:
     actor_seconds: float
     actors: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts: a row may be several windows
 
     @property
     def seconds(self) -> float:
         """Wall seconds with all actors busy."""
         return self.actor_seconds / max(1, min(self.actors, self.shards))
+
+    @property
+    def write_rate(self) -> float:
+        """Bytes per second that all actors together write, if nothing but the teacher holds them up."""
+        return self.total_bytes / max(self.seconds, 1e-9)
 
     @property
     def fits(self) -> bool:
@@ -93,6 +99,7 @@ class TrainingPlan:
     worker_seconds: float
     workers: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts
 
     @property
     def epoch_seconds(self) -> float:
@@ -137,6 +144,13 @@ class Plan:
     def live_seconds(self) -> float:
         """Device seconds with the teacher in every step."""
         return self.passes * self.teacher_seconds + self.student_seconds
+
+    @property
+    def read_rate(self) -> float:
+        """Bytes per second that one training reads of the stores, if nothing but the student holds it up."""
+        if self.training is None:
+            return 0.0
+        return sum(store.total_bytes for store in self.stores) / max(self.training.epoch_seconds, 1e-9)
 
     @property
     def advice(self) -> str:
@@ -191,11 +205,14 @@ class Plan:
             "name": self.name,
             "trials": self.trials,
             "stores": [
-                dataclasses.asdict(store) | {"seconds": store.seconds, "fits": store.fits} for store in self.stores
+                dataclasses.asdict(store)
+                | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
+                for store in self.stores
             ],
             "training": None
             if training is None
             else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},
+            "read_bytes_per_second": self.read_rate,
             "device_hours": {"store": self.stored_seconds / 3600, "live": self.live_seconds / 3600},
             "price": price,
             "break_even_passes": 1,
@@ -322,6 +339,7 @@ def _store_plan(
         sizes.amounts.tokens / rate,
         one.store.actors[1],
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -366,6 +384,7 @@ def _live_plan(
         total / rate,
         1,
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -427,7 +446,8 @@ def _training_plan(
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
-    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
+    unit_name = task_of(view).unit_name
+    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
 
 
 def _step_seconds(

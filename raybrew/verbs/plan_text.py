@@ -23,11 +23,16 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
     rows: list[tuple[str, str]] = []
     if training is not None:
         rows += [
-            ("rows, steps", f"{training.rows} rows, {training.steps} steps in {training.epochs:g} epochs"),
+            (
+                f"{training.unit_name}, steps",
+                f"{training.rows} {training.unit_name}, {training.steps} steps in {training.epochs:g} epochs",
+            ),
             ("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})"),
             ("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})"),
             ("one training", _time(training.worker_seconds / training.workers)),
         ]
+        if plan.stores:
+            rows.append(("reads", f"{Sizes.text(round(plan.read_rate))} a second from a store"))
     for name, seconds in (("with a store", plan.stored_seconds), ("teacher live", plan.live_seconds)):
         if plan.stores and not (plan.live_because and name == "with a store"):
             price = ""
@@ -61,7 +66,10 @@ def plan_html(plan: Plan) -> str:
 def _store(store: StorePlan) -> tuple[str, list[tuple[str, str]]]:
     rows = [
         ("teacher", store.teacher),
-        ("rows, tokens", f"{store.rows} rows, {store.tokens} tokens, at most {store.longest} in a row"),
+        (
+            f"{store.unit_name}, tokens",
+            f"{store.rows} {store.unit_name}, {store.tokens} tokens, at most {store.longest} in one",
+        ),
     ]
     if not store.bytes:
         speed = f"{store.tokens_per_second:.0f} tokens/s, {store.device}"
@@ -74,7 +82,7 @@ def _store(store: StorePlan) -> tuple[str, list[tuple[str, str]]]:
         (
             "capture",
             f"{_time(store.actor_seconds)} by one actor ({store.tokens_per_second:.0f} tokens/s, {store.device}), "
-            f"{_time(store.seconds)} by {store.actors}",
+            f"{_time(store.seconds)} by {store.actors}, {Sizes.text(round(store.write_rate))} a second",
         ),
     ]
     return f"store of {store.label}", rows

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
-from raybrew.data.rows import RowSet, load_rows
+from raybrew.data.rows import BadRow, RowSet, load_rows, places_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.tasks.base import Labels, Task, build_task
@@ -24,6 +24,7 @@ from raybrew.verbs.augment import augmented_rows, likely_rows
 __all__ = [
     "Rows",
     "Say",
+    "check_labels",
     "check_teacher_labels",
     "encode",
     "keep_rows",
@@ -35,6 +36,8 @@ __all__ = [
     "units_of",
 ]
 
+#: So many rows whose labels are lost are named.
+_SHOWN_LOST = 5
 #: Takes one line for the user.
 Say = Callable[[str], None]
 
@@ -228,6 +231,33 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
             f"{places}; set it to {places} or less"
         )
     return encoded
+
+
+def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: Say) -> None:
+    """Tell of labels that training will not see, as no unit of their row holds them; DataError unless they are skipped.
+
+    With `data.on_bad_row: skip` such a row keeps its part in what is learnt from the teacher.
+    """
+    task, data = task_of(experiment), experiment.data
+    lost = task.lost_labels(encoded, rows.training)
+    if not lost:
+        return
+    shown = list(lost)[:_SHOWN_LOST]
+    ids = {row: rows.training.column("id")[row].as_py() for row in shown}
+    places = places_of(data, "train", task, set(ids.values()))
+    bad = [BadRow(*_at(places[ids[row]], task, lost[row])) for row in shown if ids[row] in places]
+    head = f"{len(lost)} of {rows.num_labelled} labelled rows have a label that no part of them holds"
+    if data.on_bad_row == "error":
+        advice = f"{head}; change the settings, or leave these labels out with data.on_bad_row=skip"
+        raise DataError("\n  ".join([f"data.train: {advice}:", *map(str, bad)]))
+    say(f"{head}; they teach through the teacher alone")
+    for each in bad:
+        say(f"  {each}")
+
+
+def _at(place: tuple[str, int, int | None], task: Task, reason: str) -> tuple[str, int, str | None, str, int | None]:
+    file, row, line = place
+    return file, row, task.label_column, reason, line
 
 
 def units_of(experiment: Experiment, rows: pa.Table, *models: ModelSource) -> pa.Table:

@@ -17,7 +17,7 @@ from raybrew.diagnosis import cluster, machine, reach
 from raybrew.diagnosis.findings import Diagnosis, Finding
 from raybrew.nodes import Answer, Folder, Node, places_problems
 
-NODES = [Node(name * 4, f"10.0.0.{number}", f"host-{name}", {"CPU": 1.0}) for number, name in enumerate("abc", 1)]
+NODES = [Node(name * 4, f"10.0.0.{number}", f"host-{name}") for number, name in enumerate("abc", 1)]
 
 
 def experiment_with(sections: dict[str, Any]) -> Experiment:
