@@ -14,6 +14,7 @@ from raybrew.config.experiment import Experiment
 from raybrew.config.population import check_population
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
+from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError
 
@@ -183,7 +184,21 @@ def space_notes(experiment: Experiment) -> list[str]:
             "warning: distill.temperature varies while distill.scale_by_temperature_squared is false: the KD gradient "
             "falls with 1/T^2, so temperature and weight of the KD loss are confounded"
         )
+    if "distill.temperature" in sweep.space and _only_squares(experiment, sweep) and False not in unscaled:
+        notes.append(
+            "warning: distill.temperature varies, but the KD loss is mse, from which it cancels out "
+            "(distill.scale_by_temperature_squared): such trials are alike"
+        )
     return notes
+
+
+def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
+    """Whether the KD loss is the squared difference of logits in every task of every trial."""
+    if any(key.startswith("distill.kd_loss") or key == "distill" for key in sweep.space):
+        return False
+    kind = experiment.distill.kd_loss.kind
+    views = task_views(experiment).values()
+    return all(kind == "mse" or (kind == "auto" and TASK_KD_LOSSES[view.task.kind][0] == "mse") for view in views)
 
 
 def show_value_of(value: Any) -> str:
