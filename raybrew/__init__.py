@@ -13,6 +13,8 @@ from raybrew.version import __version__
 if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
+    from raybrew.diagnosis.findings import Diagnosis, Finding
+    from raybrew.diagnosis.run import doctor
     from raybrew.jobs.handle import JobHandle
     from raybrew.jobs.submit import submit
     from raybrew.store.reader import Store
@@ -40,20 +42,23 @@ if TYPE_CHECKING:
     from raybrew.verbs.capture import capture, capture_all
     from raybrew.verbs.distill import distill
     from raybrew.verbs.evaluate import evaluate, evaluate_all
+    from raybrew.verbs.export import Export, export
     from raybrew.verbs.finetune import finetune, finetune_all
     from raybrew.verbs.inspect import Inspected, inspect
     from raybrew.verbs.plan import Plan, plan
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
-    from raybrew.verbs.result import RunResult
+    from raybrew.verbs.result import Run, RunResult
     from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
+    from raybrew.verbs.student import Student, load_student
 
 _WHERE = {
     "ADAPTOR_KEYS": "raybrew.textbrewer.presets",
     "BasicDistiller": "raybrew.textbrewer.distillers",
     "BasicTrainer": "raybrew.textbrewer.distillers",
     "CustomMatch": "raybrew.textbrewer.taps",
+    "Diagnosis": "raybrew.diagnosis.findings",
     "DistillationConfig": "raybrew.textbrewer.configs",
     "FEATURES": "raybrew.textbrewer.configs",
     "GeneralDistiller": "raybrew.textbrewer.distillers",
@@ -68,11 +73,15 @@ _WHERE = {
     "register_new": "raybrew.textbrewer.presets",
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
+    "Export": "raybrew.verbs.export",
+    "Finding": "raybrew.diagnosis.findings",
     "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
+    "Run": "raybrew.verbs.result",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
+    "Student": "raybrew.verbs.student",
     "Sweep": "raybrew.sweeps.result",
     "SweepResult": "raybrew.sweeps.result",
     "sweep": "raybrew.sweeps.run",
@@ -90,11 +99,14 @@ _WHERE = {
     "capture": "raybrew.verbs.capture",
     "capture_all": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
+    "doctor": "raybrew.diagnosis.run",
     "evaluate": "raybrew.verbs.evaluate",
     "evaluate_all": "raybrew.verbs.evaluate",
+    "export": "raybrew.verbs.export",
     "finetune": "raybrew.verbs.finetune",
     "finetune_all": "raybrew.verbs.finetune",
     "load_experiment": "raybrew.config.loading",
+    "load_student": "raybrew.verbs.student",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
     "submit": "raybrew.jobs.submit",
@@ -111,9 +123,12 @@ __all__ = [
     "BasicDistiller",
     "BasicTrainer",
     "CustomMatch",
+    "Diagnosis",
     "DistillationConfig",
     "EMDDistiller",
     "Experiment",
+    "Export",
+    "Finding",
     "GeneralDistiller",
     "Inspected",
     "JobHandle",
@@ -123,8 +138,10 @@ __all__ = [
     "Plan",
     "PruneRules",
     "QuietReporter",
+    "Run",
     "RunResult",
     "Store",
+    "Student",
     "Sweep",
     "SweepResult",
     "TrainingConfig",
@@ -133,13 +150,16 @@ __all__ = [
     "capture",
     "capture_all",
     "distill",
+    "doctor",
     "evaluate",
     "evaluate_all",
+    "export",
     "finetune",
     "finetune_all",
     "inspect",
     "list_stores",
     "load_experiment",
+    "load_student",
     "plan",
     "plan_prune",
     "predict",

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from raybrew.models.loading import AUTO_CLASSES
 
-__all__ = ["FAMILY_MODELS", "TEXTS", "make_tokenizer", "rows_of", "save_family_teacher"]
+__all__ = ["FAMILY_MODELS", "TEXTS", "make_tokenizer", "rows_of", "save_family_teacher", "without_latency"]
 
 TEXTS = (
     "The old man sat by the sea, waiting for the boat from Lisbon.",
@@ -25,6 +26,12 @@ TEXTS = (
     "Nobody in Oslo knew why the train was late again.",
     "He wrote three letters to Clara, who never answered him.",
     "The committee met in Geneva and decided to meet again.",
+)
+
+#: What tokenizers have seen beside the rows.
+_OTHER_TEXTS = (
+    "Quarks bounce through cold vacuum; zebras gallop past jungle villages.",
+    "Every judge quickly examined dozens of baroque vases and jars.",
 )
 
 _SIZES = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
@@ -56,7 +63,7 @@ FAMILY_MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
 )
 
 
-def make_tokenizer(kind: str, folder: Path, size: int = 160, texts: tuple[str, ...] = TEXTS) -> PreTrainedTokenizerFast:
+def make_tokenizer(kind: str, folder: Path, size: int = 200, texts: tuple[str, ...] = TEXTS) -> PreTrainedTokenizerFast:
     """Trained on `texts`: `wordpiece` (BERT), `bytes` (byte-level BPE, RoBERTa, ModernBERT) or `unigram` (DeBERTa-v3).
 
     Unigram has no larger vocabulary than its texts give.
@@ -85,7 +92,7 @@ def make_tokenizer(kind: str, folder: Path, size: int = 160, texts: tuple[str, .
         trainer = trainers.UnigramTrainer(
             vocab_size=size, special_tokens=special, unk_token="[UNK]", show_progress=False
         )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((*texts, *_OTHER_TEXTS), trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -137,3 +144,9 @@ def rows_of(task: str, path: Path, count: int = 12) -> str:
             rows.append({"question": f"who or what, number {number}?", "context": text, "answers": answers})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def without_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes most of the time of runs as short as those of tests."""
+    for module in ("training", "evaluate"):
+        monkeypatch.setattr(f"raybrew.verbs.{module}.measure_latency", lambda *_, **__: {1: 1.0, 32: 1.0})

@@ -98,9 +98,10 @@ def _matches() -> tuple[str, Rows]:
 
 
 def _shapes() -> tuple[str, Rows]:
-    from raybrew.models.shapes import SHAPES
+    from raybrew.models.shapes import RECURRENT_SHAPES, SHAPES
 
-    return "student.shape", [
+    recurrent = [(name, shape.summary) for name, shape in RECURRENT_SHAPES.items()]
+    rows = [
         (
             name,
             f"{shape.layers} layers x {shape.hidden}, {shape.heads} heads, feed-forward {shape.feed_forward}: "
@@ -108,6 +109,7 @@ def _shapes() -> tuple[str, Rows]:
         )
         for name, shape in SHAPES.items()
     ]
+    return "student.shape", rows + recurrent
 
 
 def _initialisations() -> tuple[str, Rows]:

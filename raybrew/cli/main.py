@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,9 @@ from raybrew.cli.capture import capture
 from raybrew.cli.compare import compare
 from raybrew.cli.demo import demo
 from raybrew.cli.distill import distill
+from raybrew.cli.doctor import doctor
 from raybrew.cli.evaluate import evaluate
+from raybrew.cli.export import export
 from raybrew.cli.finetune import finetune
 from raybrew.cli.init import init
 from raybrew.cli.inspect import inspect
@@ -78,7 +81,9 @@ app.command("predict")(predict)
 app.command("show")(show)
 app.command("compare")(compare)
 app.command("report")(report)
+app.command("export")(export)
 app.add_typer(store_app, name="store")
+app.command("doctor")(doctor)
 app.command("submit")(submit)
 app.add_typer(job_app, name="job")
 
@@ -89,6 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 run failed, 2 usage, 3 config invalid, 4 environment or cluster, 5 some trials failed,
     130 interrupted.
     """
+    # Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     with _sigterm_as_ctrl_c():

@@ -43,6 +43,9 @@ def show(
         write_line(f"{run.folder}: {run.status}")
         if run.command:
             write_line(f"made by: {run.command}")
+        rows = (run.summary or {}).get("rows") or {}
+        if rows.get("augmented"):
+            write_line(f"rows: {rows['train']} labelled, {rows['unlabeled']} not ({rows['augmented']} by data.augment)")
         for event in run.events:
             write_line(f"  step {event.get('step')}: {event.get('message')}")
 

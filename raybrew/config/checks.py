@@ -14,9 +14,9 @@ from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
-from raybrew.config.stages import check_method, check_stages
+from raybrew.config.stages import check_method, check_stages, check_theseus
 from raybrew.config.store import StoreConfig
-from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.student import WITHOUT_LAYERS, ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
@@ -53,6 +53,8 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
         if "teacher" in sections:
             for name, member in sections["teacher"].members.items():
                 problems += _missing_model(f"teacher.members.{name}", member.model)
+        if "data" in sections and sections["data"].augment is not None:
+            problems += _missing_model("data.augment", sections["data"].augment.model)
     return problems
 
 
@@ -157,11 +159,55 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
     return problems
 
 
+def _without_layers(student: StudentConfig, distill: DistillConfig, task: Any) -> list[Problem]:
+    """What a recurrent student has none of."""
+    if student.shape not in WITHOUT_LAYERS:
+        return []
+    problems = []
+    if task.kind == "masked_lm":
+        problems.append(Problem("student.shape", f"given {student.shape!r}, which has no head for masked words"))
+    if student.init == "truncate" or student.init_layers != "even":
+        key = "init" if student.init == "truncate" else "init_layers"
+        problems.append(
+            Problem(f"student.{key}", f"given for {student.shape}, which has no layers of its teacher; remove it")
+        )
+    for key, losses in distill.keyed_parts:
+        problems += [
+            Problem(
+                f"{key}.matches.{index}",
+                f"{match.loss} compares {match.compares}, but {student.shape} has no attention; allowed: losses of "
+                "hidden states (layer 0 are its embeddings, 1 its outputs) and pooled ones",
+            )
+            for index, match in enumerate(losses.matches)
+            if match.weight > 0 and match.compares not in ("hidden", "pooled")
+        ]
+        if losses.emd is not None and losses.emd.attention > 0:
+            problems.append(
+                Problem(f"{key}.emd.attention", f"given, but {student.shape} has no attention; set it to 0")
+            )
+    return problems
+
+
+def _vocabulary(student: StudentConfig, task: Any) -> list[Problem]:
+    if student.vocabulary is None:
+        return []
+    problems = []
+    if task.kind == "masked_lm":
+        problems.append(
+            Problem(
+                "student.vocabulary", "given for masked_lm, whose outputs are over the teacher's vocabulary; remove it"
+            )
+        )
+    if student.model is None and student.shape is None:
+        problems.append(Problem("student.vocabulary", "given without a student; name student.shape or student.model"))
+    return problems
+
+
 def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
     problems = [*check_method(distill), *check_stages(distill)]
     for key, part in distill.keyed_parts:
         problems += _losses(key, part, teacher)
-    if distill.needs_teacher and not teacher.given:
+    if distill.asks_teacher and not teacher.given:
         problems.append(Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher"))
     schedule = distill.temperature_schedule
     if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
@@ -270,15 +316,26 @@ def _modules(key: str, match: MatchConfig, teacher: TeacherConfig) -> list[Probl
 
 
 def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
-    if data.unlabeled and not distill.needs_teacher:
-        return [
+    problems = []
+    if not distill.asks_teacher:
+        problems += [
             Problem(
-                "data.unlabeled",
+                f"data.{key}",
                 "given, but the student learns from labels only (distill.kd_weight=0, no matches); "
-                "set data.unlabeled=null for a control",
+                f"set data.{key}=null for a control",
             )
+            for key in ("unlabeled", "augment")
+            if getattr(data, key)
         ]
-    return []
+    if data.train is None and data.unlabeled is not None:
+        problems += [
+            Problem(
+                f"{key}.hard_label_weight", f"given {part.hard_label_weight:g}, but there is no data.train with labels"
+            )
+            for key, part in distill.keyed_parts
+            if part.hard_label_weight > 0
+        ]
+    return problems
 
 
 def _store(store: StoreConfig) -> list[Problem]:
@@ -370,8 +427,11 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("teacher",), _teacher),
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
+    (("student", "distill", "task"), _without_layers),
+    (("student", "task"), _vocabulary),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("distill", "train", "student", "teacher", "task"), check_theseus),
     (("distill", "train", "teacher", "task"), check_changes),
     (("data", "train", "teacher", "task"), _early_stopping),
     (("store",), _store),

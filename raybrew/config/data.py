@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import NOT_IDENTITY, Section
+from raybrew.config.augment import AugmentConfig
+from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Section
 
 __all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
 
@@ -61,7 +62,8 @@ class DataConfig(Section):
     eval: str | None = None
     """Labelled rows that choose the best checkpoint."""
     unlabeled: str | None = None
-    """Further rows that need no labels; the teacher's outputs are their targets."""
+    """Further rows that need no labels; the teacher's outputs are their targets. Without `train` they are
+    all there is."""
     format: Literal["auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub"] = "auto"
     """Format of all sources; `auto` decides by the name of each."""
     columns: Columns = Columns()
@@ -72,6 +74,8 @@ class DataConfig(Section):
     """Use only this many evaluation rows."""
     unlabeled_rows: int | None = Field(default=None, ge=1)
     """Use only this many unlabelled rows."""
+    augment: AugmentConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """Further rows without labels, made of those that are there: {kind: masked_lm, model: ..., copies: 20}."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error` stops at bad rows, naming file, row and column; `skip` counts and lists what was left out."""
     cache: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)

@@ -19,6 +19,7 @@ __all__ = [
     "MatchConfig",
     "StageConfig",
     "TemperatureScheduleConfig",
+    "TheseusConfig",
 ]
 
 #: Rules that pair student layers with teacher layers; a list of [student, teacher] pairs does as well (0 = embeddings).
@@ -173,6 +174,19 @@ class EMDConfig(Section):
     """New weights go through a softmax at this temperature; not set: proportional to inverse costs."""
 
 
+class TheseusConfig(Section):
+    """Layers of the student take the places of the teacher's by chance, more and more of them (arXiv 2002.02925).
+
+    Each stands for as many teacher layers as there are for each. The teacher is frozen, without dropout; the student
+    has its width, embeddings and head. Evaluated is the student alone.
+    """
+
+    start: float = Field(default=0.3, ge=0, le=1)
+    """Probability of each layer to be replaced in the first step; it rises in a straight line. One always is."""
+    full_at: float = Field(default=1.0, gt=0, le=1)
+    """Share of the stage's steps after which all layers are replaced."""
+
+
 class StageConfig(Section):
     """One part of training after another. Losses that are not given here are those of `distill`.
 
@@ -199,11 +213,13 @@ class StageConfig(Section):
     """Losses between intermediate layers; [] for none."""
     emd: EMDConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """All layers against all layers."""
+    theseus: TheseusConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """The student trains inside its teacher."""
 
     @property
     def losses(self) -> dict[str, Any]:
         """What it says in place of `distill`."""
-        keys = ("temperature", "kd_loss", "kd_weight", "hard_label_weight", "matches", "emd")
+        keys = ("temperature", "kd_loss", "kd_weight", "hard_label_weight", "matches", "emd", "theseus")
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
 
@@ -219,6 +235,7 @@ class DistillConfig(Section):
             "pkd-skip",
             "pkd-last",
             "tinybert",
+            "theseus",
             "emd",
             "minilm",
             "minilm-v2",
@@ -246,6 +263,8 @@ class DistillConfig(Section):
     """Losses between intermediate layers."""
     emd: EMDConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """All layers against all layers; `{}` takes the defaults."""
+    theseus: TheseusConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """The student trains inside its teacher; `{}` takes the defaults. It has losses on logits and labels only."""
     stages: Many[StageConfig] = Field(default=(), json_schema_extra=WHEN_SET)
     """Parts of training with losses of their own, such as [{share: 0.7, kd_weight: 0, matches: [...]}, {}]."""
 
@@ -270,9 +289,14 @@ class DistillConfig(Section):
         return any(any(match.weight for match in part.matches) or part.emd is not None for part in self.parts)
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether a teacher has a part in any stage."""
+    def asks_teacher(self) -> bool:
+        """Whether anything is compared with a teacher's outputs, in any stage."""
         return self.compares_layers or any(part.kd_weight > 0 for part in self.parts)
+
+    @property
+    def trains_in_teacher(self) -> bool:
+        """Whether the student trains inside its teacher, in any stage."""
+        return any(part.theseus is not None for part in self.parts)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
@@ -56,6 +59,20 @@ class Experiment(Section):
     sweep: SweepConfig | None = None
     """What `raybrew sweep` tries. Not set: there is nothing to sweep."""
 
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), *, check_files: bool = True) -> Experiment:
+        """The experiment in a file, as `raybrew.load_experiment`; ConfigError lists every problem that was found."""
+        from raybrew.config.loading import load_experiment
+
+        return load_experiment(path, overrides, check_files)
+
+    def _repr_html_(self) -> str:
+        """What is not a default, as YAML, for notebooks."""
+        import yaml
+
+        given = self.model_dump(mode="json", exclude_defaults=True)
+        return f"<pre>{html.escape(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))}</pre>"
+
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types."""
         result: dict[str, Any] = self.model_dump(mode="json")
@@ -72,7 +89,9 @@ class Experiment(Section):
             result[section] = identity_of(getattr(self, section))
         if verb == "finetune":
             # A teacher learns from labels alone: changing the transfer set must not train it again.
-            result["data"] = {key: value for key, value in result["data"].items() if not key.startswith("unlabeled")}
+            result["data"] = {
+                key: value for key, value in result["data"].items() if not key.startswith(("unlabeled", "augment"))
+            }
             result["teacher"] = {key: result["teacher"][key] for key in ("model", "revision", "finetune")}
         else:
             result["store"] = {"element_type": self.store.element_type}

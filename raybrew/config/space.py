@@ -17,6 +17,7 @@ from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError
+from raybrew.methods import METHODS
 
 __all__ = [
     "CORNER_LIMIT",
@@ -144,6 +145,11 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
     if sweep.scheduler.kind == "pbt":
         problems += check_population(experiment, sweep)
+    data = experiment.data
+    if sweep.controls and data.unlabeled is not None and data.train is None:
+        problems.append(
+            Problem("sweep.controls", "given true, but there is no data.train with labels for them to learn")
+        )
     if problems:
         return problems
     plain = experiment.written()
@@ -179,6 +185,12 @@ def space_notes(experiment: Experiment) -> list[str]:
     for key, parameter in sweep.space.items():
         if key == "distill.scale_by_temperature_squared":
             unscaled += parameter.values
+        elif key == "distill.method":
+            unscaled += [
+                METHODS[name].distill.get("scale_by_temperature_squared", True)
+                for name in parameter.values
+                if name in METHODS
+            ]
     if "distill.temperature" in sweep.space and False in unscaled:
         notes.append(
             "warning: distill.temperature varies while distill.scale_by_temperature_squared is false: the KD gradient "

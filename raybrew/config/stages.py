@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from raybrew.config.distill import DistillConfig, StageConfig
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.student import StudentConfig
+from raybrew.config.teacher import TeacherConfig
+from raybrew.config.train import TrainConfig
 from raybrew.methods import METHODS, contradictions
 
-__all__ = ["check_method", "check_stages", "method_notes", "stage_ends", "stage_names"]
+__all__ = ["check_method", "check_stages", "check_theseus", "method_notes", "stage_ends", "stage_names"]
 
 #: Shares that add up to 1 only as far as decimal fractions do.
 _ROUNDING = 1e-9
@@ -63,6 +66,44 @@ def check_stages(distill: DistillConfig) -> list[Problem]:
         if name in names[:index]
     ]
     return problems
+
+
+def check_theseus(
+    distill: DistillConfig, train: TrainConfig, student: StudentConfig, teacher: TeacherConfig, task: Any
+) -> list[Problem]:
+    """What a student that trains inside its teacher does not go with."""
+    problems = []
+    for section, part in distill.keyed_parts:
+        if part.theseus is None:
+            continue
+        key = f"{section}.theseus"
+        if part.compares_layers:
+            problems.append(
+                Problem(key, "given with matches or emd, for which layers inside the teacher have no outputs; drop one")
+            )
+        if task.kind == "multi" or teacher.members:
+            problems.append(Problem(key, "given with several tasks or teachers; it is for one of each"))
+        elif not teacher.given:
+            problems.append(Problem(key, "needs teacher.model, inside which the student trains"))
+        if student.model is not None or student.init == "random":
+            what = "student.model" if student.model is not None else "student.init 'random'"
+            problems.append(
+                Problem(
+                    key,
+                    f"given with {what}; the student starts from the teacher's embeddings and head: give "
+                    "student.shape, with student.init auto or teacher",
+                )
+            )
+        if student.vocabulary is not None:
+            problems.append(Problem("student.vocabulary", f"given with {key}, where the embeddings are the teacher's"))
+        problems += [
+            Problem(f"train.{name}", f"given with {key}; allowed there: {allowed}")
+            for name, allowed in (("compile", "false"), ("gradient_checkpointing", "false"))
+            if getattr(train, name)
+        ]
+        if train.parallel == "fsdp":
+            problems.append(Problem("train.parallel", f"given 'fsdp' with {key}; allowed there: ddp"))
+    return list(dict.fromkeys(problems))
 
 
 def stage_names(distill: DistillConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raybrew.config.augment import augment_problems
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
 from raybrew.config.problems import Problem
@@ -138,12 +139,19 @@ def _masked_lm(task: TaskConfig, data: DataConfig, teacher: TeacherConfig, store
     return problems
 
 
+def _augment(task: TaskConfig, data: DataConfig) -> list[Problem]:
+    if data.augment is None:
+        return []
+    return augment_problems(data.augment, task.kind, data.columns.text_pair is not None, data.unlabeled is not None)
+
+
 #: Names of the sections that a rule reads, and the rule.
 TASK_RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data"), _columns),
     (("task",), _tagging),
     (("task",), _qa),
     (("task", "data", "teacher", "store"), _masked_lm),
+    (("task", "data"), _augment),
     (("task", "teacher"), _average),
     (("task", "distill"), _kd_of_task),
 )

@@ -15,7 +15,7 @@ from raybrew.methods.table import METHODS
 __all__ = ["contradictions", "with_method"]
 
 #: Keys that say of which parts training is made; 0, nothing and [] stand for none.
-_PARTS = ("matches", "emd", "stages")
+_PARTS = ("matches", "emd", "theseus", "stages")
 
 
 def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def contradictions(name: str, given: Collection[str], values: Mapping[str, Any])
         elif not values[key] and key in made_of and (key != "kd_weight" or made_of == {"kd_weight"}):
             found.append((key, f"given as nothing, but method {name!r} is made of it; {do}"))
         elif key in ("matches", "stages") and values[key] and (losses := _losses(values)) != (own := _losses(method)):
-            shown = (", ".join(sorted(each)) or "no layers" for each in (losses, own))
-            found.append((key, f"compares {next(shown)}, but method {name!r} compares {next(shown)}; {do}"))
+            shown = (", ".join(sorted(each)) or "nothing but logits" for each in (losses, own))
+            found.append((key, f"has {next(shown)}, but method {name!r} has {next(shown)}; {do}"))
     if "hard_label_weight" in given and not values["hard_label_weight"] and not made_of:
         found.append(
             ("hard_label_weight", f"given as 0, but method {name!r} is made of it; drop it, or distill.method")
@@ -57,6 +57,7 @@ def contradictions(name: str, given: Collection[str], values: Mapping[str, Any])
 
 
 def _losses(section: Mapping[str, Any]) -> set[str]:
-    """Names of the losses of all matches, those of stages too."""
+    """Names of the losses of all matches, those of stages too, and of what else a stage may do."""
     parts = [section, *(section.get("stages") or ())]
-    return {match["loss"] for part in parts for match in part.get("matches") or ()}
+    names = {match["loss"] for part in parts for match in part.get("matches") or ()}
+    return names | {key for key in ("emd", "theseus") if any(part.get(key) is not None for part in parts)}

@@ -138,6 +138,21 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             differs="its task-specific half alone, on the rows given: the paper starts from a general TinyBERT and "
             "augments the rows; one learning rate for both stages",
         ),
+        "theseus": Method(
+            summary="labels alone; first the student's layers replace the teacher's inside it, by a probability that "
+            "rises from 0.3 to 1, then the student alone",
+            distill={
+                "kd_weight": 0.0,
+                "hard_label_weight": 1.0,
+                "stages": [{"name": "replacing", "share": 0.5, "theseus": {}}, {"name": "alone"}],
+            },
+            paper="BERT-of-Theseus: Compressing BERT by Progressive Module Replacing",
+            authors="Xu et al.",
+            arxiv="2002.02925",
+            starts={"init_layers": "first"},
+            figures=(Figure("T6", "MNLI accuracy, test m/mm", "82.4 / 82.1"),),
+            differs="the teacher runs without dropout; at least one layer is replaced in each step",
+        ),
         "emd": Method(
             summary="logits at temperature 1, and all layers (hidden states, attention scores) against all by the "
             "earth mover's distance",

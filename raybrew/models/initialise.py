@@ -15,7 +15,7 @@ from raybrew.models.loading import OUTPUT_LAYER, model_labels
 from raybrew.models.shapes import sizes_text
 from raybrew.models.truncate import Truncation
 
-__all__ = ["InitReport", "init_from_teacher"]
+__all__ = ["InitReport", "init_from_teacher", "share_embeddings"]
 
 #: The outermost layer number in a parameter's name: `bert.encoder.layer.3.output`, `model.layers.3.mlp`.
 _LAYER = re.compile(r"^(?P<before>(?:.*?\.)??(?:layers?|h|blocks?)\.)(?P<index>\d+)(?P<after>\..+)$")
@@ -102,6 +102,28 @@ def init_from_teacher(
             tensor.copy_(found)
     copied = sum(tensor.numel() for tensor, _ in pairs)
     return InitReport(tuple(layers), copied, random, tuple(random_names), cut)
+
+
+def share_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) -> str:
+    """Copies the teacher's word embeddings into a student of the same vocabulary, in place; says what came of it.
+
+    ModelError if the sizes differ.
+    """
+    ours, theirs = (_embeddings(model) for model in (student, teacher))
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"the student's word embeddings are {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}; set "
+            "student.init=random"
+        )
+    with torch.no_grad():
+        ours.copy_(theirs)
+    total = sum(parameter.numel() for parameter in student.parameters())
+    return f"started from the teacher's word embeddings: {100 * ours.numel() / total:.1f} % of {total:,} parameters"
+
+
+def _embeddings(model: PreTrainedModel) -> Tensor:
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return weight
 
 
 def _name_in_teacher(name: str, layers: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from raybrew.errors import ModelError
 from raybrew.models.shapes import dims_of, sizes_text
@@ -88,8 +88,9 @@ def display_parameters(model: nn.Module | Mapping[str, Tensor], max_level: int |
 
 
 def measure_latency(
-    model: PreTrainedModel,
+    model: nn.Module,
     *,
+    config: PretrainedConfig | None = None,
     batch_sizes: Sequence[int] = (1, 32),
     length: int = 128,
     device: torch.device | None = None,
@@ -100,16 +101,19 @@ def measure_latency(
 
     The median of `repeats` runs after three to warm up; of fewer, but at least three, where a batch size would take
     longer than `budget_seconds`. Runs where the model is, or on `device` and moves it back; its mode is restored. Draws
-    no random numbers. ModelError if the model cannot take that many tokens.
+    no random numbers. `config` tells of a model that has none itself. ModelError if the model cannot take that many
+    tokens.
     """
-    home = next(model.parameters()).device
+    config = config or model.config  # type: ignore[assignment]
+    assert config is not None
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     device = device or home
     training = model.training
     module: nn.Module = model
     model.train(False)
     module.to(device)
     # One token throughout: what the tokens are does not change the time, but padding would.
-    token = next(index for index in reversed(range(model.config.vocab_size)) if index != model.config.pad_token_id)
+    token = next(index for index in reversed(range(config.vocab_size)) if index != config.pad_token_id)
     try:
         return {
             size: _latency(model, torch.full((size, length), token, device=device), repeats, budget_seconds)
@@ -120,7 +124,7 @@ def measure_latency(
         model.train(training)
 
 
-def _latency(model: PreTrainedModel, input_ids: Tensor, repeats: int, budget_seconds: float) -> float:
+def _latency(model: nn.Module, input_ids: Tensor, repeats: int, budget_seconds: float) -> float:
     """Median milliseconds per row."""
     mask = torch.ones_like(input_ids)
     size, length = input_ids.shape

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+import raybrew.models.bigru  # noqa: F401 (the Auto classes know it from here on)
 from raybrew.errors import ModelError
 
 __all__ = [

@@ -16,8 +16,10 @@ from raybrew.errors import ConfigError, ModelError
 
 __all__ = [
     "FAMILIES",
+    "RECURRENT_SHAPES",
     "SHAPES",
     "NamedShape",
+    "RecurrentShape",
     "SizeNames",
     "TeacherDims",
     "dims_of",
@@ -51,6 +53,21 @@ SHAPES: Mapping[str, NamedShape] = MappingProxyType(
             12, 256, 4, 1024, "ELECTRA-small's layers, for ELECTRA teachers, whose embeddings it keeps"
         ),
     }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentShape:
+    """A student without attention: the teacher's word embeddings and one bidirectional GRU (`raybrew.models.bigru`)."""
+
+    hidden: int
+    """Width of each direction, and of the hidden states that are made of both."""
+    summary: str
+
+
+#: Shapes that are no transformers, by name.
+RECURRENT_SHAPES: Mapping[str, RecurrentShape] = MappingProxyType(
+    {"BiGRU": RecurrentShape(768, "the teacher's word embeddings and one bidirectional GRU, 768 wide; 31M parameters")}
 )
 
 
@@ -115,6 +132,8 @@ def sizes_text(config: Any) -> str:
         layers, hidden, heads, feed_forward = dims_of(config)
     except ModelError:
         return str(config.model_type)
+    if not heads:
+        return f"{config.model_type}, {layers} bidirectional GRU x {hidden}"
     plural = "s" if layers > 1 else ""
     return f"{config.model_type}, {layers} layer{plural} x {hidden}, {heads} heads, feed-forward {feed_forward}"
 
@@ -127,8 +146,9 @@ def resolve_shape(shape: ShapeConfig | str, teacher: TeacherDims) -> ShapeConfig
     """
     if isinstance(shape, str):
         if shape not in SHAPES:
+            names = {**SHAPES, **RECURRENT_SHAPES}
             raise _config_error(
-                "student.shape", f"given {shape!r}; allowed: {', '.join(SHAPES)}, or numbers{_near(shape, SHAPES)}"
+                "student.shape", f"given {shape!r}; allowed: {', '.join(names)}, or numbers{_near(shape, names)}"
             )
         row = SHAPES[shape]
         return ShapeConfig(layers=row.layers, hidden=row.hidden, heads=row.heads, feed_forward=row.feed_forward)

@@ -269,7 +269,7 @@ def _numbers(values: Any) -> dict[str, float]:
 
 def _asks_a_teacher(distill: Mapping[str, Any]) -> bool:
     """Whether a `distill` section, or a stage of it, has a loss from a teacher."""
-    if any(distill.get(key) for key in ("kd_weight", "matches", "emd")):
+    if any(distill.get(key) for key in ("kd_weight", "matches", "emd", "theseus")):
         return True
     stages = distill.get("stages") or ()
     return any(isinstance(stage, Mapping) and _asks_a_teacher(stage) for stage in stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "control_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,15 @@ class Comparison:
         teachers = [row for row in self.rows if row.role == "teacher"]
         return teachers[0] if len(teachers) == 1 else None
 
-    @property
+    def place_of(self, row: Row) -> int:
+        """Where `row`, one of these rows, stands."""
+        return self._places[id(row)]
+
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        return {id(row): place for place, row in enumerate(self.rows)}
+
+    @functools.cached_property
     def eval_rows(self) -> int | None:
         return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)
 
@@ -51,7 +60,9 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     ]
     rows = _time_by_architecture(rows)
     rows += _teachers_by_facts(rows)
-    rows = [_against_teacher(_against_control(row, rows), rows) for row in rows]
+    controls = _by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
+    teachers = [row for row in rows if row.role == "teacher"]
+    rows = [_against_teacher(_against_control(row, controls), teachers) for row in rows]
     named = Counter(row.metric for row in rows if row.quality is not None)
     metric = named.most_common(1)[0][0] if named else rows[0].metric if rows else "accuracy"
     rows.sort(key=lambda row: _order(row, metric))
@@ -85,8 +96,10 @@ def _model_key(row: Row) -> str:
 def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> list[str]:
     """What tells rows of one label and role apart, by their settings."""
     variants = [""] * len(rows)
-    for key in dict.fromkeys((row.label, row.role) for row in rows):
-        members = [index for index, row in enumerate(rows) if (row.label, row.role) == key]
+    together: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        together.setdefault((row.label, row.role), []).append(index)
+    for members in together.values():
         if len(members) > 1:
             names = name_variants([_by_method(groups[index][0]) for index in members])
             for index, name in zip(members, names, strict=True):
@@ -117,10 +130,11 @@ def _time_by_architecture(rows: list[Row]) -> list[Row]:
         timings = together.setdefault(_architecture(row), {})
         for batch, stat in row.latency_ms.items():
             timings.setdefault(batch, []).extend(stat.values)
+    shared = {
+        key: {batch: Stat(tuple(values)) for batch, values in timings.items()} for key, timings in together.items()
+    }
     return [
-        dataclasses.replace(
-            row, latency_ms={batch: Stat(tuple(together[_architecture(row)][batch])) for batch in row.latency_ms}
-        )
+        dataclasses.replace(row, latency_ms={batch: shared[_architecture(row)][batch] for batch in row.latency_ms})
         for row in rows
     ]
 
@@ -135,10 +149,11 @@ def _architecture(row: Row) -> str:
 def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     """Rows for teachers that no run of this set made, from what the students' summaries say about them."""
     found: dict[str, Row] = {}
+    teachers = [row for row in rows if row.role == "teacher"]
     for row in rows:
         facts = dict_at((row.runs[0].summary or {}) if row.runs else {}, "teacher")
         model = str(facts.get("model") or "")
-        if row.role == "teacher" or not model or any(_made(other, row, facts) for other in rows):
+        if row.role == "teacher" or not model or any(_made(other, row, facts) for other in teachers):
             continue
         metrics = {str(name): number(value) for name, value in dict_at(facts, "metrics").items()}
         stats = {name: Stat((value,)) for name, value in metrics.items() if value is not None and name != "rows"}
@@ -179,20 +194,60 @@ def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:
     return same and len(sizes) <= 1 and evaluation_key(teacher.runs[0]) == evaluation_key(student.runs[0])
 
 
-def _against_control(row: Row, rows: Sequence[Row]) -> Row:
-    """`row` with its gain over the control of the same shape and evaluation whose other settings agree best."""
+Shapes = dict[str, list[tuple[int, Row]]]
+
+
+def _by_shape(controls: Sequence[Row]) -> Shapes:
+    """Finished controls, with their places, under keys by which students of the same shape find them."""
+    found: Shapes = {}
+    for place, row in enumerate(controls):
+        settings, size = _shape_keys(row)
+        for key in (f"by size {size}", f"by settings {settings}" if settings else f"by size alone {size}"):
+            found.setdefault(key, []).append((place, row))
+    return found
+
+
+def _shape_keys(row: Row) -> tuple[str, str]:
+    """What `_same_shape` compares: settings, empty where they are not known, and size."""
+    student = dict_at(settings_of(row.runs[0]), "student")
+    known = student.get("model") or student.get("shape")
+    settings = [student.get(name) for name in ("model", "revision", "shape")]
+    size = json.dumps([row.parameters, row.label])
+    return json.dumps(settings, sort_keys=True, default=str) if known else "", size
+
+
+def _with_shape_of(row: Row, controls: Shapes) -> list[tuple[int, Row]]:
+    """The controls that `_same_shape` may hold for."""
+    settings, size = _shape_keys(row)
+    if not settings:
+        return controls.get(f"by size {size}", [])
+    return [*controls.get(f"by settings {settings}", ()), *controls.get(f"by size alone {size}", ())]
+
+
+def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
+    return _control_among(row, _by_shape([other for other in rows if other.role == "control" and other.done]))
+
+
+def _control_among(row: Row, controls: Shapes) -> Row | None:
     if row.role != "student" or not row.done or row.quality is None:
-        return row
+        return None
     candidates = [
         (len(_differences(row, other)), -other.quality.mean, index, other)
-        for index, other in enumerate(rows)
-        if other.role == "control" and other.done and other.quality and other.metric == row.metric
+        for index, other in _with_shape_of(row, controls)
+        if other.quality and other.metric == row.metric
         if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
     ]
-    if not candidates:
-        return row
     # Among equally close controls the strongest, so that the gain is not flattered.
-    control = min(candidates)[3]
+    return min(candidates)[3] if candidates else None
+
+
+def _against_control(row: Row, controls: Shapes) -> Row:
+    """`row` with its gain over its control."""
+    control = _control_among(row, controls)
+    if control is None:
+        return row
+    assert row.quality is not None
     assert control.quality is not None
     mine, theirs = _by_seed(row), _by_seed(control)
     paired = bool(mine) and set(mine) == set(theirs)
@@ -215,12 +270,12 @@ def _by_seed(row: Row) -> dict[int, float]:
     return found if len(found) == len(row.runs) else {}
 
 
-def _against_teacher(row: Row, rows: Sequence[Row]) -> Row:
+def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
     """`row` with what it keeps of its teacher, and how much smaller and faster it is."""
     if row.role == "teacher" or not row.runs:
         return row
     facts = dict_at(row.runs[0].summary or {}, "teacher")
-    teachers = [other for other in rows if other.role == "teacher" and other.done]
+    teachers = [other for other in all_teachers if other.done]
     teacher = next((other for other in teachers if facts and _made(other, row, facts)), None)
     if teacher is None and facts:
         teacher = next(
@@ -289,9 +344,9 @@ def _differences(row: Row, control: Row) -> tuple[str, ...]:
         mine, theirs = dict_at(one, section), dict_at(two, section)
         found += [f"{section}.{key}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     # More unlabelled rows are what a teacher is for; a control cannot use them, and takes as many steps by more epochs.
-    expected = {"data.unlabeled", "data.unlabeled_rows"}
+    expected = {"data.unlabeled", "data.unlabeled_rows", "data.augment"}
     same_steps = row.steps and control.steps and abs(row.steps - control.steps) <= 0.01 * row.steps
-    if same_steps and "data.unlabeled" in found:
+    if same_steps and {"data.unlabeled", "data.augment"} & set(found):
         expected.add("train.epochs")
     return tuple(key for key in found if key not in expected)
 

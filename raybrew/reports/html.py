@@ -36,7 +36,10 @@ from raybrew.reports.sweep_tables import leaderboard
 from raybrew.reports.sweeps import SweepRecord
 from raybrew.version import __version__
 
-__all__ = ["comparison_of", "render_report", "write_report"]
+__all__ = ["MAX_RUNS", "comparison_of", "render_report", "write_report"]
+
+#: Runs whose details are on the page, the best ones; a browser takes long to open more.
+MAX_RUNS = 200
 
 
 def write_report(
@@ -80,6 +83,10 @@ def render_report(
         raise RunError("a report needs at least one run; none was given")
     comparison = comparison_of(records, sweeps)
     experiments = list(dict.fromkeys(run.experiment for run in records))
+    shown = records
+    if len(records) > MAX_RUNS:
+        # The first of each row, which are in order: their details are what a reader looks for.
+        shown = [run for row in comparison.rows for run in row.runs][:MAX_RUNS]
     page = _templates().get_template("report.html.j2")
     return page.render(
         title=scrub(title or ", ".join(experiments)),
@@ -92,7 +99,8 @@ def render_report(
         table=_table(comparison),
         plots=[_plot(plot) for plot in all_plots(comparison, of_sweep=bool(sweeps))],
         sweeps=[_sweep(record, records) for record in sweeps],
-        runs=[_run(run) for run in records],
+        runs=[_run(run) for run in shown],
+        left_out=len(records) - len(shown),
         plotly_js=plotly.offline.get_plotlyjs(),
     )
 
@@ -105,10 +113,11 @@ def comparison_of(runs: Sequence[RunRecord], sweeps: Sequence[SweepRecord]) -> C
 
 
 def _sweep(record: SweepRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
-    comparison = leaderboard(record, [run for run in runs if run.folder.parent == record.folder.parent])
+    own = [run for run in runs if run.folder.parent == record.folder.parent]
+    comparison = leaderboard(record, own)
     plots = sweep_plots(record, comparison)
     shown = [dataclasses.replace(plot, name=f"{record.sweep_id}-{plot.name}") for plot in plots]
-    return sweep_section(record, comparison) | {"plots": [_plot(plot) for plot in shown]}
+    return sweep_section(record, comparison, own) | {"plots": [_plot(plot) for plot in shown]}
 
 
 def _templates() -> jinja2.Environment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
@@ -20,6 +20,7 @@ __all__ = [
     "new_figure",
     "plain_number",
     "safe",
+    "sample",
     "series",
     "thin",
 ]
@@ -30,6 +31,7 @@ MAX_POINTS = 400
 #: Readable on white and near-black alike.
 INK, GRID = "#6b7280", "rgba(128,132,140,0.25)"
 Points = list[tuple[float, float]]
+Item = TypeVar("Item")
 
 
 def series(records: Sequence[Mapping[str, Any]], name: str) -> Points:
@@ -46,6 +48,13 @@ def thin(points: Points) -> Points:
     """At most about MAX_POINTS of `points`, the first and the last among them."""
     step = math.ceil(len(points) / MAX_POINTS)
     return points if step <= 1 else [*points[:-1:step], points[-1]]
+
+
+def sample(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` of `items`, evenly chosen, the first and the last among them."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (limit - 1))] for place in range(limit)]
 
 
 def _mean_line(lines: Sequence[Points]) -> Points:

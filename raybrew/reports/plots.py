@@ -7,6 +7,7 @@ symbol. Backgrounds are transparent and the page sets the colour of text and gri
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
@@ -37,6 +38,8 @@ SYMBOLS = {"teacher": "square", "student": "circle", "control": "x"}
 #: More lines than this hide one another; captions say what is left out.
 MAX_LINES = 16
 MAX_LOSS_FIGURES = 6
+#: More points than this have no name of their own in a legend, unless they are on the front.
+MAX_NAMED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +201,14 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
             hoverinfo="skip",
         )
     )
+    ringed = set(front)
+    traces = []
     for index, (row, cost, value) in enumerate(points):
+        if len(points) > MAX_NAMED and index not in ringed:
+            continue
         color, _ = _look(row, comparison)
         spread = row.quality.sd if row.quality else None
-        figure.add_trace(
+        traces.append(
             go.Scatter(
                 x=[cost],
                 y=[value * scale],
@@ -209,17 +216,36 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
                 mode="markers",
                 marker={
                     "color": color,
-                    "size": 13 if index in front else 10,
+                    "size": 13 if index in ringed else 10,
                     "symbol": SYMBOLS[row.role],
-                    "line": {"width": 2 if index in front else 0, "color": INK},
+                    "line": {"width": 2 if index in ringed else 0, "color": INK},
                 },
                 name=safe(_who(row)),
                 legendgroup=_who(row),
-                text=[safe(f"{_who(row)}: {show_value(metric, value, spread, rows=row.eval_rows)}, {show(cost)}")],
+                text=[_point_text(row, metric, value, show(cost))],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
         legend.append(LegendEntry(_who(row), color, SYMBOLS[row.role], _who(row)))
+    for role in SYMBOLS if len(points) > MAX_NAMED else ():
+        others = [point for index, point in enumerate(points) if index not in ringed and point[0].role == role]
+        if others:
+            name = f"{len(others)} further {role}s"
+            traces.append(
+                go.Scatter(
+                    x=[cost for _, cost, _ in others],
+                    y=[value * scale for *_, value in others],
+                    mode="markers",
+                    marker={"color": COLORS[0], "size": 7, "opacity": 0.45, "symbol": SYMBOLS[role]},
+                    name=name,
+                    legendgroup=name,
+                    text=[_point_text(row, metric, value, show(cost)) for row, cost, value in others],
+                    hovertemplate="%{text}<extra></extra>",
+                )
+            )
+            legend.append(LegendEntry(name, COLORS[0], SYMBOLS[role], name))
+    # All at once: each call looks at what is there already.
+    figure.add_traces(traces)
     legend.append(LegendEntry("Pareto front", INK, "dot", "Pareto front"))
     names = {"parameters": "Quality against parameters", "megabytes": "Quality against bytes"}
     name = names.get(against, f"Quality against time, batch {against[6:]}")
@@ -229,15 +255,21 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, quality) points that no other dominates, by rising cost. Equal points both stay."""
-    front = []
-    for index, (cost, value) in enumerate(points):
-        dominated = any(
-            other_cost <= cost and other >= value and (other_cost < cost or other > value)
-            for other_cost, other in points
-        )
-        if not dominated:
-            front.append(index)
-    return sorted(front, key=lambda index: points[index])
+    front: list[int] = []
+    best = float("-inf")
+    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
+    for _, same_cost in itertools.groupby(order, key=lambda index: points[index][0]):
+        indices = list(same_cost)
+        value = points[indices[0]][1]
+        if value > best:
+            front += sorted(index for index in indices if points[index][1] == value)
+            best = value
+    return front
+
+
+def _point_text(row: Row, metric: str, value: float, cost: str) -> str:
+    shown = show_value(metric, value, row.quality.sd if row.quality else None, rows=row.eval_rows)
+    return safe(f"{_who(row)}: {shown}, {cost}")
 
 
 def _who(row: Row) -> str:
@@ -265,7 +297,7 @@ def _losses(run: RunRecord) -> dict[str, Points]:
 
 def _look(row: Row, comparison: Comparison) -> tuple[str, str]:
     """Colour and dash of a row, the same in every figure. Controls are dashed."""
-    index = comparison.rows.index(row)
+    index = comparison.place_of(row)
     color = COLORS[index % len(COLORS)]
     if row.role == "control":
         return color, "dash"

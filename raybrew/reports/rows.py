@@ -7,6 +7,7 @@ deviation over seeds (n - 1 in the denominator), absent for a single seed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +24,11 @@ class Stat:
 
     values: tuple[float, ...]
 
-    @property
+    @functools.cached_property
     def mean(self) -> float:
         return statistics.fmean(self.values)
 
-    @property
+    @functools.cached_property
     def sd(self) -> float | None:
         """Standard deviation of single runs; None for one run."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from raybrew.config.space import show_value_of
-from raybrew.reports.collect import dict_at
+from raybrew.reports.collect import RunRecord, dict_at
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import ABSENT, metric_title, show_bytes, show_count, show_ms, show_seconds, show_value
 from raybrew.reports.population import round_cells, round_heads
@@ -16,10 +17,11 @@ from raybrew.reports.sweeps import SweepRecord
 __all__ = ["sweep_section"]
 
 
-def sweep_section(record: SweepRecord, comparison: Comparison) -> dict[str, Any]:
-    """Facts, trials, early stops and failures of one sweep; `comparison` is its leaderboard."""
+def sweep_section(record: SweepRecord, comparison: Comparison, runs: Iterable[RunRecord] = ()) -> dict[str, Any]:
+    """Facts, trials, early stops and failures of one sweep; `comparison` is its leaderboard, `runs` what was read."""
     cost = cost_of(record)
-    rows = trial_rows(record)
+    rows = trial_rows(record, runs)
+    row_of_run = {run.folder.name: row for row in reversed(comparison.rows) for run in row.runs}
     return {
         "id": record.sweep_id,
         "name": record.name,
@@ -29,7 +31,7 @@ def sweep_section(record: SweepRecord, comparison: Comparison) -> dict[str, Any]
         "space": [(key, _space_text(value)) for key, value in record.space.items()],
         "command": record.command,
         "heads": _heads(record),
-        "trials": [_trial(record, row, comparison) for row in rows],
+        "trials": [_trial(record, row, comparison, row_of_run.get(row["run"])) for row in rows],
         "rounds": {"heads": round_heads(record), "rows": round_cells(record)} if record.rounds else None,
         "failed": [(trial.number, trial.label, trial.error or "") for trial in record.trials_of("failed")],
     }
@@ -97,9 +99,11 @@ def _heads(record: SweepRecord) -> list[str]:
     return [*keys, "seed", metric_title(record.metric), "gain", "parameters", "size", "ms, b1", "ms, b32", "time"]
 
 
-def _trial(record: SweepRecord, row: dict[str, Any], comparison: Comparison) -> dict[str, Any]:
+def _trial(
+    record: SweepRecord, row: dict[str, Any], comparison: Comparison, configuration: Row | None
+) -> dict[str, Any]:
     metric = record.metric
-    gain = _gain_of(row["run"], comparison)
+    gain = _gain_of(configuration, comparison)
     value = row["value"]
     shown = show_value(metric, value, rows=comparison.eval_rows)
     if value is not None and row["status"] not in ("done",):
@@ -115,7 +119,7 @@ def _trial(record: SweepRecord, row: dict[str, Any], comparison: Comparison) -> 
         show_ms(row["ms_batch_32"]),
         show_seconds(row["seconds"]),
     ]
-    best = comparison.best is not None and any(run.folder.name == row["run"] for run in comparison.best.runs)
+    best = configuration is not None and configuration is comparison.best
     return {
         "number": row["trial"],
         "role": row["role"],
@@ -128,9 +132,8 @@ def _trial(record: SweepRecord, row: dict[str, Any], comparison: Comparison) -> 
     }
 
 
-def _gain_of(run: str, comparison: Comparison) -> str:
+def _gain_of(row: Row | None, comparison: Comparison) -> str:
     """Gain of the configuration over its control, of all its seeds."""
-    row: Row | None = next((r for r in comparison.rows if any(one.folder.name == run for one in r.runs)), None)
     if row is None or row.gain is None:
         return ABSENT
     return show_value(row.metric, row.gain.mean, row.gain.sd, rows=comparison.eval_rows, signed=True)

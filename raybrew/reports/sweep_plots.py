@@ -15,7 +15,7 @@ from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import metric_scale, metric_title
-from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe
+from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe, sample
 from raybrew.reports.plots import COLORS, LegendEntry, Plot
 from raybrew.reports.population import course_plots
 from raybrew.reports.sweeps import CANDIDATE, SweepRecord, TrialRecord
@@ -26,6 +26,8 @@ __all__ = ["effect", "importance", "importances", "parallel_coordinates", "sweep
 _LEAST_FOR_IMPORTANCE = 6
 #: Keys whose effects come first.
 _FIRST = ("distill.temperature", "distill.matches", "student.shape")
+#: More lines than this hide one another, and a browser takes long to draw them; captions say what is left out.
+_MAX_LINES = 200
 _SEQUENTIAL = ("#c7d7f5", "#9dbaf0", "#6f9be8", "#3b82f6", "#1d5fd0", "#123f8f")
 
 
@@ -179,14 +181,16 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
     low, high = min(qualities), max(qualities)
     figure = new_figure("", None)
     axes = {key: _axis_of(record, key, [v[key] for v, *_ in configurations if key in v]) for key in keys}
-    order = sorted(range(len(configurations)), key=lambda index: qualities[index])
+    everything = sorted(range(len(configurations)), key=lambda index: qualities[index])
+    order = sample(everything, _MAX_LINES)
+    traces: list[go.Scatter] = []
     for index in order:
         values, quality, _ = configurations[index]
         share = (quality - low) / (high - low) if high > low else 1.0
         is_best = index == order[-1]
         shade = _SEQUENTIAL[min(int(share * len(_SEQUENTIAL)), len(_SEQUENTIAL) - 1)]
         heights = [axes[key][0](values[key]) if key in values else None for key in keys]
-        figure.add_trace(
+        traces.append(
             go.Scatter(
                 x=[*range(len(keys)), len(keys)],
                 y=[*heights, share],
@@ -203,6 +207,7 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
                 hovertemplate="%{text}<extra></extra>",
             )
         )
+    figure.add_traces(traces)
     for place, key in enumerate(keys):
         for height, text in axes[key][1]:
             _note(figure, place, height, text)
@@ -218,7 +223,9 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
         LegendEntry("best", COLORS[1], "solid", "best"),
         LegendEntry("others, darker is better", _SEQUENTIAL[3], "solid", "configurations"),
     )
-    return _finish("parallel", "Parallel coordinates", "", figure, legend, height=380)
+    shown = f"{len(order)} of {len(everything)} configurations, from the worst to the best."
+    caption = shown if len(order) < len(everything) else ""
+    return _finish("parallel", "Parallel coordinates", caption, figure, legend, height=380)
 
 
 def trial_curves(record: SweepRecord) -> Plot | None:
@@ -229,12 +236,13 @@ def trial_curves(record: SweepRecord) -> Plot | None:
         return None
     scale = metric_scale(record.metric)
     figure = new_figure("share of the steps, %", metric_title(record.metric))
-    for trial in record.trials:
-        if trial.role != CANDIDATE or not trial.reports:
-            continue
+    curves = [trial for trial in record.trials if trial.role == CANDIDATE and trial.reports]
+    drawn = sample(curves, _MAX_LINES)
+    traces = []
+    for trial in drawn:
         ended = trial.status == "stopped"
         group = "stopped" if ended else "to the end"
-        figure.add_trace(
+        traces.append(
             go.Scatter(
                 x=[100 * share for share, _ in trial.reports],
                 y=[value * scale for _, value in trial.reports],
@@ -247,7 +255,10 @@ def trial_curves(record: SweepRecord) -> Plot | None:
                 hovertemplate="%{text}<extra></extra>",
             )
         )
+    figure.add_traces(traces)
     caption = f"{len(stopped)} trials were stopped by {scheduler['kind']}."
+    if len(drawn) < len(curves):
+        caption += f" {len(drawn)} of {len(curves)} trials are drawn."
     legend = (
         LegendEntry("to the end", COLORS[0], "solid", "to the end"),
         LegendEntry("stopped early", COLORS[1], "dot", "stopped"),

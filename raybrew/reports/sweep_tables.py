@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
@@ -108,12 +108,18 @@ def _named(row: Row, roles: dict[str, str]) -> Row:
     return row
 
 
-def trial_rows(record: SweepRecord) -> list[dict[str, Any]]:
-    """One plain mapping per trial: what was tried, how it ended, what its run measured, and how to repeat it."""
+def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict[str, Any]]:
+    """One plain mapping per trial: what was tried, how it ended, what its run measured, and how to repeat it.
+
+    `runs` are those that were read already.
+    """
+    loaded = {run.folder.resolve(): run for run in runs}
     rows = []
     for trial in record.trials:
         folder = record.folder.parent / trial.run
-        run = load_run(folder) if (folder / "config.yaml").is_file() else None
+        run = loaded.get(folder.resolve())
+        if run is None and (folder / "config.yaml").is_file():
+            run = load_run(folder)
         summary = (run.summary if run is not None else None) or {}
         latency = dict_at(summary, "latency_ms")
         best = run.best if run is not None else None
@@ -142,9 +148,8 @@ def trial_rows(record: SweepRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def trials_csv(record: SweepRecord) -> str:
-    """The trials as CSV with a head."""
-    rows = trial_rows(record)
+def trials_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `trial_rows` as CSV with a head."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]) if rows else ["trial"], lineterminator="\n")
     writer.writeheader()

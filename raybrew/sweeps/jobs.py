@@ -19,7 +19,10 @@ __all__ = ["LASTING", "Job", "canonical", "control_jobs", "make_job", "shape_of"
 LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelError")
 
 #: What a control does without, whatever its experiment says.
-_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "stages": []}
+_ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "theseus": None, "stages": []}
+
+#: Keys of `data` that a control has no use for.
+_UNLABELED = ("unlabeled", "unlabeled_rows", "augment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
     alone: dict[str, Any] = {
         "student": student,
         "distill": {**_ALONE, "kd_weight": 0.0, "hard_label_weight": 1.0},
-        **{f"{place}data.{key}": None for place in _unlabeled_places(base) for key in ("unlabeled", "unlabeled_rows")},
+        **{f"{place}data.{key}": None for place in _unlabeled_places(base) for key in _UNLABELED},
         "train.epochs": epochs,
     }
     seeds = range(base.train.seed, base.train.seed + num_seeds)
@@ -91,7 +94,7 @@ def _unlabeled_places(base: Experiment) -> list[str]:
     return [
         "" if name is None else f"task.tasks.{name}."
         for name, view in task_views(base).items()
-        if view.data.unlabeled is not None
+        if view.data.unlabeled is not None or view.data.augment is not None
     ]
 
 

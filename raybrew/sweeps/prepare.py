@@ -20,14 +20,15 @@ from raybrew.signals import Signal, sorted_signals
 from raybrew.store.reader import Store, describe
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
-from raybrew.verbs.capture import request_of, tokenizer_source
+from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs
-from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
+from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.teachers import ready_teachers
+from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
 
@@ -91,7 +92,7 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
 def control_epochs(base: Experiment, reporter: Reporter) -> int:
     """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
     views = task_views(base).values()
-    if all(view.data.unlabeled is None for view in views):
+    if all(view.data.unlabeled is None and view.data.augment is None for view in views):
         return base.train.epochs
     labelled, unlabeled = 0, 0
     for view in views:
@@ -142,7 +143,9 @@ def _one_teacher(
         check_teacher_labels(source, rows.labels)
     started, counted = time.monotonic(), _Counting(reporter)
     request = sorted_signals(union)
-    tokens = tokenizer_source(whole, student_teacher(whole, None))
+    tokens = student_tokens(
+        whole, student_teacher(whole, None), _rows_of_all(whole, first, rows, reporter), reporter.say
+    )
     teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
     computed, seconds = counted.total, round(time.monotonic() - started, 2)
     # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
@@ -169,6 +172,15 @@ def _one_teacher(
     names = names if task is None else f"{task}: {names}"
     signals = tuple(signal.name for signal in request)
     return [TeacherPass(names, ready.training.num_rows, computed, signals, seconds, round(size / 1e6, 2))]
+
+
+def _rows_of_all(whole: Experiment, view: Experiment, rows: Rows, reporter: Reporter) -> list[tuple[Experiment, Any]]:
+    """The view of each task with its training rows, as far as the student's tokens depend on them."""
+    views = task_views(whole)
+    if None in views or whole.student.vocabulary is None:
+        return [(view, rows.training)]
+    sources = {name: next(iter(teacher_sources(one, None).values()), None) for name, one in views.items()}
+    return [(one, read_rows(one, sources[name], reporter.say).training) for name, one in views.items()]
 
 
 class _Counting:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from raybrew.tasks.heads import Head
 
-__all__ = ["Tagging"]
+__all__ = ["Tagging", "glues_words"]
 
 _BATCH_ROWS = 1024
 
@@ -43,6 +43,7 @@ class Tagging:
     kind = "tagging"
     names_labels = True
     keeps_rows = False
+    unit_name = "sentences"
     masking = None
     optional_columns: tuple[str, ...] = dataclasses.field(default=(), init=False)
 
@@ -187,6 +188,9 @@ class Tagging:
         columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
         return {**columns, "items": items}
 
+    def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
+        return {}
+
     def encode_settings(self) -> dict[str, Any]:
         return {"max_length": self.config.max_length}
 
@@ -275,7 +279,7 @@ def _tokenize(
             f"{type(tokenizer).__name__} has no offsets, so words cannot be aligned with its tokens; "
             "tagging needs a fast tokenizer (tokenizer.json)"
         )
-    space = " " if _glues_words(tokenizer) else ""
+    space = " " if glues_words(tokenizer) else ""
     written = [[space + word for word in words] for words in sentences]
     for _ in range(2):
         encoded = tokenizer(
@@ -311,7 +315,7 @@ def _count(word_ids: Sequence[int | None], num_words: int) -> list[int]:
     return counts
 
 
-def _glues_words(tokenizer: Any) -> bool:
+def glues_words(tokenizer: Any) -> bool:
     """Whether words need a space in front: byte-level tokenizers (RoBERTa, ModernBERT) would read them as one word."""
     stages = [json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]]
     while stages:

@@ -20,6 +20,7 @@ from raybrew.signals import Signal
 from raybrew.training.context import Context
 from raybrew.training.optim import build_optimizer, learning_rate_factor
 from raybrew.training.stages import Stages
+from raybrew.training.theseus import Theseus
 
 __all__ = ["EncodedProgram", "Patience", "Trainee", "build_order", "total_steps"]
 
@@ -27,14 +28,24 @@ __all__ = ["EncodedProgram", "Patience", "Trainee", "build_order", "total_steps"
 class Trainee(nn.Module):
     """Student and objective as one module, so that DDP sees one forward pass. Returns sum and count of each term."""
 
-    def __init__(self, student: nn.Module, objective: Objective, run: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        run: Callable[..., Any] | None = None,
+        theseus: Theseus | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self.run = run  #: stands in for calling the student
+        self.theseus = theseus  #: so does its teacher with it inside, in some stages
 
     def forward(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
-        outputs = forward(self.student, inputs, self.objective.student_request, self.run)
+        run = self.run
+        if self.theseus is not None and self.theseus.runs_in(self.objective.stage):
+            run = self.theseus.hybrid
+        outputs = forward(self.student, inputs, self.objective.student_request, run)
         terms = self.objective(outputs, teacher, inputs)
         return torch.stack([term.sum for term in terms]), torch.stack([term.count for term in terms])
 
@@ -77,7 +88,9 @@ class EncodedProgram:
         self.metric = metric
         self.learning_rates = values_over("train.learning_rate", config.learning_rate, config.changes)
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
-        self.find_unused = not trainee.objective.uses_all_parameters
+        # Layers that are not replaced, embeddings and heads get no gradient inside the teacher.
+        self.theseus = trainee.theseus
+        self.find_unused = self.theseus is not None or not trainee.objective.uses_all_parameters
         self.num_steps = loader.num_steps
         self.stages = stages or Stages((loader.num_steps,))
         self.order: Epochs = loader.order
@@ -109,6 +122,8 @@ class EncodedProgram:
 
     def start_step(self, step: int, rank: int) -> None:
         _seed_dropout(self.config.seed, step, rank)
+        if self.theseus is not None:
+            self.theseus.start_step(step, self.stages)
         self.trainee.objective.start_step(step / self.num_steps)
         first, num_steps = self.stages.span(step)
         factor = learning_rate_factor(step - first, num_steps, self.config.warmup, self.config.schedule)

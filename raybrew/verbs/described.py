@@ -29,6 +29,11 @@ class TaskPlan:
     sources: Mapping[str | None, ModelSource]
     request: tuple[Signal, ...]
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher has a part in training: by its outputs, or as what the student trains in."""
+        return bool(self.request) or self.view.distill.trains_in_teacher
+
 
 def described_teachers(
     tasks: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter
@@ -66,8 +71,8 @@ def _short_name(teacher: TeacherConfig) -> str:
 def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, Any] | None:
     if not task.sources:
         return None
-    measure = task.rows.evaluation is not None and bool(task.request)
-    if measure and not any(signal.kind == "logits" for signal in task.request):
+    measure = task.rows.evaluation is not None and task.has_teacher
+    if measure and task.request and not any(signal.kind == "logits" for signal in task.request):
         # An encoder whose layers alone are distilled has no head, so it has no quality either.
         measure = all(has_head(source, task.view.task.kind) for source in task.sources.values())
     fingerprints = {teacher.name: teacher.fingerprint for teacher in inputs.teachers}

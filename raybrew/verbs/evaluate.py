@@ -49,6 +49,8 @@ __all__ = [
     "evaluate_all",
     "evaluate_ensemble",
     "evaluate_teacher",
+    "evaluation_rows",
+    "labels_of_model",
     "logits_of",
     "pick_model",
 ]
@@ -111,10 +113,7 @@ def evaluate_all(
         if view.data.eval is None:
             key = "data" if name is None else f"task.tasks.{name}.data"
             raise ConfigError(f"{key}.eval: required by this command; name labelled rows")
-        # The evaluated model's labels count, not those that the training rows would suggest.
-        if view.data.train is None:
-            data = view.data.model_copy(update={"train": view.data.eval, "train_rows": None})
-            view = view.model_copy(update={"data": data})
+        view = _with_training_rows(view)
         for label, one in _evaluated(experiment, name, view, model, teacher, run_id, reporter).items():
             found["/".join(part for part in (name, label) if part)] = one
     return found
@@ -141,12 +140,25 @@ def _evaluated(
     if teacher is not None:
         raise ConfigError(f"--teacher: given {teacher!r}, but there is one teacher only; leave it out")
     source = teacher_source(view) if model == "teacher" else pick_model(experiment, model, run_id, name)
-    rows = _labelled_rows(view, source, reporter)
+    rows, encoded = evaluation_rows(view, source, reporter)
+    assert rows.evaluation is not None  # data.eval is given
+    return {"": evaluate_rows(view, source, encoded, len(rows.evaluation), rows.labels, reporter)}
+
+
+def evaluation_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> tuple[Rows, EncodedRows]:
+    """The rows of `data.eval` and their units for the model `source`, whose labels they must have."""
+    rows = _labelled_rows(_with_training_rows(view), source, reporter)
     check_teacher_labels(source, rows.labels)
     assert rows.evaluation is not None  # data.eval is given
-    table = rows.evaluation.table
-    encoded = encode(view, table, source)
-    return {"": evaluate_rows(view, source, encoded, table.num_rows, rows.labels, reporter)}
+    return rows, encode(view, rows.evaluation.table, source)
+
+
+def _with_training_rows(view: Experiment) -> Experiment:
+    """`view` with some: the evaluated model's labels count, not those that training rows would suggest."""
+    if view.data.train is not None:
+        return view
+    data = view.data.model_copy(update={"train": view.data.eval, "train_rows": None})
+    return view.model_copy(update={"data": data})
 
 
 def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> Rows:
@@ -277,7 +289,7 @@ def logits_of(
     tokenizer, task = load_tokenizer(source), task_of(experiment)
     shown = as_shown(rows, task, tokenizer, *EVALUATION) if hidden else rows
     done = 0
-    with reporter.bar(title, rows.num_rows, "rows") as update:
+    with reporter.bar(title, rows.num_rows, task.unit_name) as update:
 
         def advance(count: int) -> None:
             nonlocal done

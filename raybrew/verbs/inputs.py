@@ -47,6 +47,7 @@ class Inputs:
     teachers: tuple[TeacherInput, ...] = ()
     task: str | None = None  #: name among several
     weight: float = 1.0
+    num_augmented: int = 0  #: of the unlabelled rows
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values, for a process elsewhere."""
@@ -58,6 +59,7 @@ class Inputs:
             "evaluation_rows": str(self.evaluation.folder) if self.evaluation is not None else None,
             "num_labelled": self.num_labelled,
             "num_unlabeled": self.num_unlabeled,
+            "num_augmented": self.num_augmented,
             "teachers": [teacher.plain() for teacher in self.teachers],
         }
 
@@ -74,6 +76,7 @@ class Inputs:
             tuple(TeacherInput.from_plain(teacher) for teacher in values["teachers"]),
             values["task"],
             values["weight"],
+            values["num_augmented"],
         )
 
     def fingerprints(self) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.shapes import TeacherDims, dims_of
 from raybrew.models.students import empty_model
-from raybrew.signals import PAIR_KINDS, Signal
+from raybrew.models.theseus import check_hybrid
+from raybrew.signals import PAIR_KINDS, VECTOR_KINDS, Signal
 from raybrew.verbs.prepare import task_of
 
 __all__ = ["labels_only", "objective_of"]
@@ -33,6 +34,8 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
 
     `teachers` are its teachers by name, a single one under None.
     """
+    if view.distill.trains_in_teacher:
+        check_hybrid(student_config, load_config(teachers[None]))
     stages: list[Objective] = []
     earlier: dict[str, nn.Module] = {}
     for key, losses in view.distill.keyed_parts:
@@ -56,7 +59,7 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
 
 def labels_only(distill: DistillConfig) -> DistillConfig:
     """What fine-tuning learns from."""
-    alone: dict[str, Any] = {"method": None, "matches": (), "emd": None, "stages": ()}
+    alone: dict[str, Any] = {"method": None, "matches": (), "emd": None, "theseus": None, "stages": ()}
     return distill.model_copy(update=alone | {"kd_weight": 0.0, "hard_label_weight": 1.0})
 
 
@@ -76,6 +79,10 @@ def _of_stage(
     student = dims_of(student_config)
     depths = {name or "": found.layers for name, found in dims.items()}
     matches = resolve_matches(losses.matches, student.layers, depths, key)
+    attended = [match.name for match in matches if match.student.kind in (*PAIR_KINDS, *VECTOR_KINDS)]
+    if not student.heads and (attended or (losses.emd is not None and losses.emd.attention > 0)):
+        words = f"{', '.join(attended) or 'emd.attention'} cannot be, as the student has no attention"
+        raise_problems(key, [Problem(f"{key}.{'matches' if attended else 'emd'}", words)])
     shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
     if any(match.student.module for match in matches):
         matches, shapes = _with_modules(view, matches, student_config, teachers[None])

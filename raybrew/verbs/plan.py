@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.distill import TheseusConfig
 from raybrew.config.space import planned_trainings
 from raybrew.config.stages import stage_ends
 from raybrew.config.task_checks import WHY_LIVE
@@ -27,6 +28,7 @@ from raybrew.errors import ConfigError, RunError
 from raybrew.models.forward import MODEL_INPUTS, forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision
 from raybrew.models.students import build_student, new_model
+from raybrew.models.theseus import Hybrid
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
 from raybrew.tasks.base import Task
@@ -34,12 +36,13 @@ from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
-from raybrew.verbs.capture import request_of, store_root, tokenizer_source
+from raybrew.verbs.capture import request_of, store_root
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.vocabulary import tokenizer_source
 
 __all__ = ["Plan", "StorePlan", "TrainingPlan", "plan"]
 
@@ -68,11 +71,17 @@ class StorePlan:
     actor_seconds: float
     actors: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts: a row may be several windows
 
     @property
     def seconds(self) -> float:
         """Wall seconds with all actors busy."""
         return self.actor_seconds / max(1, min(self.actors, self.shards))
+
+    @property
+    def write_rate(self) -> float:
+        """Bytes per second that all actors together write, if nothing but the teacher holds them up."""
+        return self.total_bytes / max(self.seconds, 1e-9)
 
     @property
     def fits(self) -> bool:
@@ -91,6 +100,7 @@ class TrainingPlan:
     worker_seconds: float
     workers: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts
 
     @property
     def epoch_seconds(self) -> float:
@@ -109,6 +119,7 @@ class Plan:
     price_per_hour: float | None
     problems: tuple[str, ...]
     live_because: str | None = None  #: why no store can hold what is asked
+    trains_in_teacher: bool = False
 
     @property
     def passes(self) -> float:
@@ -136,6 +147,13 @@ class Plan:
         return self.passes * self.teacher_seconds + self.student_seconds
 
     @property
+    def read_rate(self) -> float:
+        """Bytes per second that one training reads of the stores, if nothing but the student holds it up."""
+        if self.training is None:
+            return 0.0
+        return sum(store.total_bytes for store in self.stores) / max(self.training.epoch_seconds, 1e-9)
+
+    @property
     def advice(self) -> str:
         """`store` or `live`."""
         if self.live_because:
@@ -145,6 +163,8 @@ class Plan:
     @property
     def verdict(self) -> str:
         """The advice in one sentence."""
+        if not self.stores and self.trains_in_teacher:
+            return "the student trains inside its teacher and is asked to match nothing of it: nothing to store"
         if not self.stores:
             return "no teacher is asked for anything: the student learns from labels alone"
         if self.live_because:
@@ -166,6 +186,12 @@ class Plan:
         epochs = self.training.epochs
         return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
+    def _repr_html_(self) -> str:
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
+
+        return plan_html(self)
+
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""
         price = None
@@ -180,11 +206,14 @@ class Plan:
             "name": self.name,
             "trials": self.trials,
             "stores": [
-                dataclasses.asdict(store) | {"seconds": store.seconds, "fits": store.fits} for store in self.stores
+                dataclasses.asdict(store)
+                | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
+                for store in self.stores
             ],
             "training": None
             if training is None
             else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},
+            "read_bytes_per_second": self.read_rate,
             "device_hours": {"store": self.stored_seconds / 3600, "live": self.live_seconds / 3600},
             "price": price,
             "break_even_passes": 1,
@@ -226,7 +255,7 @@ def plan(
             for name, one in teacher_views(view).items()
         }
         given = {name: source for name, source in sources.items() if source is not None}
-        rows = read_rows(view, next(iter(given.values()), None), reporter.say)
+        rows = read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate")
         labels = rows.labels.names
         request = request_of(view, given, labels, shape) if given and has_student else ()
         for name, source in given.items():
@@ -245,7 +274,8 @@ def plan(
     training = _together(experiment, trainings) if trainings else None
     problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
     live_because = _live_because(experiment)
-    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because)
+    inside = experiment.distill.trains_in_teacher
+    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because, inside)
 
 
 def _live_because(experiment: Experiment) -> str | None:
@@ -310,6 +340,7 @@ def _store_plan(
         sizes.amounts.tokens / rate,
         one.store.actors[1],
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -354,6 +385,7 @@ def _live_plan(
         total / rate,
         1,
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -408,13 +440,15 @@ def _training_plan(
     # Stages ask the student for different things; the mean over all steps is what one takes.
     ends = stage_ends(view.distill.stages, steps)
     seconds = 0.0
-    for stage, start, end in zip(objective.stages, (0, *ends[:-1]), ends, strict=True):
+    for stage, losses, start, end in zip(objective.stages, view.distill.parts, (0, *ends[:-1]), ends, strict=True):
         wanted = stage.student_request or frozenset({LOGITS})
-        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device)
+        run = None if losses.theseus is None else _hybrid(view, student.model, sources[None], losses.theseus, device)
+        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device, run)
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
-    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
+    unit_name = task_of(view).unit_name
+    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
 
 
 def _step_seconds(
@@ -425,6 +459,7 @@ def _step_seconds(
     lengths: npt.NDArray[np.int32],
     has_items: bool,
     device: torch.device,
+    run: Callable[..., Any] | None = None,
 ) -> float:
     """Seconds of forward, backward and optimizer over one global batch, the mean over batches of all lengths."""
     config = view.train
@@ -441,7 +476,7 @@ def _step_seconds(
             part = lengths[batch[first : first + size]]
             inputs = _probe_inputs(model, part, task_of(view), device, has_items)
             with precision.autocast():
-                outputs = forward(model, inputs, wanted)
+                outputs = forward(model, inputs, wanted, run)
                 loss = torch.stack([output.float().square().mean() for output in outputs.values()]).sum()
             torch.autograd.backward(loss)
         optimizer.step()
@@ -451,6 +486,18 @@ def _step_seconds(
         if number:
             total += time.perf_counter() - start
     return total / len(picked)
+
+
+def _hybrid(
+    view: Experiment, student: Any, teacher: ModelSource, config: TheseusConfig, device: torch.device
+) -> Hybrid:
+    """The student in its teacher, as many of its layers in use as on average over the stage."""
+    model: Any = load_model(teacher, view.task.kind)
+    hybrid = Hybrid(student.to(device), model.to(device))
+    share = 1 - config.full_at * (1 - config.start) / 2
+    count = max(1, round(share * hybrid.num_modules))
+    hybrid.choose([index < count for index in range(hybrid.num_modules)])
+    return hybrid
 
 
 def _together(experiment: Experiment, trainings: list[TrainingPlan]) -> TrainingPlan:

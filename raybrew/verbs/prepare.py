@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,39 +14,50 @@ import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
-from raybrew.data.rows import RowSet, load_rows
+from raybrew.data.rows import BadRow, RowSet, load_rows, places_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
+from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.augment import augmented_rows, likely_rows
 
 __all__ = [
     "Rows",
     "Say",
+    "cache_folder",
+    "check_labels",
     "check_teacher_labels",
     "encode",
     "keep_rows",
     "read_rows",
     "rows_with",
+    "same_tokens",
     "task_of",
     "teacher_source",
     "tokenizers_of",
     "units_of",
 ]
 
+#: So many rows whose labels are lost are named.
+_SHOWN_LOST = 5
 #: Takes one line for the user.
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Parsed source rows of an experiment. `training` holds the labelled rows, then the unlabelled ones."""
+    """Parsed source rows of an experiment. `training` holds the labelled rows, then the unlabelled ones.
+
+    The last of the unlabelled ones are those of `data.augment`.
+    """
 
     training: pa.Table
     num_labelled: int
     num_unlabeled: int
     evaluation: RowSet | None
     labels: Labels
+    num_augmented: int = 0
 
     def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
         """The same without these training rows; DataError if none is left."""
@@ -54,12 +65,13 @@ class Rows:
             return self
         if bad.all():
             raise DataError("not one training row is left: the teacher could compute none of them")
-        lost = int(bad[: self.num_labelled].sum())
+        lost, first_made = int(bad[: self.num_labelled].sum()), len(bad) - self.num_augmented
         return dataclasses.replace(
             self,
             training=self.training.filter(pa.array(~bad)),
             num_labelled=self.num_labelled - lost,
             num_unlabeled=self.num_unlabeled - (int(bad.sum()) - lost),
+            num_augmented=self.num_augmented - int(bad[first_made:].sum()),
         )
 
 
@@ -101,36 +113,85 @@ def keep_rows() -> None:
         _kept_rows = {}
 
 
-def read_rows(experiment: Experiment, teacher: ModelSource | None, say: Say, *, with_unlabeled: bool = True) -> Rows:
-    """Training, unlabelled and evaluation rows with one set of labels; says what was skipped."""
-    if _kept_rows is None:
-        return _read_rows(experiment, teacher, say, with_unlabeled)
+def read_rows(
+    experiment: Experiment,
+    teacher: ModelSource | None,
+    say: Say,
+    *,
+    with_unlabeled: bool = True,
+    augment: Literal["make", "estimate"] = "make",
+) -> Rows:
+    """Training, unlabelled and evaluation rows with one set of labels; says what was skipped.
+
+    Rows of `data.augment` are among the unlabelled ones; `estimate` only has as many, of about the same lengths.
+    Without `data.train` the unlabelled rows are all, and the labels are the teacher's.
+    """
+    if _kept_rows is None or augment == "estimate":
+        return _read_rows(experiment, teacher, say, with_unlabeled, augment)
     sections = [experiment.data.model_dump_json(), experiment.task.model_dump_json()]
     key = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd()])
     if key not in _kept_rows:
-        _kept_rows[key] = _read_rows(experiment, teacher, say, with_unlabeled)
+        _kept_rows[key] = _read_rows(experiment, teacher, say, with_unlabeled, augment)
     return _kept_rows[key]
 
 
-def _read_rows(experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool) -> Rows:
+def _read_rows(
+    experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool, augment: str
+) -> Rows:
     data, task = experiment.data, task_of(experiment)
-    if data.train is None:
+    takes_unlabeled = with_unlabeled and data.unlabeled is not None
+    if data.train is None and not takes_unlabeled:
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
-    names = model_labels(load_config(teacher)) if teacher is not None else None
-    known = Labels(names) if names is not None and task.fixed_labels is None else None
-    train = load_rows(data, "train", task, known)
-    _say_skipped(train, say)
-    tables, num_unlabeled = [train.table], 0
-    if with_unlabeled and data.unlabeled is not None:
-        unlabeled = load_rows(data, "unlabeled", task, train.labels)
+    known = _labels_of(teacher) if teacher is not None and task.fixed_labels is None else None
+    labels = task.fixed_labels or known or Labels(())
+    tables: dict[str, pa.Table] = {}
+    if data.train is not None:
+        train = load_rows(data, "train", task, known if known is not None and known.named else None)
+        _say_skipped(train, say)
+        tables["train"], labels = train.table, train.labels
+    elif task.names_labels and not labels:
+        raise ConfigError(
+            "data.train: required, as without it the labels are those of teacher.model or task.labels, and neither is "
+            "given"
+        )
+    if takes_unlabeled:
+        unlabeled = load_rows(data, "unlabeled", task, labels)
         _say_skipped(unlabeled, say)
-        tables.append(unlabeled.table)
-        num_unlabeled = unlabeled.table.num_rows
+        tables["unlabeled"] = unlabeled.table
     evaluation = None
     if data.eval is not None:
-        evaluation = load_rows(data, "eval", task, train.labels)
+        evaluation = load_rows(data, "eval", task, labels)
         _say_skipped(evaluation, say)
-    return Rows(pa.concat_tables(tables), train.table.num_rows, num_unlabeled, evaluation, train.labels)
+    num_labelled = tables["train"].num_rows if "train" in tables else 0
+    given = sum(table.num_rows for table in tables.values())
+    if with_unlabeled and data.augment is not None:
+        tables["augmented"] = _augmented(experiment, task, tables, say, augment)
+    training = pa.concat_tables(tables.values())
+    num_unlabeled, num_augmented = training.num_rows - num_labelled, training.num_rows - given
+    return Rows(training, num_labelled, num_unlabeled, evaluation, labels, num_augmented)
+
+
+def _labels_of(teacher: ModelSource) -> Labels:
+    """A teacher's labels, not `named` where it has numbers only."""
+    config = load_config(teacher)
+    names = model_labels(config)
+    if names is None:
+        return Labels(tuple(f"LABEL_{index}" for index in range(config.num_labels or 0)), named=False)
+    return Labels(names)
+
+
+def _augmented(experiment: Experiment, task: Task, tables: Mapping[str, pa.Table], say: Say, augment: str) -> pa.Table:
+    config = experiment.data.augment
+    assert config is not None  # the caller looked
+    chosen = [table for name, table in tables.items() if config.of in ("both", name)]
+    if not chosen:
+        raise ConfigError(f"data.augment.of: given {config.of!r}, but data.{config.of} names no source")
+    source = pa.concat_tables(chosen)
+    if augment == "estimate":
+        return likely_rows(source, task, config)
+    made = augmented_rows(source, task, config, cache_folder(experiment), experiment.train.device, say)
+    say(f"data.augment: {made.num_rows} rows of {source.num_rows} ({config.kind}, {config.copies} copies of each)")
+    return made
 
 
 def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
@@ -159,7 +220,7 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
     Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
     this tokenizer can take.
     """
-    folder = Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
+    folder = cache_folder(experiment)
     tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
     encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
     longest, places = int(encoded.lengths.max()), max_tokens(load_config(tokenizer_source))
@@ -169,6 +230,38 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
             f"{places}; set it to {places} or less"
         )
     return encoded
+
+
+def cache_folder(experiment: Experiment) -> Path:
+    """Where encoded rows are kept."""
+    return Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
+
+
+def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: Say) -> None:
+    """Tell of labels that training will not see, as no unit of their row holds them; DataError unless they are skipped.
+
+    With `data.on_bad_row: skip` such a row keeps its part in what is learnt from the teacher.
+    """
+    task, data = task_of(experiment), experiment.data
+    lost = task.lost_labels(encoded, rows.training)
+    if not lost:
+        return
+    shown = list(lost)[:_SHOWN_LOST]
+    ids = {row: rows.training.column("id")[row].as_py() for row in shown}
+    places = places_of(data, "train", task, set(ids.values()))
+    bad = [BadRow(*_at(places[ids[row]], task, lost[row])) for row in shown if ids[row] in places]
+    head = f"{len(lost)} of {rows.num_labelled} labelled rows have a label that no part of them holds"
+    if data.on_bad_row == "error":
+        advice = f"{head}; change the settings, or leave these labels out with data.on_bad_row=skip"
+        raise DataError("\n  ".join([f"data.train: {advice}:", *map(str, bad)]))
+    say(f"{head}; they teach through the teacher alone")
+    for each in bad:
+        say(f"  {each}")
+
+
+def _at(place: tuple[str, int, int | None], task: Task, reason: str) -> tuple[str, int, str | None, str, int | None]:
+    file, row, line = place
+    return file, row, task.label_column, reason, line
 
 
 def units_of(experiment: Experiment, rows: pa.Table, *models: ModelSource) -> pa.Table:
@@ -186,12 +279,24 @@ def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> 
 
 
 def tokenizers_of(source: ModelSource, *others: ModelSource) -> list[Any]:
-    """The tokenizer of `source`, and those of `others` that differ from it and from one another."""
+    """The tokenizer of `source`, and those of `others` that cut rows into other pieces than it and one another."""
     found: dict[str, Any] = {}
     for each in dict.fromkeys((source, *others)):
-        tokenizer = load_tokenizer(each)
-        found.setdefault(tokenizer_fingerprint(tokenizer), tokenizer)
+        found.setdefault(_pieces_of(each), load_tokenizer(each))
     return list(found.values())
+
+
+def same_tokens(one: ModelSource, other: ModelSource) -> bool:
+    """Whether both tokenizers cut the training rows into the same pieces, whatever these are numbered."""
+    return one == other or _pieces_of(one) == _pieces_of(other)
+
+
+def _pieces_of(source: ModelSource) -> str:
+    """A name of the pieces that a tokenizer makes: its fingerprint, or that of the one it was trimmed from."""
+    vocabulary = find_vocabulary(source.model)
+    if vocabulary is not None and vocabulary.exact:
+        return vocabulary.base
+    return tokenizer_fingerprint(load_tokenizer(source))
 
 
 def finetune_config(experiment: Experiment) -> FinetuneConfig:

@@ -34,8 +34,9 @@ def report(paths: Sequence[str | Path], output: str | Path = "report.html", titl
         _write(target.with_suffix(".csv"), csv_text(comparison))
         _write(target.with_suffix(".json"), json.dumps(json_rows(comparison), ensure_ascii=False, indent=2) + "\n")
         if sweeps:
-            trials = [{"sweep": record.sweep_id, **row} for record in sweeps for row in trial_rows(record)]
-            _write(target.with_suffix(".trials.csv"), "".join(trials_csv(record) for record in sweeps))
+            tables = {record.sweep_id: trial_rows(record, runs) for record in sweeps}
+            trials = [{"sweep": name, **row} for name, rows in tables.items() for row in rows]
+            _write(target.with_suffix(".trials.csv"), "".join(trials_csv(rows) for rows in tables.values()))
             _write(target.with_suffix(".trials.json"), json.dumps(trials, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error

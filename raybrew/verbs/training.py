@@ -11,8 +11,8 @@ from typing import Any
 from raybrew.config import Experiment, TrainConfig
 from raybrew.config.views import task_views
 from raybrew.errors import Interrupted
-from raybrew.export.card import model_card
-from raybrew.export.folder import write_card
+from raybrew.exports.card import model_card, summary_of_task
+from raybrew.exports.folder import write_card
 from raybrew.models.inspection import count_parameters, describe, measure_latency, model_megabytes
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.training.checkpoints import Checkpoints
@@ -43,10 +43,12 @@ def train_run(
     key: str,
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
+    vocabulary: Path | None = None,
 ) -> RunResult:
     """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
 
     `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
+    `vocabulary` is the folder of a student's trimmed tokenizer.
     `command` is what the run notes as its command; default: the command line of this process.
     """
     command = command or command_line()
@@ -58,12 +60,14 @@ def train_run(
         "run_id": run.run_id,
         "inputs": [part.plain() for part in inputs],
         "source": dataclasses.asdict(source) if source is not None else None,
+        "vocabulary": None if vocabulary is None else str(vocabulary),
     }
     num_steps = num_steps_of(experiment, inputs, config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
         result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
+    augmented = sum(part.num_augmented for part in inputs)
     summary = {
         "verb": verb,
         "name": experiment.name,
@@ -79,6 +83,7 @@ def train_run(
         "rows": {
             "train": sum(part.num_labelled for part in inputs),
             "unlabeled": sum(part.num_unlabeled for part in inputs),
+            **({"augmented": augmented} if augmented else {}),
             "eval": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
         },
         "wall_seconds": round(result["seconds"], 2),
@@ -91,7 +96,7 @@ def train_run(
     views = task_views(experiment)
     for part in inputs:
         known = {"command": command, "task": views[part.task].task.kind}
-        write_card(run.student / (part.task or ""), model_card(_of_task(summary, part.task) | known))
+        write_card(run.student / (part.task or ""), model_card(summary_of_task(summary, part.task) | known))
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()
@@ -126,26 +131,6 @@ def facts_of_model(
         "megabytes": round(megabytes, 2),
         "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()} | {"tokens": length},
     }
-
-
-def _of_task(summary: Mapping[str, Any], task: str | None) -> dict[str, Any]:
-    """`summary` as the card of the model of one task wants it."""
-    if task is None:
-        return dict(summary)
-    own = {**summary, "name": f"{summary['name']}: {task}"}
-    for key in ("best", "last", "teacher"):
-        section = summary.get(key)
-        if section and section.get("metrics"):
-            metrics = {
-                name.removeprefix(f"{task}."): value
-                for name, value in section["metrics"].items()
-                if name.startswith(f"{task}.")
-            }
-            own[key] = {**section, "metrics": metrics}
-    teacher = ((summary.get("teacher") or {}).get("members") or {}).get(task)
-    if teacher is not None:
-        own["teacher"] = teacher
-    return own
 
 
 def command_line() -> str:

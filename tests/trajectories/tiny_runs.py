@@ -13,13 +13,15 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, TrainConfig
-from raybrew.config.distill import EMDConfig, StageConfig
+from raybrew.config.distill import EMDConfig, StageConfig, TheseusConfig
 from raybrew.data.loader import StepLoader
 from raybrew.distillers.matches import resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
 from raybrew.models.forward import checkpoint_layers, compiled, forward
+from raybrew.models.initialise import init_from_teacher
 from raybrew.models.shapes import TeacherDims
+from raybrew.models.theseus import Hybrid
 from raybrew.signals import Signal
 from raybrew.tasks.heads import ItemHead
 from raybrew.training.context import Context, LocalContext
@@ -28,6 +30,7 @@ from raybrew.training.loop import train
 from raybrew.training.parallel import full_state, shard, whole
 from raybrew.training.precision import Precision
 from raybrew.training.stages import Stages
+from raybrew.training.theseus import Theseus
 
 __all__ = [
     "CLASSES",
@@ -77,6 +80,13 @@ OBJECTIVES = {
 
 #: Its flow is that of a micro-batch, so a batch that is cut is another training.
 EMD = DistillConfig(kd_loss=KDLossConfig(kind="kl"), emd=EMDConfig(hidden=1.0, attention=0.5))
+
+#: The student's layers in the teacher, then the student alone.
+THESEUS = DistillConfig(
+    kd_weight=0.0,
+    hard_label_weight=1.0,
+    stages=(StageConfig(name="replacing", share=0.5, theseus=TheseusConfig()), StageConfig(name="alone")),
+)
 
 
 class Rows:
@@ -138,8 +148,17 @@ def model(layers: int, hidden: int, seed: int, dropout: float = 0.0, items: bool
     return (BertForTokenClassification if items else BertForSequenceClassification)(config)
 
 
+def distill_of(kind: str) -> DistillConfig:
+    return {"emd": EMD, "theseus": THESEUS, **OBJECTIVES}[kind]
+
+
+def teacher_of(kind: str) -> Any:
+    """Deeper and, where the student does not train inside it, wider."""
+    return model(4, 8 if kind == "theseus" else 12, seed=2, items=kind == "tagging").eval()
+
+
 def trainee(kind: str, dropout: float = 0.0, compile_student: bool = False) -> Trainee:
-    config = EMD if kind == "emd" else OBJECTIVES[kind]
+    config = distill_of(kind)
     stages: list[Objective] = []
     earlier: dict[str, nn.Module] = {}
     for part in config.parts:
@@ -159,7 +178,12 @@ def trainee(kind: str, dropout: float = 0.0, compile_student: bool = False) -> T
         earlier |= dict(stages[-1].projections.items())
     objective = in_stages(stages)
     student = model(2, 8, seed=1, dropout=dropout, items=kind == "tagging")
-    return Trainee(student, objective, compiled(student) if compile_student else None)
+    theseus = None
+    if kind == "theseus":
+        teacher = teacher_of(kind)
+        init_from_teacher(student, teacher, (2, 4))
+        theseus = Theseus(Hybrid(student, teacher), [part.theseus for part in config.parts], seed=5)
+    return Trainee(student, objective, compiled(student) if compile_student else None, theseus)
 
 
 @dataclasses.dataclass
@@ -208,7 +232,7 @@ def run(
     context = context or LocalContext(torch.device("cpu"))
     subject = trainee(kind, dropout, config.compile)
     items = kind == "tagging"
-    teacher_model = model(4, 12, seed=2, items=items).eval()
+    teacher_model = teacher_of(kind)
     rows, recorder = Rows(items), recorder or Recorder()
     if config.gradient_checkpointing:
         checkpoint_layers(subject.student)
@@ -217,7 +241,7 @@ def run(
     objective = subject.objective
     order = build_order(rows.lengths, config)
     num_steps = total_steps(order, config)
-    stages = Stages.of(EMD if kind == "emd" else OBJECTIVES[kind], num_steps)
+    stages = Stages.of(distill_of(kind), num_steps)
     requests = [stage.teacher_request for stage in objective.stages]
     kept = [stored_signals(teacher_model, rows, request) for request in requests] if stored else None
     loader = StepLoader(

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybrew.export.card import model_card
+from raybrew.exports.card import model_card
 
 SUMMARY: dict[str, Any] = {
     "verb": "distill",

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertTokenizerFast, pipeline
 
 from raybrew.errors import EnvironmentProblem, ModelError, RunError
-from raybrew.export import folder as export
-from raybrew.export.folder import recover_student, save_student, write_card
+from raybrew.exports import folder as export
+from raybrew.exports.folder import recover_student, save_student, write_card
 
 LABELS = ("bad", "good", "so-so")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "day")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILY_MODELS, rows_of, save_family_teacher
+from family_models import FAMILY_MODELS, rows_of, save_family_teacher, without_latency
 
 import raybrew
 from raybrew.config import Experiment
@@ -38,10 +38,8 @@ def experiment_of(folder: Path, family: str, task: str, **more: Any) -> Experime
 
 
 @pytest.fixture(autouse=True)
-def no_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes most of the time of runs as short as these."""
-    for module in ("training", "evaluate"):
-        monkeypatch.setattr(f"raybrew.verbs.{module}.measure_latency", lambda *_, **__: {1: 1.0, 32: 1.0})
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_latency(monkeypatch)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
-from raybrew.errors import ConfigError, LossError
+from raybrew.config.views import task_views
+from raybrew.errors import ConfigError, LossError, ModelError
 from raybrew.methods import METHODS
 from raybrew.models.loading import ModelSource
 from raybrew.signals import LOGITS
@@ -89,6 +90,7 @@ TERMS = {
         ],
         ["kd"],
     ],
+    "theseus": [["label"], ["label"]],
     "emd": [["kd", "emd.hidden", "emd.embeddings", "emd.attention"]],
     "minilm": [["relation_kl_attention.3-12", "relation_kl_value.3-12"], ["kd"]],
     "minilm-v2": [["relation_kl_query.3-12", "relation_kl_key.3-12", "relation_kl_value.3-12"], ["kd"]],
@@ -120,6 +122,10 @@ def test_rows_find_the_layers_of_any_family(monkeypatch: pytest.MonkeyPatch, met
 def test_narrow_students_get_projections_where_losses_need_them(
     monkeypatch: pytest.MonkeyPatch, method: str, layers: int
 ) -> None:
+    if method == "theseus":
+        with pytest.raises(ModelError, match="the student is 4 wide, the teacher 8"):
+            stages_of(monkeypatch, method, (layers, 4), (12, 8), "bert")
+        return
     same = stages_of(monkeypatch, method, (layers, 8), (12, 8), "bert")
     narrow = stages_of(monkeypatch, method, (layers, 4), (12, 8), "bert")
     assert [len(stage.terms) for stage in same] == [len(stage.terms) for stage in narrow]
@@ -163,11 +169,16 @@ def test_given_keys_win() -> None:
         ({"method": "minilm", "stages": []}, "distill.stages: given as nothing, but method 'minilm' is made of it"),
         (
             {"method": "pkd-skip", "matches": ["L3_hidden_mse"]},
-            "distill.matches: compares hidden_mse, but method 'pkd-skip' compares pkd; drop distill.matches",
+            "distill.matches: has hidden_mse, but method 'pkd-skip' has pkd; drop distill.matches",
         ),
         (
             {"method": "tinybert", "stages": [{"share": 0.5, "kd_weight": 0.0, "matches": ["L3_hidden_mse"]}, {}]},
-            "distill.stages: compares hidden_mse, but method 'tinybert' compares attention_mse, hidden_mse",
+            "distill.stages: has hidden_mse, but method 'tinybert' has attention_mse, hidden_mse",
+        ),
+        ({"method": "theseus", "kd_weight": 0.5}, "distill.kd_weight: given, but method 'theseus' has no such part"),
+        (
+            {"method": "theseus", "stages": [{"share": 0.5}, {}]},
+            "distill.stages: has nothing but logits, but method 'theseus' has theseus",
         ),
         ({"method": "tinbert"}, "did you mean 'tinybert'?"),
     ],
@@ -176,11 +187,22 @@ def test_what_makes_another_method_is_refused(distill: dict[str, Any], words: st
     assert words in problem(distill)
 
 
-def test_stages_are_for_one_task() -> None:
+def test_several_tasks_have_the_same_stages() -> None:
     part = {"data": {"train": "a/b"}, "teacher": {"model": "a/b"}}
-    several = {"kind": "multi", "tasks": {"one": part, "two": part}}
-    words = problem({"method": "tinybert"}, task=several, data={}, teacher={})
-    assert "distill.stages: distill.method 'tinybert' has stages, with several tasks; they are for one task" in words
+    several = {"task": {"kind": "multi", "tasks": {"one": part, "two": part}}, "data": {}, "teacher": {}}
+    own = {"loss": "hidden_mse", "teacher": "one"}
+    first = {"share": 0.5, "matches": [own, {"loss": "cos"}]}
+    found = task_views(experiment({"stages": [first, {}]}, **several))
+    losses = {name: [match.loss for match in view.distill.parts[0].matches] for name, view in found.items()}
+    assert losses == {"one": ["hidden_mse", "cos"], "two": ["cos"]}
+    assert [len(view.distill.parts) for view in task_views(experiment({"method": "tinybert"}, **several)).values()] == [
+        2,
+        2,
+    ]
+    words = problem({"stages": [{"share": 0.5, "matches": [own | {"teacher": "three"}]}, {}]}, **several)
+    assert "distill.stages.0.matches.0.teacher: given 'three'; allowed: one, two" in words
+    words = problem({"method": "theseus"}, **several)
+    assert "distill.stages.0.theseus: given with several tasks; it is for one task and one teacher" in words
 
 
 def test_a_run_is_what_it_computes(tmp_path: Any) -> None:

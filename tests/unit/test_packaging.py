@@ -24,7 +24,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH_PIN = "2.13.0"
-EXTRAS = ("dev", "bench", "export")
+EXTRAS = ("dev", "bench", "int8", "onnx", "serve")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +215,7 @@ def test_every_layer_is_listed_once_and_ray_is_confined(project: dict[str, Any])
     allowed = {line.split(" -> ")[0] for line in ray["ignore_imports"]}
     assert allowed == {
         "raybrew.jobs.**",
+        "raybrew.nodes",
         "raybrew.runtime",
         "raybrew.store.capture",
         "raybrew.training.launch",
@@ -235,7 +236,7 @@ def test_every_imported_package_is_a_dependency_of_ours(project: dict[str, Any])
                 names = [node.module]
             imported |= {name.partition(".")[0]: f"{path.relative_to(ROOT)}:{node.lineno}" for name in names}
     known = metadata.packages_distributions()
-    extras = project["project"]["optional-dependencies"]["export"]
+    extras = [text for name in ("int8", "onnx") for text in project["project"]["optional-dependencies"][name]]
     ours = {canonicalize_name(Requirement(text).name) for text in (*project["project"]["dependencies"], *extras)}
     others = {name: where for name, where in imported.items() if name not in sys.stdlib_module_names | {"raybrew"}}
     assert len(others) > 10

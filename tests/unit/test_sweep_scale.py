@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,14 @@ from typing import Any
 import pytest
 from sweep_helpers import base, conductor_of, drive
 
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, TrialRecord, load_sweep
+from raybrew.reports.collect import RunRecord
+from raybrew.reports.compare import Comparison
+from raybrew.reports.html import render_report
+from raybrew.reports.plots import all_plots, pareto, pareto_front
+from raybrew.reports.sweep_page import sweep_section
+from raybrew.reports.sweep_plots import sweep_plots
+from raybrew.reports.sweep_tables import leaderboard
+from raybrew.reports.sweeps import CANDIDATE, CONTROL, SweepRecord, TrialRecord, load_sweep
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.progress import live_table, news
@@ -76,7 +85,7 @@ def run_sweep(folder: Path, trials: int, told: dict[str, str]) -> Conductor:
 
 def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, list[int]] = {"running": [], "taking up again": [], "ranking": []}
-    for trials in (15, 60):
+    for trials in (10, 40):
         folder = tmp_path / str(trials)
         told: dict[str, str] = {}
         found: list[Conductor] = []
@@ -90,6 +99,71 @@ def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypat
     for name, (few, many) in counts.items():
         assert few > 50, name
         assert many / few < 4.2, (name, few, many)
+
+
+def test_a_report_does_for_a_trial_what_it_does_for_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Optuna's fANOVA counts no function of ours and takes long over hundreds of widths.
+    monkeypatch.setattr("raybrew.reports.sweep_plots.importances", lambda record, configurations=None: ({}, 0))
+    counts: dict[str, list[int]] = {}
+    for trials in (8, 32):
+        folder = run_sweep(tmp_path / str(trials), trials, {}).ledger.folder
+        record = load_sweep(folder)
+        runs = record.runs()
+        board = leaderboard(record, runs)
+        assert len(board.rows) >= 1.5 * trials
+
+        def section(board: Comparison = board, record: SweepRecord = record, runs: list[RunRecord] = runs) -> None:
+            sweep_section(record, board, runs)
+
+        for name, work in {
+            "comparing": lambda record=record, runs=runs: leaderboard(record, runs),
+            "figures": lambda board=board, record=record: [*all_plots(board, True), *sweep_plots(record, board)],
+            "trials": section,
+            "page": lambda record=record, runs=runs: render_report(runs, sweeps=[record]),
+        }.items():
+            counts.setdefault(name, []).append(calls_of(work, monkeypatch))
+    for name, (few, many) in counts.items():
+        assert few > 50, name
+        assert many / few < 4.3, (name, few, many)
+
+
+def test_a_page_shows_the_details_of_the_best_runs_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = load_sweep(run_sweep(tmp_path, 10, {}).ledger.folder)
+    monkeypatch.setattr("raybrew.reports.html.MAX_RUNS", 3)
+    runs = record.runs()
+    page = render_report(runs, sweeps=[record])
+    shown = re.findall(r'<summary><span class="name">([^<]+)</span>', page)
+    assert shown == [run.run_id for row in leaderboard(record, runs).rows for run in row.runs][:3]
+    assert f"The details of {len(runs) - 3} further runs" in page
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_no_other_point_dominates(seed: int) -> None:
+    draw = random.Random(seed)
+    points = [(float(draw.randrange(8)), float(draw.randrange(8))) for _ in range(draw.randrange(1, 30))]
+
+    def dominated(point: tuple[float, float]) -> bool:
+        return any(other != point and other[0] <= point[0] and other[1] >= point[1] for other in points)
+
+    found = pareto_front(points)
+    assert sorted(found) == [index for index, point in enumerate(points) if not dominated(point)]
+    assert [points[index] for index in found] == sorted(points[index] for index in found)
+
+
+def test_many_points_share_a_trace_and_those_of_the_front_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = load_sweep(run_sweep(tmp_path, 10, {}).ledger.folder)
+    board = leaderboard(record)
+    whole = pareto(board, "parameters")
+    monkeypatch.setattr("raybrew.reports.plots.MAX_NAMED", 3)
+    short = pareto(board, "parameters")
+    assert whole
+    assert short
+    front = pareto_front([(row.parameters, row.quality.mean) for row in board.rows if row.parameters and row.quality])
+    further = [entry.text for entry in short.legend if "further" in entry.text]
+    assert len(short.figure.data) == 1 + len(front) + len(further)
+    assert sum(len(trace.x) for trace in short.figure.data) == sum(len(trace.x) for trace in whole.figure.data)
 
 
 def trial(number: int, **values: Any) -> TrialRecord:

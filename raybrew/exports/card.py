@@ -12,8 +12,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["model_card"]
+from raybrew.exports.formats import FORMATS
 
+__all__ = ["format_rows", "model_card", "shown_name", "summary_of_task"]
+
+#: Kind of task -> a row of it.
+_ROW: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("classification", "multilabel", "regression"), '{"text": "A first text."}'),
+        "tagging": '{"tokens": ["A", "first", "text"]}',
+        "qa": '{"question": "Who wrote it?", "context": "It was written by Ann."}',
+    }
+)
 #: Kind of task -> what the hub calls it.
 _PIPELINES: Mapping[str, str] = MappingProxyType(
     {
@@ -47,6 +57,33 @@ with torch.inference_mode():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+_ONNX = """\
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+session = onnxruntime.InferenceSession("path/to/this/folder/{file}")
+inputs = tokenizer(["A first text.", "A second one."], padding=True, return_tensors="np")
+print(session.run(None, {{name: inputs[name] for name in {inputs}}}))"""
+_INT8 = """\
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder/{folder}")  # needs torchao"""
+_AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": "AutoModelForSequenceClassification",
+        "multilabel": "AutoModelForSequenceClassification",
+        "regression": "AutoModelForSequenceClassification",
+        "tagging": "AutoModelForTokenClassification",
+        "qa": "AutoModelForQuestionAnswering",
+    }
+)
+#: Where transformers does not have the architecture.
+_OWN_ARCHITECTURE = """\
+# transformers does not have this architecture, raybrew does. Without raybrew, pass trust_remote_code=True below
+# instead, which runs bigru.py of this folder.
+import raybrew.models.bigru
+"""
 _FILL = """\
 from transformers import pipeline
 
@@ -79,19 +116,41 @@ def model_card(summary: Mapping[str, Any]) -> str:
 
     `summary` is a run's summary.json. Read if there: `name`, `run_id`, `verb`, `seed`, `student`, `teacher`, `best`,
     `steps`, `epochs`, `rows`, `latency_ms`, `distill`, and further `task` (kind), `labels`, `license`, `command`,
-    `versions` (name -> version) and `control` (`metrics`, `run_id` of the same student trained without a teacher).
-    What is not there is left out.
+    `versions` (name -> version), `control` (`metrics`, `run_id` of the same student trained without a teacher),
+    `config` (settings that are not the defaults), `repository` (on the hub), `export` (the content of
+    `raybrew.json`). What is not there is left out.
     """
     sections = [
         _metadata(summary),
         f"# {_escape(summary.get('name') or 'student')}",
         _introduction(summary),
-        _usage(summary.get("task") or "classification"),
+        _usage(summary),
         _figures(summary),
+        _formats(summary.get("export")),
         _lineage(summary),
         _settings(summary),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def summary_of_task(summary: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """`summary` of a run as the card of the model of one task wants it."""
+    if task is None:
+        return dict(summary)
+    own = {**summary, "name": f"{summary.get('name')}: {task}"}
+    for key in ("best", "last", "teacher"):
+        section = summary.get(key)
+        if section and section.get("metrics"):
+            metrics = {
+                name.removeprefix(f"{task}."): value
+                for name, value in section["metrics"].items()
+                if name.startswith(f"{task}.")
+            }
+            own[key] = {**section, "metrics": metrics}
+    teacher = ((summary.get("teacher") or {}).get("members") or {}).get(task)
+    if teacher is not None:
+        own["teacher"] = teacher
+    return own
 
 
 def _metadata(summary: Mapping[str, Any]) -> str:
@@ -104,15 +163,17 @@ def _metadata(summary: Mapping[str, Any]) -> str:
         lines.append(f"pipeline_tag: {pipeline}")
     if _is_hub_name(teacher.get("model")):
         lines.append(f"base_model: {_quote(teacher['model'])}")
-    tags = ["raybrew"] if summary.get("verb") == "finetune" else ["raybrew", "knowledge-distillation"]
+    tags = ["raybrew", "knowledge-distillation"] if summary.get("verb", "distill") == "distill" else ["raybrew"]
+    tags += [tag for tag in ("onnx",) if any(name.startswith(tag) for name in _formats_of(summary))]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
 def _introduction(summary: Mapping[str, Any]) -> str:
     student, teacher = summary.get("student") or {}, summary.get("teacher") or {}
-    text = "A model fine-tuned" if summary.get("verb") == "finetune" else "A student distilled"
+    verb = summary.get("verb", "distill")
+    text = {"finetune": "A model fine-tuned", "distill": "A student distilled"}.get(verb, "A model exported")
     if teacher.get("model"):
-        text += f" from {_escape(_shown_name(teacher['model']))}"
+        text += f" from {_escape(shown_name(teacher['model']))}"
     text += " with raybrew."
     facts = []
     if student.get("description"):
@@ -127,9 +188,30 @@ def _introduction(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _usage(task: str) -> str:
-    parts = ["## How to use", _fenced(_USAGE[task], "python")]
-    return "\n\n".join([*parts, _PAIRS] if _PIPELINES[task] == "text-classification" else parts)
+def _usage(summary: Mapping[str, Any]) -> str:
+    task, formats = summary.get("task") or "classification", _formats_of(summary)
+    blocks = []
+    if not formats or "hf" in formats:
+        bigru = ((summary.get("student") or {}).get("architecture") or "").startswith("BiGRU")
+        blocks.append(_fenced(f"{_OWN_ARCHITECTURE}\n{_USAGE[task]}" if bigru else _USAGE[task], "python"))
+        if _PIPELINES[task] == "text-classification":
+            blocks.append(_PAIRS)
+    onnx = formats.get("onnx") or formats.get("onnx-int8")
+    if onnx:
+        blocks.append(_fenced(_ONNX.format(file=onnx["file"], inputs=tuple(onnx["inputs"])), "python"))
+    int8 = next((name for name in ("int8", "int8-weights") if name in formats), None)
+    if int8:
+        blocks.append(_fenced(_INT8.format(auto_class=_AUTO_CLASSES[task], folder=int8), "python"))
+    if formats and task in _ROW:
+        first = next(iter(formats))
+        code = (
+            "import raybrew\n\n"
+            f'student = raybrew.load_student("path/to/this/folder", "{first}")\n'
+            f"print(student.predict([{_ROW[task]}]))"
+        )
+        blocks += ["With raybrew, for every format, long texts included:", _fenced(code, "python")]
+    text = "\n\n".join(["## How to use", *blocks])
+    return text.replace("path/to/this/folder", summary["repository"]) if summary.get("repository") else text
 
 
 def _figures(summary: Mapping[str, Any]) -> str:
@@ -152,13 +234,67 @@ def _figures(summary: Mapping[str, Any]) -> str:
     sizes = _sizes(summary)
     if sizes:
         parts.append(sizes)
-    latency = dict(summary.get("latency_ms") or {})
+    # An export has measured all its forms again, on one machine.
+    latency = {} if summary.get("export") else dict(summary.get("latency_ms") or {})
     length = latency.pop("tokens", None)
     if latency:
         cells = [[_escape(name.replace("_", " ")), f"{value:.2f}"] for name, value in latency.items()]
         title = f"latency, {length} tokens" if length else "latency"
         parts.append(_table([title, "ms per example"], cells))
     return "\n\n".join(["## Figures", *parts]) if parts else ""
+
+
+def format_rows(facts: Mapping[str, Any]) -> list[list[str]]:
+    """The formats of `raybrew.json` as a table: a header, then a row for each, plain text."""
+    formats: dict[str, Mapping[str, Any]] = dict(facts["formats"])
+    if facts.get("float32") and "hf" not in formats:
+        formats = {"float32": facts["float32"], **formats}
+    metric = facts["task"].get("metric")
+    timed = next(iter(formats.values()))["latency_ms"]
+    batches = [name for name in timed if name.startswith("batch_")]
+    header = ["format", "file", "MB", *(["difference to torch"] if "onnx" in formats else [])]
+    header += [metric] if facts.get("float32", {}) and "metrics" in (facts.get("float32") or {}) else []
+    rows = [[*header, *(f"ms, {name.replace('_', ' ')}" for name in batches)]]
+    for name, known in formats.items():
+        row = [FORMATS[name].title if name in FORMATS else "float32, not exported", known.get("file", ""), ""]
+        row[2] = f"{known['megabytes']:.2f}" if "megabytes" in known else ""
+        if "onnx" in formats:
+            row.append(f"{known['max_difference']:.1e}" if "max_difference" in known else "")
+        if metric in header:
+            value = (known.get("metrics") or {}).get(metric)
+            row.append("" if value is None else f"{value:.4f}")
+        rows.append([*row, *(f"{known['latency_ms'][batch]:.3f}" for batch in batches)])
+    return rows
+
+
+def _formats(facts: Mapping[str, Any] | None) -> str:
+    if not facts:
+        return ""
+    header, *rows = format_rows(facts)
+    timed = next(iter(facts["formats"].values()))["latency_ms"]
+    threads = timed["threads"]
+    notes = [
+        f"Milliseconds are per row of {timed['tokens']} tokens, on {threads} CPU thread{'s' if threads > 1 else ''} of "
+        "the machine that exported."
+    ]
+    if facts.get("evaluated_rows"):
+        notes.append(f"Quality is that of the files themselves on {facts['evaluated_rows']:,} evaluation rows.")
+    onnx = facts["formats"].get("onnx")
+    if onnx:
+        shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in onnx["checked"])
+        notes.append(
+            f"ONNX opset {onnx['opset']}, any number of rows and tokens; outputs compared with torch's on {shapes} "
+            "tokens, padded rows among them."
+        )
+    if any(FORMATS[name].is_int8 and "metrics" not in known for name, known in facts["formats"].items()):
+        notes.append("The quality of the quantized files was not measured.")
+    table = _table([_escape(cell) for cell in header], [[_escape(cell) for cell in row] for row in rows])
+    return "\n\n".join(["## Formats", table, " ".join(notes)])
+
+
+def _formats_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    formats: Mapping[str, Any] = (summary.get("export") or {}).get("formats") or {}
+    return formats
 
 
 def _sizes(summary: Mapping[str, Any]) -> str:
@@ -172,7 +308,7 @@ def _sizes(summary: Mapping[str, Any]) -> str:
 def _lineage(summary: Mapping[str, Any]) -> str:
     teacher, control, rows = (summary.get(key) or {} for key in ("teacher", "control", "rows"))
     facts = [
-        ("teacher", _shown_name(teacher.get("model"))),
+        ("teacher", shown_name(teacher.get("model"))),
         ("teacher store", teacher.get("fingerprint")),
         ("run", summary.get("run_id")),
         ("control run", control.get("run_id")),
@@ -193,6 +329,11 @@ def _settings(summary: Mapping[str, Any]) -> str:
     parts = []
     if rows:
         parts.append(_table(["setting", "value"], [[_escape(name), _escape(_plain(value))] for name, value in rows]))
+    if summary.get("config"):
+        import yaml
+
+        config = yaml.safe_dump(_without_paths(summary["config"]), sort_keys=False, allow_unicode=True)
+        parts += ["Settings that are not the defaults:", _fenced(config.rstrip(), "yaml")]
     if summary.get("command"):
         parts.append(_fenced(str(summary["command"]), "sh"))
     return "\n\n".join(["## How it was trained", *parts]) if parts else ""
@@ -207,7 +348,7 @@ def _is_hub_name(model: Any) -> bool:
     return isinstance(model, str) and _HUB_NAME.fullmatch(model) is not None and not Path(model).exists()
 
 
-def _shown_name(model: Any) -> str:
+def shown_name(model: Any) -> str:
     """A hub name, or the end of a folder's path: the rest tells about the author's machine, not about the model."""
     if not isinstance(model, str) or not model:
         return ""
@@ -216,6 +357,15 @@ def _shown_name(model: Any) -> str:
     path = Path(model)
     # Run folders all keep their model under the same name.
     return f"{path.parent.name}/{path.name}" if path.name == "student" else path.name or model
+
+
+def _without_paths(value: Any) -> Any:
+    """The same with the ends of absolute paths alone."""
+    if isinstance(value, Mapping):
+        return {name: _without_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return shown_name(value) if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _plain(value: Any) -> str:

@@ -8,17 +8,19 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybrew.errors import EnvironmentProblem, ModelError, RunError
+from raybrew.errors import EnvironmentProblem, ModelError, RaybrewError, RunError
 
-__all__ = ["recover_student", "save_student", "write_card"]
+__all__ = ["EXPORT_MARK", "check_target", "recover_student", "save_student", "whole_folder", "write_card"]
 
+#: Facts about an export, by which its folder is known as one; written last.
+EXPORT_MARK = "raybrew.json"
 _CARD = "README.md"
 #: renameat2(2): exchange the two names.
 _EXCHANGE = 2
@@ -75,6 +77,47 @@ def recover_student(folder: Path) -> None:
             break
     for left in (*_siblings(folder, "new"), *_siblings(folder, "old")):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def check_target(folder: Path, force: bool = False) -> None:
+    """RunError if an export may not be written to `folder`: it holds one, or (even with `force`) something else."""
+    folder = _real(folder)
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; name a folder to export to")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / EXPORT_MARK).is_file():
+        raise RunError(
+            f"{folder} holds files but no {EXPORT_MARK}, so it is no export and is not replaced; name another"
+        )
+    if not force:
+        raise RunError(f"{folder} holds an export already; --force replaces it")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, force: bool = False) -> Iterator[Path]:
+    """A new folder to write an export into, which takes the place of `folder` in one rename when the block ends well.
+
+    Until then what is at `folder` stays as it is. One writer per folder. RunError as `check_target`,
+    EnvironmentProblem if it cannot be written.
+    """
+    folder = _real(folder)
+    recover_student(folder)
+    check_target(folder, force)
+    new = _sibling(folder, "new")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _finish_files(new)
+        _put_in_place(new, folder)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, RaybrewError):
+            raise
+        raise EnvironmentProblem(
+            f"cannot write the export to {folder}: {error}; what was there before is unchanged"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def write_card(folder: Path, card: str) -> None:
@@ -152,7 +195,10 @@ def _exchange(first: Path, second: Path) -> bool:
 def _finish_files(folder: Path) -> None:
     """Gives all files the rights of an ordinary one (safetensors' are the owner's alone) and puts them on the disk."""
     rights = (folder / "config.json").stat().st_mode
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _sync_folder(path)
+            continue
         path.chmod(rights)
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,1 +1,0 @@
-"""Students as Hugging Face folders with a model card."""

@@ -1,0 +1,311 @@
+"""export: a student as others use it, with what it is, where it comes from and how good each form of it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from raybrew.config import Columns, Experiment
+from raybrew.config.base import Section
+from raybrew.config.problems import near_match
+from raybrew.data.arrow import write_json
+from raybrew.data.encoded import EncodedRows
+from raybrew.errors import ConfigError, DataError, ModelError
+from raybrew.exports.card import model_card, shown_name
+from raybrew.exports.folder import EXPORT_MARK, check_target, whole_folder
+from raybrew.exports.formats import FORMATS
+from raybrew.exports.hub import check_push, push_folder
+from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
+from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
+from raybrew.models.inspection import measure_latency
+from raybrew.models.loading import load_model, load_tokenizer
+from raybrew.tasks.base import Labels, build_task
+from raybrew.verbs.evaluate import evaluation_rows, labels_of_model, logits_of
+from raybrew.verbs.exported import Exported, find_exported
+from raybrew.verbs.prepare import task_of
+from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.version import __version__
+
+__all__ = ["Export", "export"]
+
+#: Rows and tokens of latency, where no rows tell of a typical length.
+_BATCHES, _USUAL_TOKENS = (1, 32), 32
+_MEGABYTE = 10**6
+#: Kind of task whose students are starting points for others: of no use to a service, and as wide as a vocabulary.
+_WORDS_ONLY = "masked_lm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """An exported student: its folder, and the facts in its `raybrew.json`."""
+
+    path: Path
+    facts: dict[str, Any]
+    url: str | None = None
+    """Its page on the hub, if it was pushed."""
+
+    @property
+    def formats(self) -> dict[str, dict[str, Any]]:
+        """Format -> `file`, `megabytes`, `latency_ms`; `metrics` where quality was measured; what was checked."""
+        formats: dict[str, dict[str, Any]] = self.facts["formats"]
+        return formats
+
+
+def export(
+    source: str | Path,
+    to: str | Path,
+    *,
+    formats: Sequence[str] = ("hf",),
+    task: str | None = None,
+    experiment: Experiment | None = None,
+    evaluate: bool = True,
+    opset: int = OPSET,
+    force: bool = False,
+    push: str | None = None,
+    public: bool = False,
+    reporter: Reporter | None = None,
+) -> Export:
+    """Export the student of a run, the best of a sweep, or a model folder, to the folder `to`.
+
+    `formats` (see FORMATS): `hf` is a Hugging Face folder; `onnx` is checked against torch on rows of several sizes and
+    lengths; `onnx-int8`, `int8` and `int8-weights` are quantized, and their quality on `data.eval` is measured beside
+    that of the float model, unless `evaluate` is false. Size and latency on this machine's CPU are
+    measured of all; model card and `raybrew.json` tell them. `experiment` names other evaluation rows than the run's
+    own, and is needed for those of a plain folder; `task` chooses one of several.
+
+    The folder appears whole or not at all; `force` replaces an export that is there. `push` names a repository of the
+    Hugging Face hub, `owner/name`, to which it is then uploaded in one commit; a new one is private unless `public`.
+    ConfigError, EnvironmentProblem (a
+    package is missing) and RunError before any work; ModelError where a format cannot be made or differs from torch.
+    """
+    reporter = reporter or QuietReporter()
+    target = Path(to)
+    chosen = _checked(formats)
+    if public and push is None:
+        raise ConfigError("--public: applies to --push owner/name only, which is not given")
+    check_target(target, force)
+    if push is not None:
+        check_push(push)
+    found = find_exported(Path(source), task, experiment)
+    if found.task.kind == _WORDS_ONLY and chosen != ["hf"]:
+        raise ConfigError(f"--format: given {', '.join(chosen)}; a masked language model is exported as hf only")
+    labels = Labels(()) if found.task.kind == _WORDS_ONLY else labels_of_model(found.source, build_task(found.task))
+    model, tokenizer = load_model(found.source, found.task.kind), load_tokenizer(found.source)
+    model.train(False)
+    with tempfile.TemporaryDirectory(prefix="raybrew-export-") as scratch, whole_folder(target, force) as new:
+        rows = None
+        if evaluate and any(FORMATS[name].is_int8 for name in chosen):
+            rows = _evaluation_rows(found, Path(scratch), reporter)
+        made = _Making(found, model, tokenizer, labels, rows, new, Path(scratch), opset, reporter)
+        described = {name: made.make(name) for name in chosen}
+        # What the quantized ones are compared with, whether it is exported or not.
+        floats = described.get("hf") or (made.measured(model, "float32") if rows is not None else None)
+        model.config.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        facts = _facts(found, model, tokenizer, labels, rows, described, floats)
+        known = {"labels": list(labels.names), "config": _config_of(found), "export": facts, "repository": push}
+        (new / "README.md").write_text(model_card(found.summary() | known), encoding="utf-8")
+        write_json(new / EXPORT_MARK, facts)
+    reporter.say(f"exported to {target}: {', '.join(chosen)}")
+    if push is None:
+        return Export(target, facts)
+    url = push_folder(target, push, public=public)
+    reporter.say(f"pushed to {url}")
+    return Export(target, facts, url)
+
+
+def _checked(formats: Sequence[str]) -> list[str]:
+    """Each format once, in the order of FORMATS; ConfigError for unknown ones, EnvironmentProblem if packages lack."""
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        given = ", ".join(map(repr, unknown)) or "none"
+        near = near_match(unknown[0], FORMATS) if unknown else ""
+        raise ConfigError(f"--format: given {given}; allowed: {', '.join(FORMATS)}{near}")
+    chosen = [name for name in FORMATS if name in formats]
+    for name in chosen:
+        if FORMATS[name].extra is not None:
+            require(FORMATS[name].packages, str(FORMATS[name].extra))
+    return chosen
+
+
+def _evaluation_rows(found: Exported, scratch: Path, reporter: Reporter) -> EncodedRows:
+    """`data.eval` as token ids; ConfigError or DataError says how to do without."""
+    hint = "name an experiment file with --experiment, or leave quality unmeasured with --no-evaluate"
+    if found.view is None or found.view.data.eval is None:
+        raise ConfigError(f"--format: quality of int8 is measured on data.eval, and {found.folder} names none; {hint}")
+    data = found.view.data.model_copy(update={"cache": str(scratch / "rows")})
+    try:
+        return evaluation_rows(found.view.model_copy(update={"data": data}), found.source, reporter)[1]
+    except DataError as error:
+        raise DataError(f"{error}; quality of int8 is measured on these rows: {hint}") from error
+
+
+@dataclasses.dataclass
+class _Making:
+    """Makes the formats of one student in the folder `new`."""
+
+    found: Exported
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: Labels
+    rows: EncodedRows | None
+    new: Path
+    scratch: Path
+    opset: int
+    reporter: Reporter
+
+    def make(self, name: str) -> dict[str, Any]:
+        """Write one format; the facts about it."""
+        self.reporter.say(f"{name}: {FORMATS[name].title}")
+        file = self.new / FORMATS[name].file
+        network, facts = self._makers()[name](name, file)
+        size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*")) / _MEGABYTE
+        return {"file": FORMATS[name].file, "megabytes": round(size, 2), **facts, **self.measured(network, name)}
+
+    def _makers(self) -> Mapping[str, Callable[[str, Path], tuple[nn.Module, dict[str, Any]]]]:
+        return {
+            "hf": self._hf,
+            "onnx": self._onnx,
+            "onnx-int8": self._onnx_int8,
+            **dict.fromkeys(INT8_SCHEMES, self._int8),
+        }
+
+    def _hf(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
+        self.model.save_pretrained(file.parent)
+        if not file.is_file():
+            raise ModelError(f"{name}: the model was not saved as one {file.name}; it is too large for one file")
+        return self.model, {}
+
+    def _onnx(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
+        inputs = model_inputs(self.model, self.tokenizer.model_input_names)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_onnx(self.model, inputs, file, self.opset)
+        check = check_onnx(self.model, inputs, file)
+        facts = {"opset": self.opset, "inputs": list(inputs), "max_difference": check.max_difference}
+        return OnnxModel(file), facts | {"checked": [list(shape) for shape in check.shapes]}
+
+    def _onnx_int8(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
+        inputs = model_inputs(self.model, self.tokenizer.model_input_names)
+        whole = file.with_name("model.onnx")
+        if not whole.is_file():
+            whole = self.scratch / "model.onnx"
+            write_onnx(self.model, inputs, whole, self.opset)
+            check_onnx(self.model, inputs, whole)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        quantize_onnx(whole, file)
+        return OnnxModel(file), {"opset": self.opset, "inputs": list(inputs)}
+
+    def _int8(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
+        floats = self.scratch / "float"
+        if not floats.is_dir():
+            self.model.save_pretrained(floats)
+        save_int8(floats, self.found.task.kind, name, self.tokenizer, file.parent)
+        # What was saved is measured, not what is in memory: that is what its users load.
+        return load_int8(file.parent, self.found.task.kind), {}
+
+    @property
+    def tokens(self) -> int:
+        """Length at which latency is measured: that of a typical evaluation row."""
+        if self.rows is not None:
+            return max(2, int(np.median(self.rows.lengths)))
+        run = self.found.run
+        known = (run.summary or {}).get("latency_ms", {}).get("tokens") if run is not None else None
+        return int(known or min(_USUAL_TOKENS, self.found.task.max_length))
+
+    def measured(self, network: nn.Module, name: str) -> dict[str, Any]:
+        """Latency of a form of the student, and its quality if there are rows."""
+        latency = measure_latency(network, config=self.model.config, batch_sizes=_BATCHES, length=self.tokens)
+        facts: dict[str, Any] = {
+            "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()}
+            | {"tokens": self.tokens, "threads": torch.get_num_threads()}
+        }
+        if self.rows is not None:
+            assert self.found.view is not None  # the rows are its
+            train = self.found.view.train.model_copy(update={"device": "cpu", "precision": "fp32"})
+            view = self.found.view.model_copy(update={"train": train})
+            logits = logits_of(view, network, self.found.source, self.rows, self.reporter, f"evaluate {name}")
+            facts["metrics"] = task_of(view).metrics(logits, self.rows, self.rows.rows, self.labels)
+        return facts
+
+
+def _facts(
+    found: Exported,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Labels,
+    rows: EncodedRows | None,
+    described: Mapping[str, dict[str, Any]],
+    floats: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What `raybrew.json` says: all that a program needs to use the student, and what was measured."""
+    summary = found.summary()
+    teacher = summary.get("teacher") or {}
+    columns = found.view.data.columns if found.view is not None else Columns()
+    return {
+        "raybrew": __version__,
+        "name": found.name,
+        "task": found.task.model_dump(mode="json"),
+        "columns": _named(columns).model_dump(mode="json"),
+        "labels": list(labels.names),
+        "inputs": list(model_inputs(model, tokenizer.model_input_names)),
+        "run": summary.get("run_id"),
+        "teacher": {"model": shown_name(teacher.get("model")), "fingerprint": teacher.get("fingerprint")}
+        if teacher
+        else None,
+        "evaluated_rows": rows.num_source_rows if rows is not None else None,
+        "float32": {key: floats[key] for key in ("metrics", "latency_ms") if key in floats} if floats else None,
+        "formats": dict(described),
+    }
+
+
+def _named(columns: Columns) -> Columns:
+    """Numbers of columns are those of CoNLL files; other rows have them under their usual names."""
+    usual = {name: name for name in ("tokens", "tags") if isinstance(getattr(columns, name), int)}
+    return columns.model_copy(update=usual)
+
+
+def _config_of(found: Exported) -> dict[str, Any]:
+    """The settings of student, distillation and training that are not the defaults."""
+    if found.view is None:
+        return {}
+    view = found.view
+    sections: tuple[tuple[str, Section], ...] = (
+        ("task", found.task),
+        ("student", view.student),
+        ("distill", view.distill),
+        ("train", view.train),
+    )
+    config = {
+        name: _changed(section.model_dump(mode="json"), type(section)().model_dump(mode="json"))
+        for name, section in sections
+    }
+    config["task"] = {"kind": found.task.kind, **config["task"]}
+    return {name: changed for name, changed in config.items() if changed}
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            inner = _changed(value, default)
+            if inner:
+                # Other settings mean nothing without the kind that they belong to.
+                found[key] = {"kind": value["kind"], **inner} if "kind" in value else inner
+        elif value != default:
+            found[key] = _without_nulls(value)
+    return found
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

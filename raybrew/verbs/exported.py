@@ -1,0 +1,163 @@
+"""What is exported: the student of a run, of a sweep, or a model folder, and where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raybrew.config import Experiment
+from raybrew.config.task import TASK_CONFIGS, TaskConfig
+from raybrew.config.views import choose_task
+from raybrew.errors import ConfigError, ModelError, RunError
+from raybrew.exports.card import summary_of_task
+from raybrew.models.loading import ModelSource, load_config, max_tokens
+from raybrew.reports.collect import RunRecord, is_run, load_run, load_runs
+from raybrew.reports.compare import compare, control_of
+from raybrew.reports.sweep_tables import best_run
+from raybrew.reports.sweeps import find_sweeps, is_sweep, load_sweep
+
+__all__ = ["Exported", "find_exported"]
+
+#: End of an architecture's name -> kinds of tasks, the usual one first.
+_HEADS: Mapping[str, tuple[str, ...]] = {
+    "ForSequenceClassification": ("classification", "multilabel", "regression"),
+    "ForTokenClassification": ("tagging",),
+    "ForQuestionAnswering": ("qa",),
+    "ForMaskedLM": ("masked_lm",),
+}
+_PROBLEMS = {"multi_label_classification": "multilabel", "regression": "regression"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A finished model and what is known of it; `view` is its experiment, of one task."""
+
+    folder: Path
+    task: TaskConfig
+    view: Experiment | None = None
+    run: RunRecord | None = None
+    control: RunRecord | None = None
+    task_name: str | None = None
+
+    @property
+    def source(self) -> ModelSource:
+        return ModelSource(str(self.folder))
+
+    @property
+    def name(self) -> str:
+        if self.run is None:
+            return self.folder.resolve().name
+        return self.run.experiment + (f": {self.task_name}" if self.task_name else "")
+
+    def summary(self) -> dict[str, Any]:
+        """What a model card tells of it, in the words of a run's summary."""
+        facts: dict[str, Any] = {"name": self.name, "task": self.task.kind}
+        if self.run is None:
+            return {"verb": None, **facts}
+        facts = {**summary_of_task(self.run.summary or {}, self.task_name), **facts}
+        environment = self.run.environment
+        facts["versions"] = {
+            name: environment[name] for name in ("raybrew", "torch", "ray", "transformers") if environment.get(name)
+        }
+        facts["command"] = self.run.command
+        if self.control is not None and self.control.best is not None:
+            best = summary_of_task({"best": {"metrics": self.control.best.metrics}}, self.task_name)["best"]
+            facts["control"] = {"run_id": self.control.run_id, "metrics": best["metrics"]}
+        return facts
+
+
+def find_exported(path: Path, task: str | None = None, experiment: Experiment | None = None) -> Exported:
+    """The student of the run or sweep at `path`, or the model in that folder.
+
+    A run's student and a sweep's `best` are known as theirs. `task` chooses one of several; `experiment` stands in for
+    a run's own configuration, or tells of a plain folder what it was trained on. RunError where nothing is finished.
+    """
+    if not path.exists():
+        raise RunError(f"{path.absolute()} does not exist; name a run's folder, a sweep's, or a model's")
+    if (path / "config.json").is_file():
+        run = _run_of_folder(path)
+        return _model(path, experiment) if run is None else _student(path, run, task, experiment)
+    if is_run(path):
+        return _student(path / "student", load_run(path), task, experiment)
+    sweeps = find_sweeps([path])
+    if len(sweeps) != 1:
+        found = f"{len(sweeps)} sweeps" if sweeps else "neither a run, nor a sweep, nor a model (config.json)"
+        raise RunError(f"{path} holds {found}; name the folder of one run, sweep or model")
+    sweep = sweeps[0]
+    run_name = best_run(load_sweep(sweep))
+    if run_name is None:
+        raise RunError(f"{sweep}: no trial has finished with an evaluation, so there is no best student yet")
+    run = load_run(sweep.parent / run_name)
+    best = sweep / "best"
+    return _student(best if best.is_dir() else run.folder / "student", run, task, experiment)
+
+
+def _run_of_folder(folder: Path) -> RunRecord | None:
+    """The run that made the model in `folder`, where that folder is a part of a run or of a sweep."""
+    parent = folder.resolve().parent
+    if folder.resolve().name == "student" and is_run(parent):
+        return load_run(parent)
+    if folder.resolve().name == "best" and is_sweep(parent):
+        name = best_run(load_sweep(parent))
+        return load_run(parent.parent / name) if name is not None else None
+    return None
+
+
+def _student(folder: Path, run: RunRecord, task: str | None, experiment: Experiment | None) -> Exported:
+    if run.summary is None:
+        raise RunError(f"{run.folder} is not finished ({run.status}); the command that began it continues it")
+    whole = experiment or Experiment.model_validate(run.config)
+    view = choose_task(whole, task)
+    folder = folder / (task or "")
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder} does not exist: a sweep keeps the students of its best configurations only; run again the "
+            f"command that made it: {run.command}"
+        )
+    assert view.task.kind != "multi"  # choose_task gives one of them
+    return Exported(folder, view.task, view, run, _control_of(run), task)
+
+
+def _control_of(run: RunRecord) -> RunRecord | None:
+    """The run of the same student without a teacher that stands beside it: of the same seed, else the best one."""
+    if run.role != "student":
+        return None
+    others = [other for other in load_runs([run.folder.parent]) if other.status == "done"]
+    rows = compare(others).rows
+    here = run.folder.resolve()
+    own = next((row for row in rows if any(each.folder.resolve() == here for each in row.runs)), None)
+    control = control_of(own, rows) if own is not None else None
+    if control is None:
+        return None
+    measured = [other for other in control.runs if other.best is not None]
+    return max(
+        measured, key=lambda other: (other.seed == run.seed, other.best.value if other.best else 0.0), default=None
+    )
+
+
+def _model(folder: Path, experiment: Experiment | None) -> Exported:
+    source = ModelSource(str(folder))
+    config = load_config(source)
+    architecture = next(iter(config.architectures or ()), "")
+    kinds = next((kinds for end, kinds in _HEADS.items() if architecture.endswith(end)), None)
+    if kinds is None:
+        raise ModelError(
+            f"{folder} is a {architecture or 'model without a head'}; exported are models with one of these heads: "
+            f"{', '.join(_HEADS)}"
+        )
+    if experiment is not None:
+        view = choose_task(experiment, None)
+        if view.task.kind not in kinds:
+            raise ConfigError(f"--experiment: its task is {view.task.kind}, but {folder} is a {architecture}")
+        assert view.task.kind != "multi"
+        return Exported(folder, view.task, view)
+    kind = _PROBLEMS.get(str(config.problem_type), kinds[0]) if len(kinds) > 1 else kinds[0]
+    if kind == "classification" and config.num_labels == 1:
+        kind = "regression"
+    task: Any = TASK_CONFIGS[kind]()
+    longest = max_tokens(config)
+    if longest is not None and longest < task.max_length:
+        task = task.model_copy(update={"max_length": longest})
+    return Exported(folder, task)
