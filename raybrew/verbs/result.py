@@ -28,3 +28,24 @@ class RunResult:
         best = self.summary.get("best") or {}
         metrics: dict[str, float] = best.get("metrics", {})
         return metrics
+
+    def _repr_html_(self) -> str:
+        """Figures of the model beside its teacher's, for notebooks."""
+        from raybrew.reports.notebook import html_table
+
+        own, teacher = self.summary.get("student") or {}, self.summary.get("teacher") or {}
+        theirs = teacher.get("metrics") or {}
+        rows = [
+            [name, f"{value:.4f}", f"{theirs[name]:.4f}" if name in theirs else ""]
+            for name, value in self.metrics.items()
+        ]
+        rows += [
+            [name, *(f"{facts[name]:,}" if name in facts else "" for facts in (own, teacher))]
+            for name in ("parameters", "megabytes")
+        ]
+        role = "student" if self.summary.get("verb") == "distill" else "model"
+        header = ["", role, "teacher"] if teacher else ["", role]
+        seconds = self.summary.get("wall_seconds")
+        done = "done already" if self.already_done else f"{self.summary.get('steps')} steps in {seconds} s"
+        title = f"{self.summary.get('name')}: {self.summary.get('run_id')}"
+        return html_table(title, [row[: len(header)] for row in rows], header, [f"{done}; {self.path}"])
