@@ -47,6 +47,8 @@ def plan(
 def _print(found: Plan) -> None:
     from rich.table import Table
 
+    from raybrew.verbs.amounts import Sizes
+
     console = results()
     for store in found.stores:
         console.print(_store_table(store), markup=False)
@@ -55,10 +57,15 @@ def _print(found: Plan) -> None:
     devices = {store.device for store in found.stores} | ({training.device} if training is not None else set())
     device = "GPU" if "cuda" in devices else "CPU"
     if training is not None:
-        table.add_row("rows, steps", f"{training.rows} rows, {training.steps} steps in {training.epochs:g} epochs")
+        table.add_row(
+            f"{training.unit_name}, steps",
+            f"{training.rows} {training.unit_name}, {training.steps} steps in {training.epochs:g} epochs",
+        )
         table.add_row("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})")
         table.add_row("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})")
         table.add_row("one training", _time(training.worker_seconds / training.workers))
+        if found.stores:
+            table.add_row("reads", f"{Sizes.text(round(found.read_rate))} a second from a store")
     for name, seconds in (("with a store", found.stored_seconds), ("teacher live", found.live_seconds)):
         if found.stores and not (found.live_because and name == "with a store"):
             price = ""
@@ -84,7 +91,10 @@ def _store_table(store: StorePlan) -> object:
     title = f"store of {store.label}" if store.bytes else f"live teacher of {store.label}"
     table = Table("", "", title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_row("teacher", store.teacher)
-    table.add_row("rows, tokens", f"{store.rows} rows, {store.tokens} tokens, at most {store.longest} in a row")
+    table.add_row(
+        f"{store.unit_name}, tokens",
+        f"{store.rows} {store.unit_name}, {store.tokens} tokens, at most {store.longest} in one",
+    )
     if not store.bytes:
         speed = f"{store.tokens_per_second:.0f} tokens/s, {store.device}"
         table.add_row("a pass", f"{_time(store.actor_seconds)} ({speed})")
@@ -97,7 +107,7 @@ def _store_table(store: StorePlan) -> object:
     table.add_row(
         "capture",
         f"{_time(store.actor_seconds)} by one actor ({store.tokens_per_second:.0f} tokens/s, {store.device}), "
-        f"{_time(store.seconds)} by {store.actors}",
+        f"{_time(store.seconds)} by {store.actors}, {Sizes.text(round(store.write_rate))} a second",
     )
     return table
 

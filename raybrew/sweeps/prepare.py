@@ -19,7 +19,7 @@ from raybrew.signals import Signal, sorted_signals
 from raybrew.store.reader import Store, describe
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
-from raybrew.verbs.capture import request_of, tokenizer_source
+from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
@@ -27,6 +27,7 @@ from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.teachers import ready_teachers
+from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
 
@@ -127,7 +128,7 @@ def _one_teacher(
         check_teacher_labels(source, rows.labels)
     started, counted = time.monotonic(), _Counting(reporter)
     request = sorted_signals(union)
-    tokens = tokenizer_source(first, student_teacher(first, None))
+    tokens = student_tokens(first, student_teacher(first, None), [(first, rows.training)], reporter.say)
     teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, trainings=trainings)
     computed, seconds = counted.total, round(time.monotonic() - started, 2)
     # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.

@@ -55,6 +55,7 @@ class QuestionAnswering:
     kind = "qa"
     names_labels = False
     keeps_rows = True
+    unit_name = "windows"
     masking = None
 
     @property
@@ -202,6 +203,19 @@ class QuestionAnswering:
         if "label" in units:
             columns["label"] = [_items_of(label, span) for label, span in zip(units["label"], spans, strict=True)]
         return columns
+
+    def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
+        """Questions whose answers no window holds whole, or which are made of characters that have no token."""
+        told = {
+            int(row) for row, (first, _) in zip(units.values("row"), units.values("label"), strict=True) if first > 0
+        }
+        config = self.config
+        return {
+            row: f"no window of {config.max_length} tokens holds an answer whole; neighbours share {config.stride} "
+            "tokens (task.max_length, task.stride)"
+            for row, label in enumerate(rows.column("label").to_pylist())
+            if label and label != [_UNLABELLED] and row not in told
+        }
 
     def encode_settings(self) -> dict[str, Any]:
         return {

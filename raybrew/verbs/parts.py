@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
@@ -23,6 +25,7 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.students import build_student, new_model
 from raybrew.models.theseus import Hybrid
+from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
@@ -83,8 +86,12 @@ def build_parts(
     config: TrainConfig,
     finetuning: bool,
     context: Context,
+    vocabulary: Path | None = None,
 ) -> Parts:
-    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after."""
+    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after.
+
+    `vocabulary` is the folder of the student's trimmed tokenizer.
+    """
     views = task_views(experiment)
     parts, tokenizer, description = [], None, None
     for each in inputs:
@@ -101,12 +108,12 @@ def build_parts(
             view = view.model_copy(update={"distill": labels_only(view.distill)})
             objective = build_objective(view.distill, head=task_of(view).head)
         else:
-            built = build_student(experiment.student, source, view.task.kind, labels, config.seed)
+            built = build_student(experiment.student, source, view.task.kind, labels, config.seed, vocabulary)
             model, tokenizer, description = built.model, tokenizer or built.tokenizer, description or built.description
             objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        members = _members(view, each, objective, context)
+        members = _members(view, each, objective, context, vocabulary)
         found = _teachers(view, each, objective, members)
         stored, teachers = tuple(source for source, _ in found), tuple(teacher for _, teacher in found)
         model, objective = model.to(context.device), objective.to(context.device)
@@ -198,8 +205,10 @@ def _loader(
     )
 
 
-def _members(view: Experiment, inputs: Inputs, objective: Objective, context: Context) -> dict[str | None, _Member]:
-    return {given.name: _Member(view, given, objective, inputs, context) for given in inputs.teachers}
+def _members(
+    view: Experiment, inputs: Inputs, objective: Objective, context: Context, vocabulary: Path | None
+) -> dict[str | None, _Member]:
+    return {given.name: _Member(view, given, objective, inputs, context, vocabulary) for given in inputs.teachers}
 
 
 def _teachers(
@@ -261,11 +270,13 @@ class _Member:
         objective: Objective,
         inputs: Inputs,
         context: Context,
+        vocabulary: Path | None,
     ) -> None:
         self.view = view
         self.given = given
         self.inputs = inputs
         self.context = context
+        self.vocabulary = vocabulary
         asked = request_of_member(objective.teacher_union, given.name, given.weight)
         in_it = view.distill.trains_in_teacher
         self.needs_head = in_it or any(signal.kind in ("logits", "pooled") for signal in asked)
@@ -275,7 +286,13 @@ class _Member:
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
-        return LiveTeacher(self.model, asked, precision.autocast)
+        return LiveTeacher(self.model, asked, precision.autocast, self._token_ids())
+
+    def _token_ids(self) -> Tensor | None:
+        """This teacher's id of each of the student's pieces, where the student's vocabulary is trimmed from its own."""
+        if self.vocabulary is None:
+            return None
+        return torch.from_numpy(open_vocabulary(self.vocabulary).kept).to(self.context.device)
 
     @functools.cached_property
     def _store(self) -> tuple[Store, Any]:

@@ -36,12 +36,13 @@ from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
-from raybrew.verbs.capture import request_of, store_root, tokenizer_source
+from raybrew.verbs.capture import request_of, store_root
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.vocabulary import tokenizer_source
 
 __all__ = ["Plan", "StorePlan", "TrainingPlan", "plan"]
 
@@ -70,11 +71,17 @@ class StorePlan:
     actor_seconds: float
     actors: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts: a row may be several windows
 
     @property
     def seconds(self) -> float:
         """Wall seconds with all actors busy."""
         return self.actor_seconds / max(1, min(self.actors, self.shards))
+
+    @property
+    def write_rate(self) -> float:
+        """Bytes per second that all actors together write, if nothing but the teacher holds them up."""
+        return self.total_bytes / max(self.seconds, 1e-9)
 
     @property
     def fits(self) -> bool:
@@ -93,6 +100,7 @@ class TrainingPlan:
     worker_seconds: float
     workers: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts
 
     @property
     def epoch_seconds(self) -> float:
@@ -137,6 +145,13 @@ class Plan:
     def live_seconds(self) -> float:
         """Device seconds with the teacher in every step."""
         return self.passes * self.teacher_seconds + self.student_seconds
+
+    @property
+    def read_rate(self) -> float:
+        """Bytes per second that one training reads of the stores, if nothing but the student holds it up."""
+        if self.training is None:
+            return 0.0
+        return sum(store.total_bytes for store in self.stores) / max(self.training.epoch_seconds, 1e-9)
 
     @property
     def advice(self) -> str:
@@ -204,11 +219,14 @@ class Plan:
             "name": self.name,
             "trials": self.trials,
             "stores": [
-                dataclasses.asdict(store) | {"seconds": store.seconds, "fits": store.fits} for store in self.stores
+                dataclasses.asdict(store)
+                | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
+                for store in self.stores
             ],
             "training": None
             if training is None
             else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},
+            "read_bytes_per_second": self.read_rate,
             "device_hours": {"store": self.stored_seconds / 3600, "live": self.live_seconds / 3600},
             "price": price,
             "break_even_passes": 1,
@@ -335,6 +353,7 @@ def _store_plan(
         sizes.amounts.tokens / rate,
         one.store.actors[1],
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -379,6 +398,7 @@ def _live_plan(
         total / rate,
         1,
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -440,7 +460,8 @@ def _training_plan(
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
-    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
+    unit_name = task_of(view).unit_name
+    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
 
 
 def _step_seconds(

@@ -150,6 +150,7 @@ def test_store_or_live() -> None:
     assert (usual.stored_seconds, usual.live_seconds) == (90.0, 210.0)
     assert usual.training is not None
     assert usual.training.epoch_seconds == 5.0
+    assert (usual.read_rate, usual.stores[0].write_rate) == (20.0, 100 / 15)  # bytes an epoch, bytes a capture
     assert made(free=50).advice == "live"
     assert "too large" in made(free=50).verdict
     assert made(free=None).advice == "store"
@@ -236,6 +237,7 @@ def test_the_command_prints_a_table_or_json(project: Path, capsys: pytest.Captur
         else:
             assert "90 rows" in out
             assert "hidden.02" in out
+            assert "a second from a store" in out
             assert "4 trainings, teacher live" in out
             assert "verdict: store: the teacher runs once instead of 12 times" in out
     assert not (project.parent / "runs/x").exists()
