@@ -1,11 +1,12 @@
-"""Tables as HTML, for objects that notebooks show. All text is escaped."""
+"""What notebooks show: tables as HTML, all text escaped, and plots that need no network."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["html_table"]
+__all__ = ["html_table", "inline_plots"]
 
 _CELL = "style='text-align:left'"
 
@@ -21,3 +22,27 @@ def html_table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] 
         cells += [f"<td{'' if header else ' ' + _CELL}>{html.escape(cell)}</td>" for cell in others]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</table>", *(f"<p>{html.escape(note)}</p>" for note in notes)])
+
+
+def inline_plots() -> None:
+    """From now on plotly figures show in this notebook from a copy of plotly's code that lies in its first output.
+
+    plotly's own `notebook` renderer asks a server for what typesets formulas, with every figure.
+    """
+    import plotly.io
+    from plotly.io.base_renderers import NotebookRenderer
+
+    class Inline(NotebookRenderer):  # type: ignore[misc]
+        def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
+            page = plotly.io.to_html(
+                fig_dict,
+                config=self.config,
+                include_plotlyjs=False,
+                include_mathjax=False,
+                full_html=False,
+                default_height=fig_dict.get("layout", {}).get("height") or 450,
+            )
+            return {"text/html": page}
+
+    plotly.io.renderers["raybrew"] = Inline()
+    plotly.io.renderers.default = "raybrew"

@@ -67,7 +67,7 @@ def test_sweep_analysis(tmp_path: Path) -> None:
     assert "num_trials" in texts_of(outputs_of(ran, "sweep.cost()"), "text/plain")
     plots = texts_of([output for cell in ran.cells if cell.cell_type == "code" for output in cell.outputs])
     assert plots.count("Plotly.newPlot") > 1
-    assert re.findall(r"<script[^>]+src=", plots) == []  # the page needs no network
+    assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=", plots) == []  # the page needs no network
 
 
 def test_tables_escape_what_they_show() -> None:
