@@ -14,6 +14,7 @@ from raybrew.config.population import check_population
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.errors import ConfigError
+from raybrew.methods import METHODS
 
 __all__ = [
     "CORNER_LIMIT",
@@ -178,6 +179,12 @@ def space_notes(experiment: Experiment) -> list[str]:
     for key, parameter in sweep.space.items():
         if key == "distill.scale_by_temperature_squared":
             unscaled += parameter.values
+        elif key == "distill.method":
+            unscaled += [
+                METHODS[name].distill.get("scale_by_temperature_squared", True)
+                for name in parameter.values
+                if name in METHODS
+            ]
     if "distill.temperature" in sweep.space and False in unscaled:
         notes.append(
             "warning: distill.temperature varies while distill.scale_by_temperature_squared is false: the KD gradient "

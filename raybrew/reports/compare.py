@@ -109,7 +109,7 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
         together.setdefault((row.label, row.role), []).append(index)
     for members in together.values():
         if len(members) > 1:
-            names = name_variants([settings_of(groups[index][0]) for index in members])
+            names = name_variants([_by_method(groups[index][0]) for index in members])
             for index, name in zip(members, names, strict=True):
                 # A run on its own is told from its group by its seed.
                 seed = "" if rows[index].done else f"seed {groups[index][0].seed}"

@@ -187,23 +187,10 @@ class Plan:
         return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
     def _repr_html_(self) -> str:
-        """Amounts, times and verdict, for notebooks."""
-        from raybrew.reports.notebook import html_table
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
 
-        rows: list[list[str]] = []
-        for store in self.stores:
-            rows.append(["teacher", f"{store.teacher}: {store.rows:,} rows, {store.tokens:,} tokens"])
-            if store.bytes:
-                parts = ", ".join(f"{name} {Sizes.text(count)}" for name, count in store.bytes.items())
-                rows.append(["store", f"{Sizes.text(store.total_bytes)} in {store.shards} shards ({parts})"])
-            rows.append(["a pass of the teacher", f"{store.actor_seconds:.1f} s on one {store.device}"])
-        if self.training is not None:
-            training = self.training
-            took = f"{training.worker_seconds / training.workers:.1f} s (workers: {training.workers})"
-            rows.append(["a training", f"{training.steps:,} steps in {training.epochs:g} epochs, {took}"])
-        for name, seconds in (("with a store", self.stored_seconds), ("teacher live", self.live_seconds)):
-            rows.append([f"{self.trials} x training, {name}", f"{seconds:.1f} device seconds"])
-        return html_table(f"plan of {self.name}", rows, notes=[*self.problems, self.verdict])
+        return plan_html(self)
 
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""

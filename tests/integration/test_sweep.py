@@ -107,6 +107,38 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     assert re.search(r"3 of 5 trials done\): Best student", out)
 
 
+def test_methods_in_one_sweep(project: Path) -> None:
+    """Equal steps, one teacher pass for what all of them ask, and the control among them, not twice."""
+    space = {"distill.method": ["tinybert", "theseus", "labels"]}
+    experiment = with_sweep(project, "methods", {"space": space, "search": "grid"})
+    _, err = cli("sweep", experiment, code=3)
+    assert "impossible with distill.method=theseus (1 of 3 corners): distill.matches: given, but" in err
+    out, _ = cli("sweep", experiment, "distill.matches=[]")
+    record = load_sweep(sweep_of(project, "methods"))
+    assert {(trial.role, trial.values["distill.method"]): trial.status for trial in record.trials} == {
+        (CANDIDATE, name): "done" for name in space["distill.method"]
+    }
+    (teacher,) = record.teachers
+    layers = [f"hidden.{layer:02d}" for layer in (0, 2, 4)]
+    assert list(teacher["signals"]) == ["logits", "attention.02", "attention.04", *layers]
+    folder = record.folder.parent
+    summaries = {trial.values["distill.method"]: folder / trial.run / "summary.json" for trial in record.trials}
+    found = {name: json.loads(path.read_text()) for name, path in summaries.items()}
+    assert {name: summary["role"] for name, summary in found.items()} == {
+        "tinybert": "student",
+        "theseus": "student",
+        "labels": "control",
+    }
+    assert len({summary["steps"] for summary in found.values()}) == 1
+    # Only the last stage is judged: 15 of 20 steps are tinybert's first, 10 theseus's.
+    assert found["tinybert"]["best"]["step"] > 15
+    assert found["theseus"]["best"]["step"] > 10
+    shares = {trial.values["distill.method"]: [share for share, _ in trial.reports] for trial in record.trials}
+    assert shares == {"tinybert": [1.0], "theseus": [0.75, 1.0], "labels": [0.25, 0.5, 0.75, 1.0]}
+    assert "method=tinybert" in out
+    assert "method=theseus" in out
+
+
 def test_asha_stops_trials_at_its_rungs_and_overhead_is_low(project: Path) -> None:
     # Without a learning rate worth the name a student stays where it was: those are the ones to stop.
     space = {"train.learning_rate": [2e-3, 1e-12, 2e-12, 3e-12, 4e-12]}
