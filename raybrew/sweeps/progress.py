@@ -133,9 +133,9 @@ def live_table(conductor: Conductor, slots: int, width: int = 120) -> Any:
     lines = [f"... and {more} more that have ended"] if more > 0 else []
     if len(running) > _RUNNING:
         lines.append(f"{len(running)} run, the first {_RUNNING} are shown")
-    left = conductor.num_trials - len(conductor.trials.known)
-    if 0 < left < 10**8:
-        lines.append(f"{left} more configuration{'s' if left > 1 else ''} to come")
+    to_come = conductor.num_trials - len(conductor.trials.known)
+    if 0 < to_come < 10**8:
+        lines.append(f"{to_come} more configuration{'s' if to_come > 1 else ''} to come")
     lines += [reason] if (reason := round_reason(conductor)) else []
     lines += [reason] if (reason := waiting_reason(conductor, slots)) else []
     wrapped = [part for line in lines for part in textwrap.wrap(line, max(20, width - 1))]
