@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -148,8 +149,8 @@ def build_program(
     task, metric = experiment.task, experiment.task.metric
     if not isinstance(task, MultiTaskConfig):
         part = parts.tasks[0]
-        stages = Stages.of(part.view.distill, num_steps) if len(part.objective.stages) > 1 else None
-        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages)
+        stages = _stages(part, num_steps)
+        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages.ends)
         trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None, part.theseus)
         if config.parallel == "fsdp" and context.world_size > 1:
             shard(trainee, part.model, context.device)
@@ -157,8 +158,11 @@ def build_program(
     by_name = {part.name: part for part in parts.tasks}
     schedule = TaskSchedule(orders, task.tau, config.seed)
     done = schedule.before(start_step)
+    stages = _stages(parts.tasks[0], num_steps)
+    ends = [schedule.before(end) for end in stages.ends]
     loaders = {
-        name: _loader(part, parts, config, orders[name], num_steps, done[name], context)
+        # A task counts its own steps.
+        name: _loader(part, parts, config, orders[name], num_steps, done[name], context, [end[name] for end in ends])
         for name, part in by_name.items()
     }
     several = MultiTaskTrainee(
@@ -169,11 +173,17 @@ def build_program(
     )
     return MultiTaskProgram(
         several,
-        {name: part.teachers[0] for name, part in by_name.items()},
+        {name: part.teachers for name, part in by_name.items()},
         MultiTaskLoader(loaders, schedule, num_steps, start_step),
         config,
         metric,
+        stages,
     )
+
+
+def _stages(part: Part, num_steps: int) -> Stages:
+    """Those of distillation; fine-tuning has one."""
+    return Stages.of(part.view.distill, num_steps)
 
 
 def _orders(inputs: Sequence[Inputs], config: TrainConfig) -> dict[str, Order]:
@@ -188,7 +198,7 @@ def _loader(
     num_steps: int,
     start_step: int,
     context: Context,
-    stages: Stages | None = None,
+    ends: Sequence[int],
 ) -> StepLoader:
     task, training = task_of(part.view), part.inputs.training
     return StepLoader(
@@ -201,7 +211,7 @@ def _loader(
         pad_token_id=parts.tokenizer.pad_token_id,
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
-        teacher_at=lambda step: part.stored[0 if stages is None else stages.at(step)],
+        teacher_at=lambda step: part.stored[min(bisect.bisect_right(ends, step), len(ends) - 1)],
         pin_memory=context.device.type == "cuda",
         in_epoch=lambda epoch: as_shown(training, task, parts.tokenizer, config.seed, epoch),
     )

@@ -186,6 +186,12 @@ class Plan:
         epochs = self.training.epochs
         return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
+    def _repr_html_(self) -> str:
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
+
+        return plan_html(self)
+
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""
         price = None
