@@ -188,6 +188,21 @@ def _without_layers(student: StudentConfig, distill: DistillConfig, task: Any) -
     return problems
 
 
+def _vocabulary(student: StudentConfig, task: Any) -> list[Problem]:
+    if student.vocabulary is None:
+        return []
+    problems = []
+    if task.kind == "masked_lm":
+        problems.append(
+            Problem(
+                "student.vocabulary", "given for masked_lm, whose outputs are over the teacher's vocabulary; remove it"
+            )
+        )
+    if student.model is None and student.shape is None:
+        problems.append(Problem("student.vocabulary", "given without a student; name student.shape or student.model"))
+    return problems
+
+
 def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
     problems = [*check_method(distill), *check_stages(distill)]
     for key, part in distill.keyed_parts:
@@ -413,6 +428,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
     (("student", "distill", "task"), _without_layers),
+    (("student", "task"), _vocabulary),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
     (("distill", "train", "student", "teacher", "task"), check_theseus),

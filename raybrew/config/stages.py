@@ -94,6 +94,8 @@ def check_theseus(
                     "student.shape, with student.init auto or teacher",
                 )
             )
+        if student.vocabulary is not None:
+            problems.append(Problem("student.vocabulary", f"given with {key}, where the embeddings are the teacher's"))
         problems += [
             Problem(f"train.{name}", f"given with {key}; allowed there: {allowed}")
             for name, allowed in (("compile", "false"), ("gradient_checkpointing", "false"))

@@ -45,6 +45,14 @@ class Comparison:
     def _places(self) -> dict[int, int]:
         return {id(row): place for place, row in enumerate(self.rows)}
 
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        from raybrew.reports.notebook import html_table
+        from raybrew.reports.tables import COLUMNS, caption_lines
+
+        rows = [[column.cell(row, self).replace("\n", " ") for column in COLUMNS] for row in self.rows]
+        return html_table("runs compared", rows, [column.head(self) for column in COLUMNS], caption_lines(self))
+
     @functools.cached_property
     def eval_rows(self) -> int | None:
         return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)
@@ -101,7 +109,7 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
         together.setdefault((row.label, row.role), []).append(index)
     for members in together.values():
         if len(members) > 1:
-            names = name_variants([settings_of(groups[index][0]) for index in members])
+            names = name_variants([_by_method(groups[index][0]) for index in members])
             for index, name in zip(members, names, strict=True):
                 # A run on its own is told from its group by its seed.
                 seed = "" if rows[index].done else f"seed {groups[index][0].seed}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from raybrew.config import DistillConfig, Experiment, MultiTaskConfig
@@ -16,7 +17,7 @@ from raybrew.reports.html import write_report
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import check_device
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import request_of, tokenizer_source
+from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
@@ -27,6 +28,7 @@ from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.teachers import ready_teachers
 from raybrew.verbs.training import train_run
+from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["distill"]
 
@@ -54,8 +56,8 @@ def distill(
         raise ConfigError("student: required by `raybrew distill`; give student.model or student.shape")
     check_functions(experiment, reporter.say)
     shape = student_teacher(experiment, teacher_run)
-    tokens = tokenizer_source(experiment, shape)
     tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]
+    tokens = student_tokens(experiment, shape, [(task.view, task.rows.training) for task in tasks], reporter.say)
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
         if run.summary() is None:
@@ -84,6 +86,7 @@ def distill(
             "train",
             command,
             on_evaluation,
+            Path(tokens.model) if experiment.student.vocabulary is not None else None,
         )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")

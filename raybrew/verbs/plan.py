@@ -36,12 +36,13 @@ from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
-from raybrew.verbs.capture import request_of, store_root, tokenizer_source
+from raybrew.verbs.capture import request_of, store_root
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.vocabulary import tokenizer_source
 
 __all__ = ["Plan", "StorePlan", "TrainingPlan", "plan"]
 
@@ -184,6 +185,12 @@ class Plan:
             return ""
         epochs = self.training.epochs
         return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
+
+    def _repr_html_(self) -> str:
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
+
+        return plan_html(self)
 
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""

@@ -10,17 +10,16 @@ import pyarrow as pa
 
 from raybrew.config import Experiment
 from raybrew.config.views import one_teacher
-from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ModelError
-from raybrew.models.loading import ModelSource, load_tokenizer
+from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.verbs.capture import capture_table, store_root, usable_rows
 from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
-from raybrew.verbs.prepare import Rows, rows_with, task_of, units_of
+from raybrew.verbs.prepare import Rows, rows_with, same_tokens, task_of, units_of
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.source import runs_live
 
@@ -70,15 +69,17 @@ def check_tokenizers(
     one: Experiment, teacher: ModelSource, student: ModelSource, request: tuple[Signal, ...], name: str | None = None
 ) -> None:
     """Refuse what needs the same tokens on both sides when the tokenizers differ."""
-    if _same_tokenizer(teacher, student):
+    if same_tokens(teacher, student):
         return
     whose = "" if name is None else f" of teacher {name}"
+    fix = "take a student with the teacher's tokenizer"
+    if one.student.vocabulary is not None:
+        fix = "set student.vocabulary.min_count=1, which keeps every piece of the rows"
     layers = [signal.name for signal in request if signal.layer is not None]
     if layers:
         raise ModelError(
             f"distill.matches: compares {', '.join(layers)}{whose} token by token, but the tokenizers of "
-            f"{student.model} and {teacher.model} differ; remove the matches, or take a student with the teacher's "
-            "tokenizer"
+            f"{student.model} and {teacher.model} differ; remove the matches, or {fix}"
         )
     if one.teacher.source == "live":
         key = "teacher" if name is None else f"teacher.members.{name}"
@@ -106,14 +107,8 @@ def _is_live(
         return True
     if one.teacher.source != "auto":
         return one.teacher.source == "live"
-    return _same_tokenizer(teacher, student) and runs_live(
+    return same_tokens(teacher, student) and runs_live(
         one, teacher, units, request, num_labels, reporter.say, trainings
-    )
-
-
-def _same_tokenizer(teacher: ModelSource, student: ModelSource) -> bool:
-    return student == teacher or tokenizer_fingerprint(load_tokenizer(student)) == tokenizer_fingerprint(
-        load_tokenizer(teacher)
     )
 
 
