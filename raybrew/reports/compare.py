@@ -45,6 +45,14 @@ class Comparison:
     def _places(self) -> dict[int, int]:
         return {id(row): place for place, row in enumerate(self.rows)}
 
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        from raybrew.reports.notebook import html_table
+        from raybrew.reports.tables import COLUMNS, caption_lines
+
+        rows = [[column.cell(row, self).replace("\n", " ") for column in COLUMNS] for row in self.rows]
+        return html_table("runs compared", rows, [column.head(self) for column in COLUMNS], caption_lines(self))
+
     @functools.cached_property
     def eval_rows(self) -> int | None:
         return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)

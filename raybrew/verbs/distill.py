@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows
+from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.teachers import ready_teachers
@@ -113,6 +114,16 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
     if any(part.hard_label_weight > 0 for part in view.distill.parts):
         check_labels(view, rows, training, reporter.say)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
+    if view.task.kind == "qa":
+        # Start and end are places among tokens; those of another tokenizer are found by their characters.
+        teachers = tuple(
+            teacher
+            if same_tokens(teacher.source, tokens)
+            else dataclasses.replace(
+                teacher, aligned=str(encode(view, rows.training, teacher.source, tokens, *others).folder)
+            )
+            for teacher in teachers
+        )
     return Inputs(
         rows.labels,
         training,
