@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
+from raybrew.data.encoded import open_encoded
 from raybrew.data.loader import SignalSource, StepLoader
 from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.data.sampler import Order
+from raybrew.distillers.alignment import AlignedAnswers
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
 from raybrew.distillers.objective import Objective, build_objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
@@ -291,8 +293,11 @@ class _Member:
         in_it = view.distill.trains_in_teacher
         self.needs_head = in_it or any(signal.kind in ("logits", "pooled") for signal in asked)
 
-    def stored(self, asked: Sequence[Signal]) -> StoredSignals:
-        return StoredSignals(*self._store, asked)
+    def stored(self, asked: Sequence[Signal]) -> SignalSource:
+        stored = StoredSignals(*self._store, asked)
+        if self.given.aligned is None:
+            return stored
+        return AlignedAnswers(stored, open_encoded(Path(self.given.aligned)), self.inputs.training)
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
