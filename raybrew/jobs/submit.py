@@ -30,7 +30,7 @@ from raybrew.version import __version__
 __all__ = ["STOP_SECONDS", "VERBS", "submit"]
 
 #: What runs as a job.
-VERBS = ("finetune", "capture", "distill", "sweep")
+VERBS = ("finetune", "capture", "distill", "sweep", "doctor")
 #: Seconds between Ray's SIGTERM and SIGKILL when a job is stopped. Ray's own are 3, in which not every run can save.
 STOP_SECONDS = 120
 _STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -123,6 +123,8 @@ class _Run:
 
 def _run_of(config: Experiment, verb: str, options: Sequence[str]) -> _Run:
     storage = Path(config.store.storage_path) / config.name
+    if verb == "doctor":
+        return _Run(config.name, verb, verb, str(storage))
     if verb == "capture":
         identity = [config.identity("distill"), config.store.model_dump(mode="json"), list(options)]
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)

@@ -186,6 +186,12 @@ class Plan:
         epochs = self.training.epochs
         return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
+    def _repr_html_(self) -> str:
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
+
+        return plan_html(self)
+
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""
         price = None
@@ -423,7 +429,10 @@ def _training_plan(
     sources: dict[str | None, ModelSource],
 ) -> TrainingPlan:
     config = view.train
-    student = build_student(view.student, shape, view.task.kind, labels, config.seed)
+    chosen, finetune = view.student, view.teacher.finetune
+    if chosen.shape is not None and finetune is not None and finetune.init == "random":
+        chosen = chosen.model_copy(update={"init": "random"})  # the teacher may have no weights yet
+    student = build_student(chosen, shape, view.task.kind, labels, config.seed)
     objective = objective_of(view, student.model.config, sources)
     units = units_of(view, rows, tokenizer_source(view, shape))
     sample = token_columns(task_of(view), student.tokenizer, units)

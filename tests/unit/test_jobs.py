@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raybrew.cli.main import main
+from raybrew.cli.running import load_to_run
 from raybrew.config.loading import load_experiment
 from raybrew.errors import ClusterError, ConfigError, EnvironmentProblem
 from raybrew.jobs import package
@@ -276,3 +277,18 @@ def test_overrides_may_stand_on_both_sides(folder: Path, cluster: Cluster, capsy
     assert cluster.arguments["entrypoint"] == "raybrew distill .raybrew/tiny.yaml --run-id mine"
     assert "seed: 3" in cluster.packed[".raybrew/tiny.yaml"]
     assert "epochs: 2" in cluster.packed[".raybrew/tiny.yaml"]
+
+
+def test_runs_that_would_go_with_the_job_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `ray job submit --working-dir .` would do with the default `store.storage_path`."""
+    copy = folder / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    write(copy / "x.yaml", EXPERIMENT.replace("data/train.jsonl", str(folder / "data" / "train.jsonl")))
+    monkeypatch.chdir(copy)
+    for verb in ("finetune", "capture", "distill", "sweep"):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, "x.yaml"])
+        assert caught.value.code == 3
+        assert "store.storage_path: given 'runs', which lies in this job's copy" in capsys.readouterr().err
+    assert load_to_run(Path("x.yaml"), ["store.storage_path=/shared/runs"]).name == "tiny"

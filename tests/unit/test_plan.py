@@ -175,6 +175,13 @@ def test_a_sweep_is_as_many_trainings_as_it_has_trials(project: Path) -> None:
     assert (found.trials, found.advice) == (3, "store")
 
 
+def test_a_plan_in_notebooks() -> None:
+    page = made()._repr_html_()
+    assert "<h4>store of x</h4>" in page
+    assert "99 tokens" in page
+    assert made().verdict in page
+
+
 def test_auto_takes_the_store_unless_it_does_not_pay(
     project: Path, teacher: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
