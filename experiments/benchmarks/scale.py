@@ -429,7 +429,7 @@ def plan_table(rows: int, arguments: argparse.Namespace) -> str:
         columns[title] = {
             "store": f"{total / 1e12:.3f} TB",
             "shards; files and commit marks": f"{shards:,}; {files + shards:,}",
-            "capture": f"{store.seconds / 60:.1f} min",
+            "capture, if only the teacher takes time": f"{store.seconds / 60:.1f} min",
             "written in it, each GPU": f"{store.write_rate / arguments.gpus / 1e6:.1f} MB/s",
             "written in it, all": f"{store.write_rate / 1e9:.2f} GB/s",
             "copied to each node once": f"{total / 1e12:.3f} TB",
