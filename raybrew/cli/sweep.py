@@ -70,8 +70,13 @@ def _reporter() -> Any:
         def follow(self, conductor: Conductor, slots: int) -> Iterator[Callable[[], None]]:
             from rich.live import Live as Drawn
 
-            with Drawn(live_table(conductor, slots), console=errors(), refresh_per_second=2, transient=True) as drawn:
-                yield lambda: drawn.update(live_table(conductor, slots))
+            console = errors()
+
+            def table() -> Any:
+                return live_table(conductor, slots, console.width)
+
+            with Drawn(table(), console=console, refresh_per_second=2, transient=True) as drawn:
+                yield lambda: drawn.update(table())
 
     base = make_reporter()
     return Live(base) if sys.stderr.isatty() else SweepReporter(base)

@@ -74,7 +74,7 @@ class WandbTracker:
         if record.get("best") is True:
             self._run.summary.update({f"best/{name.removeprefix('eval/')}": value for name, value in values.items()})
             self._run.summary["best/step"] = int(record["step"])
-        values.update({axis: record[axis] for axis in ("epoch", "time") if axis in record})
+        values.update({axis: record[axis] for axis in ("epoch", "time", "stage") if axis in record})
         self._run.log(values, step=int(record["step"]))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows
+from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.teachers import ready_teachers
@@ -113,6 +114,16 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
     if any(part.hard_label_weight > 0 for part in view.distill.parts):
         check_labels(view, rows, training, reporter.say)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
+    if view.task.kind == "qa":
+        # Start and end are places among tokens; those of another tokenizer are found by their characters.
+        teachers = tuple(
+            teacher
+            if same_tokens(teacher.source, tokens)
+            else dataclasses.replace(
+                teacher, aligned=str(encode(view, rows.training, teacher.source, tokens, *others).folder)
+            )
+            for teacher in teachers
+        )
     return Inputs(
         rows.labels,
         training,
@@ -138,8 +149,20 @@ def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[
     ends = stage_ends(distill.stages, num_steps_of(experiment, inputs, experiment.train))
     spans = zip(stage_names(distill), distill.parts, (0, *ends[:-1]), ends, strict=True)
     return facts | {
-        f"stage {name}": {"steps": end - start, **_losses(experiment, part)} for name, part, start, end in spans
+        f"stage {name}": f"{end - start} steps: {_in_words(experiment, part)}" for name, part, start, end in spans
     }
+
+
+def _in_words(experiment: Experiment, losses: DistillConfig) -> str:
+    """What is learnt in a stage, in one line."""
+    facts = _losses(experiment, losses)
+    words = list(facts["matches"])
+    if losses.hard_label_weight:
+        words.insert(0, f"labels x {losses.hard_label_weight:g}")
+    if losses.kd_weight:
+        words.insert(0, f"{facts['kd_loss']} at temperature {losses.temperature:g} x {losses.kd_weight:g}")
+    text = " + ".join(words)
+    return text if losses.theseus is None else f"{text}, inside the teacher ({facts['theseus']})"
 
 
 def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
@@ -154,7 +177,11 @@ def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
             for match in losses.matches
         ]
         + ([f"emd x {losses.emd.hidden:g} hidden, {losses.emd.attention:g} attention"] if losses.emd else []),
-        **({"theseus": f"from {losses.theseus.start:g} to 1"} if losses.theseus is not None else {}),
+        **(
+            {"theseus": f"layers replaced with probability {losses.theseus.start:g} to 1"}
+            if losses.theseus is not None
+            else {}
+        ),
     }
 
 

@@ -19,7 +19,7 @@ from raybrew.config.problems import near_match
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.errors import ConfigError, DataError, ModelError
-from raybrew.exports.card import model_card, shown_name
+from raybrew.exports.card import format_rows, model_card, shown_name
 from raybrew.exports.folder import EXPORT_MARK, check_target, whole_folder
 from raybrew.exports.formats import FORMATS
 from raybrew.exports.hub import check_push, push_folder
@@ -27,6 +27,7 @@ from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
 from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
 from raybrew.models.inspection import measure_latency
 from raybrew.models.loading import load_model, load_tokenizer
+from raybrew.reports.notebook import html_table
 from raybrew.tasks.base import Labels, build_task
 from raybrew.verbs.evaluate import evaluation_rows, labels_of_model, logits_of
 from raybrew.verbs.exported import Exported, find_exported
@@ -57,6 +58,11 @@ class Export:
         """Format -> `file`, `megabytes`, `latency_ms`; `metrics` where quality was measured; what was checked."""
         formats: dict[str, dict[str, Any]] = self.facts["formats"]
         return formats
+
+    def _repr_html_(self) -> str:
+        """The formats as a table, for notebooks."""
+        header, *rows = format_rows(self.facts)
+        return html_table(f"export of {self.facts['name']}", rows, header, [str(self.path), *filter(None, [self.url])])
 
 
 def export(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
+from raybrew.data.encoded import open_encoded
 from raybrew.data.loader import SignalSource, StepLoader
 from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.data.sampler import Order
+from raybrew.distillers.alignment import AlignedAnswers
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
 from raybrew.distillers.objective import Objective, build_objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
@@ -146,8 +149,8 @@ def build_program(
     task, metric = experiment.task, experiment.task.metric
     if not isinstance(task, MultiTaskConfig):
         part = parts.tasks[0]
-        stages = Stages.of(part.view.distill, num_steps) if len(part.objective.stages) > 1 else None
-        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages)
+        stages = _stages(part, num_steps)
+        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages.ends)
         trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None, part.theseus)
         if config.parallel == "fsdp" and context.world_size > 1:
             shard(trainee, part.model, context.device)
@@ -155,8 +158,11 @@ def build_program(
     by_name = {part.name: part for part in parts.tasks}
     schedule = TaskSchedule(orders, task.tau, config.seed)
     done = schedule.before(start_step)
+    stages = _stages(parts.tasks[0], num_steps)
+    ends = [schedule.before(end) for end in stages.ends]
     loaders = {
-        name: _loader(part, parts, config, orders[name], num_steps, done[name], context)
+        # A task counts its own steps.
+        name: _loader(part, parts, config, orders[name], num_steps, done[name], context, [end[name] for end in ends])
         for name, part in by_name.items()
     }
     several = MultiTaskTrainee(
@@ -167,11 +173,17 @@ def build_program(
     )
     return MultiTaskProgram(
         several,
-        {name: part.teachers[0] for name, part in by_name.items()},
+        {name: part.teachers for name, part in by_name.items()},
         MultiTaskLoader(loaders, schedule, num_steps, start_step),
         config,
         metric,
+        stages,
     )
+
+
+def _stages(part: Part, num_steps: int) -> Stages:
+    """Those of distillation; fine-tuning has one."""
+    return Stages.of(part.view.distill, num_steps)
 
 
 def _orders(inputs: Sequence[Inputs], config: TrainConfig) -> dict[str, Order]:
@@ -186,7 +198,7 @@ def _loader(
     num_steps: int,
     start_step: int,
     context: Context,
-    stages: Stages | None = None,
+    ends: Sequence[int],
 ) -> StepLoader:
     task, training = task_of(part.view), part.inputs.training
     return StepLoader(
@@ -199,7 +211,7 @@ def _loader(
         pad_token_id=parts.tokenizer.pad_token_id,
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
-        teacher_at=lambda step: part.stored[0 if stages is None else stages.at(step)],
+        teacher_at=lambda step: part.stored[min(bisect.bisect_right(ends, step), len(ends) - 1)],
         pin_memory=context.device.type == "cuda",
         in_epoch=lambda epoch: as_shown(training, task, parts.tokenizer, config.seed, epoch),
     )
@@ -281,8 +293,11 @@ class _Member:
         in_it = view.distill.trains_in_teacher
         self.needs_head = in_it or any(signal.kind in ("logits", "pooled") for signal in asked)
 
-    def stored(self, asked: Sequence[Signal]) -> StoredSignals:
-        return StoredSignals(*self._store, asked)
+    def stored(self, asked: Sequence[Signal]) -> SignalSource:
+        stored = StoredSignals(*self._store, asked)
+        if self.given.aligned is None:
+            return stored
+        return AlignedAnswers(stored, open_encoded(Path(self.given.aligned)), self.inputs.training)
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)

@@ -429,7 +429,10 @@ def _training_plan(
     sources: dict[str | None, ModelSource],
 ) -> TrainingPlan:
     config = view.train
-    student = build_student(view.student, shape, view.task.kind, labels, config.seed)
+    chosen, finetune = view.student, view.teacher.finetune
+    if chosen.shape is not None and finetune is not None and finetune.init == "random":
+        chosen = chosen.model_copy(update={"init": "random"})  # the teacher may have no weights yet
+    student = build_student(chosen, shape, view.task.kind, labels, config.seed)
     objective = objective_of(view, student.model.config, sources)
     units = units_of(view, rows, tokenizer_source(view, shape))
     sample = token_columns(task_of(view), student.tokenizer, units)

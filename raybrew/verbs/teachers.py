@@ -25,6 +25,9 @@ from raybrew.verbs.source import runs_live
 
 __all__ = ["check_tokenizers", "ready_teachers"]
 
+#: KD losses that take a probability of 0 for what it is: a token with which no answer of the teacher's begins.
+_KEEP_ALIGNED = ("auto", "ce", "kl")
+
 
 def ready_teachers(
     view: Experiment,
@@ -44,6 +47,11 @@ def ready_teachers(
     """
     asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
     others = [sources[name] for name in sources if asked[name]]
+    if view.task.kind == "qa" and any(not same_tokens(others[0], other) for other in others[1:]):
+        raise ModelError(
+            f"teacher.members: the tokenizers of {', '.join(other.model for other in others)} differ, so their starts "
+            "and ends cannot be averaged for question answering; take teachers of one tokenizer"
+        )
     found: list[TeacherInput] = []
     units = units_of(view, rows.training, student, *others) if others else rows.training
     bad = np.zeros(units.num_rows, np.bool_)
@@ -79,8 +87,16 @@ def check_tokenizers(
     if layers:
         raise ModelError(
             f"distill.matches: compares {', '.join(layers)}{whose} token by token, but the tokenizers of "
-            f"{student.model} and {teacher.model} differ; remove the matches, or {fix}"
+            f"{student.model} and {teacher.model} differ; remove the matches (pooled_mse and pooled_cos compare rows "
+            f"instead), or {fix}"
         )
+    if one.task.kind == "qa":
+        for key, losses in one.distill.keyed_parts:
+            if losses.kd_weight > 0 and losses.kd_loss.kind not in _KEEP_ALIGNED:
+                raise ModelError(
+                    f"{key}.kd_loss.kind: given {losses.kd_loss.kind!r}, but start and end{whose} come from another "
+                    f"tokenizer as probabilities of characters; allowed then: {', '.join(_KEEP_ALIGNED)}"
+                )
     if one.teacher.source == "live":
         key = "teacher" if name is None else f"teacher.members.{name}"
         raise ModelError(
