@@ -14,7 +14,7 @@ from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
-from raybrew.config.stages import check_method, check_stages, check_theseus
+from raybrew.config.stages import check_method, check_stages, check_steps, check_theseus
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import WITHOUT_LAYERS, ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
@@ -431,6 +431,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("student", "task"), _vocabulary),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("distill", "train"), check_steps),
     (("distill", "train", "student", "teacher", "task"), check_theseus),
     (("distill", "train", "teacher", "task"), check_changes),
     (("data", "train", "teacher", "task"), _early_stopping),

@@ -145,8 +145,8 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
     if sweep.scheduler.kind == "pbt":
         problems += check_population(experiment, sweep)
-    data = experiment.data
-    if sweep.controls and data.unlabeled is not None and data.train is None:
+    parts = [view.data for view in task_views(experiment).values()]
+    if sweep.controls and any(data.unlabeled is not None and data.train is None for data in parts):
         problems.append(
             Problem("sweep.controls", "given true, but there is no data.train with labels for them to learn")
         )

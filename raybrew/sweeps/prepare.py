@@ -92,7 +92,8 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
 def control_epochs(base: Experiment, reporter: Reporter) -> int:
     """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
     views = task_views(base).values()
-    if all(view.data.unlabeled is None and view.data.augment is None for view in views):
+    alone = all(view.data.unlabeled is None and view.data.augment is None for view in views)
+    if alone or base.sweep is None or not base.sweep.controls:
         return base.train.epochs
     labelled, unlabeled = 0, 0
     for view in views:

@@ -87,6 +87,11 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
                 reason = run_trials(conductor, ray_info, changed)
         if reason != "interrupted":
             measure_alone(conductor, view)
+        if reason == "finished" and conductor.population is not None and not conductor.population.rounds:
+            view.say(
+                "warning: no round of the population took place, as nothing was evaluated between "
+                "sweep.scheduler.interval and the end; set train.eval_steps to evaluate more often"
+            )
         finish_sweep(conductor, view)
     except Interrupted:
         reason = "interrupted"  # during the teacher's pass

@@ -149,8 +149,20 @@ def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[
     ends = stage_ends(distill.stages, num_steps_of(experiment, inputs, experiment.train))
     spans = zip(stage_names(distill), distill.parts, (0, *ends[:-1]), ends, strict=True)
     return facts | {
-        f"stage {name}": {"steps": end - start, **_losses(experiment, part)} for name, part, start, end in spans
+        f"stage {name}": f"{end - start} steps: {_in_words(experiment, part)}" for name, part, start, end in spans
     }
+
+
+def _in_words(experiment: Experiment, losses: DistillConfig) -> str:
+    """What is learnt in a stage, in one line."""
+    facts = _losses(experiment, losses)
+    words = list(facts["matches"])
+    if losses.hard_label_weight:
+        words.insert(0, f"labels x {losses.hard_label_weight:g}")
+    if losses.kd_weight:
+        words.insert(0, f"{facts['kd_loss']} at temperature {losses.temperature:g} x {losses.kd_weight:g}")
+    text = " + ".join(words)
+    return text if losses.theseus is None else f"{text}, inside the teacher ({facts['theseus']})"
 
 
 def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
@@ -165,7 +177,11 @@ def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
             for match in losses.matches
         ]
         + ([f"emd x {losses.emd.hidden:g} hidden, {losses.emd.attention:g} attention"] if losses.emd else []),
-        **({"theseus": f"from {losses.theseus.start:g} to 1"} if losses.theseus is not None else {}),
+        **(
+            {"theseus": f"layers replaced with probability {losses.theseus.start:g} to 1"}
+            if losses.theseus is not None
+            else {}
+        ),
     }
 
 

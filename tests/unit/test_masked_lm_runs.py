@@ -139,10 +139,18 @@ def test_what_cannot_be_is_refused_with_its_reason(project: Path, tmp_path: Path
             teacher={"members": {"a": {"model": "x"}, "b": {"model": "y"}}},
             data={"unlabeled": str(project / "train.jsonl")},
             store={"signals": ["logits"]},
+            student={"shape": "BiGRU", "vocabulary": {}},
             task={"kind": "masked_lm", "masked": 0.8, "randomised": 0.3},
         )
     keys = {problem.split(":")[0] for problem in caught.value.problems}
-    assert {"teacher.members", "data.unlabeled", "store.signals", "task.randomised"} <= keys
+    assert {
+        "student.shape",
+        "student.vocabulary",
+        "teacher.members",
+        "data.unlabeled",
+        "store.signals",
+        "task.randomised",
+    } <= keys
     with pytest.raises(
         ConfigError, match=r"teacher.source: given 'store' for task.kind 'masked_lm'; allowed: auto, live"
     ):

@@ -249,6 +249,12 @@ def test_methods_in_one_sweep() -> None:
     assert "impossible with distill.method=kd" in words
 
 
+def test_a_run_too_short_for_its_stages() -> None:
+    words = problem({"method": "tinybert"}, train={"max_steps": 1})
+    assert "train.max_steps: given 1; distill.stages.1: stages of 1, 0 steps in a run of 1; each needs one" in words
+    assert experiment({"method": "tinybert"}, train={"max_steps": 3}).train.max_steps == 3
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [

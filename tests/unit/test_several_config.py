@@ -15,6 +15,8 @@ from raybrew.errors import ConfigError
 from raybrew.reports.collect import load_run
 from raybrew.reports.rows import evaluation_key
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
+from raybrew.sweeps.prepare import control_epochs
+from raybrew.verbs.reporter import QuietReporter
 
 TEACHERS: dict[str, Any] = {
     "name": "teachers",
@@ -216,3 +218,19 @@ def test_a_sweep_of_several_tasks_has_controls_without_unlabelled_rows_of_any(tm
     for task in tasks.values():
         task["data"] = {"train": "a"}
     assert "task.tasks.<name>.data.eval: required by a sweep" in problems(values)
+
+
+def test_a_sweep_without_labelled_rows_has_no_controls(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "name": "x", "data": {"unlabeled": "c", "eval": "b"}, "teacher": {"model": "hub/one"},
+        "student": {"shape": "T3"}, "store": {"storage_path": str(tmp_path)},
+        "sweep": {"space": {"distill.temperature": [1, 4]}},
+    }  # fmt: skip
+    assert "sweep.controls: given true, but there is no data.train" in problems(values)
+    one = {key: values[key] for key in ("data", "teacher")}
+    tasks = {"kind": "multi", "tasks": {"one": one, "two": one}}
+    several = {key: value for key, value in values.items() if key not in one} | {"task": tasks}
+    assert "sweep.controls: given true, but there is no data.train" in problems(several)
+    # No row is read for the length of controls that will not be.
+    without = build_experiment({**values, "sweep": {**values["sweep"], "controls": False}}, check_files=False)
+    assert control_epochs(without, QuietReporter()) == without.train.epochs
