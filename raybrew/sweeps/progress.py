@@ -87,7 +87,10 @@ def waiting_reason(conductor: Conductor, slots: int) -> str:
 
 def round_reason(conductor: Conductor) -> str:
     """Which members of a population wait for a round, and for whom; empty if none does."""
-    waiting = [trial for trial in conductor.trials.values() if trial.status == "paused" and not trial.decided]
+    if not conductor.trials.counts["paused"]:
+        return ""  # nobody looks through all trials of a sweep without a population
+    trials = list(conductor.trials.values())
+    waiting = [trial for trial in trials if trial.status == "paused" and not trial.decided]
     if not waiting or waiting[0].paused_at is None:
         return ""
     count = f"{len(waiting)} member{'s wait' if len(waiting) > 1 else ' waits'}"

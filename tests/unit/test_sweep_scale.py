@@ -76,7 +76,6 @@ def run_sweep(folder: Path, trials: int, told: dict[str, str]) -> Conductor:
 
     def outcome(job: Job) -> float:
         news(conductor, told)
-        live_table(conductor, 4)
         return by_run(job)
 
     assert len(drive(conductor, outcome)) >= 1.5 * trials, "nearly each configuration has its control"
@@ -85,6 +84,7 @@ def run_sweep(folder: Path, trials: int, told: dict[str, str]) -> Conductor:
 
 def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, list[int]] = {"running": [], "taking up again": [], "ranking": []}
+    tables: list[int] = []
     for trials in (10, 40):
         folder = tmp_path / str(trials)
         told: dict[str, str] = {}
@@ -94,11 +94,14 @@ def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypat
         )
         (conductor,) = found
         counts["ranking"].append(calls_of(conductor.ranking, monkeypatch))
+        tables.append(calls_of(lambda: live_table(conductor, 4), monkeypatch))  # noqa: B023
         experiment = conductor.base
         counts["taking up again"].append(calls_of(lambda: conductor_of(experiment).over(), monkeypatch))  # noqa: B023
     for name, (few, many) in counts.items():
         assert few > 50, name
         assert many / few < 4.2, (name, few, many)
+    assert tables[0] > 20
+    assert tables[1] < 1.1 * tables[0], "a table shows as many trials of a large sweep as of a small one"
 
 
 def test_a_report_does_for_a_trial_what_it_does_for_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
