@@ -88,13 +88,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def test_ignored_files_stay(tmp_path: Path) -> None:
     for name in ("a.py", "data/rows.csv", "data/keep.csv", "data/more/rows.csv", "big/x.bin", "note.log", "runs/r/x"):
         write(tmp_path / name)
-    for name in (".git/config", "venv/bin/x", "sub/__pycache__/a.pyc"):
+    for name in ("model/config.json", "model/.git/config", ".git/config", "venv/bin/x", "sub/__pycache__/a.pyc"):
         write(tmp_path / name)
     write(tmp_path / ".gitignore", "*.log\n/big/\n")
     write(tmp_path / "data" / ".rayignore", "*.csv\n!keep.csv\n")
     os.symlink(tmp_path, tmp_path / "sub" / "again")
     found = find_files(tmp_path, [tmp_path / "runs"])
-    assert set(found.sizes) == {".gitignore", "a.py", "data/.rayignore", "data/keep.csv"}
+    assert set(found.sizes) == {".gitignore", "a.py", "data/.rayignore", "data/keep.csv", "model/config.json"}
+    assert found.has(tmp_path / "model")
     assert found.has(tmp_path / "data" / "keep.csv")
     assert not found.has(tmp_path / "data")
     assert not found.has(tmp_path.parent)

@@ -137,6 +137,24 @@ def test_a_page_shows_the_details_of_the_best_runs_and_says_so(tmp_path: Path, m
     assert f"The details of {len(runs) - 3} further runs" in page
 
 
+def test_importance_is_of_a_sample_of_many_configurations_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"distill.temperature": {"uniform": [1, 20]}, "train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    experiment = base(tmp_path, {"space": space, "trials": 12, "controls": False})
+    conductor = conductor_of(experiment)
+    drive(conductor, by_run)
+    record = load_sweep(conductor.ledger.folder)
+    whole = {plot.name: plot.caption for plot in sweep_plots(record, leaderboard(record))}
+    assert "over n = 12 configurations" in whole["importance"]
+    monkeypatch.setattr("raybrew.reports.sweep_plots._MOST_FOR_IMPORTANCE", 8)
+    monkeypatch.setattr("raybrew.reports.sweep_plots._MAX_LINES", 5)
+    part = {plot.name: plot for plot in sweep_plots(record, leaderboard(record))}
+    assert "over n = 8 of 12 configurations" in part["importance"].caption
+    assert part["parallel"].caption == "5 of 12 configurations, from the worst to the best."
+    assert len(part["parallel"].figure.data) == 5
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_front_is_what_no_other_point_dominates(seed: int) -> None:
     draw = random.Random(seed)

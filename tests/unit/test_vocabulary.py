@@ -189,6 +189,16 @@ def test_rows_in_other_pieces_align_by_rows_and_words_but_not_by_tokens(tmp_path
         raybrew.distill(live)
 
 
+def test_answers_in_other_pieces_align_by_characters(tmp_path: Path) -> None:
+    whole = experiment_of(tmp_path, "bert", "qa")
+    few = trimmed(whole, student={"vocabulary": {"min_count": 12}}, distill={"temperature": 2.0})
+    run = raybrew.distill(few)
+    assert run.summary["distill"]["source"] == "store"
+    assert raybrew.evaluate(few).metrics == pytest.approx(run.metrics)
+    folders = list((tmp_path / "runs" / ".cache").glob("vocabulary-*/"))
+    assert [find_vocabulary(folder).exact for folder in folders] == [False]
+
+
 def test_what_is_kept_does_not_depend_on_the_order_of_rows_and_is_part_of_the_runs_name(tmp_path: Path) -> None:
     experiment = experiment_of(tmp_path, "bert", "classification")
     small = trimmed(experiment)
