@@ -13,6 +13,8 @@ from raybrew.version import __version__
 if TYPE_CHECKING:
     from raybrew.config import Experiment
     from raybrew.config.loading import build_experiment, load_experiment
+    from raybrew.diagnosis.findings import Diagnosis, Finding
+    from raybrew.diagnosis.run import doctor
     from raybrew.jobs.handle import JobHandle
     from raybrew.jobs.submit import submit
     from raybrew.store.reader import Store
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
     from raybrew.verbs.reporter import LineReporter, QuietReporter
-    from raybrew.verbs.result import RunResult
+    from raybrew.verbs.result import Run, RunResult
     from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
     from raybrew.verbs.student import Student, load_student
 
@@ -56,6 +58,7 @@ _WHERE = {
     "BasicDistiller": "raybrew.textbrewer.distillers",
     "BasicTrainer": "raybrew.textbrewer.distillers",
     "CustomMatch": "raybrew.textbrewer.taps",
+    "Diagnosis": "raybrew.diagnosis.findings",
     "DistillationConfig": "raybrew.textbrewer.configs",
     "FEATURES": "raybrew.textbrewer.configs",
     "GeneralDistiller": "raybrew.textbrewer.distillers",
@@ -71,9 +74,11 @@ _WHERE = {
     "EMDDistiller": "raybrew.textbrewer.emd",
     "Experiment": "raybrew.config",
     "Export": "raybrew.verbs.export",
+    "Finding": "raybrew.diagnosis.findings",
     "JobHandle": "raybrew.jobs.handle",
     "LineReporter": "raybrew.verbs.reporter",
     "QuietReporter": "raybrew.verbs.reporter",
+    "Run": "raybrew.verbs.result",
     "RunResult": "raybrew.verbs.result",
     "Store": "raybrew.store.reader",
     "Student": "raybrew.verbs.student",
@@ -94,6 +99,7 @@ _WHERE = {
     "capture": "raybrew.verbs.capture",
     "capture_all": "raybrew.verbs.capture",
     "distill": "raybrew.verbs.distill",
+    "doctor": "raybrew.diagnosis.run",
     "evaluate": "raybrew.verbs.evaluate",
     "evaluate_all": "raybrew.verbs.evaluate",
     "export": "raybrew.verbs.export",
@@ -117,10 +123,12 @@ __all__ = [
     "BasicDistiller",
     "BasicTrainer",
     "CustomMatch",
+    "Diagnosis",
     "DistillationConfig",
     "EMDDistiller",
     "Experiment",
     "Export",
+    "Finding",
     "GeneralDistiller",
     "Inspected",
     "JobHandle",
@@ -130,6 +138,7 @@ __all__ = [
     "Plan",
     "PruneRules",
     "QuietReporter",
+    "Run",
     "RunResult",
     "Store",
     "Student",
@@ -141,6 +150,7 @@ __all__ = [
     "capture",
     "capture_all",
     "distill",
+    "doctor",
     "evaluate",
     "evaluate_all",
     "export",

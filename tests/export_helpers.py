@@ -21,6 +21,7 @@ from transformers import (  # type: ignore[attr-defined]
 )
 
 from raybrew.demo.tokenizer import build_tokenizer
+from raybrew.models.bigru import BiGRUConfig
 
 __all__ = ["LABELS", "ROWS", "make_model", "write_rows"]
 
@@ -42,6 +43,7 @@ _FAMILIES: dict[str, Any] = {
     "modernbert": lambda **values: ModernBertConfig(
         **_SIZES, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, **values
     ),
+    "bigru": lambda **values: BiGRUConfig(embedding_size=16, hidden_size=12, **values),
     "deberta-v2": lambda **values: DebertaV2Config(
         **_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, **values
     ),
@@ -70,7 +72,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 def make_model(folder: Path, family: str = "bert", task: str = "classification", seed: int = 0) -> PreTrainedModel:
     """A random model of `family` with the head of `task`, whose outputs are not small, saved with its tokenizer."""
     tokenizer = build_tokenizer([" ".join((*_WORDS, "?"))], folder, max_length=64)
-    if family in ("distilbert", "modernbert", "roberta"):
+    if family in ("bigru", "distilbert", "modernbert", "roberta"):
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
     names = LABELS[task]

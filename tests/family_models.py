@@ -28,6 +28,12 @@ TEXTS = (
     "The committee met in Geneva and decided to meet again.",
 )
 
+#: What tokenizers have seen beside the rows.
+_OTHER_TEXTS = (
+    "Quarks bounce through cold vacuum; zebras gallop past jungle villages.",
+    "Every judge quickly examined dozens of baroque vases and jars.",
+)
+
 _SIZES = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 #: Name -> model type, kind of tokenizer, and what its config needs beside the usual sizes.
 FAMILY_MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
@@ -57,7 +63,7 @@ FAMILY_MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
 )
 
 
-def make_tokenizer(kind: str, folder: Path, size: int = 160, texts: tuple[str, ...] = TEXTS) -> PreTrainedTokenizerFast:
+def make_tokenizer(kind: str, folder: Path, size: int = 200, texts: tuple[str, ...] = TEXTS) -> PreTrainedTokenizerFast:
     """Trained on `texts`: `wordpiece` (BERT), `bytes` (byte-level BPE, RoBERTa, ModernBERT) or `unigram` (DeBERTa-v3).
 
     Unigram has no larger vocabulary than its texts give.
@@ -86,7 +92,7 @@ def make_tokenizer(kind: str, folder: Path, size: int = 160, texts: tuple[str, .
         trainer = trainers.UnigramTrainer(
             vocab_size=size, special_tokens=special, unk_token="[UNK]", show_progress=False
         )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((*texts, *_OTHER_TEXTS), trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -5,14 +5,18 @@ python experiments/benchmarks/scale.py sweep --sizes 100 1000 10000
 python experiments/benchmarks/scale.py sweep --sizes 100 1000 --search optuna --scheduler asha
 python experiments/benchmarks/scale.py report --sizes 100 300 1000
 python experiments/benchmarks/scale.py store --sizes 10000 100000 1000000
+python experiments/benchmarks/scale.py rows --sizes 10000 100000 1000000
+python experiments/benchmarks/scale.py plan --sizes 100000000 --teacher-rate 400000 --student-rate 500000
 
-Each size runs in a process of its own. Shown are growth rates; seconds are those of whatever else the machine does.
+Each size runs in a process of its own. Seconds are processor time, so that other work on the machine hardly counts.
+`plan` measures nothing: it is the arithmetic of `raybrew plan` for given rates, in tokens a second of one GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import math
 import random
@@ -41,14 +45,30 @@ _SPACE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=sorted(MEASURES))
+    parser.add_argument("what", choices=[*sorted(MEASURES), "plan"])
     parser.add_argument("--sizes", type=int, nargs="+", required=True)
     parser.add_argument("--search", default="random", choices=("random", "optuna"))
     parser.add_argument("--scheduler", default="none", choices=("none", "asha", "median"))
+    group = parser.add_argument_group("plan")
+    group.add_argument("--teacher-rate", type=float, default=400e3)
+    group.add_argument("--student-rate", type=float, default=500e3)
+    group.add_argument("--tokens", type=int, default=32, help="of a row")
+    group.add_argument("--width", type=int, default=768, help="of the teacher")
+    group.add_argument("--layers", type=int, default=4, help="hidden layers that are matched")
+    group.add_argument("--gpus", type=int, default=64)
+    group.add_argument("--nodes", type=int, default=8)
+    group.add_argument("--trials", type=int, default=1000)
+    group.add_argument("--epochs", type=float, default=1.0)
+    group.add_argument("--rows-per-shard", type=int, default=65536)
+    group.add_argument("--parameters", type=float, default=14.35e6, help="of a student")
     parser.add_argument("--one", action="store_true", help="measure in this process and print JSON")
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(MEASURES[arguments.what](arguments.sizes[0], arguments)))
+        return
+    if arguments.what == "plan":
+        for size in arguments.sizes:
+            print(plan_table(size, arguments))
         return
     found = []
     for size in arguments.sizes:
@@ -176,18 +196,18 @@ def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]
     times = {"trainer": 0.0, "scheduler": 0.0, "table": 0.0}
 
     def timed(name: str, call: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
+        began = time.process_time()
         found = call()
-        times[name] += time.perf_counter() - began
+        times[name] += time.process_time() - began
         return found
 
     def changed() -> None:
         news(conductor, told)
         waiting_reason(conductor, SLOTS)
 
-    began, cpu = time.perf_counter(), time.process_time()
+    began = time.process_time()
     running: deque[tuple[Any, float, int, _Trial]] = deque()
-    count = 0
+    count = events = 0
     while True:
         conductor.stopped_by = conductor.stopped_by or conductor.over_budget()
         while len(running) < SLOTS and (job := conductor.next()) is not None:
@@ -217,13 +237,14 @@ def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]
             changed()
         else:
             running.append((job, value, reports, trial))
-        if count % 50 == 0:  # a terminal is drawn anew twice a second
+        events += 1
+        if events % 50 == 0:  # a terminal is drawn anew twice a second
             timed("table", lambda: live_table(conductor, SLOTS))
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    seconds = time.process_time() - began
     assert conductor.finished, "the sweep must come to its end"
     ledger.write("close", reason="finished")
     others = times["trainer"] + times["scheduler"] + times["table"]
-    times |= {"driver": seconds - others, "cpu": cpu - others}
+    times["driver"] = seconds - others
     return conductor, times | {"trials": float(count)}
 
 
@@ -237,6 +258,10 @@ def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         experiment = base(Path(name), size, arguments.search, arguments.scheduler)
         trainer = StubTrainer(Path(name) / "scale", whole=False)
+        with tempfile.TemporaryDirectory() as small:  # imports, so that they do not count
+            drive(
+                base(Path(small), 2, arguments.search, arguments.scheduler), StubTrainer(Path(small) / "scale", False)
+            )
         before = memory()
         conductor, times = drive(experiment, trainer)
         grown = memory() - before
@@ -244,26 +269,25 @@ def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
         found = {
             "trials": times["trials"],
             "driver, s": times["driver"],
-            "driver without waiting for the disk, s": times["cpu"],
-            "the same, ms a trial": 1000 * times["cpu"] / times["trials"],
+            "driver, ms a trial": 1000 * times["driver"] / times["trials"],
             "scheduler, s": times["scheduler"],
             "live table, s": times["table"],
             "memory grown, MB": grown,
             "ledger, MB": (folder / "ledger.jsonl").stat().st_size / 1e6,
         }
-        began = time.perf_counter()
+        began = time.process_time()
         again = Conductor(
             experiment, Ledger(folder), control_epochs=3,
             objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
         )  # fmt: skip
         assert again.over()
-        found["taking up again, s"] = time.perf_counter() - began
-        began = time.perf_counter()
+        found["taking up again, s"] = time.process_time() - began
+        began = time.process_time()
         assert len(load_sweep(folder).trials) == times["trials"]
-        found["reading the ledger, s"] = time.perf_counter() - began
-        began = time.perf_counter()
+        found["reading the ledger, s"] = time.process_time() - began
+        began = time.process_time()
         assert len(conductor.ranking()) <= size
-        found["ranking, s"] = time.perf_counter() - began
+        found["ranking, s"] = time.process_time() - began
     return found
 
 
@@ -281,9 +305,9 @@ def measure_report(size: int, arguments: argparse.Namespace) -> dict[str, float]
         found: dict[str, float] = {}
 
         def timed(title: str, call: Callable[[], Any]) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             result = call()
-            found[title] = time.perf_counter() - began
+            found[title] = time.process_time() - began
             return result
 
         runs = timed("reading runs, s", record.runs)
@@ -302,34 +326,133 @@ def measure_store(size: int, arguments: argparse.Namespace) -> dict[str, float]:
 
     from raybrew.store.reader import Store
 
-    with tempfile.TemporaryDirectory() as name:
-        began = time.perf_counter()
-        path = make_store(Path(name), size, _ROWS_PER_SHARD)
-        made = time.perf_counter() - began
-        ids = ids_of(size)
-        before = memory()
-        began = time.perf_counter()
-        store = Store.open(path)
-        rng = np.random.default_rng(0)
-        store.gather(HIDDEN, store.locate(ids[rng.integers(0, size, 64)]))
-        opened = time.perf_counter() - began
-        began = time.perf_counter()
-        batches = 1000
+    def read(path: Path, ids: Any, batches: int) -> tuple[float, float, float]:
+        """Seconds until the first batch is there, those of one more, and private memory with the store open."""
+        began = time.process_time()
+        store, rng = Store.open(path), np.random.default_rng(0)
+        store.gather(HIDDEN, store.locate(ids[rng.integers(0, len(ids), 64)]))
+        opened = time.process_time() - began
+        began = time.process_time()
         for _ in range(batches):
-            store.gather(HIDDEN, store.locate(ids[rng.integers(0, size, 64)]))
-        gathered = time.perf_counter() - began
-        private = _private_dirty()
-        files = [entry for entry in path.rglob("*") if entry.is_file()]
+            store.gather(HIDDEN, store.locate(ids[rng.integers(0, len(ids), 64)]))
+        return opened, (time.process_time() - began) / batches, _private_dirty()
+
+    with tempfile.TemporaryDirectory() as name:
+        # Imports, so that they do not count.
+        read(make_store(Path(name) / "small", 2000, _ROWS_PER_SHARD), ids_of(2000), 2)
+        began = time.process_time()
+        path = make_store(Path(name) / "store", size, _ROWS_PER_SHARD)
+        made = time.process_time() - began
+        ids = ids_of(size)
+        gc.collect()
+        before = _private_dirty()
+        opened, batch, private = read(path, ids, 1000)
         return {
             "shards": size / _ROWS_PER_SHARD,
-            "files": float(len(files)),
+            "files": float(sum(entry.is_file() for entry in path.rglob("*"))),
             "manifest, MB": (path / "manifest.json").stat().st_size / 1e6,
             "writing, s": made,
             "opening and first batch, s": opened,
-            "a batch of 64 rows, ms": 1000 * gathered / batches,
-            "private memory, MB": private,
-            "memory grown (maps count), MB": memory() - before,
+            "a batch of 64 rows, ms": 1000 * batch,
+            "private memory grown, MB": private - before,
         }
+
+
+def measure_rows(size: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """What a driver or worker holds of `size` source rows of 12 words, and of the order of their batches."""
+    import numpy as np
+
+    from raybrew.config.loading import build_experiment
+    from raybrew.training.encoded import build_order
+    from raybrew.verbs.prepare import read_rows
+
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "rows.jsonl"
+        words = random.Random(0)
+        with path.open("w", encoding="utf-8") as file:
+            for number in range(size):
+                text = " ".join(f"word{words.randrange(5000)}" for _ in range(12))
+                file.write(json.dumps({"text": f"{text} {number}", "label": str(number % 2)}) + "\n")
+        values = {"name": "rows", "data": {"train": str(path)}, "teacher": {"model": "a/teacher"}}
+        experiment = build_experiment({**values, "student": {"shape": "T3"}}, check_files=False)
+        before = memory()
+        began = time.process_time()
+        rows = read_rows(experiment, None, lambda words: None)
+        read = time.process_time() - began
+        found = {
+            "file, MB": path.stat().st_size / 1e6,
+            "reading, s": read,
+            "memory grown by reading, MB": memory() - before,
+            "rows in memory, MB": rows.training.nbytes / 1e6,
+        }
+        lengths = np.random.default_rng(0).integers(8, 64, size, np.int32)
+        before, began = memory(), time.process_time()
+        batches = build_order(lengths, experiment.train).batches(0)
+        found["order of an epoch, s"] = time.process_time() - began
+        found["memory grown by the order, MB"] = memory() - before
+        assert sum(len(batch) for batch in batches) == size
+    return found
+
+
+def plan_table(rows: int, arguments: argparse.Namespace) -> str:
+    """Bytes, times, traffic and metadata by `raybrew plan`'s own model, for three ways to match."""
+    from raybrew.signals import LOGITS, parse_signal
+    from raybrew.store.estimate import Amounts, Widths, estimate_bytes
+    from raybrew.verbs.plan import Plan, StorePlan, TrainingPlan
+
+    tokens = rows * arguments.tokens
+    amounts = Amounts(rows, tokens, rows * arguments.tokens**2)
+    widths = Widths(logits=2, hidden=arguments.width, heads=12)
+    hidden = [parse_signal(f"hidden.{layer:02d}") for layer in range(1, arguments.layers + 1)]
+    step_tokens = 8192
+    steps = round(tokens * arguments.epochs / step_tokens)
+    training = TrainingPlan(
+        rows, arguments.epochs, steps, step_tokens / arguments.student_rate,
+        tokens * arguments.epochs / arguments.student_rate, 1, "cuda",
+    )  # fmt: skip
+    columns: dict[str, dict[str, str]] = {}
+    for title, request, element in (
+        ("logits", [LOGITS], "float16"),
+        (f"and {arguments.layers} hidden layers, int8", [LOGITS, *hidden], "int8"),
+        (f"and {arguments.layers} hidden layers, float16", [LOGITS, *hidden], "float16"),
+    ):
+        sizes = estimate_bytes(amounts, widths, request, element, arguments.rows_per_shard)
+        total = sum(sizes.values())
+        shards = math.ceil(rows / arguments.rows_per_shard)
+        store = StorePlan(
+            title, "teacher", "s3://bucket/stores", rows, tokens, arguments.tokens, shards, element, sizes, total,
+            None, arguments.teacher_rate, tokens / arguments.teacher_rate, arguments.gpus, "cuda",
+        )  # fmt: skip
+        plan = Plan("scale", arguments.trials, (store,), training, None, ())
+        files = shards * (len(request) + 1)
+        state = 4 * arguments.parameters
+        columns[title] = {
+            "store": f"{total / 1e12:.3f} TB",
+            "shards; files and commit marks": f"{shards:,}; {files + shards:,}",
+            "capture, if only the teacher takes time": f"{store.seconds / 60:.1f} min",
+            "written in it, each GPU": f"{store.write_rate / arguments.gpus / 1e6:.1f} MB/s",
+            "written in it, all": f"{store.write_rate / 1e9:.2f} GB/s",
+            "copied to each node once": f"{total / 1e12:.3f} TB",
+            f"copied by {arguments.nodes} nodes": f"{total * arguments.nodes / 1e12:.2f} TB",
+            "the copy at 25 Gbit/s": f"{total / (25e9 / 8) / 60:.1f} min",
+            "read from the local disk, each trial": f"{plan.read_rate / 1e6:.0f} MB/s",
+            "read from it, each node": f"{plan.read_rate * arguments.gpus / arguments.nodes / 1e9:.2f} GB/s",
+            "steps of a trial": f"{steps:,}",
+            "one trial": f"{training.worker_seconds / 3600:.2f} h",
+            "all trials": f"{plan.student_seconds / arguments.gpus / 3600:.0f} h",
+            "GPU-hours with a store": f"{plan.stored_seconds / 3600:,.0f}",
+            "GPU-hours with a live teacher": f"{plan.live_seconds / 3600:,.0f}",
+            "states of running trials (2 of 3 x weights each)": f"{2 * 3 * state * arguments.gpus / 1e9:.0f} GB",
+            "written for states, every 10 minutes": f"{3 * state * arguments.gpus / 600 / 1e6:.0f} MB/s",
+            "students until the sweep ends": f"{state * arguments.trials / 1e9:.0f} GB",
+            "run folders' files": f"{arguments.trials * 12:,}",
+            "device time saved by the store": f"{plan.live_seconds / plan.stored_seconds:.1f} times",
+        }
+    heads = ["", *columns]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    names = next(iter(columns.values()))
+    lines += ["| " + " | ".join([name, *(column[name] for column in columns.values())]) + " |" for name in names]
+    return "\n".join(lines)
 
 
 def memory() -> float:
@@ -345,6 +468,7 @@ def _private_dirty() -> float:
 MEASURES: dict[str, Callable[[int, argparse.Namespace], dict[str, float]]] = {
     "sweep": measure_sweep,
     "report": measure_report,
+    "rows": measure_rows,
     "store": measure_store,
 }
 

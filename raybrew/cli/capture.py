@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from raybrew.cli.options import AsJson, ExperimentFile, Overrides, TaskChoice, TeacherChoice
+from raybrew.cli.running import load_to_run
 from raybrew.cli.terminal import make_reporter, print_json, results
-from raybrew.config.loading import load_experiment
 
 __all__ = ["capture"]
 
@@ -27,7 +27,7 @@ def capture(
 
     What the store has already is not computed again.
     """
-    config = load_experiment(experiment, overrides or ())
+    config = load_to_run(experiment, overrides)
 
     from raybrew.store.reader import describe
     from raybrew.verbs.capture import capture_all

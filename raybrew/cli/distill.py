@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from raybrew.cli.options import AsJson, ExperimentFile, Overrides, RunId
+from raybrew.cli.running import load_to_run
 from raybrew.cli.terminal import make_reporter, print_json
-from raybrew.config.loading import load_experiment
 
 __all__ = ["distill"]
 
@@ -16,7 +16,7 @@ def distill(
 
     The same command continues an interrupted run.
     """
-    config = load_experiment(experiment, overrides or ())
+    config = load_to_run(experiment, overrides)
 
     from raybrew.cli.summary import print_run
     from raybrew.verbs.distill import distill as verb

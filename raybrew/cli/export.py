@@ -47,6 +47,11 @@ def export(
     ] = True,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operators.", show_default="20")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Upload to the Hugging Face hub.", show_default=False),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the new repository public.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export a student with a model card: a Hugging Face folder, ONNX checked against torch, int8 with its quality."""
@@ -64,6 +69,8 @@ def export(
         evaluate=evaluate,
         opset=opset or OPSET,
         force=force,
+        push=push,
+        public=public,
         reporter=make_reporter(),
     )
     if as_json:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from raybrew.cli.options import AsJson, ExperimentFile, Overrides, RunId, TaskChoice, TeacherChoice
+from raybrew.cli.running import load_to_run
 from raybrew.cli.terminal import make_reporter, print_json
-from raybrew.config.loading import load_experiment
 
 __all__ = ["finetune"]
 
@@ -21,7 +21,7 @@ def finetune(
 
     The same command continues an interrupted run. Several teachers are trained one after another.
     """
-    config = load_experiment(experiment, overrides or ())
+    config = load_to_run(experiment, overrides)
 
     from raybrew.cli.summary import print_run
     from raybrew.verbs.finetune import finetune_all

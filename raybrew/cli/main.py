@@ -17,6 +17,7 @@ from raybrew.cli.capture import capture
 from raybrew.cli.compare import compare
 from raybrew.cli.demo import demo
 from raybrew.cli.distill import distill
+from raybrew.cli.doctor import doctor
 from raybrew.cli.evaluate import evaluate
 from raybrew.cli.export import export
 from raybrew.cli.finetune import finetune
@@ -82,6 +83,7 @@ app.command("compare")(compare)
 app.command("report")(report)
 app.command("export")(export)
 app.add_typer(store_app, name="store")
+app.command("doctor")(doctor)
 app.command("submit")(submit)
 app.add_typer(job_app, name="job")
 

@@ -24,7 +24,7 @@ def submit(
         list[str],
         typer.Argument(
             metavar="[KEY=VALUE]... -- VERB [OPTIONS]",
-            help="Overrides; then finetune, capture, distill or sweep with its options.",
+            help="Overrides; then finetune, capture, distill, sweep or doctor with its options.",
             show_default=False,
         ),
     ],

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from raybrew.cli.options import AsJson, ExperimentFile, Overrides
+from raybrew.cli.running import load_to_run
 from raybrew.cli.terminal import errors, make_reporter, print_json, results, write_line
-from raybrew.config.loading import load_experiment
 
 __all__ = ["sweep"]
 
@@ -19,7 +19,7 @@ def sweep(experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJs
 
     The same command continues a sweep that was stopped or killed. Exit code 5 if some trials failed.
     """
-    config = load_experiment(experiment, overrides or ())
+    config = load_to_run(experiment, overrides)
 
     from raybrew.cli.summary import print_comparison, short_path
     from raybrew.sweeps.run import sweep as verb
@@ -70,8 +70,13 @@ def _reporter() -> Any:
         def follow(self, conductor: Conductor, slots: int) -> Iterator[Callable[[], None]]:
             from rich.live import Live as Drawn
 
-            with Drawn(live_table(conductor, slots), console=errors(), refresh_per_second=2, transient=True) as drawn:
-                yield lambda: drawn.update(live_table(conductor, slots))
+            console = errors()
+
+            def table() -> Any:
+                return live_table(conductor, slots, console.width)
+
+            with Drawn(table(), console=console, refresh_per_second=2, transient=True) as drawn:
+                yield lambda: drawn.update(table())
 
     base = make_reporter()
     return Live(base) if sys.stderr.isatty() else SweepReporter(base)

@@ -14,7 +14,7 @@ from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem
-from raybrew.config.stages import check_method, check_stages, check_theseus
+from raybrew.config.stages import check_method, check_stages, check_steps, check_theseus
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import WITHOUT_LAYERS, ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
@@ -185,6 +185,21 @@ def _without_layers(student: StudentConfig, distill: DistillConfig, task: Any) -
             problems.append(
                 Problem(f"{key}.emd.attention", f"given, but {student.shape} has no attention; set it to 0")
             )
+    return problems
+
+
+def _vocabulary(student: StudentConfig, task: Any) -> list[Problem]:
+    if student.vocabulary is None:
+        return []
+    problems = []
+    if task.kind == "masked_lm":
+        problems.append(
+            Problem(
+                "student.vocabulary", "given for masked_lm, whose outputs are over the teacher's vocabulary; remove it"
+            )
+        )
+    if student.model is None and student.shape is None:
+        problems.append(Problem("student.vocabulary", "given without a student; name student.shape or student.model"))
     return problems
 
 
@@ -413,8 +428,10 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
     (("student", "distill", "task"), _without_layers),
+    (("student", "task"), _vocabulary),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
+    (("distill", "train"), check_steps),
     (("distill", "train", "student", "teacher", "task"), check_theseus),
     (("distill", "train", "teacher", "task"), check_changes),
     (("data", "train", "teacher", "task"), _early_stopping),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
@@ -55,6 +58,20 @@ class Experiment(Section):
     tracking: TrackingConfig = TrackingConfig()
     sweep: SweepConfig | None = None
     """What `raybrew sweep` tries. Not set: there is nothing to sweep."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), *, check_files: bool = True) -> Experiment:
+        """The experiment in a file, as `raybrew.load_experiment`; ConfigError lists every problem that was found."""
+        from raybrew.config.loading import load_experiment
+
+        return load_experiment(path, overrides, check_files)
+
+    def _repr_html_(self) -> str:
+        """What is not a default, as YAML, for notebooks."""
+        import yaml
+
+        given = self.model_dump(mode="json", exclude_defaults=True)
+        return f"<pre>{html.escape(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))}</pre>"
 
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types."""

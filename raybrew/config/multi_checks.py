@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.student import StudentConfig
 from raybrew.config.teacher import TeacherConfig
-from raybrew.config.views import matches_of_task
+from raybrew.config.views import matches_of_task, with_matches
 
 __all__ = ["check_members", "check_one_task", "check_tasks"]
 
@@ -87,14 +88,14 @@ def check_tasks(
     student, distill, train = (sections.get(name) for name in ("student", "distill", "train"))
     if train is not None and train.parallel == "fsdp":
         problems.append(Problem("train.parallel", "given 'fsdp' with several tasks; allowed there: ddp"))
-    if distill is not None and distill.stages:
-        by = f"distill.method {distill.method!r} has" if distill.method is not None else "given"
-        problems.append(Problem("distill.stages", f"{by} stages, with several tasks; they are for one task"))
+    for key, part in distill.keyed_parts if distill is not None else ():
+        if part.theseus is not None:
+            problems.append(Problem(f"{key}.theseus", "given with several tasks; it is for one task and one teacher"))
     named = _names(task)
     if student is not None:
         problems += _student_teacher(student, named, "")
-    for index, match in enumerate(distill.matches if distill is not None else ()):
-        problems += _match_teacher(f"distill.matches.{index}.teacher", match.teacher, task, named)
+    for key, match in _keyed_matches(distill):
+        problems += _match_teacher(key, match.teacher, task, named)
     for name, part in task.tasks.items():
         if part.task.kind == "masked_lm":
             problems.append(
@@ -106,9 +107,7 @@ def check_tasks(
         if student is not None:
             own["student"] = student.model_copy(update={"teacher": None})
         if distill is not None:
-            own["distill"] = distill.model_copy(
-                update={"matches": tuple(_seen_by(match, name, part.teacher) for match in distill.matches)}
-            )
+            own["distill"] = with_matches(distill, functools.partial(_seen_by, task=name, teacher=part.teacher))
         for problem in check(own):
             mine = problem.key.split(".")[0] in _OWN
             problems.append(Problem(f"task.tasks.{name}.{problem.key}", problem.message) if mine else problem)
@@ -161,7 +160,12 @@ def _unknown(key: str, given: str, allowed: Iterable[str], otherwise: str) -> Pr
     return Problem(key, f"given {given!r}; allowed: {', '.join(allowed)}{near_match(given, allowed)}")
 
 
-def _seen_by(match: MatchConfig, task: str, teacher: TeacherConfig) -> MatchConfig:
+def _seen_by(matches: tuple[MatchConfig, ...], task: str, teacher: TeacherConfig) -> tuple[MatchConfig, ...]:
+    """`matches` as task `task` has them, those of others without weight."""
+    return tuple(_one_seen_by(match, task, teacher) for match in matches)
+
+
+def _one_seen_by(match: MatchConfig, task: str, teacher: TeacherConfig) -> MatchConfig:
     """`match` as task `task` has it: without weight if it is another's. Its teacher's name was looked at before."""
     mine = matches_of_task((match,), task)
     member = mine[0].teacher if mine else None

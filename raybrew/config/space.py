@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,10 @@ from raybrew.config.experiment import Experiment
 from raybrew.config.population import check_population
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
+from raybrew.config.task import TASK_KD_LOSSES
+from raybrew.config.views import task_views
 from raybrew.errors import ConfigError
+from raybrew.methods import METHODS
 
 __all__ = [
     "CORNER_LIMIT",
@@ -47,6 +51,9 @@ _FIXED = {
     "data.eval_rows": "students must be judged on the same rows",
     "data.cache": "it does not change what is learnt",
 }
+
+#: What stands before the keys of one of several tasks.
+_OF_TASK = re.compile(r"^task\.tasks\.[^.]+\.(?=task\.|data\.)")
 
 
 def is_active(parameter: ParameterConfig, values: Mapping[str, Any]) -> bool:
@@ -138,8 +145,8 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
     if sweep.scheduler.kind == "pbt":
         problems += check_population(experiment, sweep)
-    data = experiment.data
-    if sweep.controls and data.unlabeled is not None and data.train is None:
+    parts = [view.data for view in task_views(experiment).values()]
+    if sweep.controls and any(data.unlabeled is not None and data.train is None for data in parts):
         problems.append(
             Problem("sweep.controls", "given true, but there is no data.train with labels for them to learn")
         )
@@ -178,12 +185,32 @@ def space_notes(experiment: Experiment) -> list[str]:
     for key, parameter in sweep.space.items():
         if key == "distill.scale_by_temperature_squared":
             unscaled += parameter.values
+        elif key == "distill.method":
+            unscaled += [
+                METHODS[name].distill.get("scale_by_temperature_squared", True)
+                for name in parameter.values
+                if name in METHODS
+            ]
     if "distill.temperature" in sweep.space and False in unscaled:
         notes.append(
             "warning: distill.temperature varies while distill.scale_by_temperature_squared is false: the KD gradient "
             "falls with 1/T^2, so temperature and weight of the KD loss are confounded"
         )
+    if "distill.temperature" in sweep.space and _only_squares(experiment, sweep) and False not in unscaled:
+        notes.append(
+            "warning: distill.temperature varies, but the KD loss is mse, from which it cancels out "
+            "(distill.scale_by_temperature_squared): such trials are alike"
+        )
     return notes
+
+
+def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
+    """Whether the KD loss is the squared difference of logits in every task of every trial."""
+    if any(key.startswith("distill.kd_loss") or key == "distill" for key in sweep.space):
+        return False
+    kind = experiment.distill.kd_loss.kind
+    views = task_views(experiment).values()
+    return all(kind == "mse" or (kind == "auto" and TASK_KD_LOSSES[view.task.kind][0] == "mse") for view in views)
 
 
 def show_value_of(value: Any) -> str:
@@ -228,8 +255,8 @@ def _keys(sweep: SweepConfig) -> list[Problem]:
             near = near_match(section, _SECTIONS)
             allowed = ", ".join(_SECTIONS)
             problems.append(Problem(f"sweep.space.{key}", f"cannot vary; allowed: keys of {allowed}{near}"))
-        elif key in _FIXED:
-            problems.append(Problem(f"sweep.space.{key}", f"cannot vary: {_FIXED[key]}"))
+        elif (fixed := _OF_TASK.sub("", key)) in _FIXED:
+            problems.append(Problem(f"sweep.space.{key}", f"cannot vary: {_FIXED[fixed]}"))
     for index, rule in enumerate(sweep.exclude):
         problems += [
             Problem(f"sweep.exclude.{index}.{key}", f"no key of the space{near_match(key, sweep.space)}")
@@ -262,10 +289,10 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
                 "GPU goes to trials of one worker only",
             )
         )
-    if experiment.task.kind == "multi":
-        problems.append(Problem("sweep", "given with several tasks; a sweep compares students of one task"))
-    elif experiment.data.eval is None:
-        problems.append(Problem("data.eval", "required by a sweep: labelled rows on which students are compared"))
+    views = task_views(experiment)
+    if all(view.data.eval is None for view in views.values()):
+        key = "data.eval" if None in views else "task.tasks.<name>.data.eval"
+        problems.append(Problem(key, "required by a sweep: labelled rows on which students are compared"))
     return problems
 
 

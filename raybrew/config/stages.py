@@ -11,9 +11,10 @@ from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.student import StudentConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
+from raybrew.errors import ConfigError
 from raybrew.methods import METHODS, contradictions
 
-__all__ = ["check_method", "check_stages", "check_theseus", "method_notes", "stage_ends", "stage_names"]
+__all__ = ["check_method", "check_stages", "check_steps", "check_theseus", "method_notes", "stage_ends", "stage_names"]
 
 #: Shares that add up to 1 only as far as decimal fractions do.
 _ROUNDING = 1e-9
@@ -68,6 +69,17 @@ def check_stages(distill: DistillConfig) -> list[Problem]:
     return problems
 
 
+def check_steps(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
+    """Whether the longest run that `train.max_steps` allows has a step for each stage."""
+    if not distill.stages or train.max_steps is None or check_stages(distill):
+        return []
+    try:
+        stage_ends(distill.stages, train.max_steps)
+    except ConfigError as error:
+        return [Problem("train.max_steps", f"given {train.max_steps}; {text}") for text in error.problems]
+    return []
+
+
 def check_theseus(
     distill: DistillConfig, train: TrainConfig, student: StudentConfig, teacher: TeacherConfig, task: Any
 ) -> list[Problem]:
@@ -94,6 +106,8 @@ def check_theseus(
                     "student.shape, with student.init auto or teacher",
                 )
             )
+        if student.vocabulary is not None:
+            problems.append(Problem("student.vocabulary", f"given with {key}, where the embeddings are the teacher's"))
         problems += [
             Problem(f"train.{name}", f"given with {key}; allowed there: {allowed}")
             for name, allowed in (("compile", "false"), ("gradient_checkpointing", "false"))

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import Many, Section
+from raybrew.config.base import WHEN_SET, Many, Section
 
-__all__ = ["LAYER_RULES", "WITHOUT_LAYERS", "ShapeConfig", "StudentConfig"]
+__all__ = ["LAYER_RULES", "WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig"]
 
 #: Rules that name the teacher layers a student starts from; a list of layer numbers (1 = first) does as well.
 LAYER_RULES = {
@@ -35,6 +35,17 @@ class ShapeConfig(Section):
     """Width of the feed-forward layers. Default: the teacher's ratio to `hidden`."""
 
 
+class VocabularyConfig(Section):
+    """Word embeddings for the pieces of a corpus alone: those of the training rows, labelled and unlabelled."""
+
+    min_count: int = Field(default=1, ge=1)
+    """Pieces that come up less often are left out. With 1 the rows are cut into the same pieces as before."""
+    keep: Many[str] = ()
+    """Further pieces to keep, as the tokenizer writes them. Special tokens and single characters are kept anyway."""
+    texts: str | None = None
+    """A text file (also .gz) with one text a line, whose pieces count as those of the rows do."""
+
+
 class StudentConfig(Section):
     """Either `model` or `shape`."""
 
@@ -54,3 +65,5 @@ class StudentConfig(Section):
     teacher's word embeddings unless it is `random`."""
     init_layers: Literal["even", "first", "last", "skip"] | Many[int] = "even"
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""
+    vocabulary: VocabularyConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """Trim tokenizer and word embeddings to the training rows: {} or {min_count: 2}."""

@@ -105,7 +105,7 @@ class QAConfig(Section):
     """Longest encoded window in tokens, question included; longer contexts are read through several windows."""
     stride: int = Field(default=128, ge=1)
     """Tokens that two neighbouring windows share. An answer of more tokens may be cut by the border of a window, which
-    then has no label."""
+    then has no label; one that no window holds whole makes a bad row."""
     max_question: int = Field(default=64, ge=1)
     """Longest question in tokens; the rest of longer ones is left out."""
     max_answer: int = Field(default=30, ge=1)

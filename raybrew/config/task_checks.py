@@ -9,6 +9,7 @@ from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
+from raybrew.config.student import StudentConfig
 from raybrew.config.task import TASK_COLUMNS, TASK_KD_LOSSES, MaskedLMConfig, QAConfig, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 
@@ -139,6 +140,18 @@ def _masked_lm(task: TaskConfig, data: DataConfig, teacher: TeacherConfig, store
     return problems
 
 
+def _masked_lm_student(task: TaskConfig, student: StudentConfig) -> list[Problem]:
+    if not isinstance(task, MaskedLMConfig):
+        return []
+    problems = []
+    if student.vocabulary is not None:
+        why = "the student guesses among the tokens that its teacher knows"
+        problems.append(Problem("student.vocabulary", f"given for task.kind 'masked_lm', where {why}"))
+    if student.shape == "BiGRU":
+        problems.append(Problem("student.shape", "given 'BiGRU', which has no masked-LM head; allowed: transformers"))
+    return problems
+
+
 def _augment(task: TaskConfig, data: DataConfig) -> list[Problem]:
     if data.augment is None:
         return []
@@ -151,6 +164,7 @@ TASK_RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task",), _tagging),
     (("task",), _qa),
     (("task", "data", "teacher", "store"), _masked_lm),
+    (("task", "student"), _masked_lm_student),
     (("task", "data"), _augment),
     (("task", "teacher"), _average),
     (("task", "distill"), _kd_of_task),

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from raybrew.config.distill import MatchConfig
+from collections.abc import Callable
+
+from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.problems import near_match
 from raybrew.errors import ConfigError
 
-__all__ = ["choose_task", "matches_of_task", "one_teacher", "task_views", "teacher_names", "teacher_views"]
+__all__ = [
+    "choose_task",
+    "matches_of_task",
+    "one_teacher",
+    "task_views",
+    "teacher_names",
+    "teacher_views",
+    "with_matches",
+]
 
 
 def task_views(experiment: Experiment) -> dict[str | None, Experiment]:
@@ -74,6 +84,17 @@ def matches_of_task(matches: tuple[MatchConfig, ...], task: str) -> tuple[MatchC
     return tuple(found)
 
 
+def with_matches(
+    distill: DistillConfig, change: Callable[[tuple[MatchConfig, ...]], tuple[MatchConfig, ...]]
+) -> DistillConfig:
+    """`distill` with the matches that `change` makes of its own and of those of each stage."""
+    stages = tuple(
+        stage if stage.matches is None else stage.model_copy(update={"matches": change(stage.matches)})
+        for stage in distill.stages
+    )
+    return distill.model_copy(update={"matches": change(distill.matches), "stages": stages})
+
+
 def _view(experiment: Experiment, name: str, part: TaskPart) -> Experiment:
     distill = experiment.distill
     return experiment.model_copy(
@@ -81,6 +102,6 @@ def _view(experiment: Experiment, name: str, part: TaskPart) -> Experiment:
             "task": part.task,
             "data": part.data if part.data.cache else part.data.model_copy(update={"cache": experiment.data.cache}),
             "teacher": part.teacher,
-            "distill": distill.model_copy(update={"matches": matches_of_task(distill.matches, name)}),
+            "distill": with_matches(distill, lambda matches: matches_of_task(matches, name)),
         }
     )

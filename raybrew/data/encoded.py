@@ -36,7 +36,7 @@ from raybrew.tasks.base import Task
 __all__ = ["EncodedRows", "encode_rows", "open_encoded", "tokenizer_fingerprint"]
 
 _MARKER = "encoded.json"
-_FORMAT = 2
+_FORMAT = 3
 _BATCH_ROWS = 1024
 _SHARD_ROWS = 1 << 16
 _SHARD_TOKENS = 1 << 23
@@ -113,6 +113,11 @@ class EncodedRows:
             return column.read()
         flat, lengths = column.gather(np.arange(len(column)))
         return np.split(flat, np.cumsum(lengths)[:-1])
+
+    def spans(self, indices: npt.ArrayLike) -> list[npt.NDArray[np.int64]]:
+        """Characters (items, 2) of the items of each row, for tasks that have such."""
+        flat, lengths = self.arrow.ragged("spans").gather(np.asarray(indices, dtype=np.int64))
+        return np.split(flat.reshape(-1, 2).astype(np.int64), np.cumsum(lengths)[:-1])
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:

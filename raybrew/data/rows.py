@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,17 @@ from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
 from raybrew.tasks.ids import example_id
 
-__all__ = ["BadRow", "RowSet", "Split", "example_id", "load_rows", "row_ids", "rows_fingerprint", "subset_indices"]
+__all__ = [
+    "BadRow",
+    "RowSet",
+    "Split",
+    "example_id",
+    "load_rows",
+    "places_of",
+    "row_ids",
+    "rows_fingerprint",
+    "subset_indices",
+]
 
 Split = Literal["train", "eval", "unlabeled"]
 
@@ -100,6 +110,27 @@ def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None 
         return _read(data, split, text, task, known)
     except DataError as error:
         raise DataError(f"data.{split}: {error}") from error.__cause__
+
+
+def places_of(
+    data: DataConfig, split: Split, task: Task, ids: Collection[bytes]
+) -> dict[bytes, tuple[str, int, int | None]]:
+    """File, row and line (of text files) where the examples of these ids first stand, by reading the source again."""
+    text = getattr(data, split)
+    found: dict[bytes, tuple[str, int, int | None]] = {}
+    for reader in open_source(resolve_source(text, data.format, split)):
+        for row, line, raw in reader.rows(task.columns, task.optional_columns):
+            if isinstance(raw, BadRow):
+                continue
+            try:
+                identity = example_id(task.content(task.parse(raw)))
+            except BadValue:
+                continue
+            if identity in ids:
+                found.setdefault(identity, (reader.name, row, line))
+                if len(found) == len(ids):
+                    return found
+    return found
 
 
 def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None) -> RowSet:

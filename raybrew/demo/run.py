@@ -22,7 +22,7 @@ from raybrew.verbs.report import report
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 
-__all__ = ["DemoResult", "run_demo"]
+__all__ = ["DemoResult", "run_demo", "write_demo"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run_demo(folder: Path, seeds: int = 3, reporter: Reporter | None = None) -> 
     same start for as many steps. Finished parts are not repeated.
     """
     reporter = reporter or QuietReporter()
-    path, control = _prepare(folder, reporter)
+    path, control = write_demo(folder, reporter)
     experiment = load_experiment(path)
     results = [_step(reporter, f"raybrew finetune {path}", finetune, experiment)]
     reporter.say(f"$ raybrew capture {path}")
@@ -68,15 +68,24 @@ def _step(reporter: Reporter, command: str, verb: Any, experiment: Experiment, *
     return result
 
 
-def _prepare(folder: Path, reporter: Reporter) -> tuple[Path, Path]:
-    """Data, the untrained teacher, and the two experiment files; what is there stays."""
+def write_demo(
+    folder: Path,
+    reporter: Reporter | None = None,
+    *,
+    labelled: int = NUM_LABELLED,
+    unlabelled: int = NUM_UNLABELLED,
+    evaluation: int = NUM_EVAL,
+) -> tuple[Path, Path]:
+    """Data, the untrained teacher, and the two experiment files (student, control); what is there stays.
+
+    `labelled`, `unlabelled` and `evaluation` are numbers of reviews.
+    """
+    reporter = reporter or QuietReporter()
     path, control = folder / "experiment.yaml", folder / "control.yaml"
     if control.is_file():  # written last
         return path, control
-    reporter.say(
-        f"writing {NUM_LABELLED} labelled, {NUM_UNLABELLED} unlabelled and {NUM_EVAL} test reviews to {folder}"
-    )
-    splits = build_splits(0, NUM_LABELLED, NUM_UNLABELLED, NUM_EVAL)
+    reporter.say(f"writing {labelled} labelled, {unlabelled} unlabelled and {evaluation} test reviews to {folder}")
+    splits = build_splits(0, labelled, unlabelled, evaluation)
     data = write_splits(folder / "data", splits)
     _make_untrained_teacher(folder / "small-bert", [review.text for review in (*splits.labelled, *splits.unlabelled)])
     values = EXPERIMENT | {
@@ -86,7 +95,7 @@ def _prepare(folder: Path, reporter: Reporter) -> tuple[Path, Path]:
     }
     head = "# The demo's student: learns from the teacher's logits on labelled and unlabelled reviews.\n"
     path.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    epochs = round(EXPERIMENT["train"]["epochs"] * (NUM_LABELLED + NUM_UNLABELLED) / NUM_LABELLED)
+    epochs = round(EXPERIMENT["train"]["epochs"] * (labelled + unlabelled) / labelled)
     differing = {
         "extends": "experiment.yaml",
         "data": {"unlabeled": None},

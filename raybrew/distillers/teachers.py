@@ -41,15 +41,21 @@ class LiveTeacher:
         model: nn.Module,
         request: Collection[Signal],
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        token_ids: Tensor | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.request = request
         self.autocast = autocast
+        #: The teacher's id of each of the student's pieces, where these are numbered anew.
+        self.token_ids = token_ids
 
     def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]:
+        inputs = batch.inputs
+        if self.token_ids is not None:
+            inputs = {**inputs, "input_ids": self.token_ids[inputs["input_ids"]]}
         # no_grad, not inference_mode: its tensors may enter autograd as constants of the losses.
         with torch.no_grad(), self.autocast():
-            return forward(self.model, batch.inputs, self.request)
+            return forward(self.model, inputs, self.request)
 
 
 class StoredSignals:

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ _SHAPES = ((1, 2), (1, 7), (3, 16), (5, 33), (8, 128))
 _LONGEST = 512
 #: Largest difference that is no error, relative to the largest output: both compute in float32.
 _TOLERANCE = 1e-4
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 #: Lengths and row counts of the example that the exporter traces; no two equal, so that none is taken for another.
 _TRACED = (3, 9)
 
@@ -62,7 +64,7 @@ def model_inputs(model: PreTrainedModel, names: Sequence[str]) -> tuple[str, ...
     import inspect
 
     taken = inspect.signature(model.forward).parameters
-    return tuple(name for name in MODEL_INPUTS if name in taken and (name in names or name == "attention_mask"))
+    return tuple(name for name in MODEL_INPUTS if name == "attention_mask" or (name in taken and name in names))
 
 
 def write_onnx(model: PreTrainedModel, inputs: Sequence[str], path: Path, opset: int = OPSET) -> None:
@@ -93,8 +95,9 @@ def write_onnx(model: PreTrainedModel, inputs: Sequence[str], path: Path, opset:
                 verbose=False,
             )
     except Exception as error:  # the exporter's errors have no common type
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"onnx: torch cannot export {type(model).__name__}: {reason}") from error
+        raise ModelError(
+            f"onnx: torch cannot export {type(model).__name__}: {_reason(error)}; formats hf and int8 need no export"
+        ) from error
     finally:
         model.train(was_training)
 
@@ -199,6 +202,14 @@ def _outputs_of(model: PreTrainedModel, example: dict[str, Tensor]) -> tuple[str
     with torch.inference_mode():
         found = model(**example, return_dict=True)
     return tuple(name for name in found if name in ("logits", "start_logits", "end_logits"))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom: the exporter wraps it in advice on reporting bugs to torch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    plain = _COLOURS.sub("", str(error))
+    return next((line.strip() for line in plain.splitlines() if line.strip()), type(error).__name__)
 
 
 def _judges_tokens(model: PreTrainedModel) -> bool:

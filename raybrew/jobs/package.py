@@ -46,7 +46,8 @@ class PackedFiles:
         """Whether the file `path`, or all that there is in the folder `path`, is among them."""
         name = os.path.relpath(path.absolute(), self.folder).replace(os.sep, "/")
         if path.is_dir():
-            below = [each for each in path.rglob("*") if each.is_file() and "__pycache__" not in each.parts]
+            found = (each for each in path.rglob("*") if each.is_file())
+            below = [each for each in found if not {*_ALWAYS_LEFT_OUT} & {*each.relative_to(path).parts}]
             return bool(below) and all(self.has(each) for each in below)
         return name in self.sizes
 

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ from raybrew.version import __version__
 
 __all__ = ["STOP_SECONDS", "VERBS", "submit"]
 
+#: Takes one line for the user.
+Say = Callable[[str], None]
+
 #: What runs as a job.
-VERBS = ("finetune", "capture", "distill", "sweep")
+VERBS = ("finetune", "capture", "distill", "sweep", "doctor")
 #: Seconds between Ray's SIGTERM and SIGKILL when a job is stopped. Ray's own are 3, in which not every run can save.
 STOP_SECONDS = 120
 _STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -55,7 +58,7 @@ def submit(
     working_dir: str | Path = ".",
     env: Mapping[str, str] | None = None,
     runtime_env: str | Path | None = None,
-    say: Any = None,
+    say: Say | None = None,
 ) -> JobHandle:
     """Run `raybrew <verb> <experiment> <options>` as a job on the cluster at `address`; see `connect` for addresses.
 
@@ -66,7 +69,7 @@ def submit(
     way, its handle is returned; else the run is continued, or begun. Raises ConfigError, EnvironmentProblem (too
     large), ClusterError (nobody answers, wrong token).
     """
-    say = say or (lambda line: None)
+    say = say or _say_nothing
     if verb not in VERBS:
         raise ConfigError(f"submit: given {verb!r}; what runs as a job: {', '.join(VERBS)}")
     if isinstance(experiment, Experiment):
@@ -111,6 +114,10 @@ def submit(
     return job
 
 
+def _say_nothing(line: str) -> None:
+    pass
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """What a job works on; equal ones are the same run."""
@@ -123,6 +130,8 @@ class _Run:
 
 def _run_of(config: Experiment, verb: str, options: Sequence[str]) -> _Run:
     storage = Path(config.store.storage_path) / config.name
+    if verb == "doctor":
+        return _Run(config.name, verb, verb, str(storage))
     if verb == "capture":
         identity = [config.identity("distill"), config.store.model_dump(mode="json"), list(options)]
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
@@ -220,7 +229,7 @@ def _check_secrets(config: Experiment, options: Sequence[str]) -> None:
     raise_problems("submit", problems)
 
 
-def _check_files(config: Experiment, files: PackedFiles, say: Any) -> None:
+def _check_files(config: Experiment, files: PackedFiles, say: Say) -> None:
     """Files that the experiment names must travel along, or have absolute paths, which are the cluster's matter."""
     problems = [
         problem
@@ -267,7 +276,7 @@ def _is_absolute(value: Any) -> bool:
     return isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
 
 
-def _shared_places(config: Experiment, folder: Path, client: Client, say: Any) -> Experiment:
+def _shared_places(config: Experiment, folder: Path, client: Client, say: Say) -> Experiment:
     """Folders of runs and stores as absolute paths: a job's own folder is a copy, and goes when the job ends."""
     given = [("store.storage_path", config.store.storage_path), ("store.path", config.store.path)]
     relative = {key: value for key, value in given if value and "://" not in value and not _is_absolute(value)}

@@ -126,9 +126,10 @@ class BiGRUModel(BiGRUPreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         embedded = self.embeddings(input_ids)
         # Real tokens first, so that padding comes after them for the one direction; turned about, for the other.
-        front = mask.argsort(dim=1, descending=True, stable=True)
-        count = mask.sum(dim=1, keepdim=True).clamp_min(1)
         places = torch.arange(mask.shape[1], device=mask.device)
+        # In their order; not by a stable sort, which ONNX does not have.
+        front = ((1 - mask) * mask.shape[1] + places).argsort(dim=1)
+        count = mask.sum(dim=1, keepdim=True).clamp_min(1)
         back = torch.where(places < count, count - 1 - places, places)
         given = _picked(self.dropout(embedded), front)
         ahead = self.ahead(given)[0]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config.student import ShapeConfig, StudentConfig
@@ -26,6 +28,7 @@ from raybrew.models.shapes import (
     size_names,
     sizes_text,
 )
+from raybrew.models.vocabulary import Vocabulary, keep_embeddings, open_vocabulary, trimmed_config
 
 __all__ = ["Student", "build_student", "empty_model", "empty_student", "new_model", "random_model", "student_config"]
 
@@ -47,28 +50,62 @@ class Student(NamedTuple):
 
 
 def build_student(
-    config: StudentConfig, teacher: ModelSource | None, task_kind: str, labels: tuple[str, ...], seed: int
+    config: StudentConfig,
+    teacher: ModelSource | None,
+    task_kind: str,
+    labels: tuple[str, ...],
+    seed: int,
+    vocabulary: Path | None = None,
 ) -> Student:
     """The student of `config`, in float32 on the CPU, with one output per label.
 
     `student.model` is loaded with its own tokenizer; a head of another size is made anew. A shape takes the teacher's
     architecture, vocabulary and tokenizer. New weights depend on `seed` alone, and torch's global generators are left
-    as they were. ConfigError and ModelError name what does not fit.
+    as they were. `vocabulary` is the folder of a trimmed one (`raybrew.models.vocabulary`), whose rows of the word
+    embeddings are taken. ConfigError and ModelError name what does not fit.
     """
+    trimmed = None if vocabulary is None else open_vocabulary(vocabulary)
+    built = _whole_student(config, teacher, task_kind, labels, seed, trimmed)
+    if trimmed is None:
+        return built
+    embeddings: nn.Embedding = built.model.get_input_embeddings()  # type: ignore[assignment]
+    saved = (trimmed.size_before - len(trimmed.kept)) * embeddings.embedding_dim
+    words = f"vocabulary of {len(trimmed.kept):,} out of {trimmed.size_before:,} pieces: {saved:,} parameters saved"
+    tokenizer = load_tokenizer(ModelSource(str(trimmed.folder)))
+    return Student(built.model, tokenizer, f"{built.description}, {words}")
+
+
+def _whole_student(
+    config: StudentConfig,
+    teacher: ModelSource | None,
+    task_kind: str,
+    labels: tuple[str, ...],
+    seed: int,
+    trimmed: Vocabulary | None,
+) -> Student:
+    """`build_student` with the tokenizer as it was."""
+
+    def trim(model: PreTrainedModel) -> PreTrainedModel:
+        if trimmed is not None:
+            keep_embeddings(model, trimmed.kept)
+        return model
+
     if config.model is not None:
         source = _own_source(config)
         with _seeded(seed):
-            model = load_model(source, task_kind, labels)
+            model = trim(load_model(source, task_kind, labels))
         return Student(model, load_tokenizer(source), f"{config.model} ({sizes_text(model.config)}), its own weights")
     source = _teacher_source(config, teacher)
     teacher_config = load_config(source)
+    if trimmed is not None:
+        teacher_config = trimmed_config(teacher_config, trimmed.kept)
     recurrent = _recurrent(config)
     if recurrent is not None:
         with _seeded(seed):
             model = _build(_recurrent_config(teacher_config, recurrent, labels), task_kind, False)
         start = f"random weights, seed {seed}"
         if config.init != "random":
-            start = share_embeddings(model, load_model(source, task_kind, needs_head=False, seed=seed))
+            start = share_embeddings(model, trim(load_model(source, task_kind, needs_head=False, seed=seed)))
         return Student(model, load_tokenizer(source), f"{config.shape}: {sizes_text(model.config)}, {start}")
     shape, layers = _resolve(config, teacher_config)
     shaped = student_config(teacher_config, shape, labels, layers)
@@ -78,14 +115,18 @@ def build_student(
     if layers is None:
         start = f"random weights, seed {seed}"
     else:
-        origin = load_model(source, task_kind, needs_head=False, seed=seed)
+        origin = trim(load_model(source, task_kind, needs_head=False, seed=seed))
         start = str(init_from_teacher(model, origin, layers, config.init == "truncate"))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
     return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
 
 def empty_student(
-    config: StudentConfig, teacher: ModelSource | None, task_kind: str, labels: tuple[str, ...]
+    config: StudentConfig,
+    teacher: ModelSource | None,
+    task_kind: str,
+    labels: tuple[str, ...],
+    vocabulary: Path | None = None,
 ) -> PreTrainedModel:
     """The student of `config` without memory for its weights (device `meta`): for counting, reads configs only."""
     if config.model is not None:
@@ -100,6 +141,8 @@ def empty_student(
         else:
             shape, layers = _resolve(config, teacher_config)
             shaped = student_config(teacher_config, shape, labels, layers)
+    if vocabulary is not None:
+        shaped = trimmed_config(shaped, open_vocabulary(vocabulary).kept)
     with torch.device("meta"):
         return _build(shaped, task_kind, source.trust_remote_code)
 

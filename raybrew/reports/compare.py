@@ -45,6 +45,14 @@ class Comparison:
     def _places(self) -> dict[int, int]:
         return {id(row): place for place, row in enumerate(self.rows)}
 
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        from raybrew.reports.notebook import html_table
+        from raybrew.reports.tables import COLUMNS, caption_lines
+
+        rows = [[column.cell(row, self).replace("\n", " ") for column in COLUMNS] for row in self.rows]
+        return html_table("runs compared", rows, [column.head(self) for column in COLUMNS], caption_lines(self))
+
     @functools.cached_property
     def eval_rows(self) -> int | None:
         return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)
@@ -101,7 +109,7 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
         together.setdefault((row.label, row.role), []).append(index)
     for members in together.values():
         if len(members) > 1:
-            names = name_variants([settings_of(groups[index][0]) for index in members])
+            names = name_variants(_by_method([groups[index][0] for index in members]))
             for index, name in zip(members, names, strict=True):
                 # A run on its own is told from its group by its seed.
                 seed = "" if rows[index].done else f"seed {groups[index][0].seed}"
@@ -109,15 +117,25 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
     return variants
 
 
-def _by_method(run: RunRecord) -> dict[str, Any]:
-    """Settings of a run, of its losses the name of the method alone and what is not as the method sets it."""
-    settings = settings_of(run)
-    method = dict_at(run.config, "distill").get("method")
-    if method not in METHODS or not isinstance(settings.get("distill"), Mapping):
-        return settings
-    usual = identity_of(DistillConfig.model_validate({"method": method}))
-    own = {key: value for key, value in settings["distill"].items() if value != usual.get(key)}
-    return {**settings, "distill": {"method": method, **own}}
+def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Settings of each run; in place of its losses the name of its method, with what it sets otherwise than others."""
+    found = [(settings_of(run), dict_at(run.config, "distill").get("method")) for run in runs]
+    own: list[dict[str, Any]] = []
+    for settings, method in found:
+        losses = {key: value for key, value in dict_at(settings, "distill").items() if key != "method"}
+        usual = identity_of(DistillConfig.model_validate({"method": method})) if method in METHODS else {}
+        own.append({key: value for key, value in losses.items() if method in METHODS and value != usual.get(key)})
+    told = []
+    for (settings, method), changed in zip(found, own, strict=True):
+        if method not in METHODS:
+            told.append(settings)
+            continue
+        differing = {key: value for key, value in changed.items() if any(other.get(key) != value for other in own)}
+        words = [
+            f"{key}={value:g}" if isinstance(value, int | float) else f"own {key}" for key, value in differing.items()
+        ]
+        told.append({**settings, "distill": {"method": ", ".join([str(method), *words])}})
+    return told
 
 
 def _time_by_architecture(rows: list[Row]) -> list[Row]:

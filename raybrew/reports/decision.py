@@ -77,16 +77,22 @@ def _headline(best: Row, comparison: Comparison) -> str:
 
 def _detail(best: Row) -> str:
     parts = []
-    if best.smaller is not None:
+    if best.smaller is not None and not _is_one(best.smaller):
         parts.append(f"{show_factor(best.smaller)} smaller")
-    if "batch_1" in best.faster:
-        parts.append(f"{show_factor(best.faster['batch_1'])} faster one row at a time")
-    if "batch_32" in best.faster:
-        parts.append(f"{show_factor(best.faster['batch_32'])} in batches of 32")
+    for batch, where in (("batch_1", "one row at a time"), ("batch_32", "in batches of 32")):
+        factor = best.faster.get(batch)
+        if factor is not None and not _is_one(factor):
+            faster = "" if any("faster" in part for part in parts) else " faster"
+            parts.append(f"{show_factor(factor)}{faster} {where}")
     if not parts:
         return ""
     *first, last = parts
     return f"It is {', '.join(first)} and {last}." if first else f"It is {last}."
+
+
+def _is_one(factor: float) -> bool:
+    """Whether a factor is shown as 1.0x, which says nothing."""
+    return show_factor(factor) == show_factor(1.0)
 
 
 def _quality_tile(row: Row, comparison: Comparison) -> Tile:

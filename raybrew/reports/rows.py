@@ -170,11 +170,18 @@ def settings_of(run: RunRecord) -> dict[str, Any]:
 
 
 def evaluation_key(run: RunRecord) -> str:
-    """Equal for runs judged by the same task on the same rows."""
+    """Equal for runs judged by the same task, or tasks, on the same rows."""
     settings = settings_of(run)
-    data = settings.get("data") or {}
-    rows = {name: dict_at(settings, "data").get(name) for name in ("eval", "eval_rows", "columns")} if data else {}
-    return json.dumps([settings.get("task"), rows], sort_keys=True, default=str)
+    task = dict_at(settings, "task")
+    judged: Any = _judged(settings.get("task"), dict_at(settings, "data"))
+    if task.get("kind") == "multi":
+        parts = dict_at(task, "tasks")
+        judged = {name: _judged(dict_at(parts, name, "task"), dict_at(parts, name, "data")) for name in parts}
+    return json.dumps(judged, sort_keys=True, default=str)
+
+
+def _judged(task: Any, data: Mapping[str, Any]) -> list[Any]:
+    return [task, {name: data.get(name) for name in ("eval", "eval_rows", "columns")} if data else {}]
 
 
 def row_of(runs: tuple[RunRecord, ...]) -> Row:

@@ -24,6 +24,8 @@ __all__ = ["effect", "importance", "importances", "parallel_coordinates", "sweep
 
 #: fANOVA of fewer configurations than this is noise.
 _LEAST_FOR_IMPORTANCE = 6
+#: fANOVA's time grows with the square of their number; more change its shares by little.
+_MOST_FOR_IMPORTANCE = 256
 #: Keys whose effects come first.
 _FIRST = ("distill.temperature", "distill.matches", "student.shape")
 #: More lines than this hide one another, and a browser takes long to draw them; captions say what is left out.
@@ -117,7 +119,7 @@ def effect(record: SweepRecord, configurations: Configurations, key: str) -> Plo
 
 
 def importances(record: SweepRecord, configurations: Configurations | None = None) -> tuple[dict[str, float], int]:
-    """fANOVA share of each key in the variation of the metric, and from how many configurations.
+    """fANOVA share of each key in the variation of the metric, and from how many configurations, at most 256.
 
     Empty for fewer than 6 configurations, a metric that does not vary, or a single key. Keys with a condition are left
     out: they are absent from some configurations.
@@ -127,7 +129,8 @@ def importances(record: SweepRecord, configurations: Configurations | None = Non
     from_all = _configurations(record) if configurations is None else configurations
     space = {key: ParameterConfig.model_validate(value) for key, value in record.space.items()}
     keys = [key for key, parameter in space.items() if not parameter.when]
-    rows = [(values, quality) for values, quality, _ in from_all if all(key in values for key in keys)]
+    whole = [(values, quality) for values, quality, _ in from_all if all(key in values for key in keys)]
+    rows = sample(whole, _MOST_FOR_IMPORTANCE)
     varying = [key for key in keys if len({json.dumps(values[key], default=str) for values, _ in rows}) > 1]
     if len(rows) < _LEAST_FOR_IMPORTANCE or len(varying) < 2 or len({quality for _, quality in rows}) < 2:
         return {}, len(rows)
@@ -167,7 +170,8 @@ def importance(record: SweepRecord, configurations: Configurations) -> Plot | No
         )
     )
     few = " That is few: take it as a hint." if count < 30 else ""
-    caption = f"fANOVA over n = {count} configurations (means over seeds).{few}"
+    part = f" of {len(configurations)}" if count == _MOST_FOR_IMPORTANCE < len(configurations) else ""
+    caption = f"fANOVA over n = {count}{part} configurations (means over seeds).{few}"
     return _finish("importance", "Importance of each key", caption, figure, (), height=120 + 44 * len(keys))
 
 

@@ -145,11 +145,13 @@ def caption_lines(comparison: Comparison) -> list[str]:
         lines.append("gain: over the same student trained without a teacher")
     if any(row.quality and row.quality.sd is not None for row in comparison.rows):
         lines.append("±: standard deviation over seeds")
-    lines += [
-        f"* {row.name} and its control also differ in {', '.join(row.gain.differences)}"
-        for row in comparison.rows
-        if row.gain and row.gain.differences
-    ]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row in comparison.rows:
+        if row.gain and row.gain.differences:
+            alike.setdefault(row.gain.differences, []).append(row.name)
+    for differences, names in alike.items():
+        who = f"{names[0]} and its control" if len(names) == 1 else f"{len(names)} students and their controls"
+        lines.append(f"* {who} also differ in {', '.join(differences)}")
     return [*lines, *comparison.notes]
 
 

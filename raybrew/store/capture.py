@@ -33,6 +33,7 @@ from raybrew.errors import (
     StoreUnreachable,
 )
 from raybrew.models.loading import ModelSource
+from raybrew.nodes import check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.find import check_element_type, checked_rows, identify
@@ -223,6 +224,8 @@ def _run_on_ray(
     Nothing depends on block boundaries or order, and there is no second operator to wait for the actors' CPUs.
     """
     with ray_runtime("capture") as info:
+        storage = settings.pending.storage
+        check_shared({f"store.path ({storage.location})": storage}, "capture")
         import ray.data
 
         quiet_ray()

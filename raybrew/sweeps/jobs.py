@@ -10,6 +10,7 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.config.space import apply_values
+from raybrew.config.views import task_views
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
 
 __all__ = ["LASTING", "Job", "canonical", "control_jobs", "make_job", "shape_of"]
@@ -19,6 +20,9 @@ LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelErr
 
 #: What a control does without, whatever its experiment says.
 _ALONE: Mapping[str, Any] = {"method": None, "matches": [], "emd": None, "theseus": None, "stages": []}
+
+#: Keys of `data` that a control has no use for.
+_UNLABELED = ("unlabeled", "unlabeled_rows", "augment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +70,12 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
     alone: dict[str, Any] = {
         "student": student,
         "distill": {**_ALONE, "kd_weight": 0.0, "hard_label_weight": 1.0},
-        "data.unlabeled": None,
-        "data.unlabeled_rows": None,
-        "data.augment": None,
+        **{f"{place}data.{key}": None for place in _unlabeled_places(base) for key in _UNLABELED},
         "train.epochs": epochs,
     }
     seeds = range(base.train.seed, base.train.seed + num_seeds)
     found = [_control(base, alone, job, seed, group, CONTROL, rerun) for seed in seeds]
-    if base.data.unlabeled is not None or base.data.augment is not None:
+    if _unlabeled_places(base):
         teacher_alone = {
             "student": student,
             "distill": {
@@ -85,6 +87,15 @@ def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds:
         }
         found += [_control(base, teacher_alone, job, seed, group, KD_ONLY, rerun) for seed in seeds]
     return found
+
+
+def _unlabeled_places(base: Experiment) -> list[str]:
+    """What stands before the keys of `data` of each task that has unlabelled rows."""
+    return [
+        "" if name is None else f"task.tasks.{name}."
+        for name, view in task_views(base).items()
+        if view.data.unlabeled is not None or view.data.augment is not None
+    ]
 
 
 def _control(base: Experiment, values: dict[str, Any], job: Job, seed: int, group: str, role: str, rerun: bool) -> Job:

@@ -7,26 +7,28 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.views import task_views
 from raybrew.errors import ConfigError, RaybrewError
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.reader import Store, describe
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
-from raybrew.verbs.capture import request_of, tokenizer_source
+from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs
-from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
+from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.teachers import ready_teachers
+from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
 
@@ -66,43 +68,58 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
     """
     assert base.sweep is not None
     plain = base.written()
-    groups: dict[str, list[tuple[dict[str, Any], Experiment]]] = {}
+    groups: dict[tuple[str | None, str], list[_Member]] = {}
     for values in likely_values(base.sweep, trials):
         try:
             experiment = build_experiment(apply_values(plain, values), check_files=False)
         except ConfigError:
             continue  # drawn between valid corners; the trial will say so
-        parts = experiment.plain()
-        key = canonical({name: parts[name] for name in ("teacher", "task", "data", "store")})
-        groups.setdefault(key, []).append((values, experiment))
+        for name, view in task_views(experiment).items():
+            parts = view.plain()
+            key = canonical({section: parts[section] for section in ("teacher", "task", "data", "store")})
+            groups.setdefault((name, key), []).append(_Member(values, experiment, view))
     passes: list[TeacherPass] = []
     problems: dict[str, Problem] = {}
-    count = sum(len(members) for members in groups.values())
-    for members in groups.values():
-        # One is what a training would be alone; several share what the teacher says.
+    for (name, _), members in groups.items():
+        # All trainings of a task divide among the groups, whose members share what the teacher says.
+        count = sum(len(others) for (other, _), others in groups.items() if other == name)
         trainings = max(1, round(planned_trainings(base.sweep) * len(members) / count))
-        passes += _one_teacher(members, reporter, problems, trainings)
+        passes += _one_teacher(name, members, reporter, problems, trainings)
     raise_problems("sweep", list(problems.values()))
     return passes
 
 
 def control_epochs(base: Experiment, reporter: Reporter) -> int:
     """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
-    if base.data.unlabeled is None and base.data.augment is None:
+    views = task_views(base).values()
+    alone = all(view.data.unlabeled is None and view.data.augment is None for view in views)
+    if alone or base.sweep is None or not base.sweep.controls:
         return base.train.epochs
-    sources = teacher_sources(base, None)
-    rows = read_rows(base, next(iter(sources.values()), None), reporter.say)
-    return max(1, round(base.train.epochs * (rows.num_labelled + rows.num_unlabeled) / rows.num_labelled))
+    labelled, unlabeled = 0, 0
+    for view in views:
+        rows = read_rows(view, next(iter(teacher_sources(view, None).values()), None), reporter.say)
+        labelled += rows.num_labelled
+        unlabeled += rows.num_unlabeled
+    return max(1, round(base.train.epochs * (labelled + unlabeled) / labelled))
+
+
+class _Member(NamedTuple):
+    """A configuration that may be tried; `view` is one of its tasks alone."""
+
+    values: dict[str, Any]
+    experiment: Experiment
+    view: Experiment
 
 
 def _one_teacher(
-    members: Sequence[tuple[dict[str, Any], Experiment]],
+    task: str | None,
+    members: Sequence[_Member],
     reporter: Reporter,
     problems: dict[str, Problem],
     trainings: int,
 ) -> list[TeacherPass]:
-    """The pass of one `teacher` section, which may name several teachers, over one set of rows."""
-    first = members[0][1]
+    """The pass of one `teacher` section, which may name several teachers, over one set of rows of a task."""
+    whole, first = members[0].experiment, members[0].view
     sources = teacher_sources(first, None)
     if not sources:
         return []
@@ -110,14 +127,14 @@ def _one_teacher(
     union: set[Signal] = set()
     seen: set[str] = set()
     say_once = functools.cache(reporter.say)
-    for values, experiment in members:
-        key = canonical(experiment.plain()["student"]) + canonical(experiment.plain()["distill"])
+    for values, experiment, view in members:
+        key = canonical(view.plain()["student"]) + canonical(view.plain()["distill"])
         if key in seen:
             continue
         seen.add(key)
         try:
             check_functions(experiment, say_once)
-            union |= set(request_of(experiment, sources, rows.labels.names, student_teacher(experiment, None)))
+            union |= set(request_of(view, sources, rows.labels.names, student_teacher(experiment, None)))
         except RaybrewError as error:
             shown = ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
             problems.setdefault(str(error), Problem("sweep.space", f"impossible with {shown}: {error}"))
@@ -127,8 +144,10 @@ def _one_teacher(
         check_teacher_labels(source, rows.labels)
     started, counted = time.monotonic(), _Counting(reporter)
     request = sorted_signals(union)
-    tokens = tokenizer_source(first, student_teacher(first, None))
-    teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, trainings=trainings)
+    tokens = student_tokens(
+        whole, student_teacher(whole, None), _rows_of_all(whole, first, rows, reporter), reporter.say
+    )
+    teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
     computed, seconds = counted.total, round(time.monotonic() - started, 2)
     # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
     inputs = Inputs(
@@ -138,8 +157,9 @@ def _one_teacher(
         ready.num_labelled,
         ready.num_unlabeled,
         teachers,
+        task,
     )
-    described_teachers([TaskPlan(None, first, ready, sources, request)], [inputs], reporter)
+    described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
     stores = [teacher for teacher in teachers if teacher.store is not None]
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
@@ -150,8 +170,18 @@ def _one_teacher(
         if given.store is not None
     )
     names = ", ".join(given.name or given.source.model for given in stores)
+    names = names if task is None else f"{task}: {names}"
     signals = tuple(signal.name for signal in request)
     return [TeacherPass(names, ready.training.num_rows, computed, signals, seconds, round(size / 1e6, 2))]
+
+
+def _rows_of_all(whole: Experiment, view: Experiment, rows: Rows, reporter: Reporter) -> list[tuple[Experiment, Any]]:
+    """The view of each task with its training rows, as far as the student's tokens depend on them."""
+    views = task_views(whole)
+    if None in views or whole.student.vocabulary is None:
+        return [(view, rows.training)]
+    sources = {name: next(iter(teacher_sources(one, None).values()), None) for name, one in views.items()}
+    return [(one, read_rows(one, sources[name], reporter.say).training) for name, one in views.items()]
 
 
 class _Counting:

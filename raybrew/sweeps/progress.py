@@ -15,6 +15,9 @@ from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = ["SweepReporter", "live_table", "news", "quiet_or", "waiting_reason"]
 
+#: Running trials that the live table shows: with the ended ones they fit a terminal of 24 lines.
+_RUNNING = 8
+
 
 class SweepReporter:
     """A reporter that can also follow a sweep: by lines through `say`."""
@@ -82,28 +85,64 @@ def waiting_reason(conductor: Conductor, slots: int) -> str:
     return f"{waiting} trial{'s' if waiting > 1 else ''} waiting for one of {slots} places: {why}"
 
 
-def live_table(conductor: Conductor, slots: int) -> Any:
-    """What runs, what is best so far, what waits and what it has cost, as something rich can draw."""
+def round_reason(conductor: Conductor) -> str:
+    """Which members of a population wait for a round, and for whom; empty if none does."""
+    if not conductor.trials.counts["paused"]:
+        return ""  # nobody looks through all trials of a sweep without a population
+    trials = list(conductor.trials.values())
+    waiting = [trial for trial in trials if trial.status == "paused" and not trial.decided]
+    if not waiting or waiting[0].paused_at is None:
+        return ""
+    count = f"{len(waiting)} member{'s wait' if len(waiting) > 1 else ' waits'}"
+    share = 100 * waiting[0].paused_at[1]
+    return f"{count} at {share:.0f} % of the steps for the others: then the round is decided"
+
+
+def live_table(conductor: Conductor, slots: int, width: int = 120) -> Any:
+    """What runs, what is best so far, what waits and what it has cost, as something rich can draw.
+
+    On a narrow terminal configurations are cut, and nothing else.
+    """
+    import textwrap
+
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     metric = conductor.base.task.metric
-    table = Table(title=_title(conductor), title_justify="left", title_style="bold", box=None, padding=(0, 1))
-    for head in ("trial", "configuration", "seed", "progress", metric_title(metric), "time"):
-        table.add_column(head, justify="left" if head in ("trial", "configuration") else "right", no_wrap=True)
-    table.columns[1].overflow, table.columns[1].no_wrap = "ellipsis", True
-    for trial in sorted((conductor.trials[run] for run in list(conductor.running)), key=lambda one: one.number):
+    heads = ["trial", "configuration", "seed", "progress", metric_title(metric), "time"]
+    running = sorted((conductor.trials[run] for run in list(conductor.running)), key=lambda one: one.number)
+    rows: list[tuple[list[str], str]] = []
+    for trial in running[:_RUNNING]:
         spent = time.time() - conductor.running.get(trial.run, time.time())
-        table.add_row(*_cells(trial, metric, f"{100 * trial.share:.0f} %", spent), style="cyan")
+        rows.append((_cells(trial, metric, f"{100 * trial.share:.0f} %", spent), "cyan"))
     shown = conductor.trials.best()
     for trial in shown:
         style = "red" if trial.status == "failed" else "dim" if trial.role != CANDIDATE else ""
-        table.add_row(*_cells(trial, metric, trial.status, trial.seconds), style=style)
+        rows.append((_cells(trial, metric, trial.status, trial.seconds), style))
+    widest = [max(map(len, column)) + 2 for column in zip(heads, *(cells for cells, _ in rows), strict=True)]
+    table = Table(title=_title(conductor), title_justify="left", title_style="bold", box=None, padding=(0, 1))
+    for place, head in enumerate(heads):
+        left = head in ("trial", "configuration")
+        # All but the configuration are shown whole.
+        room = max(4, width - sum(widest) + widest[1] - 3) if head == "configuration" else None
+        table.add_column(
+            head, justify="left" if left else "right", no_wrap=True, overflow="ellipsis", max_width=room,
+            min_width=None if room else widest[place] - 2,
+        )  # fmt: skip
+    for cells, style in rows:
+        table.add_row(*map(Text, cells), style=style)
     more = sum(conductor.trials.counts[status] for status in OVER) - len(shown)
-    lines = [f"... and {more} more"] if more > 0 else []
+    lines = [f"... and {more} more that have ended"] if more > 0 else []
+    if len(running) > _RUNNING:
+        lines.append(f"{len(running)} run, the first {_RUNNING} are shown")
+    to_come = conductor.num_trials - len(conductor.trials.known)
+    if 0 < to_come < 10**8:
+        lines.append(f"{to_come} more configuration{'s' if to_come > 1 else ''} to come")
+    lines += [reason] if (reason := round_reason(conductor)) else []
     lines += [reason] if (reason := waiting_reason(conductor, slots)) else []
-    return Group(table, *(Text(line, style="dim") for line in lines))
+    wrapped = [part for line in lines for part in textwrap.wrap(line, max(20, width - 1))]
+    return Group(table, *(Text(line, style="dim") for line in wrapped))
 
 
 def _title(conductor: Conductor) -> str:
@@ -143,6 +182,6 @@ def _line(trial: TrialRecord, conductor: Conductor) -> str:
 
 def _cells(trial: TrialRecord, metric: str, progress: str, seconds: float | None) -> list[str]:
     value = value_of(trial)
-    name = trial.label if trial.role == CANDIDATE else f"{trial.role}: {trial.label}"
+    name = trial.label if trial.label == trial.role or trial.role == CANDIDATE else f"{trial.role}: {trial.label}"
     shown = "" if value != value else f"{value * metric_scale(metric):.2f}"
     return [str(trial.number), name, str(trial.seed), progress, shown, show_seconds(seconds) if seconds else ""]

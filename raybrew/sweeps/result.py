@@ -130,14 +130,10 @@ class Sweep:
 
     def _repr_html_(self) -> str:
         """Decision and leaderboard, for notebooks."""
-        from raybrew.reports.tables import caption_lines, table_text
-
         decision = decide(self.leaderboard)
-        lines = html.escape("\n".join([table_text(self.leaderboard, 120)]))
-        notes = "".join(f"<li>{html.escape(line)}</li>" for line in caption_lines(self.leaderboard))
         return (
             f"<h3>{html.escape(decision.headline)}</h3><p>{html.escape(decision.detail)}</p>"
-            f"<pre>{lines}</pre><ul>{notes}</ul><p>{html.escape(str(self.report))}</p>"
+            f"{self.leaderboard._repr_html_()}<p>{html.escape(str(self.report))}</p>"
         )
 
 

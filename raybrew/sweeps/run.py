@@ -11,6 +11,7 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.space import space_notes
 from raybrew.errors import ConfigError, Interrupted, RunError
+from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
 from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep
 from raybrew.runtime import ray_runtime
@@ -79,12 +80,18 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
         with ray_runtime("sweep") as ray_info:
             if ray_info.dashboard_url:
                 view.say(f"Ray dashboard: {ray_info.dashboard_url}")
+            check_shared({f"store.storage_path ({ledger.folder})": Folder(ledger.folder)}, "sweep")
             slots = room_for(experiment, ray_info)
             ledger.write("room", slots=slots, cpus=ray_info.cpus, gpus=ray_info.gpus)
             with view.follow(conductor, slots) as changed:
                 reason = run_trials(conductor, ray_info, changed)
         if reason != "interrupted":
             measure_alone(conductor, view)
+        if reason == "finished" and conductor.population is not None and not conductor.population.rounds:
+            view.say(
+                "warning: no round of the population took place, as nothing was evaluated between "
+                "sweep.scheduler.interval and the end; set train.eval_steps to evaluate more often"
+            )
         finish_sweep(conductor, view)
     except Interrupted:
         reason = "interrupted"  # during the teacher's pass

@@ -152,6 +152,15 @@ class Task(Protocol):
         ...
 
     @property
+    def unit_name(self) -> str:
+        """What units are called where they are counted: rows, windows, ..."""
+        ...
+
+    def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
+        """Labelled source rows of which no encoded unit holds the label, and what to do about each."""
+        ...
+
+    @property
     def masking(self) -> Masking | None:
         """How tokens are hidden from models, in each epoch anew; None for tasks that show texts as they are."""
         ...

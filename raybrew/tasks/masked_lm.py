@@ -41,6 +41,7 @@ class MaskedLM:
     kind = "masked_lm"
     names_labels = False
     keeps_rows = False
+    unit_name = "texts"
     label_column = None
     content_columns = ("text",)
     optional_columns: tuple[str, ...] = dataclasses.field(default=(), init=False)
@@ -123,6 +124,9 @@ class MaskedLM:
                 for words in (encoded.word_ids(place) for place in range(len(encoded["input_ids"])))
             ]
         return columns
+
+    def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
+        return {}
 
     def encode_settings(self) -> dict[str, Any]:
         return {"max_length": self.config.max_length, "whole_words": self.config.whole_words}

@@ -18,6 +18,7 @@ from raybrew.config.task import QAConfig
 from raybrew.errors import DataError
 from raybrew.tasks.base import BadValue, Labels, Units
 from raybrew.tasks.ids import example_id
+from raybrew.tasks.joint_windows import Cut, cut_jointly
 from raybrew.tasks.qa_scores import SCORERS
 from raybrew.tasks.text import text_of
 from raybrew.tasks.windows import cut_windows, offsets_of, shortened
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["QuestionAnswering"]
 
 _BATCH_ROWS = 256
+#: How often windows for several tokenizers are cut again, smaller each time.
+_ATTEMPTS = 8
 _UNLABELLED = -1
 
 
@@ -55,6 +58,7 @@ class QuestionAnswering:
     kind = "qa"
     names_labels = False
     keeps_rows = True
+    unit_name = "windows"
     masking = None
 
     @property
@@ -135,19 +139,14 @@ class QuestionAnswering:
         """Windows: `question`, `window`, `row`, `start`, the character of the context where it begins, and `label`.
 
         Its label are the spans that lie in it whole, in characters of the window; [-1] if it has a part of one only.
-        DataError for several tokenizers.
+        Windows fit all of `tokenizers`, whatever their order.
         """
         import pyarrow as pa
 
-        if len(tokenizers) > 1:
-            raise DataError(
-                "question answering compares start and end over the tokens of the context, and the tokenizers of "
-                "student and teacher cut it differently; take a student with the teacher's tokenizer"
-            )
         columns: dict[str, list[Any]] = {name: [] for name in ("id", "question", "window", "label", "row", "start")}
         for first in range(0, rows.num_rows, _BATCH_ROWS):
             part = rows.slice(first, _BATCH_ROWS).to_pylist()
-            for place, (row, question, windows) in enumerate(self._windows(part, tokenizers[0])):
+            for place, (row, question, windows) in enumerate(self._windows(part, tokenizers)):
                 for start, end in windows:
                     window = row["context"][start:end]
                     columns["id"].append(example_id((question, window)))
@@ -160,21 +159,65 @@ class QuestionAnswering:
         return pa.table({name: pa.array(values, types.get(name, pa.int32())) for name, values in columns.items()})
 
     def _windows(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any
+        self, rows: Sequence[Mapping[str, Any]], tokenizers: Sequence[Any]
     ) -> list[tuple[Mapping[str, Any], str, list[tuple[int, int]]]]:
         """Each row, its question as it is asked, and the windows of its context."""
-        texts = {row[name]: None for row in rows for name in ("question", "context")}  # contexts have many questions
-        found = dict(zip(texts, offsets_of(tokenizer, list(texts)), strict=True))
-        special = tokenizer.num_special_tokens_to_add(pair=True)
+        contexts = list(dict.fromkeys(row["context"] for row in rows))  # contexts have many questions
+        asked = self._questions(list(dict.fromkeys(row["question"] for row in rows)), tokenizers)
+        # What is left of a question is one text for all, of which each makes its own number of tokens.
+        texts = list(dict.fromkeys(asked.values() if len(tokenizers) > 1 else asked))
+        cuts: list[tuple[int, dict[str, Any], dict[str, int]]] = []
+        for tokenizer in tokenizers:
+            limit = self.config.max_length - tokenizer.num_special_tokens_to_add(pair=True)
+            found = dict(zip(contexts, offsets_of(tokenizer, contexts), strict=True))
+            tokens = {text: len(each) for text, (each, _) in zip(texts, offsets_of(tokenizer, texts), strict=True)}
+            cuts.append((limit, found, tokens))
         result = []
         for row in rows:
-            tokens = found[row["question"]][0]
-            question = shortened(row["question"], tokens, self.config.max_question)
-            room = self.config.max_length - special - min(len(tokens), self.config.max_question)
-            offsets, begins = found[row["context"]]
-            windows = cut_windows(len(row["context"]), offsets, begins, room, self.config.stride)
+            context = row["context"]
+            question = asked[row["question"]]
+            if len(tokenizers) > 1:
+                here = [
+                    Cut(found[context][0], found[context][1], limit - tokens[question]) for limit, found, tokens in cuts
+                ]
+                windows = self._fitting(context, here, tokenizers)
+            else:
+                limit, found, tokens = cuts[0]
+                room = limit - min(tokens[row["question"]], self.config.max_question)
+                offsets, begins = found[context]
+                windows = cut_windows(len(context), offsets, begins, room, self.config.stride)
             result.append((row, question, windows))
         return result
+
+    def _fitting(self, context: str, cuts: Sequence[Cut], tokenizers: Sequence[Any]) -> list[tuple[int, int]]:
+        """Windows for several tokenizers, of each of which they have no more tokens by themselves than there is room.
+
+        Where no word begins for all of them, a window may begin or end inside a word, which then falls into others.
+        """
+        smaller = list(cuts)
+        for _ in range(_ATTEMPTS):
+            windows = cut_jointly(len(context), smaller, self.config.stride)
+            texts = [context[start:end] for start, end in windows]
+            over = max(
+                len(offsets) - cut.room
+                for cut, tokenizer in zip(cuts, tokenizers, strict=True)
+                for offsets, _ in offsets_of(tokenizer, texts)
+            )
+            if over <= 0:
+                return windows
+            smaller = [cut._replace(room=max(cut.room - over, self.config.stride + 1)) for cut in smaller]
+        raise DataError(
+            f"no windows of {self.config.max_length} tokens fit both tokenizers in {_short(context)}; a larger "
+            "task.max_length or a smaller task.stride leaves more room"
+        )
+
+    def _questions(self, texts: list[str], tokenizers: Sequence[Any]) -> dict[str, str]:
+        """Questions as they are asked: of no more than `max_question` tokens of any tokenizer."""
+        asked = dict(zip(texts, texts, strict=True))
+        for tokenizer in tokenizers:
+            for text, (offsets, _) in zip(texts, offsets_of(tokenizer, texts), strict=True):
+                asked[text] = min(asked[text], shortened(text, offsets, self.config.max_question), key=len)
+        return asked
 
     def encode(self, tokenizer: Any, units: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Token ids; `items`, the first token and those of the window; `spans`, their characters; `label` in items."""
@@ -196,12 +239,26 @@ class QuestionAnswering:
                 if sequence == 1 and token != first and offsets[token][1] > offsets[token][0]
             ]
             items.append([first, *tokens])
-            spans.append([[0, 0], *([int(edge) for edge in offsets[token]] for token in tokens)])
+            window = units["window"][place]
+            spans.append([[0, 0], *(_without_spaces(window, *offsets[token]) for token in tokens)])
         columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
         columns |= {"items": items, "spans": spans}
         if "label" in units:
             columns["label"] = [_items_of(label, span) for label, span in zip(units["label"], spans, strict=True)]
         return columns
+
+    def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
+        """Questions whose answers no window holds whole, or which are made of characters that have no token."""
+        told = {
+            int(row) for row, (first, _) in zip(units.values("row"), units.values("label"), strict=True) if first > 0
+        }
+        config = self.config
+        return {
+            row: f"no window of {config.max_length} tokens holds an answer whole; neighbours share {config.stride} "
+            "tokens (task.max_length, task.stride)"
+            for row, label in enumerate(rows.column("label").to_pylist())
+            if label and label != [_UNLABELLED] and row not in told
+        }
 
     def encode_settings(self) -> dict[str, Any]:
         return {
@@ -346,6 +403,14 @@ def _items_of(label: Sequence[int], spans: Sequence[Sequence[int]]) -> list[int]
     start, end = label[0], label[1]
     touched = [item for item, span in enumerate(spans) if item and span[0] < end and span[1] > start]
     return [touched[0], touched[-1]] if touched else [0, 0]
+
+
+def _without_spaces(text: str, start: int, end: int) -> list[int]:
+    """Characters of a token without the spaces around it, which some tokenizers (ModernBERT, DeBERTa) count to it."""
+    inside = text[start:end]
+    if not inside.strip():
+        return [int(start), int(end)]
+    return [end - len(inside.lstrip()), start + len(inside.rstrip())]
 
 
 def _first_token(tokens: Sequence[int], cls_token_id: int | None) -> int:

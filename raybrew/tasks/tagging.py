@@ -43,6 +43,7 @@ class Tagging:
     kind = "tagging"
     names_labels = True
     keeps_rows = False
+    unit_name = "sentences"
     masking = None
     optional_columns: tuple[str, ...] = dataclasses.field(default=(), init=False)
 
@@ -186,6 +187,9 @@ class Tagging:
             items.append([first[word] for word in range(len(words))])
         columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
         return {**columns, "items": items}
+
+    def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
+        return {}
 
     def encode_settings(self) -> dict[str, Any]:
         return {"max_length": self.config.max_length}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybrew.config.data import Columns
 from raybrew.config.task import ClassificationConfig, MultilabelConfig, RegressionConfig
+from raybrew.tasks.base import Units
 from raybrew.tasks.text import text_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class TextTask:
     source: Columns = dataclasses.field(default_factory=Columns)
 
     keeps_rows = False
+    unit_name = "rows"
     masking = None
     optional_columns: tuple[str, ...] = dataclasses.field(default=(), init=False)
 
@@ -58,6 +60,9 @@ class TextTask:
         texts = [list(units[name]) for name in self.content_columns]
         encoded = tokenizer(*texts, truncation=True, max_length=self.config.max_length, return_attention_mask=False)
         return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+
+    def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
+        return {}
 
     def encode_settings(self) -> dict[str, Any]:
         return {"max_length": self.config.max_length}

@@ -16,7 +16,7 @@ from raybrew.config.scrub import scrub
 from raybrew.config.tracking import WandbConfig
 from raybrew.tracking.base import Status, scalars
 
-__all__ = ["WandbTracker"]
+__all__ = ["WandbTracker", "has_key"]
 
 logger = logging.getLogger("raybrew.tracking")
 
@@ -74,7 +74,7 @@ class WandbTracker:
         if record.get("best") is True:
             self._run.summary.update({f"best/{name.removeprefix('eval/')}": value for name, value in values.items()})
             self._run.summary["best/step"] = int(record["step"])
-        values.update({axis: record[axis] for axis in ("epoch", "time") if axis in record})
+        values.update({axis: record[axis] for axis in ("epoch", "time", "stage") if axis in record})
         self._run.log(values, step=int(record["step"]))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -124,7 +124,7 @@ class WandbTracker:
         if self.config.mode == "offline":
             return "offline", "as tracking.wandb.mode asks"
         # Asked before wandb.init, which would stop at a prompt on a terminal.
-        if not _key_found():
+        if not has_key():
             return "offline", "because no key was found (run `wandb login` or set WANDB_API_KEY)"
         return "online", ""
 
@@ -195,7 +195,7 @@ def _new_id(run_id: str) -> str:
     return f"{run_id}-{secrets.token_hex(4)}"
 
 
-def _key_found() -> bool:
+def has_key() -> bool:
     """Whether W&B would find a key by itself: in the environment, its settings file or netrc. Asks no server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True

@@ -89,7 +89,7 @@ class EncodedProgram:
         self.learning_rates = values_over("train.learning_rate", config.learning_rate, config.changes)
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
         # Layers that are not replaced, embeddings and heads get no gradient inside the teacher.
-        self.theseus: Theseus | None = getattr(trainee, "theseus", None)
+        self.theseus = trainee.theseus
         self.find_unused = self.theseus is not None or not trainee.objective.uses_all_parameters
         self.num_steps = loader.num_steps
         self.stages = stages or Stages((loader.num_steps,))

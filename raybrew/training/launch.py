@@ -19,6 +19,7 @@ import torch
 from raybrew.config.train import TrainConfig
 from raybrew.errors import ClusterError, RaybrewError, RunError
 from raybrew.models.loading import pick_device
+from raybrew.nodes import Folder, check_shared
 from raybrew.runtime import check_resources, ensure_ray
 from raybrew.training.context import (
     FAILURES_FILE,
@@ -104,6 +105,7 @@ def _on_ray(
         gpus=fewest if use_gpu else 0,
         purpose=f"{fewest} training workers ({key}.workers, {key}.cpus_per_worker)",
     )
+    check_shared({f"store.storage_path ({run_folder})": Folder(run_folder)}, "training")
 
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

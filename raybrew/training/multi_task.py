@@ -16,35 +16,53 @@ from torch import Tensor, nn
 from raybrew.config.train import TrainConfig
 from raybrew.data.loader import MicroBatch
 from raybrew.data.multi_task import MultiTaskLoader, TaskStep
-from raybrew.distillers.objective import Objective
+from raybrew.distillers.objective import Objective, StageTerms
 from raybrew.distillers.teachers import Teacher
 from raybrew.models.forward import forward
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.signals import Signal
 from raybrew.training.encoded import EncodedProgram
+from raybrew.training.stages import Stages
 
 __all__ = ["MultiTaskProgram", "MultiTaskTrainee", "joint_objective"]
 
 
 def joint_objective(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> Objective:
-    """All terms of all tasks, named `<task>.<term>` and weighed by the task's weight; their projections are shared."""
-    terms = tuple(
-        dataclasses.replace(term, name=f"{task}.{term.name}", weight=term.weight * weights[task])
-        for task, objective in objectives.items()
-        for term in objective.terms
-    )
+    """All terms of all tasks, named `<task>.<term>` and weighed by the task's weight; their projections are shared.
+
+    Stages are those of all tasks alike.
+    """
     projections = {
         f"{task}_{name}": module
         for task, objective in objectives.items()
         for name, module in objective.projections.items()
     }
-    asked = [(objective.student_request, objective.teacher_request) for objective in objectives.values()]
-    student, teacher = (frozenset().union(*requests) for requests in zip(*asked, strict=True))
-    return Objective(terms, student, teacher, projections)
+    stages = [
+        _joint_stage(dict(zip(objectives, of_tasks, strict=True)), weights)
+        for of_tasks in zip(*(objective.stages for objective in objectives.values()), strict=True)
+    ]
+    first, *_ = stages
+    joint = Objective(first.terms, first.student_request, first.teacher_request, projections)
+    joint.stages = tuple(stages)
+    return joint
+
+
+def _joint_stage(of_tasks: Mapping[str, StageTerms], weights: Mapping[str, float]) -> StageTerms:
+    terms = tuple(
+        dataclasses.replace(term, name=f"{task}.{term.name}", weight=term.weight * weights[task])
+        for task, stage in of_tasks.items()
+        for term in stage.terms
+    )
+    student = frozenset().union(*(stage.student_request for stage in of_tasks.values()))
+    teacher = frozenset().union(*(stage.teacher_request for stage in of_tasks.values()))
+    projections = frozenset(f"{task}_{name}" for task, stage in of_tasks.items() for name in stage.projections)
+    return StageTerms(terms, student, teacher, projections)
 
 
 class MultiTaskTrainee(nn.Module):
     """Student and objective as one module, so that DDP sees one forward pass, of one task."""
+
+    theseus = None  # of one task only
 
     def __init__(
         self,
@@ -59,24 +77,34 @@ class MultiTaskTrainee(nn.Module):
         self.runs = runs or {}  #: stand in for calling the models of tasks
         # Not modules of this one: their projections are the joint objective's.
         self._objectives = dict(objectives)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self._objectives)
+
+    @property
+    def spans(self) -> dict[str, slice]:
+        """Where the terms of each task are among those of the present stage."""
         starts = [0]
-        for objective in objectives.values():
-            starts.append(starts[-1] + len(objective.terms))
-        self.spans = {task: slice(*starts[index : index + 2]) for index, task in enumerate(objectives)}
+        for task in self.tasks:
+            starts.append(starts[-1] + len(self.of_task(task).terms))
+        return {task: slice(*starts[index : index + 2]) for index, task in enumerate(self.tasks)}
 
     def of_task(self, task: str) -> Objective:
-        """The objective of one task."""
-        return self._objectives[task]
+        """The objective of one task, in the stage of the joint one."""
+        objective = self._objectives[task]
+        objective.enter(self.objective.stage)
+        return objective
 
     def forward(self, inputs: TaskInputs, teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
         """Sum and count of every task's terms; 0 for those of other tasks than that of `inputs`."""
-        objective = self._objectives[inputs.task]
+        objective = self.of_task(inputs.task)
         outputs = forward(
             self.student[inputs.task], inputs.batch, objective.student_request, self.runs.get(inputs.task)
         )
         terms = objective(outputs, teacher, inputs.batch)
-        before = self.spans[inputs.task].start
-        after = len(self.objective.terms) - self.spans[inputs.task].stop
+        span = self.spans[inputs.task]
+        before, after = span.start, len(self.objective.terms) - span.stop
         sums = torch.stack([term.sum for term in terms])
         counts = torch.stack([term.count for term in terms])
         return nn.functional.pad(sums, (before, after)), nn.functional.pad(counts, (before, after))
@@ -122,14 +150,15 @@ class MultiTaskProgram(EncodedProgram):
     def __init__(
         self,
         trainee: MultiTaskTrainee,
-        teachers: Mapping[str, Teacher],
+        teachers: Mapping[str, Teacher | Sequence[Teacher]],
         loader: MultiTaskLoader,
         config: TrainConfig,
         metric: str,
+        stages: Stages | None = None,
     ) -> None:
-        super().__init__(trainee, (), loader, config, metric)  # type: ignore[arg-type]
-        self.teachers_of = {task: teachers[task] for task in trainee.spans}
-        self._places = {task: place for place, task in enumerate(trainee.spans)}
+        super().__init__(trainee, (), loader, config, metric, stages)  # type: ignore[arg-type]
+        self.teachers_of = {task: _for_each_stage(teachers[task]) for task in trainee.tasks}
+        self._places = {task: place for place, task in enumerate(trainee.tasks)}
         self.find_unused = True  # the other tasks' heads
 
     def steps(self) -> Any:
@@ -157,7 +186,11 @@ class MultiTaskProgram(EncodedProgram):
         return [float(span.start <= index < span.stop) for index in range(len(self.trainee.objective.terms))]
 
     def targets(self, micro: Any) -> Mapping[Signal, Tensor]:
-        return self.teachers_of[micro.task].signals(micro.micro)
+        return self.teachers_of[micro.task][self.trainee.objective.stage].signals(micro.micro)
+
+
+def _for_each_stage(given: Teacher | Sequence[Teacher]) -> tuple[Teacher, ...]:
+    return tuple(given) if isinstance(given, Sequence) else (given,)
 
 
 def _as_step(found: TaskStep) -> _Step:

@@ -53,7 +53,7 @@ def _other_words(texts: Sequence[str], spans: Sequence[Mapping[int, tuple[int, i
 
 
 def augmented_rows(
-    source: pa.Table, task: Task, config: AugmentConfig, folder: Path, device: str, say: Any
+    source: pa.Table, task: Task, config: AugmentConfig, folder: Path, device: str, say: Callable[[str], None]
 ) -> pa.Table:
     """The copies of `source` by `config`, unlabelled rows of the task: read from `folder`, or made and written there.
 
@@ -82,7 +82,7 @@ def _make(
     config: AugmentConfig,
     candidates: _Candidates | None,
     target: Path,
-    say: Any,
+    say: Callable[[str], None],
 ) -> None:
     starts = range(0, source.num_rows, _SHARD_ROWS)
     names = [shard_name(number) for number in range(len(starts))]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raybrew.config import Experiment, StudentConfig
 from raybrew.config.task_checks import WHY_LIVE
-from raybrew.config.views import one_teacher
+from raybrew.config.views import one_teacher, task_views
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, DataError
 from raybrew.models.loading import ModelSource
@@ -26,8 +26,9 @@ from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.vocabulary import student_tokens
 
-__all__ = ["capture", "capture_all", "capture_table", "request_of", "store_root", "tokenizer_source", "usable_rows"]
+__all__ = ["capture", "capture_all", "capture_table", "request_of", "store_root", "usable_rows"]
 
 
 def capture(
@@ -67,6 +68,7 @@ def capture_all(
     check_functions(experiment, reporter.say)
     views = chosen_tasks(experiment, task)
     shape = student_teacher(experiment, teacher_run)
+    student = _student_tokens(experiment, shape, teacher_run, reporter)
     found: dict[str, Store] = {}
     for name, view in views.items():
         if task_of(view).masking is not None:
@@ -75,7 +77,6 @@ def capture_all(
         chosen = chosen_teachers(list(sources), teacher)
         rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
         request = request_of(view, sources, rows.labels.names, shape)
-        student = [] if experiment.student == StudentConfig() else [tokenizer_source(experiment, shape)]
         asks = [each for each in sources if request_of_member(request, each, weight_of(view, each))]
         together = [*student, *(sources[each] for each in asks)]
         for member in chosen:
@@ -94,6 +95,20 @@ def capture_all(
     if not found:
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
     return found
+
+
+def _student_tokens(
+    experiment: Experiment, shape: ModelSource | None, teacher_run: str | None, reporter: Reporter
+) -> list[ModelSource]:
+    """The student's tokenizer, if there is a student: a trimmed one is made from the rows of all tasks."""
+    if experiment.student == StudentConfig():
+        return []
+    tasks = []
+    if experiment.student.vocabulary is not None:
+        for view in task_views(experiment).values():
+            teacher = next(iter(teacher_sources(view, teacher_run).values()), None)
+            tasks.append((view, read_rows(view, teacher, reporter.say).training))
+    return [student_tokens(experiment, shape, tasks, reporter.say)]
 
 
 def capture_table(
@@ -118,7 +133,7 @@ def capture_table(
             nonlocal update
             if update is None:  # the bar appears only if there is something to do
                 title = f"capture {label or experiment.name} ({names})"
-                update = stack.enter_context(reporter.bar(title, progress.total_rows, "rows"))
+                update = stack.enter_context(reporter.bar(title, progress.total_rows, task_of(experiment).unit_name))
             if progress.note:
                 reporter.say(progress.note)
             update(progress.done_rows, f"{progress.bytes_written / 2**20:.1f} MiB")
@@ -167,16 +182,6 @@ def usable_rows(
     if len(found) > len(shown):
         say(f"  ... and {len(found) - len(shown)} more: `raybrew store show {store.location}`")
     return good
-
-
-def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
-    """Where the student's tokenizer comes from: its own model, or the teacher's for a shape."""
-    student = experiment.student
-    if student.model is not None:
-        return ModelSource(student.model, student.revision, student.trust_remote_code)
-    if teacher is None:
-        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
-    return teacher
 
 
 def store_root(experiment: Experiment) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from raybrew.config import DistillConfig, Experiment, MultiTaskConfig
@@ -16,17 +18,18 @@ from raybrew.reports.html import write_report
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import check_device
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import request_of, tokenizer_source
+from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import check_teacher_labels, encode, read_rows
+from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.teachers import ready_teachers
 from raybrew.verbs.training import train_run
+from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["distill"]
 
@@ -54,8 +57,8 @@ def distill(
         raise ConfigError("student: required by `raybrew distill`; give student.model or student.shape")
     check_functions(experiment, reporter.say)
     shape = student_teacher(experiment, teacher_run)
-    tokens = tokenizer_source(experiment, shape)
     tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]
+    tokens = student_tokens(experiment, shape, [(task.view, task.rows.training) for task in tasks], reporter.say)
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
         if run.summary() is None:
@@ -84,6 +87,7 @@ def distill(
             "train",
             command,
             on_evaluation,
+            Path(tokens.model) if experiment.student.vocabulary is not None else None,
         )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
@@ -106,10 +110,23 @@ def _read(
 def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:
     view = task.view
     teachers, rows, others = ready_teachers(view, task.sources, task.request, task.rows, tokens, reporter, task.name)
+    training = encode(view, rows.training, tokens, *others)
+    if any(part.hard_label_weight > 0 for part in view.distill.parts):
+        check_labels(view, rows, training, reporter.say)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
+    if view.task.kind == "qa":
+        # Start and end are places among tokens; those of another tokenizer are found by their characters.
+        teachers = tuple(
+            teacher
+            if same_tokens(teacher.source, tokens)
+            else dataclasses.replace(
+                teacher, aligned=str(encode(view, rows.training, teacher.source, tokens, *others).folder)
+            )
+            for teacher in teachers
+        )
     return Inputs(
         rows.labels,
-        encode(view, rows.training, tokens, *others),
+        training,
         encode(view, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
         rows.num_labelled,
         rows.num_unlabeled,
@@ -132,8 +149,20 @@ def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[
     ends = stage_ends(distill.stages, num_steps_of(experiment, inputs, experiment.train))
     spans = zip(stage_names(distill), distill.parts, (0, *ends[:-1]), ends, strict=True)
     return facts | {
-        f"stage {name}": {"steps": end - start, **_losses(experiment, part)} for name, part, start, end in spans
+        f"stage {name}": f"{end - start} steps: {_in_words(experiment, part)}" for name, part, start, end in spans
     }
+
+
+def _in_words(experiment: Experiment, losses: DistillConfig) -> str:
+    """What is learnt in a stage, in one line."""
+    facts = _losses(experiment, losses)
+    words = list(facts["matches"])
+    if losses.hard_label_weight:
+        words.insert(0, f"labels x {losses.hard_label_weight:g}")
+    if losses.kd_weight:
+        words.insert(0, f"{facts['kd_loss']} at temperature {losses.temperature:g} x {losses.kd_weight:g}")
+    text = " + ".join(words)
+    return text if losses.theseus is None else f"{text}, inside the teacher ({facts['theseus']})"
 
 
 def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
@@ -148,7 +177,11 @@ def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
             for match in losses.matches
         ]
         + ([f"emd x {losses.emd.hidden:g} hidden, {losses.emd.attention:g} attention"] if losses.emd else []),
-        **({"theseus": f"from {losses.theseus.start:g} to 1"} if losses.theseus is not None else {}),
+        **(
+            {"theseus": f"layers replaced with probability {losses.theseus.start:g} to 1"}
+            if losses.theseus is not None
+            else {}
+        ),
     }
 
 

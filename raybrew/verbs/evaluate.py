@@ -289,7 +289,7 @@ def logits_of(
     tokenizer, task = load_tokenizer(source), task_of(experiment)
     shown = as_shown(rows, task, tokenizer, *EVALUATION) if hidden else rows
     done = 0
-    with reporter.bar(title, rows.num_rows, "rows") as update:
+    with reporter.bar(title, rows.num_rows, task.unit_name) as update:
 
         def advance(count: int) -> None:
             nonlocal done

@@ -19,13 +19,15 @@ from raybrew.config.problems import near_match
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.errors import ConfigError, DataError, ModelError
-from raybrew.exports.card import model_card, shown_name
+from raybrew.exports.card import format_rows, model_card, shown_name
 from raybrew.exports.folder import EXPORT_MARK, check_target, whole_folder
 from raybrew.exports.formats import FORMATS
+from raybrew.exports.hub import check_push, push_folder
 from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
 from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
 from raybrew.models.inspection import measure_latency
 from raybrew.models.loading import load_model, load_tokenizer
+from raybrew.reports.notebook import html_table
 from raybrew.tasks.base import Labels, build_task
 from raybrew.verbs.evaluate import evaluation_rows, labels_of_model, logits_of
 from raybrew.verbs.exported import Exported, find_exported
@@ -57,6 +59,11 @@ class Export:
         formats: dict[str, dict[str, Any]] = self.facts["formats"]
         return formats
 
+    def _repr_html_(self) -> str:
+        """The formats as a table, for notebooks."""
+        header, *rows = format_rows(self.facts)
+        return html_table(f"export of {self.facts['name']}", rows, header, [str(self.path), *filter(None, [self.url])])
+
 
 def export(
     source: str | Path,
@@ -68,6 +75,8 @@ def export(
     evaluate: bool = True,
     opset: int = OPSET,
     force: bool = False,
+    push: str | None = None,
+    public: bool = False,
     reporter: Reporter | None = None,
 ) -> Export:
     """Export the student of a run, the best of a sweep, or a model folder, to the folder `to`.
@@ -78,13 +87,19 @@ def export(
     measured of all; model card and `raybrew.json` tell them. `experiment` names other evaluation rows than the run's
     own, and is needed for those of a plain folder; `task` chooses one of several.
 
-    The folder appears whole or not at all; `force` replaces an export that is there. ConfigError, EnvironmentProblem (a
+    The folder appears whole or not at all; `force` replaces an export that is there. `push` names a repository of the
+    Hugging Face hub, `owner/name`, to which it is then uploaded in one commit; a new one is private unless `public`.
+    ConfigError, EnvironmentProblem (a
     package is missing) and RunError before any work; ModelError where a format cannot be made or differs from torch.
     """
     reporter = reporter or QuietReporter()
     target = Path(to)
     chosen = _checked(formats)
+    if public and push is None:
+        raise ConfigError("--public: applies to --push owner/name only, which is not given")
     check_target(target, force)
+    if push is not None:
+        check_push(push)
     found = find_exported(Path(source), task, experiment)
     if found.task.kind == _WORDS_ONLY and chosen != ["hf"]:
         raise ConfigError(f"--format: given {', '.join(chosen)}; a masked language model is exported as hf only")
@@ -102,11 +117,15 @@ def export(
         model.config.save_pretrained(new)
         tokenizer.save_pretrained(new)
         facts = _facts(found, model, tokenizer, labels, rows, described, floats)
-        known = {"labels": list(labels.names), "config": _config_of(found), "export": facts}
+        known = {"labels": list(labels.names), "config": _config_of(found), "export": facts, "repository": push}
         (new / "README.md").write_text(model_card(found.summary() | known), encoding="utf-8")
         write_json(new / EXPORT_MARK, facts)
     reporter.say(f"exported to {target}: {', '.join(chosen)}")
-    return Export(target, facts)
+    if push is None:
+        return Export(target, facts)
+    url = push_folder(target, push, public=public)
+    reporter.say(f"pushed to {url}")
+    return Export(target, facts, url)
 
 
 def _checked(formats: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from raybrew.models.loading import ModelSource
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers
 from raybrew.verbs.inputs import Inputs
-from raybrew.verbs.prepare import encode, finetune_config, read_rows
+from raybrew.verbs.prepare import check_labels, encode, finetune_config, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.training import train_run
@@ -85,9 +85,11 @@ def _finetune(experiment: Experiment, run_id: str | None, reporter: Reporter) ->
     with run.locked():
         # Its own labels do not bind: a model that is fine-tuned gets a head for the data's.
         rows = read_rows(experiment, None, reporter.say, with_unlabeled=False)
+        training = encode(experiment, rows.training, source)
+        check_labels(experiment, rows, training, reporter.say)
         inputs = Inputs(
             rows.labels,
-            encode(experiment, rows.training, source),
+            training,
             encode(experiment, rows.evaluation.table, source) if rows.evaluation is not None else None,
             rows.num_labelled,
             0,

@@ -24,6 +24,8 @@ class TeacherInput:
     precision: str = "auto"
     store: str | None = None
     fingerprint: str | None = None
+    aligned: str | None = None
+    """Folder of the training rows in this teacher's tokens, where items depend on them and the student's differ."""
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""

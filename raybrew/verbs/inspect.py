@@ -22,6 +22,7 @@ from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.choose import view_of_student_teacher
 from raybrew.verbs.prepare import read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["Inspected", "inspect"]
 
@@ -140,7 +141,9 @@ def _of_experiment(
                 student = load_config(ModelSource(str(folder)))
                 said = str(folder)
             else:
-                student = empty_student(view.student, shape, view.task.kind, labels).config
+                student = empty_student(
+                    view.student, shape, view.task.kind, labels, _vocabulary(experiment, shape)
+                ).config
                 said = experiment.student.model or "not trained yet: built from its shape"
             found[f"{start}student"] = (said, student, view.task.kind)
         for name, source in teachers.items():
@@ -149,6 +152,17 @@ def _of_experiment(
                 config.num_labels = len(labels)  # of a teacher to be fine-tuned
             found[f"{start}teacher{f' {name}' if name else ''}"] = (source.model, config, view.task.kind)
     return found
+
+
+def _vocabulary(experiment: Experiment, shape: ModelSource | None) -> Path | None:
+    """The folder of the trimmed vocabulary that the student will have, made from the rows, if it will have one."""
+    if experiment.student.vocabulary is None:
+        return None
+    rows = []
+    for view in task_views(experiment).values():
+        teacher = next((_trained_or_base(one) for one in teacher_views(view).values()), None)
+        rows.append((view, read_rows(view, teacher, lambda _: None).training))
+    return Path(student_tokens(experiment, shape, rows, lambda _: None).model)
 
 
 def _trained_or_base(view: Experiment) -> ModelSource:

@@ -48,7 +48,8 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     inputs = [Inputs.from_plain(values) for values in spec["inputs"]]
     source = ModelSource(**spec["source"]) if spec["source"] else None
-    parts = build_parts(experiment, inputs, source, config, finetuning, context)
+    vocabulary = Path(spec["vocabulary"]) if spec["vocabulary"] else None
+    parts = build_parts(experiment, inputs, source, config, finetuning, context, vocabulary)
     run = RunFolder(Path(spec["run_folder"]), spec["run_id"])
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
     if context.rank == 0:

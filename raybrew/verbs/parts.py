@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig, TrainConfig
 from raybrew.config.views import task_views
+from raybrew.data.encoded import open_encoded
 from raybrew.data.loader import SignalSource, StepLoader
 from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.data.sampler import Order
+from raybrew.distillers.alignment import AlignedAnswers
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
 from raybrew.distillers.objective import Objective, build_objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
@@ -23,6 +28,7 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.students import build_student, new_model
 from raybrew.models.theseus import Hybrid
+from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
 from raybrew.training.context import Context
@@ -83,8 +89,12 @@ def build_parts(
     config: TrainConfig,
     finetuning: bool,
     context: Context,
+    vocabulary: Path | None = None,
 ) -> Parts:
-    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after."""
+    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after.
+
+    `vocabulary` is the folder of the student's trimmed tokenizer.
+    """
     views = task_views(experiment)
     parts, tokenizer, description = [], None, None
     for each in inputs:
@@ -101,12 +111,12 @@ def build_parts(
             view = view.model_copy(update={"distill": labels_only(view.distill)})
             objective = build_objective(view.distill, head=task_of(view).head)
         else:
-            built = build_student(experiment.student, source, view.task.kind, labels, config.seed)
+            built = build_student(experiment.student, source, view.task.kind, labels, config.seed, vocabulary)
             model, tokenizer, description = built.model, tokenizer or built.tokenizer, description or built.description
             objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
         if config.gradient_checkpointing:
             checkpoint_layers(model)
-        members = _members(view, each, objective, context)
+        members = _members(view, each, objective, context, vocabulary)
         found = _teachers(view, each, objective, members)
         stored, teachers = tuple(source for source, _ in found), tuple(teacher for _, teacher in found)
         model, objective = model.to(context.device), objective.to(context.device)
@@ -139,8 +149,8 @@ def build_program(
     task, metric = experiment.task, experiment.task.metric
     if not isinstance(task, MultiTaskConfig):
         part = parts.tasks[0]
-        stages = Stages.of(part.view.distill, num_steps) if len(part.objective.stages) > 1 else None
-        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages)
+        stages = _stages(part, num_steps)
+        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages.ends)
         trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None, part.theseus)
         if config.parallel == "fsdp" and context.world_size > 1:
             shard(trainee, part.model, context.device)
@@ -148,8 +158,11 @@ def build_program(
     by_name = {part.name: part for part in parts.tasks}
     schedule = TaskSchedule(orders, task.tau, config.seed)
     done = schedule.before(start_step)
+    stages = _stages(parts.tasks[0], num_steps)
+    ends = [schedule.before(end) for end in stages.ends]
     loaders = {
-        name: _loader(part, parts, config, orders[name], num_steps, done[name], context)
+        # A task counts its own steps.
+        name: _loader(part, parts, config, orders[name], num_steps, done[name], context, [end[name] for end in ends])
         for name, part in by_name.items()
     }
     several = MultiTaskTrainee(
@@ -160,11 +173,17 @@ def build_program(
     )
     return MultiTaskProgram(
         several,
-        {name: part.teachers[0] for name, part in by_name.items()},
+        {name: part.teachers for name, part in by_name.items()},
         MultiTaskLoader(loaders, schedule, num_steps, start_step),
         config,
         metric,
+        stages,
     )
+
+
+def _stages(part: Part, num_steps: int) -> Stages:
+    """Those of distillation; fine-tuning has one."""
+    return Stages.of(part.view.distill, num_steps)
 
 
 def _orders(inputs: Sequence[Inputs], config: TrainConfig) -> dict[str, Order]:
@@ -179,7 +198,7 @@ def _loader(
     num_steps: int,
     start_step: int,
     context: Context,
-    stages: Stages | None = None,
+    ends: Sequence[int],
 ) -> StepLoader:
     task, training = task_of(part.view), part.inputs.training
     return StepLoader(
@@ -192,14 +211,16 @@ def _loader(
         pad_token_id=parts.tokenizer.pad_token_id,
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
-        teacher_at=lambda step: part.stored[0 if stages is None else stages.at(step)],
+        teacher_at=lambda step: part.stored[min(bisect.bisect_right(ends, step), len(ends) - 1)],
         pin_memory=context.device.type == "cuda",
         in_epoch=lambda epoch: as_shown(training, task, parts.tokenizer, config.seed, epoch),
     )
 
 
-def _members(view: Experiment, inputs: Inputs, objective: Objective, context: Context) -> dict[str | None, _Member]:
-    return {given.name: _Member(view, given, objective, inputs, context) for given in inputs.teachers}
+def _members(
+    view: Experiment, inputs: Inputs, objective: Objective, context: Context, vocabulary: Path | None
+) -> dict[str | None, _Member]:
+    return {given.name: _Member(view, given, objective, inputs, context, vocabulary) for given in inputs.teachers}
 
 
 def _teachers(
@@ -261,21 +282,32 @@ class _Member:
         objective: Objective,
         inputs: Inputs,
         context: Context,
+        vocabulary: Path | None,
     ) -> None:
         self.view = view
         self.given = given
         self.inputs = inputs
         self.context = context
+        self.vocabulary = vocabulary
         asked = request_of_member(objective.teacher_union, given.name, given.weight)
         in_it = view.distill.trains_in_teacher
         self.needs_head = in_it or any(signal.kind in ("logits", "pooled") for signal in asked)
 
-    def stored(self, asked: Sequence[Signal]) -> StoredSignals:
-        return StoredSignals(*self._store, asked)
+    def stored(self, asked: Sequence[Signal]) -> SignalSource:
+        stored = StoredSignals(*self._store, asked)
+        if self.given.aligned is None:
+            return stored
+        return AlignedAnswers(stored, open_encoded(Path(self.given.aligned)), self.inputs.training)
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
-        return LiveTeacher(self.model, asked, precision.autocast)
+        return LiveTeacher(self.model, asked, precision.autocast, self._token_ids())
+
+    def _token_ids(self) -> Tensor | None:
+        """This teacher's id of each of the student's pieces, where the student's vocabulary is trimmed from its own."""
+        if self.vocabulary is None:
+            return None
+        return torch.from_numpy(open_vocabulary(self.vocabulary).kept).to(self.context.device)
 
     @functools.cached_property
     def _store(self) -> tuple[Store, Any]:

@@ -36,12 +36,13 @@ from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
-from raybrew.verbs.capture import request_of, store_root, tokenizer_source
+from raybrew.verbs.capture import request_of, store_root
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.vocabulary import tokenizer_source
 
 __all__ = ["Plan", "StorePlan", "TrainingPlan", "plan"]
 
@@ -70,11 +71,17 @@ class StorePlan:
     actor_seconds: float
     actors: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts: a row may be several windows
 
     @property
     def seconds(self) -> float:
         """Wall seconds with all actors busy."""
         return self.actor_seconds / max(1, min(self.actors, self.shards))
+
+    @property
+    def write_rate(self) -> float:
+        """Bytes per second that all actors together write, if nothing but the teacher holds them up."""
+        return self.total_bytes / max(self.seconds, 1e-9)
 
     @property
     def fits(self) -> bool:
@@ -93,6 +100,7 @@ class TrainingPlan:
     worker_seconds: float
     workers: int
     device: str
+    unit_name: str = "rows"  #: what `rows` counts
 
     @property
     def epoch_seconds(self) -> float:
@@ -139,6 +147,13 @@ class Plan:
         return self.passes * self.teacher_seconds + self.student_seconds
 
     @property
+    def read_rate(self) -> float:
+        """Bytes per second that one training reads of the stores, if nothing but the student holds it up."""
+        if self.training is None:
+            return 0.0
+        return sum(store.total_bytes for store in self.stores) / max(self.training.epoch_seconds, 1e-9)
+
+    @property
     def advice(self) -> str:
         """`store` or `live`."""
         if self.live_because:
@@ -171,6 +186,12 @@ class Plan:
         epochs = self.training.epochs
         return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
 
+    def _repr_html_(self) -> str:
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
+
+        return plan_html(self)
+
     def plain(self) -> dict[str, Any]:
         """All values as plain JSON types, the derived ones too."""
         price = None
@@ -185,11 +206,14 @@ class Plan:
             "name": self.name,
             "trials": self.trials,
             "stores": [
-                dataclasses.asdict(store) | {"seconds": store.seconds, "fits": store.fits} for store in self.stores
+                dataclasses.asdict(store)
+                | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
+                for store in self.stores
             ],
             "training": None
             if training is None
             else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},
+            "read_bytes_per_second": self.read_rate,
             "device_hours": {"store": self.stored_seconds / 3600, "live": self.live_seconds / 3600},
             "price": price,
             "break_even_passes": 1,
@@ -316,6 +340,7 @@ def _store_plan(
         sizes.amounts.tokens / rate,
         one.store.actors[1],
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -360,6 +385,7 @@ def _live_plan(
         total / rate,
         1,
         device.type,
+        task_of(one).unit_name,
     )
 
 
@@ -403,7 +429,10 @@ def _training_plan(
     sources: dict[str | None, ModelSource],
 ) -> TrainingPlan:
     config = view.train
-    student = build_student(view.student, shape, view.task.kind, labels, config.seed)
+    chosen, finetune = view.student, view.teacher.finetune
+    if chosen.shape is not None and finetune is not None and finetune.init == "random":
+        chosen = chosen.model_copy(update={"init": "random"})  # the teacher may have no weights yet
+    student = build_student(chosen, shape, view.task.kind, labels, config.seed)
     objective = objective_of(view, student.model.config, sources)
     units = units_of(view, rows, tokenizer_source(view, shape))
     sample = token_columns(task_of(view), student.tokenizer, units)
@@ -421,7 +450,8 @@ def _training_plan(
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
-    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type)
+    unit_name = task_of(view).unit_name
+    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
 
 
 def _step_seconds(

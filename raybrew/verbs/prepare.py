@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
-from raybrew.data.rows import RowSet, load_rows
+from raybrew.data.rows import BadRow, RowSet, load_rows, places_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
+from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.augment import augmented_rows, likely_rows
@@ -24,17 +25,22 @@ from raybrew.verbs.augment import augmented_rows, likely_rows
 __all__ = [
     "Rows",
     "Say",
+    "cache_folder",
+    "check_labels",
     "check_teacher_labels",
     "encode",
     "keep_rows",
     "read_rows",
     "rows_with",
+    "same_tokens",
     "task_of",
     "teacher_source",
     "tokenizers_of",
     "units_of",
 ]
 
+#: So many rows whose labels are lost are named.
+_SHOWN_LOST = 5
 #: Takes one line for the user.
 Say = Callable[[str], None]
 
@@ -183,13 +189,9 @@ def _augmented(experiment: Experiment, task: Task, tables: Mapping[str, pa.Table
     source = pa.concat_tables(chosen)
     if augment == "estimate":
         return likely_rows(source, task, config)
-    made = augmented_rows(source, task, config, _cache(experiment), experiment.train.device, say)
+    made = augmented_rows(source, task, config, cache_folder(experiment), experiment.train.device, say)
     say(f"data.augment: {made.num_rows} rows of {source.num_rows} ({config.kind}, {config.copies} copies of each)")
     return made
-
-
-def _cache(experiment: Experiment) -> Path:
-    return Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
 
 
 def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
@@ -218,7 +220,7 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
     Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
     this tokenizer can take.
     """
-    folder = _cache(experiment)
+    folder = cache_folder(experiment)
     tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
     encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
     longest, places = int(encoded.lengths.max()), max_tokens(load_config(tokenizer_source))
@@ -228,6 +230,38 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
             f"{places}; set it to {places} or less"
         )
     return encoded
+
+
+def cache_folder(experiment: Experiment) -> Path:
+    """Where encoded rows are kept."""
+    return Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
+
+
+def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: Say) -> None:
+    """Tell of labels that training will not see, as no unit of their row holds them; DataError unless they are skipped.
+
+    With `data.on_bad_row: skip` such a row keeps its part in what is learnt from the teacher.
+    """
+    task, data = task_of(experiment), experiment.data
+    lost = task.lost_labels(encoded, rows.training)
+    if not lost:
+        return
+    shown = list(lost)[:_SHOWN_LOST]
+    ids = {row: rows.training.column("id")[row].as_py() for row in shown}
+    places = places_of(data, "train", task, set(ids.values()))
+    bad = [BadRow(*_at(places[ids[row]], task, lost[row])) for row in shown if ids[row] in places]
+    head = f"{len(lost)} of {rows.num_labelled} labelled rows have a label that no part of them holds"
+    if data.on_bad_row == "error":
+        advice = f"{head}; change the settings, or leave these labels out with data.on_bad_row=skip"
+        raise DataError("\n  ".join([f"data.train: {advice}:", *map(str, bad)]))
+    say(f"{head}; they teach through the teacher alone")
+    for each in bad:
+        say(f"  {each}")
+
+
+def _at(place: tuple[str, int, int | None], task: Task, reason: str) -> tuple[str, int, str | None, str, int | None]:
+    file, row, line = place
+    return file, row, task.label_column, reason, line
 
 
 def units_of(experiment: Experiment, rows: pa.Table, *models: ModelSource) -> pa.Table:
@@ -245,12 +279,24 @@ def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> 
 
 
 def tokenizers_of(source: ModelSource, *others: ModelSource) -> list[Any]:
-    """The tokenizer of `source`, and those of `others` that differ from it and from one another."""
+    """The tokenizer of `source`, and those of `others` that cut rows into other pieces than it and one another."""
     found: dict[str, Any] = {}
     for each in dict.fromkeys((source, *others)):
-        tokenizer = load_tokenizer(each)
-        found.setdefault(tokenizer_fingerprint(tokenizer), tokenizer)
+        found.setdefault(_pieces_of(each), load_tokenizer(each))
     return list(found.values())
+
+
+def same_tokens(one: ModelSource, other: ModelSource) -> bool:
+    """Whether both tokenizers cut the training rows into the same pieces, whatever these are numbered."""
+    return one == other or _pieces_of(one) == _pieces_of(other)
+
+
+def _pieces_of(source: ModelSource) -> str:
+    """A name of the pieces that a tokenizer makes: its fingerprint, or that of the one it was trimmed from."""
+    vocabulary = find_vocabulary(source.model)
+    if vocabulary is not None and vocabulary.exact:
+        return vocabulary.base
+    return tokenizer_fingerprint(load_tokenizer(source))
 
 
 def finetune_config(experiment: Experiment) -> FinetuneConfig:

@@ -106,6 +106,7 @@ def _follow(tail: _Tail, reporter: Reporter, update: Callable[[int, str], None],
                 continue
             if record.get("kind") == "train":
                 loss = f"loss {record['loss']:.4f}" if isinstance(record["loss"], float) else f"loss {record['loss']}"
+                loss = f"{record['stage']}: {loss}" if "stage" in record else loss
             elif record.get("kind") == "eval":
                 named = [(name, value) for name, value in record.items() if name.startswith("eval/")]
                 if named:

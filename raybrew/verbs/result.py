@@ -1,21 +1,47 @@
-"""What a training verb returns."""
+"""A training run from its stored results alone, and what a training verb returns."""
 
 from __future__ import annotations
 
 import dataclasses
+import html
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RunResult"]
+from raybrew.errors import RunError
+from raybrew.reports.collect import RunRecord, find_runs, load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run", "RunResult"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RunResult:
-    """A finished run: its folder and its summary (see README, "Runs")."""
+class Run:
+    """A run: its folder and its summary (see README, "Runs"). `Run.load(path)` reads one, without torch or Ray."""
 
     path: Path
     summary: dict[str, Any]
-    already_done: bool = False
+    """Empty while the run has not finished."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """The run in the folder `path`, finished or not, or the only one below it; RunError if there is none."""
+        folders = find_runs([path])
+        if len(folders) != 1:
+            found = ", ".join(folder.name for folder in folders)
+            raise RunError(f"{path}: one run is wanted there, found {found}; name its folder")
+        return Run(folders[0], dict(load_run(folders[0]).summary or {}))
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything that the folder tells now: config, events, evaluations, problems."""
+        return load_run(self.path)
+
+    @property
+    def status(self) -> str:
+        """`done`, `running or interrupted`, `failed`."""
+        return self.record.status
 
     @property
     def student(self) -> Path:
@@ -24,7 +50,38 @@ class RunResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Evaluation metrics of the best model; empty without evaluation rows."""
-        best = self.summary.get("best") or {}
-        metrics: dict[str, float] = best.get("metrics", {})
-        return metrics
+        """Evaluation metrics of the best model, of an unfinished run so far; empty without evaluation rows."""
+        if self.summary:
+            metrics: dict[str, float] = (self.summary.get("best") or {}).get("metrics", {})
+            return metrics
+        best = self.record.best
+        return dict(best.metrics) if best is not None else {}
+
+    def history(self) -> pd.DataFrame:
+        """One row for each log line and evaluation (`kind`): step, losses, metrics, rates, as in metrics.jsonl."""
+        import pandas as pd
+
+        record = self.record
+        lines = [*record.train, *record.evals]
+        lines.sort(key=lambda line: line.get("step", 0))
+        return pd.DataFrame(lines)
+
+    def _repr_html_(self) -> str:
+        """The run as in reports, for notebooks."""
+        from raybrew.reports.compare import compare
+        from raybrew.reports.tables import caption_lines, table_text
+
+        record = self.record
+        found = compare([record])
+        notes = "".join(f"<li>{html.escape(line)}</li>" for line in caption_lines(found))
+        return (
+            f"<h4>{html.escape(f'{record.experiment}: {record.run_id}')} ({html.escape(record.status)})</h4>"
+            f"<pre>{html.escape(table_text(found, 120))}</pre><ul>{notes}</ul><p>{html.escape(str(self.path))}</p>"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult(Run):
+    """What a training verb returns: a finished run."""
+
+    already_done: bool = False

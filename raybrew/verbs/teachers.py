@@ -10,21 +10,23 @@ import pyarrow as pa
 
 from raybrew.config import Experiment
 from raybrew.config.views import one_teacher
-from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ModelError
-from raybrew.models.loading import ModelSource, load_tokenizer
+from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
 from raybrew.verbs.capture import capture_table, store_root, usable_rows
 from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
-from raybrew.verbs.prepare import Rows, rows_with, task_of, units_of
+from raybrew.verbs.prepare import Rows, rows_with, same_tokens, task_of, units_of
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.source import runs_live
 
 __all__ = ["check_tokenizers", "ready_teachers"]
+
+#: KD losses that take a probability of 0 for what it is: a token with which no answer of the teacher's begins.
+_KEEP_ALIGNED = ("auto", "ce", "kl")
 
 
 def ready_teachers(
@@ -45,6 +47,11 @@ def ready_teachers(
     """
     asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
     others = [sources[name] for name in sources if asked[name]]
+    if view.task.kind == "qa" and any(not same_tokens(others[0], other) for other in others[1:]):
+        raise ModelError(
+            f"teacher.members: the tokenizers of {', '.join(other.model for other in others)} differ, so their starts "
+            "and ends cannot be averaged for question answering; take teachers of one tokenizer"
+        )
     found: list[TeacherInput] = []
     units = units_of(view, rows.training, student, *others) if others else rows.training
     bad = np.zeros(units.num_rows, np.bool_)
@@ -70,16 +77,26 @@ def check_tokenizers(
     one: Experiment, teacher: ModelSource, student: ModelSource, request: tuple[Signal, ...], name: str | None = None
 ) -> None:
     """Refuse what needs the same tokens on both sides when the tokenizers differ."""
-    if _same_tokenizer(teacher, student):
+    if same_tokens(teacher, student):
         return
     whose = "" if name is None else f" of teacher {name}"
+    fix = "take a student with the teacher's tokenizer"
+    if one.student.vocabulary is not None:
+        fix = "set student.vocabulary.min_count=1, which keeps every piece of the rows"
     layers = [signal.name for signal in request if signal.layer is not None]
     if layers:
         raise ModelError(
             f"distill.matches: compares {', '.join(layers)}{whose} token by token, but the tokenizers of "
-            f"{student.model} and {teacher.model} differ; remove the matches, or take a student with the teacher's "
-            "tokenizer"
+            f"{student.model} and {teacher.model} differ; remove the matches (pooled_mse and pooled_cos compare rows "
+            f"instead), or {fix}"
         )
+    if one.task.kind == "qa":
+        for key, losses in one.distill.keyed_parts:
+            if losses.kd_weight > 0 and losses.kd_loss.kind not in _KEEP_ALIGNED:
+                raise ModelError(
+                    f"{key}.kd_loss.kind: given {losses.kd_loss.kind!r}, but start and end{whose} come from another "
+                    f"tokenizer as probabilities of characters; allowed then: {', '.join(_KEEP_ALIGNED)}"
+                )
     if one.teacher.source == "live":
         key = "teacher" if name is None else f"teacher.members.{name}"
         raise ModelError(
@@ -106,14 +123,8 @@ def _is_live(
         return True
     if one.teacher.source != "auto":
         return one.teacher.source == "live"
-    return _same_tokenizer(teacher, student) and runs_live(
+    return same_tokens(teacher, student) and runs_live(
         one, teacher, units, request, num_labels, reporter.say, trainings
-    )
-
-
-def _same_tokenizer(teacher: ModelSource, student: ModelSource) -> bool:
-    return student == teacher or tokenizer_fingerprint(load_tokenizer(student)) == tokenizer_fingerprint(
-        load_tokenizer(teacher)
     )
 
 

@@ -43,10 +43,12 @@ def train_run(
     key: str,
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
+    vocabulary: Path | None = None,
 ) -> RunResult:
     """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
 
     `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
+    `vocabulary` is the folder of a student's trimmed tokenizer.
     `command` is what the run notes as its command; default: the command line of this process.
     """
     command = command or command_line()
@@ -58,6 +60,7 @@ def train_run(
         "run_id": run.run_id,
         "inputs": [part.plain() for part in inputs],
         "source": dataclasses.asdict(source) if source is not None else None,
+        "vocabulary": None if vocabulary is None else str(vocabulary),
     }
     num_steps = num_steps_of(experiment, inputs, config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):

@@ -107,6 +107,38 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     assert re.search(r"3 of 5 trials done\): Best student", out)
 
 
+def test_methods_in_one_sweep(project: Path) -> None:
+    """Equal steps, one teacher pass for what all of them ask, and the control among them, not twice."""
+    space = {"distill.method": ["tinybert", "theseus", "labels"]}
+    experiment = with_sweep(project, "methods", {"space": space, "search": "grid"})
+    _, err = cli("sweep", experiment, code=3)
+    assert "impossible with distill.method=theseus (1 of 3 corners): distill.matches: given, but" in err
+    out, _ = cli("sweep", experiment, "distill.matches=[]")
+    record = load_sweep(sweep_of(project, "methods"))
+    assert {(trial.role, trial.values["distill.method"]): trial.status for trial in record.trials} == {
+        (CANDIDATE, name): "done" for name in space["distill.method"]
+    }
+    (teacher,) = record.teachers
+    layers = [f"hidden.{layer:02d}" for layer in (0, 2, 4)]
+    assert list(teacher["signals"]) == ["logits", "attention.02", "attention.04", *layers]
+    folder = record.folder.parent
+    summaries = {trial.values["distill.method"]: folder / trial.run / "summary.json" for trial in record.trials}
+    found = {name: json.loads(path.read_text()) for name, path in summaries.items()}
+    assert {name: summary["role"] for name, summary in found.items()} == {
+        "tinybert": "student",
+        "theseus": "student",
+        "labels": "control",
+    }
+    assert len({summary["steps"] for summary in found.values()}) == 1
+    # Only the last stage is judged: 15 of 20 steps are tinybert's first, 10 theseus's.
+    assert found["tinybert"]["best"]["step"] > 15
+    assert found["theseus"]["best"]["step"] > 10
+    shares = {trial.values["distill.method"]: [share for share, _ in trial.reports] for trial in record.trials}
+    assert shares == {"tinybert": [1.0], "theseus": [0.75, 1.0], "labels": [0.25, 0.5, 0.75, 1.0]}
+    assert "method=tinybert" in out
+    assert "method=theseus" in out
+
+
 def test_asha_stops_trials_at_its_rungs_and_overhead_is_low(project: Path) -> None:
     # Without a learning rate worth the name a student stays where it was: those are the ones to stop.
     space = {"train.learning_rate": [2e-3, 1e-12, 2e-12, 3e-12, 4e-12]}
@@ -168,45 +200,39 @@ def test_optuna_from_python_with_more_seeds_for_the_best(project: Path, monkeypa
     assert best.run.name in kept
 
 
-def test_a_population_killed_in_a_round_goes_on_and_its_best_can_be_repeated(project: Path) -> None:
-    """What a member became is an ordinary run: trained from its start by its configuration, it is the same student."""
+def test_what_a_population_found_is_a_run_that_can_be_repeated(project: Path) -> None:
+    """Trained from its start by its configuration, a member that took over another one's student is the same."""
     space = {"distill.temperature": {"uniform": [1, 8]}, "train.learning_rate": {"loguniform": [1e-4, 3e-3]}}
     scheduler = {"kind": "pbt", "interval": 0.5, "quantile": 0.4}
     sweep = {"space": space, "trials": 3, "scheduler": scheduler, "controls": False}
-    experiment = with_sweep(project, "population", sweep)
-    process = start_cli("sweep", experiment)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-        found = list((project / "runs" / "population").glob("sweep-*/ledger.jsonl"))
-        if found and '"kind": "round"' in found[0].read_text():
-            break
-    assert process.poll() is None, process.communicate()
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
-    folder = sweep_of(project, "population")
-    (decided,) = (line for line in lines_of(folder) if line["kind"] == "round")
-
-    out, _ = cli("sweep", experiment)
+    out, _ = cli("sweep", with_sweep(project, "population", sweep))
     assert "Best student" in out
+    folder = sweep_of(project, "population")
     record = load_sweep(folder)
-    assert len(record.rounds) == 1
-    assert record.rounds[0]["moves"] == decided["moves"]
+    (decided,) = record.rounds
     (move,) = decided["moves"]
     assert move["begins"][:2] == [10, 0.5]
     statuses = {trial.run: trial.status for trial in record.trials}
     assert statuses.pop(move["of"]) == "stopped"
     assert list(statuses.values()) == ["done"] * 3
     assert not list((folder.parent / move["of"] / "checkpoints").glob("*.pt"))
-    clone = folder.parent / move["run"]
-    assert [line["step"] for line in losses_of(clone) if line["kind"] == "train"] == list(range(1, 21))
+    assert "Rounds of the population" in (folder / "report.html").read_text()
 
+    clone = folder.parent / move["run"]
     cli("distill", clone / "config.yaml", f"store.storage_path={project / 'again'}", f"store.path={project}/runs/store")
     again = project / "again" / "population" / move["run"]
+    assert len(losses_of(clone)) == 24, "20 steps, 4 evaluations"
     assert losses_of(again) == losses_of(clone)
-    weights = [
-        (run / "student" / "model.safetensors").read_bytes() for run in (clone, again) if (run / "student").is_dir()
-    ]
-    assert weights[0] == weights[-1]
-    page = (folder / "report.html").read_text()
-    assert "Population" in page
+
+
+def test_trials_of_two_workers_are_runs_of_ray_train(project: Path) -> None:
+    sweep = {"space": {"distill.temperature": [2]}, "controls": False}
+    cli("sweep", with_sweep(project, "workers", sweep), "train.workers=2", "train.epochs=1")
+    folder = sweep_of(project, "workers")
+    record = load_sweep(folder)
+    (room,) = (line for line in lines_of(folder) if line["kind"] == "room")
+    assert room["slots"] == max(1, room["cpus"] // 2), "two CPUs for each"
+    (trial,) = record.trials
+    assert (trial.status, trial.reports[0][0]) == ("done", 0.5), "evaluations come through while the workers train"
+    summary = json.loads((record.folder.parent / trial.run / "summary.json").read_text())
+    assert (summary["workers"], summary["steps"]) == (2, 10)

@@ -30,7 +30,8 @@ from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import LocalContext
 from raybrew.verbs.distill import distill
 
-#: What the cases train, in turn: with dropout, projections, accumulation, early stopping, any rhythm of checkpoints.
+#: What the cases train, in turn: with dropout, projections, accumulation, early stopping, any rhythm of checkpoints,
+#: and in stages.
 VARIANTS = (
     ("teacher.source=live", "train.checkpoint_steps=1"),
     ("teacher.source=store", "train.checkpoint_steps=3", "train.micro_batch_size=5", "train.eval_steps=7"),
@@ -40,6 +41,14 @@ VARIANTS = (
         "train.checkpoint_steps=null",
         "train.checkpoint_epochs=1",
         "train.early_stopping={patience: 2, min_delta: 1.0}",
+    ),
+    ("teacher.source=auto", "train.checkpoint_steps=3", "distill.method=tinybert", "distill.matches=[]"),
+    (
+        "student.init=teacher",
+        "train.checkpoint_steps=1",
+        "train.micro_batch_size=5",
+        "distill.method=theseus",
+        "distill.matches=[]",
     ),
 )
 #: Values that depend on the clock and the machine.

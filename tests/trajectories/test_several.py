@@ -16,7 +16,7 @@ from raybrew.data.loader import StepLoader
 from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
 from raybrew.distillers.matches import resolve_matches
-from raybrew.distillers.objective import Objective, build_objective
+from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.distillers.teachers import LiveTeacher
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.tasks.heads import ItemHead
@@ -26,6 +26,7 @@ from raybrew.training.loop import train
 from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
 from raybrew.training.parallel import full_state
 from raybrew.training.precision import Precision
+from raybrew.training.stages import Stages
 
 #: Members of different depth and width, and their weights.
 MEMBERS = {"big": (4, 12, 2.0), "small": (3, 8, 1.0)}
@@ -118,8 +119,9 @@ def train_several_tasks(
     state: Mapping[str, Any] | None = None,
     start: int = 0,
     dropout: float = 0.0,
+    staged: bool = False,
 ) -> tuple[dict[str, torch.Tensor], Recorder]:
-    """A student that classifies rows and tags words on one encoder, with a teacher for each."""
+    """A student that classifies rows and tags words on one encoder, with a teacher for each; layers first if staged."""
     context = context or LocalContext(torch.device("cpu"))
     data: dict[str, Rows] = {"rows": Rows(), "words": _Fewer(items=True)}
     models = {
@@ -128,16 +130,24 @@ def train_several_tasks(
     objectives, teachers, orders = {}, {}, {}
     for place, name in enumerate(TASKS):
         matches = resolve_matches((MatchConfig(loss="hidden_mse"),), 2, 4)
-        objectives[name] = build_objective(
-            DistillConfig(kd_loss=KDLossConfig(kind="kl"), hard_label_weight=0.3),
-            matches,
-            {match.student: 8 for match in matches},
-            {match.teacher: 12 for match in matches},
-            seed=3,
-            head=ItemHead() if name == "words" else None,
-        )
+        layers = {"kd_weight": 0.0, "hard_label_weight": 0.0}
+        distill = DistillConfig(kd_loss=KDLossConfig(kind="kl"), hard_label_weight=0.3)
+        stages: list[Objective] = []
+        for part in [distill.model_copy(update=layers), distill] if staged else [distill]:
+            stages.append(
+                build_objective(
+                    part,
+                    matches,
+                    {match.student: 8 for match in matches},
+                    {match.teacher: 12 for match in matches},
+                    seed=3,
+                    head=ItemHead() if name == "words" else None,
+                    earlier=dict(stages[0].projections.items()) if stages else None,
+                )
+            )
+        objectives[name] = in_stages(stages)
         teacher = model(4, 12, seed=20 + place, items=name == "words").eval()
-        teachers[name] = LiveTeacher(teacher, objectives[name].teacher_request)
+        teachers[name] = [LiveTeacher(teacher, stage.teacher_request) for stage in stages]
         orders[name] = build_order(data[name].lengths, config)
     schedule = TaskSchedule(orders, 0.5, config.seed)
     num_steps = total_steps(schedule, config)
@@ -157,7 +167,9 @@ def train_several_tasks(
     }
     subject = MultiTaskTrainee(MultiTaskStudent(models), objectives, {"rows": 1.0, "words": 0.5})
     loader = MultiTaskLoader(loaders, schedule, num_steps, start)
-    program = MultiTaskProgram(subject, teachers, loader, config, "accuracy")
+    ends = (num_steps // 2, num_steps) if staged else (num_steps,)
+    parts = Stages(ends, ("layers", "logits"), (None, None)) if staged else None
+    program = MultiTaskProgram(subject, teachers, loader, config, "accuracy", parts)
     recorder = Recorder()
     train(program, context, Precision("fp32", context.device), recorder, state)
     return {name: value.detach().clone() for name, value in full_state(subject).items()}, recorder
@@ -205,6 +217,36 @@ def test_several_tasks_resume_bit_for_bit() -> None:
         assert all(torch.equal(weights[name], resumed[name]) for name in weights)
         wanted = [losses_only(record) for record in unbroken.records if record["step"] > step]
         assert wanted
+        assert [losses_only(record) for record in recorder.records] == wanted
+
+
+def test_several_tasks_in_stages() -> None:
+    """No head learns while layers alone are compared; stopped around the border, the run goes on bit for bit."""
+    config = settings(epochs=3, checkpoint_steps=1)
+    weights, unbroken = train_several_tasks(config, dropout=0.1, staged=True)
+    border = max(unbroken.states) // 2
+    early, later = (
+        [record for record in unbroken.records if record["kind"] == "train" and record["stage"] == stage]
+        for stage in ("layers", "logits")
+    )
+    assert early[-1]["step"] == border
+    assert not any(key.endswith((".kd", ".label")) for record in early for key in record)
+    assert {"loss/rows.kd", "loss/words.label", "loss/rows.hidden_mse.2-4"} <= {
+        key for record in later for key in record
+    }
+    first, last = (unbroken.states[step]["trainee"] for step in (1, border))
+    for name in TASKS:
+        key = f"student.models.{name}.classifier.weight"
+        assert torch.equal(first[key], last[key])
+        assert not torch.equal(last[key], weights[key])
+    moved = [key for key in first if "projections" in key and not torch.equal(last[key], weights[key])]
+    assert len(moved) == sum("projections" in key for key in first) > 0
+    for step in (border - 1, border, border + 2):
+        resumed, recorder = train_several_tasks(
+            config, state=unbroken.states[step], start=step, dropout=0.1, staged=True
+        )
+        assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+        wanted = [losses_only(record) for record in unbroken.records if record["step"] > step]
         assert [losses_only(record) for record in recorder.records] == wanted
 
 

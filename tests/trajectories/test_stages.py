@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Recorder, losses_only, run, settings, trainee
+from tiny_runs import Recorder, losses_only, model, run, settings, trainee
 
 from raybrew.config import DistillConfig
 from raybrew.config.distill import StageConfig
 from raybrew.config.stages import stage_ends
+from raybrew.distillers.matches import resolve_matches
+from raybrew.distillers.objective import build_objective, in_stages
 from raybrew.errors import ConfigError
+from raybrew.models.forward import forward
+from raybrew.training.encoded import Trainee
 from raybrew.training.stages import Stages
 
 #: Of the 18 steps of these runs.
@@ -99,6 +103,58 @@ def test_only_the_last_stage_is_judged() -> None:
     assert recorder.kept == [BORDER + 1]
     assert told == [10, 11, 12, 13, 14]
     assert [record["step"] for record in recorder.records if record["kind"] == "eval"] == list(range(1, 15))
+
+
+def scores(model: Any, hidden: torch.Tensor, layer: int) -> torch.Tensor:
+    """Attention scores before the softmax of layer `layer`, counted from 1, by its projections."""
+    own = model.bert.encoder.layer[layer - 1].attention.self
+    query, key = (
+        part(hidden).unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2) for part in (own.query, own.key)
+    )
+    return query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+
+
+def test_totals_of_tinybert_by_hand() -> None:
+    """What each stage of `distill.method: tinybert` adds up to, from the models' own outputs."""
+    distill = DistillConfig.model_validate({"method": "tinybert", "hard_label_weight": 0.5})
+    student, teacher = model(2, 8, seed=1), model(4, 12, seed=2).eval()
+    torch.manual_seed(3)
+    batch = {"input_ids": torch.randint(1, 50, (4, 6)), "attention_mask": torch.ones(4, 6, dtype=torch.int64)}
+    inputs = batch | {"labels": torch.tensor([0, 2, 1, 1]), "logits_mask": torch.ones(4)}
+    stages = []
+    for part in distill.parts:
+        matches = resolve_matches(part.matches, 2, 4)
+        sizes = ({each.student: 8 for each in matches}, {each.teacher: 12 for each in matches})
+        heads = ({each.student: 2 for each in matches}, {each.teacher: 2 for each in matches})
+        student_dims, teacher_dims = (
+            {signal: head[signal] if signal.kind == "attention" else size[signal] for signal in size}
+            for size, head in zip(sizes, heads, strict=True)
+        )
+        stages.append(build_objective(part, matches, student_dims, teacher_dims, seed=3))
+    subject = Trainee(student, in_stages(stages))
+
+    def total(stage: int) -> torch.Tensor:
+        subject.objective.enter(stage)
+        request = subject.objective.teacher_request
+        with torch.no_grad():
+            said = forward(teacher, inputs, request)
+        sums, counts = subject(inputs, said)
+        return (sums / counts * torch.tensor(subject.objective.weights(0.0))).sum()
+
+    ours = student(**batch, output_hidden_states=True)
+    with torch.no_grad():
+        theirs = teacher(**batch, output_hidden_states=True)
+    layers = torch.zeros(())
+    for one, other in ((0, 0), (1, 2), (2, 4)):
+        projected = subject.objective.projections[f"hidden_mse_{one}-{other}"](ours.hidden_states[one])
+        layers = layers + (projected - theirs.hidden_states[other]).square().mean()
+        if one:
+            given = scores(student, ours.hidden_states[one - 1], one)
+            layers = layers + (given - scores(teacher, theirs.hidden_states[other - 1], other)).square().mean()
+    torch.testing.assert_close(total(0), layers)
+    soft = -(theirs.logits.softmax(-1) * ours.logits.log_softmax(-1)).sum(-1).mean()
+    hard = torch.nn.functional.cross_entropy(ours.logits, inputs["labels"])
+    torch.testing.assert_close(total(1), soft + 0.5 * hard)
 
 
 def test_ends_of_stages() -> None:

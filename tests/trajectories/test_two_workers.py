@@ -17,6 +17,7 @@ from tiny_runs import OBJECTIVES, Recorder, Rows, gap, run, settings
 from torch import nn
 
 from raybrew.errors import DivergenceError
+from raybrew.tasks.heads import ClassHead, ItemHead
 from raybrew.training import evaluation
 from raybrew.training.context import Context, DistributedContext, LocalContext
 from raybrew.training.precision import Precision
@@ -66,13 +67,14 @@ class Evaluating(Recorder):
         super().__init__()
         self.context = context
         self.rows = Rows(kind == "tagging")
+        self.head = ItemHead() if kind == "tagging" else ClassHead()
 
     def evaluate(self, student: nn.Module) -> dict[str, float]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(evaluation, "_BATCH_TOKENS", 60)
             assert len(list(evaluation._batches(self.rows.lengths))) % 2 == 1
             precision = Precision("fp32", self.context.device)
-            logits = evaluation.compute_logits(student, self.rows, 0, self.context, precision)
+            logits = evaluation.compute_logits(student, self.rows, 0, self.context, precision, self.head)
         return {"accuracy": float(np.abs(np.concatenate([np.atleast_2d(row) for row in logits])).mean())}
 
 

@@ -149,7 +149,7 @@ def test_a_window_with_a_part_of_an_answer_has_no_label(tokenizers: tuple[Any, A
         assert label == ([-1, -1] if overlaps else [0, 0])
 
 
-def test_tokenizers_that_cannot_align_are_refused(tokenizers: tuple[Any, Any]) -> None:
+def test_tokenizers_that_cannot_align_are_refused() -> None:
     class Slow:
         is_fast = False
 
@@ -160,8 +160,6 @@ def test_tokenizers_that_cannot_align_are_refused(tokenizers: tuple[Any, Any]) -
         build_task(TaggingConfig()).units(tagged([["a"]]), (Slow(),))
     with pytest.raises(DataError, match="Slow has no offsets"):
         build_task(QAConfig()).units(asked("a b", 0, 1), (Slow(),))
-    with pytest.raises(DataError, match="tokenizers of student and teacher cut it differently"):
-        build_task(QAConfig()).units(asked("a b", 0, 1), tokenizers)
 
 
 @RELAXED

@@ -24,6 +24,7 @@ from raybrew.errors import ConfigError
 from raybrew.models.word_candidates import WordCandidates
 from raybrew.tasks.base import Task, build_task
 from raybrew.tasks.ids import example_id
+from raybrew.verbs.prepare import read_rows
 
 WORDS = ("red", "green", "blue", "big", "small", "tree", "house", "road")
 
@@ -193,6 +194,27 @@ def test_problems_are_named(augment: dict[str, Any], rest: dict[str, Any], probl
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ({"kind": "tagging", "labels": ["O", "B-X", "I-X"]}, {"tokens": ["a", "b"]}),
+        ({"kind": "qa"}, {"question": "who?", "context": "Ann."}),
+        ({"kind": "multilabel", "labels": ["x", "y"]}, {"text": "a"}),
+        ({"kind": "regression"}, {"text": "a"}),
+    ],
+)
+def test_rows_without_labels_are_enough_for_every_task(
+    task: dict[str, Any], row: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [row])
+    values = {"name": "x", "task": task, "teacher": {"model": "some/model"}, "data": {"unlabeled": path}}
+    rows = read_rows(build_experiment(values), None, lambda line: None)
+    assert (rows.num_labelled, rows.num_unlabeled) == (0, 1)
+    nothing = {**values, "data": {}}
+    with pytest.raises(ConfigError, match=r"data\.train: required by this command"):
+        read_rows(build_experiment(nothing), None, lambda line: None)
 
 
 def test_a_distillation_without_labels_and_with_copies(model: str, tmp_path: Path) -> None:

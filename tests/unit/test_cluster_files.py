@@ -131,6 +131,10 @@ def test_raybrews_commands_are_understood_and_their_experiments_valid() -> None:
         if call == ["--version"]:
             continue
         understood = parsed(root, call)
+        if call[0] == "submit":  # what follows is the command line of the job
+            words = understood["arguments"]
+            (verb,) = [word for word in words if "=" not in word]
+            understood = parsed(root, [verb, str(understood["experiment"]), *(word for word in words if word != verb)])
         given = str(understood.get("experiment", "")).removeprefix(IMAGE_ROOT)
         if given and given != "experiment.yaml":
             assert given.startswith("experiments/"), place
@@ -148,6 +152,7 @@ def test_raybrews_commands_are_understood_and_their_experiments_valid() -> None:
     }
     assert len(calls) >= 20
     assert named >= 16
+    assert {call[0] for _, call in calls} >= {"finetune", "capture", "distill", "sweep", "plan", "submit", "job"}
 
 
 def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
@@ -242,6 +247,13 @@ def test_clouds_start_without_workers_and_on_spot_machines(path: Path) -> None:
 @pytest.mark.parametrize("path", RUNTIME_ENVS, ids=lambda path: path.stem)
 def test_runtime_environments_are_rays_and_hold_no_keys(path: Path) -> None:
     _check_runtime_env(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_runtime_environments_are_what_submit_takes() -> None:
+    from raybrew.jobs.submit import _checked_environment, _runtime_env
+
+    for path in RUNTIME_ENVS:
+        assert _checked_environment(_runtime_env(path)["env_vars"])
 
 
 def _check_runtime_env(values: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ def numbers_of(value: Any) -> Any:
         ("electra", "multilabel", "text"),
         ("modernbert", "regression", "text"),
         ("deberta-v2", "classification", "text"),
+        ("bigru", "tagging", "tokens"),
     ],
 )
 def test_onnx_answers_as_torch(tmp_path: Path, family: str, task: str, rows: str) -> None:
@@ -109,6 +110,24 @@ def test_another_model_in_the_file_is_an_error(exported: Path, tmp_path: Path) -
     inputs = ("input_ids", "attention_mask", "token_type_ids")
     with pytest.raises(ModelError, match=r"outputs differ from torch's by up to .*nothing was exported"):
         check_onnx(other, inputs, exported / "out" / "onnx" / "model.onnx")
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path / "model")
+    forward = type(model).forward
+
+    def branches(self: Any, *given: Any, **named: Any) -> Any:
+        found = forward(self, *given, **named)
+        if found.logits.sum().item() > 0:  # depends on data, which no graph can
+            found.logits = found.logits * 2
+        return found
+
+    monkeypatch.setattr(type(model), "forward", branches)
+    with pytest.raises(
+        ModelError, match=r"^onnx: torch cannot export BertForSequenceClassification: .*need no export$"
+    ):
+        raybrew.export(tmp_path / "model", tmp_path / "out", formats=("onnx",))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

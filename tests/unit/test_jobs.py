@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raybrew.cli.main import main
+from raybrew.cli.running import load_to_run
 from raybrew.config.loading import load_experiment
 from raybrew.errors import ClusterError, ConfigError, EnvironmentProblem
 from raybrew.jobs import package
@@ -87,13 +88,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def test_ignored_files_stay(tmp_path: Path) -> None:
     for name in ("a.py", "data/rows.csv", "data/keep.csv", "data/more/rows.csv", "big/x.bin", "note.log", "runs/r/x"):
         write(tmp_path / name)
-    for name in (".git/config", "venv/bin/x", "sub/__pycache__/a.pyc"):
+    for name in ("model/config.json", "model/.git/config", ".git/config", "venv/bin/x", "sub/__pycache__/a.pyc"):
         write(tmp_path / name)
     write(tmp_path / ".gitignore", "*.log\n/big/\n")
     write(tmp_path / "data" / ".rayignore", "*.csv\n!keep.csv\n")
     os.symlink(tmp_path, tmp_path / "sub" / "again")
     found = find_files(tmp_path, [tmp_path / "runs"])
-    assert set(found.sizes) == {".gitignore", "a.py", "data/.rayignore", "data/keep.csv"}
+    assert set(found.sizes) == {".gitignore", "a.py", "data/.rayignore", "data/keep.csv", "model/config.json"}
+    assert found.has(tmp_path / "model")
     assert found.has(tmp_path / "data" / "keep.csv")
     assert not found.has(tmp_path / "data")
     assert not found.has(tmp_path.parent)
@@ -276,3 +278,18 @@ def test_overrides_may_stand_on_both_sides(folder: Path, cluster: Cluster, capsy
     assert cluster.arguments["entrypoint"] == "raybrew distill .raybrew/tiny.yaml --run-id mine"
     assert "seed: 3" in cluster.packed[".raybrew/tiny.yaml"]
     assert "epochs: 2" in cluster.packed[".raybrew/tiny.yaml"]
+
+
+def test_runs_that_would_go_with_the_job_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `ray job submit --working-dir .` would do with the default `store.storage_path`."""
+    copy = folder / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    write(copy / "x.yaml", EXPERIMENT.replace("data/train.jsonl", str(folder / "data" / "train.jsonl")))
+    monkeypatch.chdir(copy)
+    for verb in ("finetune", "capture", "distill", "sweep"):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, "x.yaml"])
+        assert caught.value.code == 3
+        assert "store.storage_path: given 'runs', which lies in this job's copy" in capsys.readouterr().err
+    assert load_to_run(Path("x.yaml"), ["store.storage_path=/shared/runs"]).name == "tiny"

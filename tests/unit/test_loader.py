@@ -52,6 +52,28 @@ def test_an_empty_share_weighs_nothing() -> None:
     assert batch.inputs["input_ids"].shape == (1, 2)
 
 
+def test_rows_of_an_epoch_are_those_of_a_resumed_run_too() -> None:
+    class Shown(Rows):
+        def __init__(self, epoch: int) -> None:
+            super().__init__()
+            self.epoch = epoch
+
+        def gather_padded(
+            self, rows: np.ndarray, pad_token_id: int, length: int | None = None
+        ) -> dict[str, np.ndarray]:
+            batch = super().gather_padded(rows, pad_token_id, length)
+            return {**batch, "input_ids": batch["input_ids"] + 100 * self.epoch * batch["attention_mask"]}
+
+    whole = list(loader(Rows(), in_epoch=Shown))
+    for step in whole:
+        tokens = step.micro_batches[0].inputs["input_ids"]
+        assert (tokens[tokens > 0] // 100 == step.epoch).all()
+    resumed = list(loader(Rows(), in_epoch=Shown, start_step=4))
+    assert [step.step for step in resumed] == [4, 5]
+    for ours, theirs in zip(whole[4:], resumed, strict=True):
+        torch.testing.assert_close(ours.micro_batches[0].inputs, theirs.micro_batches[0].inputs)
+
+
 def test_thread_and_plain_iteration_agree_over_epochs() -> None:
     threaded, plain = list(loader(Rows())), list(loader(Rows()).steps())
     assert [step.step for step in threaded] == list(range(6))

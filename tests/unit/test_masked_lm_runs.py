@@ -64,7 +64,7 @@ def experiment_of(folder: Path, **sections: Any) -> Experiment:
         "data": {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")},
         "teacher": {"model": str(folder / "base"), "finetune": {"epochs": 20, "init": "random", **TRAINING}},
         "student": {"shape": {"layers": 1}},
-        "distill": {"temperature": 2.0, "hard_label_weight": 1.0, "matches": [{"loss": "cos", "layers": "final"}]},
+        "distill": {"method": "distilbert"},
         "train": {"epochs": 6, "log_steps": 1, **TRAINING},
         "store": {"storage_path": str(folder / "runs"), "launcher": "local"},
     }
@@ -139,10 +139,18 @@ def test_what_cannot_be_is_refused_with_its_reason(project: Path, tmp_path: Path
             teacher={"members": {"a": {"model": "x"}, "b": {"model": "y"}}},
             data={"unlabeled": str(project / "train.jsonl")},
             store={"signals": ["logits"]},
+            student={"shape": "BiGRU", "vocabulary": {}},
             task={"kind": "masked_lm", "masked": 0.8, "randomised": 0.3},
         )
     keys = {problem.split(":")[0] for problem in caught.value.problems}
-    assert {"teacher.members", "data.unlabeled", "store.signals", "task.randomised"} <= keys
+    assert {
+        "student.shape",
+        "student.vocabulary",
+        "teacher.members",
+        "data.unlabeled",
+        "store.signals",
+        "task.randomised",
+    } <= keys
     with pytest.raises(
         ConfigError, match=r"teacher.source: given 'store' for task.kind 'masked_lm'; allowed: auto, live"
     ):
@@ -159,8 +167,13 @@ def test_what_cannot_be_is_refused_with_its_reason(project: Path, tmp_path: Path
         raybrew.distill(experiment_of(project, student={"model": str(other)}))
 
 
-def test_plan_says_that_the_teacher_runs_live(project: Path) -> None:
-    found = raybrew.plan(experiment_of(project))
+@pytest.mark.parametrize("trained", [True, False])
+def test_plan_says_that_the_teacher_runs_live(project: Path, trained: bool) -> None:
+    experiment = experiment_of(project)
+    if not trained:  # there are no weights yet
+        finetune = {"epochs": 1, "init": "random", **TRAINING}
+        experiment = experiment_of(project, teacher={"model": str(project / "base"), "finetune": finetune})
+    found = raybrew.plan(experiment)
     assert found.advice == "live"
     assert "masks are new in every epoch" in found.verdict
     assert found.stores[0].bytes == {}

@@ -21,6 +21,7 @@ from transformers import (
 
 from raybrew.config import MaskedLMConfig
 from raybrew.data.encoded import EncodedRows, encode_rows
+from raybrew.data.loader import collate
 from raybrew.data.masking import MaskedRows, as_shown
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.models.forward import forward
@@ -172,3 +173,33 @@ def test_logits_at_hidden_tokens_are_those_of_the_whole_model(config: Any) -> No
     torch.testing.assert_close(found[LOGITS], whole.logits.gather(1, items.unsqueeze(-1).expand(-1, -1, 60)))
     torch.testing.assert_close(found[last], whole.hidden_states[-1])
     assert not seen or seen[1] == (3, 2, 60), "no logits of other tokens are computed"
+
+
+def test_losses_and_outputs_are_those_of_transformers_on_the_same_masks(tmp_path: Path) -> None:
+    task, tokenizer, rows = encoded(tmp_path, [*some_texts(20), "[SEP]"], mask_rate=0.4)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModelForMaskedLM.from_config(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    batch = collate(np.arange(rows.num_rows), shown(task, tokenizer, rows), tokenizer.pad_token_id, None).inputs
+    logits = forward(model, batch, [LOGITS])[LOGITS]
+    labels = torch.full_like(batch["input_ids"], -100)
+    real = batch["item_mask"] == 1
+    where = torch.arange(len(labels)).unsqueeze(1).expand_as(batch["items"])
+    labels[where[real], batch["items"][real]] = batch["labels"][real]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    theirs = model(**inputs, labels=labels)
+    term = task.head.label_loss(logits, batch)
+    mean = term.sum / term.count
+    torch.testing.assert_close(mean, theirs.loss)
+    assert int(term.count) == int(task.head.num_labelled(batch)) == int((labels != -100).sum())
+    assert term.count > 20
+    ours, reference = (torch.autograd.grad(loss, list(model.parameters())) for loss in (mean, theirs.loss))
+    for one, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(one, other)
+    found = task.head.outputs(logits, batch)[real]
+    best = theirs.logits[labels != -100].log_softmax(-1).topk(5)
+    torch.testing.assert_close(found[:, 2:7], best.values)
+    assert (found[:, 7:].long() == best.indices).all()
+    assert float(found.detach()[:, 0].mean()) == pytest.approx(-float(theirs.loss.detach()), rel=1e-5)
+    assert (found[:, 1] == (best.indices[:, 0] == labels[labels != -100])).all()
+    assert int(task.head.compared(logits, logits, batch).mask.sum()) == int(term.count)

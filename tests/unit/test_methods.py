@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
+from raybrew.config.views import task_views
 from raybrew.errors import ConfigError, LossError, ModelError
 from raybrew.methods import METHODS
 from raybrew.models.loading import ModelSource
@@ -186,11 +187,22 @@ def test_what_makes_another_method_is_refused(distill: dict[str, Any], words: st
     assert words in problem(distill)
 
 
-def test_stages_are_for_one_task() -> None:
+def test_several_tasks_have_the_same_stages() -> None:
     part = {"data": {"train": "a/b"}, "teacher": {"model": "a/b"}}
-    several = {"kind": "multi", "tasks": {"one": part, "two": part}}
-    words = problem({"method": "tinybert"}, task=several, data={}, teacher={})
-    assert "distill.stages: distill.method 'tinybert' has stages, with several tasks; they are for one task" in words
+    several = {"task": {"kind": "multi", "tasks": {"one": part, "two": part}}, "data": {}, "teacher": {}}
+    own = {"loss": "hidden_mse", "teacher": "one"}
+    first = {"share": 0.5, "matches": [own, {"loss": "cos"}]}
+    found = task_views(experiment({"stages": [first, {}]}, **several))
+    losses = {name: [match.loss for match in view.distill.parts[0].matches] for name, view in found.items()}
+    assert losses == {"one": ["hidden_mse", "cos"], "two": ["cos"]}
+    assert [len(view.distill.parts) for view in task_views(experiment({"method": "tinybert"}, **several)).values()] == [
+        2,
+        2,
+    ]
+    words = problem({"stages": [{"share": 0.5, "matches": [own | {"teacher": "three"}]}, {}]}, **several)
+    assert "distill.stages.0.matches.0.teacher: given 'three'; allowed: one, two" in words
+    words = problem({"method": "theseus"}, **several)
+    assert "distill.stages.0.theseus: given with several tasks; it is for one task and one teacher" in words
 
 
 def test_a_run_is_what_it_computes(tmp_path: Any) -> None:
@@ -235,6 +247,12 @@ def test_methods_in_one_sweep() -> None:
     assert control.run == jobs["labels"].run
     words = problem({"matches": ["L3_hidden_mse"]}, sweep={"space": {"distill.method": ["textbrewer", "kd"]}})
     assert "impossible with distill.method=kd" in words
+
+
+def test_a_run_too_short_for_its_stages() -> None:
+    words = problem({"method": "tinybert"}, train={"max_steps": 1})
+    assert "train.max_steps: given 1; distill.stages.1: stages of 1, 0 steps in a run of 1; each needs one" in words
+    assert experiment({"method": "tinybert"}, train={"max_steps": 3}).train.max_steps == 3
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ def test_store_or_live() -> None:
     assert (usual.stored_seconds, usual.live_seconds) == (90.0, 210.0)
     assert usual.training is not None
     assert usual.training.epoch_seconds == 5.0
+    assert (usual.read_rate, usual.stores[0].write_rate) == (20.0, 100 / 15)  # bytes an epoch, bytes a capture
     assert made(free=50).advice == "live"
     assert "too large" in made(free=50).verdict
     assert made(free=None).advice == "store"
@@ -172,6 +173,13 @@ def test_a_sweep_is_as_many_trainings_as_it_has_trials(project: Path) -> None:
     overrides = ["sweep.space.distill.temperature=[1,2,4]", "train.epochs=1", f"data.eval={rows}"]
     found = plan(load_experiment(project, overrides))
     assert (found.trials, found.advice) == (3, "store")
+
+
+def test_a_plan_in_notebooks() -> None:
+    page = made()._repr_html_()
+    assert "<h4>store of x</h4>" in page
+    assert "99 tokens" in page
+    assert made().verdict in page
 
 
 def test_auto_takes_the_store_unless_it_does_not_pay(
@@ -236,6 +244,7 @@ def test_the_command_prints_a_table_or_json(project: Path, capsys: pytest.Captur
         else:
             assert "90 rows" in out
             assert "hidden.02" in out
+            assert "a second from a store" in out
             assert "4 trainings, teacher live" in out
             assert "verdict: store: the teacher runs once instead of 12 times" in out
     assert not (project.parent / "runs/x").exists()

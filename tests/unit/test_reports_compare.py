@@ -13,6 +13,8 @@ import pytest
 from reports_helpers import make_run
 from rich.console import Console
 
+from raybrew.config.base import identity_of
+from raybrew.config.distill import DistillConfig
 from raybrew.reports.collect import load_runs
 from raybrew.reports.compare import Comparison, compare
 from raybrew.reports.decision import decide
@@ -302,3 +304,12 @@ def test_latency_is_that_of_the_architecture_not_of_one_measurement(tmp_path: Pa
     assert sorted(rows["student"].latency_ms["batch_1"].values) == [1.0, 2.0]
     assert rows["teacher"].latency_ms["batch_1"].values == (6.0,)
     assert rows["student"].faster["batch_1"] == pytest.approx(4.0)
+
+
+def test_methods_are_told_by_their_names(tmp_path: Path) -> None:
+    """And by what is not as the method sets it, if others do not share that; not by every loss."""
+    for method, own in (("tinybert", {}), ("pkd-skip", {"kd_weight": 0.25}), ("kd", {})):
+        section = DistillConfig.model_validate({"method": method, "probability_shift": True, **own})
+        make_run(tmp_path, changes={"distill": identity_of(section) | {"method": method}})
+    found = {row.variant for row in comparison(tmp_path).rows if row.role == "student"}
+    assert found == {"method=tinybert", "method=pkd-skip, kd_weight=0.25", "method=kd"}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_helpers import conductor_of
 
 from raybrew.config.loading import build_experiment
 from raybrew.config.views import choose_task, task_views, teacher_names, teacher_views
 from raybrew.errors import ConfigError
+from raybrew.reports.collect import load_run
+from raybrew.reports.rows import evaluation_key
+from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
+from raybrew.sweeps.prepare import control_epochs
+from raybrew.verbs.reporter import QuietReporter
 
 TEACHERS: dict[str, Any] = {
     "name": "teachers",
@@ -172,3 +180,57 @@ def test_problems_inside_a_task_have_its_key() -> None:
     assert "task.tasks.two.teacher.finetune.workers: given 8" in found
     assert "tasks.one" not in found
     assert "task.tasks: " in problems({"name": "x", "task": {"kind": "multi", "tasks": {"one": {}}}})
+
+
+def test_a_sweep_of_several_tasks_has_controls_without_unlabelled_rows_of_any(tmp_path: Path) -> None:
+    rows = {"train": "a", "eval": "b"}
+    tasks: dict[str, Any] = {
+        "one": {"data": rows, "teacher": {"model": "hub/one"}},
+        "two": {"data": {**rows, "unlabeled": "c"}, "teacher": {"model": "hub/two"}},
+    }
+    sweep: dict[str, Any] = {"space": {"distill.temperature": [1, 4]}, "search": "grid"}
+    values: dict[str, Any] = {
+        "name": "x", "task": {"kind": "multi", "tasks": tasks}, "student": {"shape": {"layers": 2}},
+        "distill": {"hard_label_weight": 0.5}, "store": {"storage_path": str(tmp_path)}, "sweep": sweep,
+    }  # fmt: skip
+    experiment = build_experiment(values, check_files=False)
+    conductor = conductor_of(experiment)
+    job = conductor.next()
+    assert job is not None
+    assert [one.role for one in conductor.jobs.values()] == [CONTROL, KD_ONLY, CANDIDATE]
+    control, teacher_alone, student = (one.experiment for one in conductor.jobs.values())
+    assert [view.data.unlabeled for view in task_views(control).values()] == [None, None]
+    assert (control.distill.kd_weight, control.distill.hard_label_weight) == (0.0, 1.0)
+    assert [view.data.unlabeled for view in task_views(teacher_alone).values()] == [None, "c"]
+    # All of them are judged alike, so that gains are told.
+    folders = []
+    for number, one in enumerate((control, teacher_alone, student)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "identity.json").write_text(json.dumps({"verb": "distill", "identity": one.identity("distill")}))
+        folders.append(folder)
+    assert len({evaluation_key(load_run(folder)) for folder in folders}) == 1
+    sweep["space"] = {"task.tasks.one.data.eval": ["b", "d"], "task.tasks.two.task.metric": ["mcc", "accuracy"]}
+    found = problems(values)
+    assert "sweep.space.task.tasks.one.data.eval: cannot vary: students must be judged on the same rows" in found
+    assert "sweep.space.task.tasks.two.task.metric: cannot vary: students must be judged by one metric" in found
+    sweep["space"] = {"distill.temperature": [1, 4]}
+    for task in tasks.values():
+        task["data"] = {"train": "a"}
+    assert "task.tasks.<name>.data.eval: required by a sweep" in problems(values)
+
+
+def test_a_sweep_without_labelled_rows_has_no_controls(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "name": "x", "data": {"unlabeled": "c", "eval": "b"}, "teacher": {"model": "hub/one"},
+        "student": {"shape": "T3"}, "store": {"storage_path": str(tmp_path)},
+        "sweep": {"space": {"distill.temperature": [1, 4]}},
+    }  # fmt: skip
+    assert "sweep.controls: given true, but there is no data.train" in problems(values)
+    one = {key: values[key] for key in ("data", "teacher")}
+    tasks = {"kind": "multi", "tasks": {"one": one, "two": one}}
+    several = {key: value for key, value in values.items() if key not in one} | {"task": tasks}
+    assert "sweep.controls: given true, but there is no data.train" in problems(several)
+    # No row is read for the length of controls that will not be.
+    without = build_experiment({**values, "sweep": {**values["sweep"], "controls": False}}, check_files=False)
+    assert control_epochs(without, QuietReporter()) == without.train.epochs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sweep_helpers import base, conductor_of, drive
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.jobs import Job
-from raybrew.sweeps.progress import news, waiting_reason
+from raybrew.sweeps.progress import live_table, news, waiting_reason
 
 SPACE = {"distill.temperature": [1, 4], "student.shape": [{"layers": 2, "hidden": 312}, {"layers": 4, "hidden": 312}]}
 GRID = {"space": SPACE, "search": "grid"}
@@ -227,3 +228,36 @@ def test_every_change_is_on_the_disk_at_once(tmp_path: Path) -> None:
     conductor.started(job.run)
     kinds = [json.loads(line)["kind"] for line in (conductor.ledger.folder / "ledger.jsonl").read_text().splitlines()]
     assert kinds == ["sweep", "session", "trial", "trial", "start"]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_live_table_cuts_nothing_but_configurations(tmp_path: Path, width: int) -> None:
+    import io
+
+    from rich.console import Console
+
+    shapes = [{"layers": 4, "hidden": 312, "heads": 12, "feed_forward": 1200}, {"layers": 6, "hidden": 768}]
+    space = {"distill.temperature": [1, 4], "student.shape": shapes, "train.learning_rate": [0.000123, 0.000456]}
+    sweep = {"space": space, "trials": 8, "seeds": 2, "resources": {"gpus": 0.25}}
+    conductor = conductor_of(base(tmp_path, sweep))
+    drive(conductor, lambda job: 0.8765, limit=4)
+    job = conductor.next()
+    assert job is not None
+    conductor.started(job.run)
+    conductor.reported(job.run, 0.5, 0.4321)
+    console = Console(file=io.StringIO(), width=width, soft_wrap=True)
+    console.print(live_table(conductor, 1, width))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) <= 24, "as many as the smallest terminal shows"
+    head = next(line for line in lines if "configuration" in line)
+    assert all(word in head for word in ("trial", "seed", "progress", "accuracy %", "time"))
+    assert " 50 %" in text
+    assert "43.21" in text
+    assert text.count("done") >= 4
+    assert text.count("87.65") >= 4
+    assert "10 s" in text
+    told = " ".join(lines)
+    assert "waiting for one of 1 places: each reserves 1 CPUs and 0.25 GPUs (sweep.resources)" in told
+    assert re.search(r"\d more configurations to come", told)

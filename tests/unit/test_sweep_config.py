@@ -238,3 +238,14 @@ def test_a_sweep_is_no_part_of_a_runs_identity() -> None:
 )
 def test_values_in_a_few_characters(value: Any, text: str) -> None:
     assert show_value_of(value) == text
+
+
+def test_a_temperature_that_cancels_out_is_told() -> None:
+    def notes(task: str, **distill: Any) -> list[str]:
+        sweep = {"space": {"distill.temperature": [1, 4]}}
+        return [note for note in space_notes(build(sweep, task={"kind": task}, distill=distill)) if "cancels" in note]
+
+    assert notes("regression")
+    assert notes("classification", kd_loss={"kind": "mse"})
+    assert not notes("classification")
+    assert not notes("regression", scale_by_temperature_squared=False), "then it scales the loss, which is told as well"

@@ -160,7 +160,7 @@ def test_sweep_load_needs_stored_results_only(folder: Path, tmp_path: Path) -> N
     } <= set(sweep.plots())
     assert sweep.cost()["teacher_rows"] == 3200
     assert sweep.cost()["overhead"] == pytest.approx(0.5)
-    assert "<pre>" in sweep._repr_html_()
+    assert "runs compared" in sweep._repr_html_()
     assert Sweep.load(folder.parent).path == folder.resolve()
     with pytest.raises(RunError, match="found none"):
         Sweep.load(tmp_path)

@@ -76,7 +76,6 @@ def run_sweep(folder: Path, trials: int, told: dict[str, str]) -> Conductor:
 
     def outcome(job: Job) -> float:
         news(conductor, told)
-        live_table(conductor, 4)
         return by_run(job)
 
     assert len(drive(conductor, outcome)) >= 1.5 * trials, "nearly each configuration has its control"
@@ -85,6 +84,7 @@ def run_sweep(folder: Path, trials: int, told: dict[str, str]) -> Conductor:
 
 def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, list[int]] = {"running": [], "taking up again": [], "ranking": []}
+    tables: list[int] = []
     for trials in (10, 40):
         folder = tmp_path / str(trials)
         told: dict[str, str] = {}
@@ -94,11 +94,14 @@ def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypat
         )
         (conductor,) = found
         counts["ranking"].append(calls_of(conductor.ranking, monkeypatch))
+        tables.append(calls_of(lambda: live_table(conductor, 4), monkeypatch))  # noqa: B023
         experiment = conductor.base
         counts["taking up again"].append(calls_of(lambda: conductor_of(experiment).over(), monkeypatch))  # noqa: B023
     for name, (few, many) in counts.items():
         assert few > 50, name
         assert many / few < 4.2, (name, few, many)
+    assert tables[0] > 20
+    assert tables[1] < 1.1 * tables[0], "a table shows as many trials of a large sweep as of a small one"
 
 
 def test_a_report_does_for_a_trial_what_it_does_for_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +138,24 @@ def test_a_page_shows_the_details_of_the_best_runs_and_says_so(tmp_path: Path, m
     shown = re.findall(r'<summary><span class="name">([^<]+)</span>', page)
     assert shown == [run.run_id for row in leaderboard(record, runs).rows for run in row.runs][:3]
     assert f"The details of {len(runs) - 3} further runs" in page
+
+
+def test_importance_is_of_a_sample_of_many_configurations_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"distill.temperature": {"uniform": [1, 20]}, "train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    experiment = base(tmp_path, {"space": space, "trials": 12, "controls": False})
+    conductor = conductor_of(experiment)
+    drive(conductor, by_run)
+    record = load_sweep(conductor.ledger.folder)
+    whole = {plot.name: plot.caption for plot in sweep_plots(record, leaderboard(record))}
+    assert "over n = 12 configurations" in whole["importance"]
+    monkeypatch.setattr("raybrew.reports.sweep_plots._MOST_FOR_IMPORTANCE", 8)
+    monkeypatch.setattr("raybrew.reports.sweep_plots._MAX_LINES", 5)
+    part = {plot.name: plot for plot in sweep_plots(record, leaderboard(record))}
+    assert "over n = 8 of 12 configurations" in part["importance"].caption
+    assert part["parallel"].caption == "5 of 12 configurations, from the worst to the best."
+    assert len(part["parallel"].figure.data) == 5
 
 
 @pytest.mark.parametrize("seed", range(5))

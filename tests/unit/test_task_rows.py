@@ -158,6 +158,18 @@ def test_bad_tagging_rows(change: dict[str, Any], message: str, tmp_path: Path) 
     assert (len(rows), len(rows.skipped)) == (1, 1)
 
 
+def test_tags_outside_the_set_name_it(tmp_path: Path) -> None:
+    other = {**TAGGED, "tags": ["B-ORG", "O", "B-LOC", "I-LOC"]}
+    path = write(tmp_path / "r.jsonl", TAGGED, other)
+    task = {"kind": "tagging", "labels": ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")}
+    with pytest.raises(DataError) as caught:
+        load(path, task)
+    shown = "column 'tags': unknown label 'B-ORG'; known labels: O, B-PER, I-PER, B-LOC, I-LOC"
+    assert f"{path}, row 2 (line 2), {shown}" in str(caught.value)
+    rows = load(path, task, on_bad_row="skip")
+    assert (len(rows), len(rows.skipped)) == (1, 1)
+
+
 ASKED = {
     "question": "where?",
     "context": "Ann lives in Rome. Bob saw Rome in May.",

@@ -16,6 +16,7 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import DataError
+from raybrew.verbs.reporter import LineReporter
 
 PARTS = {"good": 2.0, "fair": 1.0, "poor": -1.0, "awful": -2.0}
 FILLERS = ("ka", "mo", "ti", "re", "so", "lu", "ne")
@@ -169,10 +170,23 @@ def test_question_answering(tmp_path: Path) -> None:
     assert sum(entry["score"] for entry in found[0]["n_best"]) == pytest.approx(1, abs=1e-3)
     AutoModelForQuestionAnswering.from_pretrained(run.student)
 
-    other = make_model(tmp_path / "other", ("rome", "lives"), seed=1)
-    changed = experiment.model_copy(
-        update={"student": experiment.student.model_copy(update={"model": other, "shape": None})}
+    data = experiment.data.model_dump(mode="json")
+    words = FILLERS * 8
+    long: dict[str, Any] = {"question": "lives where", "context": " ".join(words)}
+    answer = " ".join(words[20:44])
+    long["answers"] = {"text": [answer], "answer_start": [long["context"].index(answer)]}
+    data["train"] = write(tmp_path / "long.jsonl", [*question_rows(3, 1), long])
+    plain = {**experiment.plain(), "data": data, "distill": {"hard_label_weight": 0.5}}
+    with pytest.raises(DataError) as caught:
+        raybrew.finetune(build_experiment(plain))
+    rule = "column 'answers': no window of 32 tokens holds an answer whole; neighbours share 8 tokens"
+    assert f"{tmp_path / 'long.jsonl'}, row 4 (line 4), {rule}" in str(caught.value)
+    one_step = {**plain["teacher"]["finetune"], "max_steps": 1}
+    data["on_bad_row"] = "skip"
+    skipping = build_experiment({**plain, "data": data, "teacher": {**plain["teacher"], "finetune": one_step}})
+    said: list[str] = []
+    raybrew.finetune(skipping, reporter=LineReporter(said.append))
+    assert (
+        said[0] == "1 of 4 labelled rows have a label that no part of them holds; they teach through the teacher alone"
     )
-    changed = changed.model_copy(update={"distill": changed.distill.model_copy(update={"matches": ()})})
-    with pytest.raises(DataError, match="tokenizers of student and teacher cut it differently"):
-        raybrew.distill(changed)
+    assert rule in said[1]

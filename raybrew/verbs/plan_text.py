@@ -1,0 +1,92 @@
+"""A plan in words: titled tables of two columns, for terminals and notebooks alike."""
+
+from __future__ import annotations
+
+import datetime
+import html
+from typing import TYPE_CHECKING
+
+from raybrew.verbs.amounts import Sizes
+
+if TYPE_CHECKING:
+    from raybrew.verbs.plan import Plan, StorePlan
+
+__all__ = ["plan_html", "plan_tables"]
+
+
+def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Title and rows of each store, and of the training."""
+    tables = [_store(store) for store in plan.stores]
+    training = plan.training
+    devices = {store.device for store in plan.stores} | ({training.device} if training is not None else set())
+    device = "GPU" if "cuda" in devices else "CPU"
+    rows: list[tuple[str, str]] = []
+    if training is not None:
+        rows += [
+            (
+                f"{training.unit_name}, steps",
+                f"{training.rows} {training.unit_name}, {training.steps} steps in {training.epochs:g} epochs",
+            ),
+            ("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})"),
+            ("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})"),
+            ("one training", _time(training.worker_seconds / training.workers)),
+        ]
+        if plan.stores:
+            rows.append(("reads", f"{Sizes.text(round(plan.read_rate))} a second from a store"))
+    for name, seconds in (("with a store", plan.stored_seconds), ("teacher live", plan.live_seconds)):
+        if plan.stores and not (plan.live_because and name == "with a store"):
+            price = ""
+            if plan.price_per_hour is not None:
+                price = f", price {seconds / 3600 * plan.price_per_hour:.2f}"
+            rows.append(
+                (
+                    f"{plan.trials} training{'s' if plan.trials > 1 else ''}, {name}",
+                    f"{_time(seconds)} of one {device} worker ({seconds / 3600:.2f} {device} hours{price})",
+                )
+            )
+    if plan.stores and not plan.live_because:
+        rows.append(("break-even", f"1 pass over the rows; here are {plan.passes:g}"))
+    return [*tables, (f"training {plan.name}", rows)]
+
+
+def plan_html(plan: Plan) -> str:
+    """Tables, problems and verdict, for notebooks."""
+    parts = []
+    for title, rows in plan_tables(plan):
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in rows
+        )
+        parts.append(f"<h4>{html.escape(title)}</h4><table>{cells}</table>")
+    parts += [f"<p>problem: {html.escape(problem)}</p>" for problem in plan.problems]
+    return "".join([*parts, f"<p><b>{html.escape(plan.verdict)}</b></p>"])
+
+
+def _store(store: StorePlan) -> tuple[str, list[tuple[str, str]]]:
+    rows = [
+        ("teacher", store.teacher),
+        (
+            f"{store.unit_name}, tokens",
+            f"{store.rows} {store.unit_name}, {store.tokens} tokens, at most {store.longest} in one",
+        ),
+    ]
+    if not store.bytes:
+        speed = f"{store.tokens_per_second:.0f} tokens/s, {store.device}"
+        return f"live teacher of {store.label}", [*rows, ("a pass", f"{_time(store.actor_seconds)} ({speed})")]
+    room = "" if store.free_bytes is None else f", {Sizes.text(store.free_bytes)} free"
+    rows += [(name, Sizes.text(count)) for name, count in store.bytes.items()]
+    rows += [
+        ("in all", f"{Sizes.text(store.total_bytes)} in {store.shards} shards{room}"),
+        ("place", store.location),
+        (
+            "capture",
+            f"{_time(store.actor_seconds)} by one actor ({store.tokens_per_second:.0f} tokens/s, {store.device}), "
+            f"{_time(store.seconds)} by {store.actors}, {Sizes.text(round(store.write_rate))} a second",
+        ),
+    ]
+    return f"store of {store.label}", rows
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))

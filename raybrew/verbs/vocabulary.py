@@ -1,0 +1,138 @@
+"""The tokenizer of the student: its own model's, the teacher's, or one of these trimmed to the rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from raybrew.config import Experiment
+from raybrew.data.arrow import write_json
+from raybrew.data.encoded import EncodedRows, tokenizer_fingerprint
+from raybrew.data.text import text_lines
+from raybrew.errors import ConfigError
+from raybrew.models.loading import ModelSource, load_config, load_tokenizer
+from raybrew.models.trim import trim_tokenizer
+from raybrew.models.vocabulary import VOCABULARY_FILE, find_vocabulary, trimmed_config
+from raybrew.verbs.prepare import Say, cache_folder, encode
+
+__all__ = ["student_tokens", "tokenizer_source"]
+
+_FORMAT = 1
+_BATCH_ROWS = 4096
+_BATCH_TEXTS = 1024
+
+
+def student_tokens(
+    experiment: Experiment, shape: ModelSource | None, tasks: Sequence[tuple[Experiment, pa.Table]], say: Say
+) -> ModelSource:
+    """Where the student's tokenizer and its config are: for `student.vocabulary` a folder in the cache of rows.
+
+    `tasks` are the views of all tasks with their training rows. The folder is made once for the same tokenizer, rows
+    and settings; what it keeps does not depend on the order of rows. ConfigError, DataError, ModelError.
+    """
+    source = tokenizer_source(experiment, shape)
+    settings = experiment.student.vocabulary
+    if settings is None:
+        return source
+    tokenizer = load_tokenizer(source)
+    encoded = [encode(view, rows, source) for view, rows in tasks]
+    texts = [] if settings.texts is None else list(_texts(Path(settings.texts)))
+    base = tokenizer_fingerprint(tokenizer)
+    described = {
+        "format": _FORMAT,
+        "base": base,
+        "rows": [rows.key for rows in encoded],
+        "texts": xxhash.xxh3_128_hexdigest(json.dumps(texts).encode()),
+        "config": load_config(source).to_dict(),
+        "settings": settings.model_dump(exclude={"texts"}),
+    }
+    key = xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True, default=str).encode())
+    folder = cache_folder(experiment) / f"vocabulary-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if find_vocabulary(folder) is None:
+            counts = _counts(tokenizer, encoded, texts)
+            cut, kept = trim_tokenizer(tokenizer, counts, settings.min_count, settings.keep)
+            _write(folder, cut, kept, source, base, len(counts), encoded, tasks, experiment)
+    found = find_vocabulary(folder)
+    assert found is not None  # just written
+    if not found.exact:
+        say(
+            f"student.vocabulary: {len(found.kept):,} of {found.size_before:,} pieces are kept; some rows are cut into "
+            "other pieces than the teacher's, so tokens cannot be compared one by one"
+        )
+    return ModelSource(str(folder))
+
+
+def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
+    """Where the student's tokenizer comes from: its own model, or the teacher's for a shape."""
+    student = experiment.student
+    if student.model is not None:
+        return ModelSource(student.model, student.revision, student.trust_remote_code)
+    if teacher is None:
+        raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
+    return teacher
+
+
+def _counts(tokenizer: Any, encoded: Sequence[EncodedRows], texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """How often each piece comes up, (pieces,)."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    counts = np.zeros(size, np.int64)
+    for rows in encoded:
+        for flat in _flat(rows):
+            counts += np.bincount(flat, minlength=size)
+    for start in range(0, len(texts), _BATCH_TEXTS):
+        for ids in tokenizer(list(texts[start : start + _BATCH_TEXTS]), verbose=False)["input_ids"]:
+            counts += np.bincount(ids, minlength=size)
+    return counts
+
+
+def _flat(rows: EncodedRows) -> Iterator[npt.NDArray[Any]]:
+    column = rows.arrow.ragged("input_ids")
+    for start in range(0, rows.num_rows, _BATCH_ROWS):
+        yield column.gather(np.arange(start, min(rows.num_rows, start + _BATCH_ROWS)))[0]
+
+
+def _texts(path: Path) -> Iterator[str]:
+    for _, line in text_lines(path):
+        text = line.decode("utf-8", errors="replace").strip()
+        if text:
+            yield text
+
+
+def _write(
+    folder: Path,
+    tokenizer: Any,
+    kept: npt.NDArray[np.int64],
+    source: ModelSource,
+    base: str,
+    size_before: int,
+    encoded: Sequence[EncodedRows],
+    tasks: Sequence[tuple[Experiment, pa.Table]],
+    experiment: Experiment,
+) -> None:
+    """Fills the folder, its marker last. Called with the lock held."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    tokenizer.save_pretrained(folder)
+    trimmed_config(load_config(source), kept).save_pretrained(folder)
+    # What transformers loads again is what counts, and what it makes of all rows.
+    again = [encode(view, rows, ModelSource(str(folder))) for view, rows in tasks]
+    exact = all(_same_pieces(one, other, kept) for one, other in zip(encoded, again, strict=True))
+    marker = {"base": base, "exact": exact, "size_before": size_before, "kept": kept.tolist()}
+    write_json(folder / VOCABULARY_FILE, marker)
+
+
+def _same_pieces(whole: EncodedRows, trimmed: EncodedRows, kept: npt.NDArray[np.int64]) -> bool:
+    if whole.num_rows != trimmed.num_rows or not np.array_equal(whole.lengths, trimmed.lengths):
+        return False
+    return all(np.array_equal(before, kept[after]) for before, after in zip(_flat(whole), _flat(trimmed), strict=True))

@@ -1,0 +1,118 @@
+"""The Ray Serve example in Serve's local testing mode: what it answers, what it batches, what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from export_helpers import ROWS, make_model
+
+import raybrew
+
+serve = pytest.importorskip("ray.serve", reason="needs the extra serve")
+requests = pytest.importorskip("starlette.requests", reason="needs the extra serve")
+
+
+@pytest.fixture(scope="module")
+def example(repo_root: Path) -> ModuleType:
+    """`experiments/serve/student.py`."""
+    spec = importlib.util.spec_from_file_location("student", repo_root / "experiments" / "serve" / "student.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["student"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serve")
+    make_model(folder / "model")
+    return raybrew.export(folder / "model", folder / "out").path
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[int]:
+    """Rows of each forward pass so far."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def replica(example: ModuleType, exported: Path, batches: list[int]) -> Iterator[Any]:
+    """One replica that waits for up to 4 rows; Serve keeps one queue for all of a process."""
+    answers_of = example.answers_of
+
+    def counted(student: Any, rows: list[Any]) -> Any:
+        batches.append(len(rows))
+        return answers_of(student, rows)
+
+    # Local testing mode has no such context, which Serve asks how many requests may wait.
+    context = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "get_replica_context", lambda: context)
+        patch.setattr(example, "answers_of", counted)
+        arguments = example.Arguments(folder=str(exported), batch_rows=4, batch_wait_seconds=0.3)
+        yield serve.run(example.app(arguments), _local_testing_mode=True)
+
+
+def post(body: bytes) -> Any:
+    """A request as the server gives it."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return requests.Request({"type": "http", "method": "POST", "headers": [], "path": "/"}, receive)
+
+
+def test_requests_that_come_together_share_a_forward_pass(replica: Any, exported: Path, batches: list[int]) -> None:
+    expected = raybrew.load_student(exported).predict(ROWS["text"])
+    bodies = [*ROWS["text"], ROWS["text"][:2]]
+    waiting = [replica.remote(post(json.dumps(body).encode())) for body in bodies]
+    *single, several = [response.result(timeout_s=60) for response in waiting]
+    assert [response.status_code for response in single] == [200] * len(expected)
+    found = [json.loads(response.body) for response in single]
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+    assert len(json.loads(several.body)) == 2
+    assert sum(batches) == len(expected) + 2
+    assert max(batches) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"no json", "the body is no JSON"),
+        (b'["text"]', "a row (an object) or up to 1024 of them"),
+        (b'{"txt": "fine"}', "row 0: column 'text': missing; the row has txt"),
+    ],
+)
+def test_what_cannot_be_answered(replica: Any, body: bytes, said: str) -> None:
+    response = replica.remote(post(body)).result(timeout_s=60)
+    assert response.status_code == 400
+    assert json.loads(response.body) == {"error": said}
+
+
+def test_a_wrong_row_harms_no_other(example: ModuleType, exported: Path) -> None:
+    student = raybrew.load_student(exported)
+    rows = [ROWS["text"][1], {"txt": "no text"}, ROWS["text"][2]]
+    found = example.answers_of(student, rows)
+    assert [row["label"] for row in found[::2]] == [row["label"] for row in student.predict(rows[::2])]
+    assert found[1] == {"error": "row 0: column 'text': missing; the row has txt"}
+
+
+def test_the_folder_is_checked_before_anything_is_deployed(
+    example: ModuleType, tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"holds no raybrew\.json; name an export"):
+        example.app(example.Arguments(folder=str(tmp_path)))
+    with pytest.raises(ValueError, match="folders"):
+        example.Arguments(folders="x")
+    monkeypatch.setenv("RAYBREW_STUDENT", str(exported))
+    assert example.app(example.Arguments()) is not None

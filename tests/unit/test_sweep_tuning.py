@@ -1,0 +1,126 @@
+"""What Ray Tune tells of trials, as the conductor hears it; a trial that died at its pause; times. No cluster."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_helpers import base, conductor_of
+
+from raybrew.reports.sweeps import load_sweep
+from raybrew.sweeps.latency import measure_alone
+from raybrew.sweeps.progress import quiet_or
+from raybrew.sweeps.trial import _has_paused
+from raybrew.sweeps.tuning import _Asker, _Brain, _Listener
+from raybrew.tracking.jsonl import MetricsLog
+
+SWEEP = {"space": {"distill.temperature": [1, 2, 4]}, "search": "grid", "controls": False}
+
+
+def test_every_end_of_a_trial_is_its_own(tmp_path: Path) -> None:
+    """A process that is killed for its memory, an interruption and a pause are no end like any other."""
+    conductor = conductor_of(base(tmp_path, SWEEP))
+    brain = _Brain(conductor, lambda: None)
+    asker, listener = _Asker(brain), _Listener(brain)
+    runs = []
+    for name in ("a", "b", "c"):
+        spec = json.loads(asker.suggest(name)["spec"])
+        assert spec["until"] is None
+        runs.append(brain.runs[name])
+    trials = {name: types.SimpleNamespace(trial_id=name) for name in ("a", "b", "c")}
+
+    def reports(name: str, **result: Any) -> None:
+        listener.on_trial_result(0, [], trials[name], result)
+
+    reports("a", percent=50.0, quality=0.7)
+    listener.on_trial_error(0, [], trials["a"])  # after Tune has replaced its process as often as it does
+    reports("b", status="done", value=0.8, seconds=1.0, overhead_inside=0.25)
+    listener.on_trial_complete(0, [], trials["b"])
+    reports("c", status="interrupted")
+    listener.on_trial_complete(0, [], trials["c"])
+    assert not conductor.running
+    statuses = {trial.run: trial.status for trial in load_sweep(conductor.ledger.folder).trials}
+    assert statuses == dict(zip(runs, ("failed", "done", "running"), strict=True))
+    died = conductor.trials[runs[0]]
+    assert str(died.error).startswith("ProcessDied: its process died more often than it is replaced")
+    assert died.reports == ((0.5, 0.7),)
+    assert conductor.trials[runs[1]].overhead is not None
+    # Both that did not end by themselves are tried again by the next session.
+    again = conductor_of(base(tmp_path, SWEEP))
+    assert sorted(again.queue) == sorted([runs[0], runs[2]])
+
+
+def test_a_trial_pauses_where_it_is_told(tmp_path: Path) -> None:
+    sweep = {**SWEEP, "trials": 2, "scheduler": {"kind": "pbt", "interval": 0.25}}
+    conductor = conductor_of(base(tmp_path, sweep))
+    brain = _Brain(conductor, lambda: None)
+    asker, listener = _Asker(brain), _Listener(brain)
+    assert json.loads(asker.suggest("a")["spec"])["until"] == 0.25
+    trial, run = types.SimpleNamespace(trial_id="a"), brain.runs["a"]
+    paused = {"status": "paused", "step": 5, "share": 0.25, "value": 0.6, "seconds": 1.0, "overhead_inside": 0.1}
+    listener.on_trial_result(0, [], trial, paused)
+    listener.on_trial_complete(0, [], trial)
+    found = conductor.trials[run]
+    assert (found.status, found.paused_at, found.decided) == ("paused", (5, 0.25, 0.6), False)
+    assert asker.suggest("b") is not None
+    assert asker.suggest("c") is None, "the round waits for all members"
+    assert not conductor.finished
+
+
+def test_a_trial_that_died_at_its_pause_does_not_go_beyond(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert _has_paused(folder, 0.5, "accuracy") is None
+    with MetricsLog(folder / "metrics.jsonl") as log:
+        log.write({"step": 0, "kind": "event", "event": "started", "message": "started at step 0 of 20 with 1 worker"})
+        for step in (5, 10):
+            log.write({"step": step, "kind": "eval", "eval/accuracy": 0.1 * step})
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-00000009.pt").touch()
+    assert _has_paused(folder, 0.5, "accuracy") is None, "the evaluation comes again"
+    (folder / "checkpoints" / "step-00000010.pt").touch()
+    assert _has_paused(folder, 0.5, "accuracy") == {"step": 10, "share": 0.5, "value": 1.0}
+    assert _has_paused(folder, 0.75, "accuracy") is None
+    assert _has_paused(folder, None, "accuracy") is None
+
+
+def test_each_architecture_is_timed_once_and_foreign_runs_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweep_helpers import drive
+
+    from raybrew.reports.sweep_tables import leaderboard
+    from raybrew.sweeps import latency
+
+    space = {
+        "distill.temperature": [1, 4],
+        "student.shape": [{"layers": 2, "hidden": 312}, {"layers": 4, "hidden": 312}],
+    }
+    conductor = conductor_of(base(tmp_path, {"space": space, "search": "grid", "controls": False}))
+    conductor.ledger.write("room", slots=2, cpus=2, gpus=0)
+    drive(conductor, lambda job: 0.9)
+    runs = [conductor.ledger.folder.parent / run for run in conductor.trials]
+    elsewhere = json.loads((runs[0] / "environment.json").read_text())
+    for run in runs[1:]:
+        (run / "environment.json").write_text(json.dumps({**elsewhere, "machine": {"cpu": "this one"}}))
+    timed: list[int] = []
+
+    def measure(conductor: Any, found: Any) -> dict[str, Any]:
+        timed.append(len(found))
+        return {"batch_1": 2.0, "batch_32": 1.0, "tokens": 24, "alone": True}
+
+    monkeypatch.setattr(latency, "describe_environment", lambda command: {"machine": {"cpu": "this one"}})
+    monkeypatch.setattr(latency, "_measure", measure)
+
+    def times() -> list[float]:
+        return [json.loads((run / "summary.json").read_text())["latency_ms"]["batch_1"] for run in runs]
+
+    before = times()
+    assert any("do not rely on them" in note for note in leaderboard(load_sweep(conductor.ledger.folder)).notes)
+    measure_alone(conductor, quiet_or(None))
+    assert sorted(timed) == [1, 2]
+    assert times() == [before[0], 2.0, 2.0, 2.0], "what another machine measured stays"
+    measure_alone(conductor, quiet_or(None))
+    assert len(timed) == 2, "once is enough"
