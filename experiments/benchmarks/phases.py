@@ -35,7 +35,8 @@ class Watch:
     def attached(self, program: Any) -> Iterator[None]:
         trainee = program.trainee
         handles = []
-        teacher = program.teacher.model if isinstance(program.teacher, LiveTeacher) else nn.Identity()
+        (source,) = program.teachers  # the benchmark trains in one stage
+        teacher = source.model if isinstance(source, LiveTeacher) else nn.Identity()
         for part, module in (("teacher", teacher), ("forward", trainee.student), ("loss", trainee.objective)):
             handles.append(module.register_forward_pre_hook(lambda *_, part=part: self._begin(part)))
             handles.append(module.register_forward_hook(lambda *_, part=part: self._end(part)))

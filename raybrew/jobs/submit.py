@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ _SECRET_PARTS = {
     *("KEY", "KEYS", "APIKEY", "TOKEN", "TOKENS", "SECRET", "SECRETS"),
     *("PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "NETRC"),
 }
+#: Keys of a runtime environment that bring another Python, in which raybrew is a command.
+_ENVIRONMENTS = {"pip", "uv", "conda", "py_executable", "container", "image_uri"}
 _WHERE_SECRETS_GO = (
     "everyone who sees the cluster's jobs can read it; put it into the environment of the cluster's nodes (a "
     "Kubernetes Secret, the launcher's file), or into ~/.netrc or the like on them"
@@ -106,12 +109,19 @@ def submit(
         job = _send(
             client,
             run,
-            entrypoint=shlex.join(["raybrew", verb, name, *options]),
+            entrypoint=shlex.join([*_command(client, told), verb, name, *options]),
             runtime_env={**told, "working_dir": str(package), "env_vars": environment},
             metadata={f"{METADATA}{key}": value for key, value in dataclasses.asdict(run).items()}
             | {f"{METADATA}version": __version__},
         )
     return job
+
+
+def _command(client: Client, runtime_env: Mapping[str, Any]) -> list[str]:
+    """How the job calls raybrew. On this machine by this interpreter: its environment need not be on Ray's PATH."""
+    if _ENVIRONMENTS.isdisjoint(runtime_env) and client.is_this_machine():
+        return [sys.executable, "-m", "raybrew"]
+    return ["raybrew"]
 
 
 def _say_nothing(line: str) -> None:

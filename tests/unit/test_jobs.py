@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
+import sys
 import types
 import zipfile
 from pathlib import Path
@@ -133,7 +135,7 @@ def test_what_is_sent(folder: Path, cluster: Cluster) -> None:
         "x.yaml", "sweep", overrides=["train.seed=7"], env={"WANDB_MODE": "offline"}, say=lines.append
     )
     assert set(cluster.packed) == {"x.yaml", "data/train.jsonl", ".raybrew/tiny.yaml"}
-    assert cluster.arguments["entrypoint"] == "raybrew sweep .raybrew/tiny.yaml"
+    assert cluster.arguments["entrypoint"] == f"{shlex.quote(sys.executable)} -m raybrew sweep .raybrew/tiny.yaml"
     assert cluster.arguments["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120", "WANDB_MODE": "offline"}
     # A job's own folder goes with it: the runs lie where they were to be.
     write(folder / "sent.yaml", cluster.packed[".raybrew/tiny.yaml"])
@@ -270,12 +272,21 @@ def test_the_command_line_is_checked_first(
     assert cluster.found == []
 
 
+@pytest.mark.parametrize(("here", "env"), [(False, ""), (True, "pip: [tqdm]")])
+def test_another_environment_has_raybrew_on_its_path(folder: Path, cluster: Cluster, here: bool, env: str) -> None:
+    cluster.here = here
+    write(folder / "env.yaml", env or "{}")
+    overrides = [f"store.storage_path={folder / 'runs'}"]
+    submitting.submit("x.yaml", "sweep", overrides=overrides, runtime_env=folder / "env.yaml")
+    assert cluster.arguments["entrypoint"] == "raybrew sweep .raybrew/tiny.yaml"
+
+
 def test_overrides_may_stand_on_both_sides(folder: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["submit", "x.yaml", "train.seed=3", "--no-wait", "--", "distill", "train.epochs=2", "--run-id", "mine"])
     assert not caught.value.code
     assert capsys.readouterr().out.strip() == "tiny-mine-1"
-    assert cluster.arguments["entrypoint"] == "raybrew distill .raybrew/tiny.yaml --run-id mine"
+    assert cluster.arguments["entrypoint"].endswith("raybrew distill .raybrew/tiny.yaml --run-id mine")
     assert "seed: 3" in cluster.packed[".raybrew/tiny.yaml"]
     assert "epochs: 2" in cluster.packed[".raybrew/tiny.yaml"]
 

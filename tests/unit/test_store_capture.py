@@ -417,7 +417,9 @@ def test_interrupting_keeps_committed_shards(
         if progress.done_shards == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="2 of 4 shards are done and kept in .* the same command computes the others"):
+    with pytest.raises(
+        Interrupted, match=r"2 of 4 shards are done and kept in .* the same command computes the others"
+    ):
         run(rows, teacher, tmp_path, progress=interrupt)
     (root,) = tmp_path.iterdir()
     assert len(list((root / "shards").glob("*.json"))) >= 2
