@@ -20,6 +20,7 @@ __all__ = [
     "RunError",
     "StoreError",
     "StoreUnreachable",
+    "first_line",
 ]
 
 
@@ -98,3 +99,8 @@ class Interrupted(RaybrewError):  # noqa: N818 (an outcome, not a fault)
     """The run was asked to stop and saved its state first; the same command continues it."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says; the error's name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raybrew.errors import ClusterError
+from raybrew.errors import ClusterError, first_line
 
 __all__ = [
     "RayInfo",
@@ -110,7 +110,7 @@ def ensure_ray(
         raise ClusterError(f"{purpose}: the Ray cluster at {address} {how}; {token_advice()}") from error
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = "start a local Ray" if address == "local" else f"join the Ray cluster at {address}"
-        raise ClusterError(f"{purpose}: cannot {what}: {_first_line(error)}") from error
+        raise ClusterError(f"{purpose}: cannot {what}: {first_line(error)}") from error
     if address != "local":
         try:
             _wait_for(purpose, *_wanted(purpose))
@@ -321,8 +321,3 @@ def _ray() -> Any:
 
 def _default_token() -> Path:
     return Path.home() / ".ray" / "auth_token"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

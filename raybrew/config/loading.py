@@ -20,7 +20,7 @@ from raybrew.config.problems import Problem, near_match, problems_of, raise_prob
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import TASK_CONFIGS, task_config_of
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, first_line
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
 
@@ -35,7 +35,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), check_files
     try:
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: {first_line(error)}") from error
     return build_experiment(values, source=str(path), check_files=check_files)
 
 
@@ -130,9 +130,9 @@ def _read(path: Path, chain: tuple[Path, ...]) -> DictConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}:{where} {getattr(error, 'problem', None) or _first_line(error)}") from error
+        raise ConfigError(f"{path}:{where} {getattr(error, 'problem', None) or first_line(error)}") from error
     except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: cannot be read: {first_line(error)}") from error
     if isinstance(config, ListConfig):
         raise ConfigError(f"{path}: an experiment is a mapping of sections, this file holds a list")
     if not isinstance(config, DictConfig):
@@ -157,7 +157,7 @@ def _overrides(overrides: Sequence[str]) -> DictConfig:
         try:
             OmegaConf.update(result, *_split(text), force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(f"command line: {text!r}: {_first_line(error)}", (text,)) from error
+            raise ConfigError(f"command line: {text!r}: {first_line(error)}", (text,)) from error
     return result
 
 
@@ -165,7 +165,3 @@ def _split(text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
     parsed = OmegaConf.from_dotlist([f"value={value}"])
     return key, OmegaConf.to_container(parsed)["value"] if value else None  # type: ignore[index,call-overload]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

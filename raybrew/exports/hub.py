@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config.scrub import scrub
-from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError
+from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, first_line
 
 __all__ = ["check_push", "push_folder"]
 
@@ -20,7 +20,7 @@ def check_push(repository: str) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ConfigError(f"--push: given {repository!r}; {_first_line(error)}") from error
+        raise ConfigError(f"--push: given {repository!r}; {scrub(first_line(error))}") from error
     if repository.count("/") != 1:
         raise ConfigError(f"--push: given {repository!r}; owner and name are needed: owner/name")
     if constants.is_offline_mode():
@@ -60,10 +60,6 @@ def push_folder(folder: Path, repository: str, *, public: bool = False, client: 
         raise
     except Exception as error:  # the client's errors and those of the connection have no common type
         raise EnvironmentProblem(
-            f"--push: the hub refused or does not answer: {_first_line(error)}; the export itself is in {folder}"
+            f"--push: the hub refused or does not answer: {scrub(first_line(error))}; the export itself is in {folder}"
         ) from error
     return str(getattr(commit, "repo_url", None) or f"https://huggingface.co/{repository}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(scrub((str(error).strip().splitlines() or [type(error).__name__])[0]))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybrew.errors import ModelError
+from raybrew.errors import ModelError, first_line
 from raybrew.exports.onnx_file import require
 from raybrew.models.loading import AUTO_CLASSES
 
@@ -38,7 +38,7 @@ def save_int8(source: Path, task_kind: str, scheme: str, tokenizer: PreTrainedTo
     try:
         model.save_pretrained(target)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"{scheme}: the quantized model cannot be saved: {_first_line(error)}") from error
+        raise ModelError(f"{scheme}: the quantized model cannot be saved: {first_line(error)}") from error
     tokenizer.save_pretrained(target)
 
 
@@ -58,12 +58,8 @@ def _load(folder: Path, task_kind: str, what: str, **arguments: Any) -> PreTrain
             load = AUTO_CLASSES[task_kind].from_pretrained
             model: PreTrainedModel = load(str(folder), dtype=torch.float32, **arguments)
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, NotImplementedError) as error:
-        raise ModelError(f"{what}: {_first_line(error)}") from error
+        raise ModelError(f"{what}: {first_line(error)}") from error
     finally:
         logger.setLevel(level)
     model.train(False)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config.student import ShapeConfig, StudentConfig
-from raybrew.errors import ConfigError, ModelError
+from raybrew.errors import ConfigError, ModelError, first_line
 from raybrew.models.bigru import BiGRUConfig
 from raybrew.models.initialise import init_from_teacher, share_embeddings
 from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
@@ -194,7 +194,7 @@ def student_config(
         for name, value in zip(size_names(family), wanted, strict=True):
             setattr(config, name, value)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        raise _unfit(teacher, _first_line(error)) from error
+        raise _unfit(teacher, first_line(error)) from error
     # Set from the hidden width when a DeBERTa config is made, but kept as a value of its own.
     if getattr(teacher, "pooler_hidden_size", None) == dims.hidden:
         config.pooler_hidden_size = shape.hidden
@@ -274,7 +274,7 @@ def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) ->
         )
     except Exception as error:
         # Families check their configs by themselves, with any kind of exception.
-        raise _unfit(config, _first_line(error)) from error
+        raise _unfit(config, first_line(error)) from error
     model.train(False)
     return model
 
@@ -287,7 +287,7 @@ def _check_runs(model: PreTrainedModel, shape: ShapeConfig) -> None:
             outputs = model(input_ids=tokens, attention_mask=tokens, output_hidden_states=True, return_dict=True)
         layers, hidden = len(outputs.hidden_states) - 1, outputs.hidden_states[-1].shape[-1]
     except Exception as error:
-        raise _unfit(model.config, _first_line(error)) from error
+        raise _unfit(model.config, first_line(error)) from error
     if (layers, hidden) != (shape.layers, shape.hidden):
         raise _unfit(model.config, f"it came out with {layers} layers of width {hidden}")
 
@@ -310,7 +310,3 @@ def _seeded(seed: int) -> Iterator[None]:
         # torch.manual_seed would seed the GPUs as well, which the fork does not restore.
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
