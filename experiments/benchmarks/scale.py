@@ -398,7 +398,7 @@ def plan_table(rows: int, arguments: argparse.Namespace) -> str:
     """Bytes, times, traffic and metadata by `raybrew plan`'s own model, for three ways to match."""
     from raybrew.signals import LOGITS, parse_signal
     from raybrew.store.estimate import Amounts, Widths, estimate_bytes
-    from raybrew.verbs.plan import Plan, StorePlan, TrainingPlan
+    from raybrew.verbs.planned import Plan, StorePlan, TrainingPlan
 
     tokens = rows * arguments.tokens
     amounts = Amounts(rows, tokens, rows * arguments.tokens**2)

@@ -11,7 +11,7 @@ from raybrew.cli.terminal import make_reporter, print_json, results
 from raybrew.config.loading import load_experiment
 
 if TYPE_CHECKING:
-    from raybrew.verbs.plan import Plan
+    from raybrew.verbs.planned import Plan
 
 __all__ = ["plan"]
 

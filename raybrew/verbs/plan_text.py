@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raybrew.verbs.amounts import Sizes
 
 if TYPE_CHECKING:
-    from raybrew.verbs.plan import Plan, StorePlan
+    from raybrew.verbs.planned import Plan, StorePlan
 
 __all__ = ["plan_html", "plan_tables"]
 

@@ -1,0 +1,180 @@
+"""What a plan says: the sizes and times of each store and of training, and the advice that follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+__all__ = ["Plan", "StorePlan", "TrainingPlan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StorePlan:
+    """One teacher's pass over its rows. Seconds are of one actor with the teacher loaded; `bytes` by folder."""
+
+    label: str
+    teacher: str
+    location: str
+    rows: int
+    tokens: int
+    longest: int
+    shards: int
+    element_type: str
+    bytes: dict[str, int]
+    total_bytes: int
+    free_bytes: int | None
+    tokens_per_second: float
+    actor_seconds: float
+    actors: int
+    device: str
+    unit_name: str = "rows"  #: what `rows` counts: a row may be several windows
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds with all actors busy."""
+        return self.actor_seconds / max(1, min(self.actors, self.shards))
+
+    @property
+    def write_rate(self) -> float:
+        """Bytes per second that all actors together write, if nothing but the teacher holds them up."""
+        return self.total_bytes / max(self.seconds, 1e-9)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk (for s3:// and gs:// that of the copies on this node) has room."""
+        return self.free_bytes is None or self.total_bytes <= self.free_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """The student's training by a bare loop of its forward and backward pass; a live teacher comes on top."""
+
+    rows: int
+    epochs: float
+    steps: int
+    step_seconds: float
+    worker_seconds: float
+    workers: int
+    device: str
+    unit_name: str = "rows"  #: what `rows` counts
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Wall seconds of one epoch from the store."""
+        return self.worker_seconds / max(self.epochs, 1e-9) / self.workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an experiment will take. Device seconds add up what all actors and workers are busy."""
+
+    name: str
+    trials: int
+    stores: tuple[StorePlan, ...]
+    training: TrainingPlan | None
+    price_per_hour: float | None
+    problems: tuple[str, ...]
+    live_because: str | None = None  #: why no store can hold what is asked
+    trains_in_teacher: bool = False
+
+    @property
+    def passes(self) -> float:
+        """How often students read all rows: trials times epochs."""
+        return self.trials * (self.training.epochs if self.training is not None else 1.0)
+
+    @property
+    def teacher_seconds(self) -> float:
+        """Device seconds of one pass of all teachers."""
+        return sum(store.actor_seconds for store in self.stores)
+
+    @property
+    def student_seconds(self) -> float:
+        """Device seconds of all trainings without teachers."""
+        return self.trials * (self.training.worker_seconds if self.training is not None else 0.0)
+
+    @property
+    def stored_seconds(self) -> float:
+        """Device seconds with one pass of the teacher."""
+        return self.teacher_seconds + self.student_seconds
+
+    @property
+    def live_seconds(self) -> float:
+        """Device seconds with the teacher in every step."""
+        return self.passes * self.teacher_seconds + self.student_seconds
+
+    @property
+    def read_rate(self) -> float:
+        """Bytes per second that one training reads of the stores, if nothing but the student holds it up."""
+        if self.training is None:
+            return 0.0
+        return sum(store.total_bytes for store in self.stores) / max(self.training.epoch_seconds, 1e-9)
+
+    @property
+    def advice(self) -> str:
+        """`store` or `live`."""
+        if self.live_because:
+            return "live"
+        return "store" if all(store.fits for store in self.stores) and self.passes > 1 else "live"
+
+    @property
+    def verdict(self) -> str:
+        """The advice in one sentence."""
+        if not self.stores and self.trains_in_teacher:
+            return "the student trains inside its teacher and is asked to match nothing of it: nothing to store"
+        if not self.stores:
+            return "no teacher is asked for anything: the student learns from labels alone"
+        if self.live_because:
+            return f"run the teacher live: {self.live_because}"
+        lacking = [store for store in self.stores if not store.fits]
+        if lacking:
+            return f"run the teacher live, or give store.path more room: {self.problems[0]}"
+        if self.passes <= 1:
+            return "run the teacher live (teacher.source=live): its outputs would be read once only"
+        return (
+            f"store: the teacher runs once instead of {self.passes:g} times{self._trials_text}, "
+            f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
+        )
+
+    @property
+    def _trials_text(self) -> str:
+        if self.trials == 1 or self.training is None:
+            return ""
+        epochs = self.training.epochs
+        return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
+
+    def _repr_html_(self) -> str:
+        """Tables and verdict, for notebooks."""
+        from raybrew.verbs.plan_text import plan_html
+
+        return plan_html(self)
+
+    def plain(self) -> dict[str, Any]:
+        """All values as plain JSON types, the derived ones too."""
+        price = None
+        if self.price_per_hour is not None:
+            price = {
+                "per_hour": self.price_per_hour,
+                "store": self.stored_seconds / 3600 * self.price_per_hour,
+                "live": self.live_seconds / 3600 * self.price_per_hour,
+            }
+        training = self.training
+        return {
+            "name": self.name,
+            "trials": self.trials,
+            "stores": [
+                dataclasses.asdict(store)
+                | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
+                for store in self.stores
+            ],
+            "training": None
+            if training is None
+            else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},
+            "read_bytes_per_second": self.read_rate,
+            "device_hours": {"store": self.stored_seconds / 3600, "live": self.live_seconds / 3600},
+            "price": price,
+            "break_even_passes": 1,
+            "passes": self.passes,
+            "advice": self.advice,
+            "verdict": self.verdict,
+            "problems": list(self.problems),
+        }
