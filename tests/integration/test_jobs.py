@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from ray_head import Head, ray_head
 from tiny_project import make_model, make_rows
 
 from raybrew.reports.sweeps import load_sweep
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -56,12 +59,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, head: Head, *command: str, code: int = 0) -> tuple[str, str]:
+def run(folder: Path, head: Head, *command: str, code: int = 0, **environment: str) -> tuple[str, str]:
     """stdout and stderr of a command in `folder`, as a user of the cluster gives it."""
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
-        env={**os.environ, **head.environment},
+        env={**os.environ, **head.environment, **environment},
         capture_output=True,
         text=True,
         timeout=200,
@@ -106,16 +109,26 @@ def test_a_sweep_is_stopped_and_continued_by_the_same_command(project: Path, hea
 
 
 def test_ray_job_submit_does_as_well(project: Path, head: Head) -> None:
-    """On the other side of it `raybrew` finds its cluster; the trials of the sweep above are there already."""
-    command = ("raybrew", "sweep", "x.yaml", f"store.storage_path={project / 'plain'}", "sweep.controls=false")
+    """The SST-2 sweep as published, made small; on the other side of it `raybrew` finds its cluster."""
+    sizes = ("data.train_rows=160", "data.unlabeled=null", "data.unlabeled_rows=null", "train.max_steps=6")
+    files = ("data.train=train.jsonl", "data.eval=eval.jsonl", "data.columns.text=text", "teacher.model=base")
+    short = ("teacher.finetune=null", "train.eval_steps=3", "sweep.space.distill.temperature=[1, 8]")
+    shape = ("sweep.space.student.shape=[{layers: 1}]", f"store.storage_path={project / 'runs'}")
+    shutil.copytree(EXPERIMENTS / "sst2", project / "sst2", dirs_exist_ok=True)
+    shutil.copytree(EXPERIMENTS / "sst2_sweep", project / "sst2_sweep", dirs_exist_ok=True)
+    command = ("raybrew", "sweep", "sst2_sweep/sst2_sweep.yaml", *files, *sizes, *short, *shape, "--json")
     out, _ = run(
         project,
         head,
-        *("ray.scripts.scripts", "job", "submit", "--working-dir", ".", "--", *command, "train.epochs=2", "--json"),
+        *("ray.scripts.scripts", "job", "submit", "--working-dir", ".", "--", *command),
+        RAY_AUTH_MODE="token",  # `ray job` does not look for one by itself
     )
     assert '"status": "done"' in out
-    (folder,) = (project / "plain" / "tiny").glob("sweep-*")
-    assert len(load_sweep(folder).trials_of("done")) == 2
+    (folder,) = (project / "runs" / "sst2-sweep").glob("sweep-*")
+    record = load_sweep(folder)
+    assert record.closed == "finished"
+    assert [trial.status for trial in record.trials] == ["done"] * 5, "two temperatures, two match sets, one control"
+    assert len(record.teachers) == 1
 
 
 def test_the_exit_code_is_that_of_the_command(project: Path, head: Head) -> None:

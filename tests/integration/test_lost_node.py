@@ -143,7 +143,9 @@ def test_a_sweep_goes_on_without_a_lost_node(cluster: Any, nodes: list[Any], tmp
     _, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
     assert "Traceback" not in err
+    assert err.count("goes on from its last checkpoint") == 1
     record = load_sweep(folder)
+    assert sum(trial.lost for trial in record.trials) == 1
     assert [trial.status for trial in record.trials] == ["done"] * 3
     assert sum(one["computed"] for one in record.teachers) == 160, "the teacher ran once"
     resumed = [path for path in runs.glob("distill-*/metrics.jsonl") if '"event": "resumed"' in path.read_text()]
