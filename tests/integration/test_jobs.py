@@ -124,6 +124,7 @@ def test_ray_job_submit_does_as_well(project: Path, head: Head) -> None:
         RAY_AUTH_MODE="token",  # `ray job` does not look for one by itself
     )
     assert '"status": "done"' in out
+    assert (project / "runs" / ".rayignore").read_text().endswith("\n*\n"), "the runs of the test above stayed here"
     (folder,) = (project / "runs" / "sst2-sweep").glob("sweep-*")
     record = load_sweep(folder)
     assert record.closed == "finished"
