@@ -82,6 +82,8 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
             thread.join(timeout=0.25)
             changed()
     shutil.rmtree(folder, ignore_errors=True)
+    if conductor.stopped_by == "interrupted":
+        return conductor.stopped_by  # whatever else: what was to stop a process group may have ended Ray as well
     if failure and not isinstance(failure[0], KeyboardInterrupt):
         error = failure[0]
         if isinstance(error, RaybrewError):
@@ -232,7 +234,7 @@ class _Listener(Callback):
         if run is None:
             return
         conductor = self.brain.conductor
-        if result is None and conductor.stopped_by is not None and otherwise["status"] == "stopped":
+        if result is None and conductor.stopped_by is not None:
             conductor.running.pop(run, None)
             return  # the whole sweep stops: the trial goes on when it is continued
         seconds = time.time() - given
