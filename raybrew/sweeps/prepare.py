@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,20 +14,22 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.views import task_views
+from raybrew.config.views import one_teacher, task_views
+from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RaybrewError
+from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.reader import Store, describe
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
 from raybrew.verbs.capture import request_of
-from raybrew.verbs.choose import student_teacher, teacher_sources
+from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
-from raybrew.verbs.inputs import Inputs
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows
+from raybrew.verbs.inputs import Inputs, TeacherInput
+from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import Reporter
-from raybrew.verbs.teachers import ready_teachers
+from raybrew.verbs.teachers import check_tokenizers, ready_teachers
 from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
@@ -42,6 +44,7 @@ class TeacherPass:
 
     teacher: str
     rows: int
+    """Rows, or windows of them, as the store counts."""
     computed: int
     signals: tuple[str, ...]
     seconds: float
@@ -119,60 +122,94 @@ def _one_teacher(
     trainings: int,
 ) -> list[TeacherPass]:
     """The pass of one `teacher` section, which may name several teachers, over one set of rows of a task."""
-    whole, first = members[0].experiment, members[0].view
+    first = members[0].view
     sources = teacher_sources(first, None)
     if not sources:
         return []
     rows = read_rows(first, next(iter(sources.values())), reporter.say)
-    union: set[Signal] = set()
-    seen: set[str] = set()
-    say_once = functools.cache(reporter.say)
-    for values, experiment, view in members:
-        key = canonical(view.plain()["student"]) + canonical(view.plain()["distill"])
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            check_functions(experiment, say_once)
-            union |= set(request_of(view, sources, rows.labels.names, student_teacher(experiment, None)))
-        except RaybrewError as error:
-            shown = ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
-            problems.setdefault(str(error), Problem("sweep.space", f"impossible with {shown}: {error}"))
+    asked = _asked(members, sources, rows, reporter, problems)
+    union = set().union(*asked.values())
     if problems or not union:
         return []
     for source in sources.values():
         check_teacher_labels(source, rows.labels)
     started, counted = time.monotonic(), _Counting(reporter)
-    request = sorted_signals(union)
-    tokens = student_tokens(
-        whole, student_teacher(whole, None), _rows_of_all(whole, first, rows, reporter), reporter.say
-    )
-    teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
-    computed, seconds = counted.total, round(time.monotonic() - started, 2)
-    # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
-    inputs = Inputs(
-        rows.labels,
-        encode(first, ready.training, tokens, *others),
-        encode(first, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
-        ready.num_labelled,
-        ready.num_unlabeled,
-        teachers,
-        task,
-    )
-    described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
-    stores = [teacher for teacher in teachers if teacher.store is not None]
+    stores: dict[str, TeacherInput] = {}
+    num_units = 0
+    # Those of the teachers' tokens come first and ask for all: what others ask is then there, but for rows that their
+    # tokens cut into other units.
+    order = sorted(asked, key=lambda tokens: not all(same_tokens(tokens, source) for source in sources.values()))
+    for tokens in order:
+        alike = all(same_tokens(tokens, source) for source in sources.values())
+        request = sorted_signals(union if alike else asked[tokens])
+        if not request:
+            continue
+        teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
+        # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
+        inputs = Inputs(
+            rows.labels,
+            encode(first, ready.training, tokens, *others),
+            encode(first, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
+            ready.num_labelled,
+            ready.num_unlabeled,
+            teachers,
+            task,
+        )
+        stores |= {teacher.store: teacher for teacher in teachers if teacher.store is not None}
+        if not num_units:
+            described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
+            num_units = inputs.training.num_rows
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
         return []
+    seconds = round(time.monotonic() - started, 2)
     size = sum(
-        describe(Store.open(given.store, given.fingerprint, first.store.element_type))["bytes"]
-        for given in stores
-        if given.store is not None
+        describe(Store.open(location, given.fingerprint, first.store.element_type))["bytes"]
+        for location, given in stores.items()
     )
-    names = ", ".join(given.name or given.source.model for given in stores)
+    names = ", ".join(dict.fromkeys(given.name or given.source.model for given in stores.values()))
     names = names if task is None else f"{task}: {names}"
-    signals = tuple(signal.name for signal in request)
-    return [TeacherPass(names, ready.training.num_rows, computed, signals, seconds, round(size / 1e6, 2))]
+    signals = tuple(signal.name for signal in sorted_signals(union))
+    return [TeacherPass(names, num_units, counted.total, signals, seconds, round(size / 1e6, 2))]
+
+
+def _asked(
+    members: Sequence[_Member],
+    sources: Mapping[str | None, ModelSource],
+    rows: Rows,
+    reporter: Reporter,
+    problems: dict[str, Problem],
+) -> dict[ModelSource, set[Signal]]:
+    """What students ask of the teachers, by the tokenizer of the student. Notes impossible ones in `problems`."""
+    found: dict[ModelSource, set[Signal]] = {}
+    seen: set[str] = set()
+    tokens_of: dict[str, ModelSource] = {}
+    say_once = functools.cache(reporter.say)
+    for values, experiment, view in members:
+        parts = view.plain()
+        student = canonical(parts["student"])
+        key = student + canonical(parts["distill"])
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            check_functions(experiment, say_once)
+            shape = student_teacher(experiment, None)
+            request = request_of(view, sources, rows.labels.names, shape)
+            if student not in tokens_of:
+                of_all = _rows_of_all(experiment, view, rows, reporter)
+                tokens_of[student] = student_tokens(experiment, shape, of_all, say_once)
+            tokens = tokens_of[student]
+            for name, source in sources.items():
+                wanted = request_of_member(request, name, weight_of(view, name))
+                if wanted:
+                    check_tokenizers(one_teacher(view, name), source, tokens, wanted, name)
+        except RaybrewError as error:
+            shown = ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
+            problems.setdefault(str(error), Problem("sweep.space", f"impossible with {shown}: {error}"))
+            continue
+        found.setdefault(tokens, set()).update(request)
+    return found
 
 
 def _rows_of_all(whole: Experiment, view: Experiment, rows: Rows, reporter: Reporter) -> list[tuple[Experiment, Any]]:
