@@ -88,7 +88,8 @@ $(DEV_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(BIN)/uv: | $(BIN)/python
 	@$(BIN)/python -m pip install $(PIP_QUIET) --disable-pip-version-check -c $(CONSTRAINTS) uv
 
-# One file for every platform and Python we support: versions only, no hosts, no hashes, no paths.
+# One file for every platform and Python we support: versions only, no hosts, no hashes, no paths. uv says of each line
+# again where all lines hold (tool.uv.environments of pyproject.toml); that is left out.
 # Pins already in the file are kept where they still fit; `make lock UPGRADE=1` takes the newest.
 lock: $(BIN)/uv ## Write constraints.txt anew from pyproject.toml
 	@cp $(CONSTRAINTS) $(CONSTRAINTS).new
@@ -96,7 +97,7 @@ lock: $(BIN)/uv ## Write constraints.txt anew from pyproject.toml
 	  --no-header --no-annotate --output-file $(CONSTRAINTS).new \
 	  || { rm -f $(CONSTRAINTS).new; exit 1; }
 	@{ echo "# The versions raybrew is tested with: Linux and macOS, Python 3.10 to 3.13. Made by \`make lock\`, not by hand."; \
-	  sed -E "s/ ; python_full_version < '3\.14'$$//; s/python_full_version < '3\.14' and //; s/ and python_full_version < '3\.14'//" \
+	  sed -E "s/ and sys_platform != 'emscripten' and sys_platform != 'win32'//g; s/ ; python_full_version < '3\.14'$$//; s/python_full_version < '3\.14' and //; s/ and python_full_version < '3\.14'//" \
 	  $(CONSTRAINTS).new; } > $(CONSTRAINTS).done
 	@rm -f $(CONSTRAINTS).new && mv $(CONSTRAINTS).done $(CONSTRAINTS)
 

@@ -134,7 +134,8 @@ def _without_native_messages() -> Iterator[None]:
             messages = caught.read()
             if b"InvalidAuthToken" in messages:
                 raise PermissionError("the token is not accepted") from error
-            os.write(stderr, messages)
+            if not isinstance(error, KeyboardInterrupt):
+                os.write(stderr, messages)
             raise
         finally:
             os.dup2(stderr, 2)

@@ -38,12 +38,12 @@ def export(
         Path | None,
         typer.Option(
             "--experiment",
-            help="Experiment file whose data.eval measures quantized students. Default: the run's own.",
+            help="Experiment file whose data.eval measures quality. Default: the run's own.",
             show_default=False,
         ),
     ] = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the quality of quantized students.")
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the quality of ONNX and int8 on data.eval.")
     ] = True,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operators.", show_default="20")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -252,17 +252,19 @@ def format_rows(facts: Mapping[str, Any]) -> list[list[str]]:
     metric = facts["task"].get("metric")
     timed = next(iter(formats.values()))["latency_ms"]
     batches = [name for name in timed if name.startswith("batch_")]
-    header = ["format", "file", "MB", *(["difference to torch"] if "onnx" in formats else [])]
-    header += [metric] if facts.get("float32", {}) and "metrics" in (facts.get("float32") or {}) else []
-    rows = [[*header, *(f"ms, {name.replace('_', ' ')}" for name in batches)]]
+    header = ["format", "file", "MB"]
+    # Column -> its cell of a format; left out where no format has it.
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "off torch": lambda known: f"{known['max_difference']:.1e}" if "max_difference" in known else "",
+        str(metric): lambda known: f"{known['metrics'][metric]:.4f}" if metric in known.get("metrics", {}) else "",
+        "changed": lambda known: str(known.get("changed_rows", "")),
+    }
+    columns = {title: cell for title, cell in columns.items() if any(map(cell, formats.values()))}
+    rows = [[*header, *columns, *(f"ms, {name.replace('_', ' ')}" for name in batches)]]
     for name, known in formats.items():
-        row = [FORMATS[name].title if name in FORMATS else "float32, not exported", known.get("file", ""), ""]
-        row[2] = f"{known['megabytes']:.2f}" if "megabytes" in known else ""
-        if "onnx" in formats:
-            row.append(f"{known['max_difference']:.1e}" if "max_difference" in known else "")
-        if metric in header:
-            value = (known.get("metrics") or {}).get(metric)
-            row.append("" if value is None else f"{value:.4f}")
+        row = [FORMATS[name].title if name in FORMATS else "float32, not exported", known.get("file", "")]
+        row.append(f"{known['megabytes']:.2f}" if "megabytes" in known else "")
+        row += [cell(known) for cell in columns.values()]
         rows.append([*row, *(f"{known['latency_ms'][batch]:.3f}" for batch in batches)])
     return rows
 
@@ -275,10 +277,12 @@ def _formats(facts: Mapping[str, Any] | None) -> str:
     threads = timed["threads"]
     notes = [
         f"Milliseconds are per row of {timed['tokens']} tokens, on {threads} CPU thread{'s' if threads > 1 else ''} of "
-        "the machine that exported."
+        "the machine that exported, the formats in turn."
     ]
     if facts.get("evaluated_rows"):
         notes.append(f"Quality is that of the files themselves on {facts['evaluated_rows']:,} evaluation rows.")
+    if "changed" in header:
+        notes.append("`changed` counts the rows that are answered otherwise than by the float32 model.")
     onnx = facts["formats"].get("onnx")
     if onnx:
         shapes = ", ".join(f"{rows} x {tokens}" for rows, tokens in onnx["checked"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -17,7 +19,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.errors import EnvironmentProblem, ModelError, RaybrewError, RunError
 
-__all__ = ["EXPORT_MARK", "check_target", "recover_student", "save_student", "whole_folder", "write_card"]
+__all__ = [
+    "EXPORT_MARK",
+    "check_target",
+    "held_export",
+    "recover_student",
+    "save_student",
+    "scratch_beside",
+    "whole_folder",
+    "write_card",
+]
 
 #: Facts about an export, by which its folder is known as one; written last.
 EXPORT_MARK = "raybrew.json"
@@ -92,6 +103,30 @@ def check_target(folder: Path, force: bool = False) -> None:
         )
     if not force:
         raise RunError(f"{folder} holds an export already; --force replaces it")
+
+
+def held_export(folder: Path) -> dict[str, Any] | None:
+    """What EXPORT_MARK says of the export at `folder`, after clearing what a killed one left; None without one."""
+    recover_student(folder)
+    try:
+        facts = json.loads((_real(folder) / EXPORT_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+@contextlib.contextmanager
+def scratch_beside(folder: Path) -> Iterator[Path]:
+    """A folder beside the export `folder` for what making it takes; if a kill leaves it, the next export clears it."""
+    scratch = _sibling(_real(folder), "new")
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write beside {folder}: {error}") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

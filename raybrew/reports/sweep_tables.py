@@ -140,6 +140,7 @@ def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict
                 "ms_batch_32": number(latency.get("batch_32")),
                 "seconds": trial.seconds,
                 "overhead_seconds": trial.overhead,
+                "lost": trial.lost,
                 "error": trial.error,
                 "run": trial.run,
                 "command": run.command if run is not None else None,

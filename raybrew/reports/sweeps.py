@@ -75,6 +75,8 @@ class TrialRecord:
     """Whether the round that it paused for is decided."""
     seconds_before: float = 0.0
     """Of its parts up to the last pause."""
+    lost: int = 0
+    """How often its process or node was lost; each time it went on from its last checkpoint."""
 
     @property
     def share(self) -> float:
@@ -241,6 +243,8 @@ def after(trial: TrialRecord, record: Mapping[str, Any]) -> TrialRecord:
         )
     if record["kind"] == "start":
         return dataclasses.replace(trial, status="running", error=None)
+    if record["kind"] == "lost":
+        return dataclasses.replace(trial, lost=trial.lost + 1, error=record.get("error"))
     if record["kind"] == "report":
         # A trial that was killed repeats what came after its last checkpoint.
         kept = tuple(report for report in trial.reports if report[0] < record["share"])

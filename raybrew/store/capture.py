@@ -47,7 +47,7 @@ from raybrew.store.layout import (
     read_manifest,
     refuse_foreign,
 )
-from raybrew.store.lock import Pending, locked_store, remove_orphans
+from raybrew.store.lock import Pending, Waiting, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
@@ -81,14 +81,16 @@ def capture(
     progress: Callable[[CaptureProgress], None] | None = None,
     skip_bad_rows: bool = False,
     verify: bool = False,
+    waiting: Waiting | None = None,
 ) -> Store:
     """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
     What it lacks is computed. `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored
     once. `auto` precision is decided on this machine, `auto` device by each worker. A row that the teacher cannot
     compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. `verify` reads what is stored
-    already and computes anew what does not hold the bytes that were written. Raises DataError, ModelError,
-    ClusterError, and StoreError, among others while another capture writes this store.
+    already and computes anew what does not hold the bytes that were written. While another capture writes this store,
+    this one waits and `waiting` hears on whom, before it looks what is still lacking; without `waiting` that is a
+    StoreError. Raises DataError, ModelError, ClusterError and StoreError, Interrupted after Ctrl-C.
     """
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
@@ -102,7 +104,7 @@ def capture(
     shards, stored_ids = _readable_shards(storage, verify)
     tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
     if tasks or not _is_published(storage, shards, verify):
-        with locked_store(storage) as pending:
+        with locked_store(storage, waiting) as pending:
             # Again, now that nobody else writes.
             shards, stored_ids = _readable_shards(storage, verify)
             tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)

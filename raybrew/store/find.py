@@ -19,6 +19,7 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
 from raybrew.store.fingerprint import store_parts, teacher_fingerprint
 from raybrew.store.layout import read_manifest
+from raybrew.store.lock import Waiting, await_store
 from raybrew.store.reader import Store
 from raybrew.store.storage import open_storage, stores_below
 from raybrew.store.usage import mark_used
@@ -36,18 +37,36 @@ def find_store(
     store_root: str | Path,
     device: str,
     precision: str,
+    waiting: Waiting | None = None,
 ) -> Store:
-    """The store that `capture` would give, if it is there with all these rows and signals; StoreError otherwise."""
+    """The store that `capture` would give, if it is there with all these rows and signals; StoreError otherwise.
+
+    With `waiting`, which hears on whom, a capture that is about it is waited for.
+    """
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
     known, _, _ = identify(task, teacher, request, device, precision)
-    found = find_any(known, teacher, store_root, store.cache, store.element_type)
-    positions = found.locate(row_ids(rows))
-    lacking = [signal.name for signal in request if not found.has(signal, positions)]
-    if lacking:
-        raise StoreError(
-            f"{found.location}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it"
-        )
+
+    def look() -> Store:
+        found = find_any(known, teacher, store_root, store.cache, store.element_type)
+        positions = found.locate(row_ids(rows))
+        lacking = [signal.name for signal in request if not found.has(signal, positions)]
+        if lacking:
+            raise StoreError(
+                f"{found.location}: {', '.join(lacking)} is not stored for all rows; `raybrew capture` adds it"
+            )
+        return found
+
+    try:
+        found = look()
+    except StoreUnreachable:
+        raise
+    except StoreError:
+        storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
+        if waiting is None or storage.holder() is None:
+            raise
+        await_store(storage, waiting)
+        found = look()
     mark_used(found.storage)
     return found
 

@@ -19,17 +19,18 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybrew.data.arrow import json_bytes
 from raybrew.errors import StoreError
+from raybrew.store.lock import waiting_for
 
 if TYPE_CHECKING:
     from raybrew.store.objects import ObjectFolder
 
-__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "Holder", "holder_of", "leased"]
+__all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "Holder", "await_lease", "holder_of", "leased"]
 
 log = logging.getLogger("raybrew.store")
 
@@ -82,19 +83,23 @@ def holder_of(storage: ObjectFolder) -> Holder | None:
 
 
 @contextlib.contextmanager
-def leased(storage: ObjectFolder) -> Iterator[str]:
-    """Hold the store for the length of the block; gives a token. StoreError says who holds it otherwise.
+def leased(storage: ObjectFolder, waiting: Callable[[str], None] | None = None) -> Iterator[str]:
+    """Hold the store for the length of the block; gives a token.
 
-    Waits up to `LEASE_SECONDS` for the lease of a capture that may have been killed on another machine.
+    Waits up to `LEASE_SECONDS` for the lease of a capture that may have been killed on another machine, and with
+    `waiting`, which hears on whom, for the end of those that go on; StoreError says who holds it otherwise.
     """
-    _wait_for_end(storage)
-    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    mine = Holder(uuid.uuid4().hex, os.getpid(), socket.gethostname(), _machine(), since, 0)
-    storage.write(_LEASE, json_bytes(dataclasses.asdict(mine)))
-    time.sleep(SETTLE_SECONDS)
-    found = holder_of(storage)
-    if found is None or found.token != mine.token:
-        raise StoreError(_held(storage, found))
+    while True:
+        await_lease(storage, waiting)
+        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        mine = Holder(uuid.uuid4().hex, os.getpid(), socket.gethostname(), _machine(), since, 0)
+        storage.write(_LEASE, json_bytes(dataclasses.asdict(mine)))
+        time.sleep(SETTLE_SECONDS)
+        found = holder_of(storage)
+        if found is not None and found.token == mine.token:
+            break
+        if waiting is None:
+            raise StoreError(_held(storage, found))
     storage.delete(storage.files(_PENDING))
     hasty, done = type(storage)(storage.location, storage.cache, patient=False), threading.Event()
     beating = threading.Thread(target=_beat, args=(hasty, mine, done), name="lease", daemon=True)
@@ -110,7 +115,11 @@ def leased(storage: ObjectFolder) -> Iterator[str]:
                 hasty.delete([*hasty.files(_PENDING), _LEASE])
 
 
-def _wait_for_end(storage: ObjectFolder) -> None:
+def await_lease(storage: ObjectFolder, waiting: Callable[[str], None] | None) -> None:
+    """Returns when no lease lies in the store, or nobody keeps it beating.
+
+    While it beats, `waiting` hears whose it is; StoreError without it.
+    """
     found = holder_of(storage)
     if found is None or found.gone:
         return
@@ -121,14 +130,19 @@ def _wait_for_end(storage: ObjectFolder) -> None:
         LEASE_SECONDS,
     )
     # Watched, not dated: the clocks of two machines and of the service need not agree.
-    end = time.monotonic() + LEASE_SECONDS
+    end, told = time.monotonic() + LEASE_SECONDS, ""
     while time.monotonic() < end:
         time.sleep(min(1.0, BEAT_SECONDS / 2))
         now = holder_of(storage)
-        if now is None:
+        if now is None or now.gone:
             return
-        if now != found:
+        if now == found:
+            continue
+        if waiting is None:
             raise StoreError(_held(storage, now))
+        if now.token != told:
+            waiting(waiting_for(storage.location, str(now)))
+        found, end, told = now, time.monotonic() + LEASE_SECONDS, now.token
 
 
 def _beat(storage: ObjectFolder, mine: Holder, done: threading.Event) -> None:

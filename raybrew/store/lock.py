@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import socket
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import filelock
@@ -21,11 +22,28 @@ from raybrew.store.index import INDEX, published_index
 from raybrew.store.layout import Shard
 from raybrew.store.storage import PENDING, Storage, storage_errors
 
-__all__ = ["Pending", "folder_holder", "locked_folder", "locked_store", "orphans_of", "remove_orphans"]
+__all__ = [
+    "Pending",
+    "Waiting",
+    "await_folder",
+    "await_store",
+    "folder_holder",
+    "locked_folder",
+    "locked_store",
+    "orphans_of",
+    "remove_orphans",
+    "waiting_for",
+]
 
 _HOLDER = ".capture.json"
 _LOCK = ".lock"
 _DEAD = ".dead-"
+#: A holder has noted who it is after so long.
+_GRACE_SECONDS = 0.2
+_POLL_SECONDS = 0.5
+
+#: Hears on whom a process waits, in one line, anew whenever that is another one.
+Waiting = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,29 +64,60 @@ class Pending:
 
 
 @contextlib.contextmanager
-def locked_store(storage: Storage) -> Iterator[Pending]:
+def locked_store(storage: Storage, waiting: Waiting | None = None) -> Iterator[Pending]:
     """Hold the store, made if need be, as its one writer; pending files are removed at the end.
 
-    StoreError says who holds it otherwise.
+    With `waiting` it waits until nobody else holds the store, Interrupted by Ctrl-C; StoreError says who holds it
+    otherwise.
     """
     with contextlib.ExitStack() as stack:
-        with storage_errors(storage, "the store cannot be written"):
-            token = stack.enter_context(storage.claim())
+        with storage_errors(storage, "the store cannot be written"), _left_by_ctrl_c(storage):
+            token = stack.enter_context(storage.claim(waiting))
         yield Pending(storage, token)
 
 
+def await_store(storage: Storage, waiting: Waiting) -> None:
+    """Returns when nobody captures into the store (any more). Changes nothing. Interrupted by Ctrl-C."""
+    with _left_by_ctrl_c(storage):
+        storage.await_end(waiting)
+
+
+def waiting_for(location: str | Path, holder: str) -> str:
+    """On whom a process waits, and how to stop that, in one line."""
+    return (
+        f"{location}: {holder} is capturing into this store; waiting for it to end, to use what it stored "
+        "(Ctrl-C ends this command alone)"
+    )
+
+
 @contextlib.contextmanager
-def locked_folder(root: Path) -> Iterator[str]:
+def _left_by_ctrl_c(storage: Storage) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"no longer waiting for the capture into {storage.location}, which goes on; the same command waits again"
+        ) from None
+
+
+@contextlib.contextmanager
+def locked_folder(root: Path, waiting: Waiting | None = None) -> Iterator[str]:
     """The lock on a store in a folder. It goes with its process, however that ends."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        raise StoreError(f"{root}: no folder can be made here ({error.strerror}); set store.path") from None
     lock = filelock.FileLock(root / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise StoreError(f"{root}: {_holder(root)} is capturing into this store; wait for it, or stop it") from None
+    timeout, told = 0.0 if waiting is None else _GRACE_SECONDS, ""
+    while not lock.is_locked:
+        try:
+            root.mkdir(parents=True, exist_ok=True)  # anew, as `store prune` may remove what is waited for
+            lock.acquire(timeout=timeout)
+        except filelock.Timeout:
+            who = _holder(root)
+            if waiting is None:
+                raise StoreError(f"{root}: {who} is capturing into this store; wait for it, or stop it") from None
+            if who != told:
+                waiting(waiting_for(root, who))
+            timeout, told = _POLL_SECONDS, who
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            raise StoreError(f"{root}: no folder can be made here ({error.strerror}); set store.path") from None
     try:
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(root / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
@@ -117,6 +166,16 @@ def folder_holder(root: Path) -> str | None:
         return None  # a store that cannot be written is not being written
     lock.release()
     return None
+
+
+def await_folder(root: Path, waiting: Waiting) -> None:
+    """Returns when nobody holds the lock on a store in a folder. Changes nothing."""
+    told = ""
+    while (who := folder_holder(root)) is not None:
+        if who != told:
+            waiting(waiting_for(root, who))
+        told = who
+        time.sleep(_POLL_SECONDS)
 
 
 def _discard(folder: Path) -> None:

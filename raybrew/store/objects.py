@@ -194,10 +194,15 @@ class ObjectFolder:
         wanted = {f"{folder}/{shard.file}": shard for shard in shards}
         return here, stage(here, wanted, download, self.location)
 
-    def claim(self) -> contextlib.AbstractContextManager[str]:
+    def claim(self, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[str]:
         from raybrew.store.lease import leased
 
-        return leased(self)
+        return leased(self, waiting)
+
+    def await_end(self, waiting: Callable[[str], None]) -> None:
+        from raybrew.store.lease import await_lease
+
+        await_lease(self, waiting)
 
     def holder(self) -> str | None:
         from raybrew.store.lease import holder_of

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -100,8 +100,15 @@ class Storage(Protocol):
         """A small Arrow file as a table; DataError if it cannot be read."""
         ...
 
-    def claim(self) -> contextlib.AbstractContextManager[str]:
-        """Hold the store as its one writer; gives a token. StoreError says who holds it otherwise."""
+    def claim(self, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[str]:
+        """Hold the store as its one writer; gives a token.
+
+        With `waiting`, which hears on whom, it waits for others; StoreError says who holds it otherwise.
+        """
+        ...
+
+    def await_end(self, waiting: Callable[[str], None]) -> None:
+        """Wait while anybody holds the store; `waiting` hears who."""
         ...
 
     def holder(self) -> str | None:
@@ -183,10 +190,15 @@ class LocalFolder:
         path = self.path / name
         return ArrowFolder.open(path.parent, [path.name]).table()
 
-    def claim(self) -> contextlib.AbstractContextManager[str]:
+    def claim(self, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[str]:
         from raybrew.store.lock import locked_folder
 
-        return locked_folder(self.path)
+        return locked_folder(self.path, waiting)
+
+    def await_end(self, waiting: Callable[[str], None]) -> None:
+        from raybrew.store.lock import await_folder
+
+        await_folder(self.path, waiting)
 
     def holder(self) -> str | None:
         from raybrew.store.lock import folder_holder

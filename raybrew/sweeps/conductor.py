@@ -282,6 +282,11 @@ class Conductor:
         line = self.ledger.write("start", run=run)
         self.trials[run] = after(self.trials[run], line)
 
+    def lost(self, run: str, error: str) -> None:
+        """The process of a trial is gone; another one takes the trial up from its last checkpoint."""
+        line = self.ledger.write("lost", run=run, error=error)
+        self.trials[run] = after(self.trials[run], line)
+
     def reported(self, run: str, share: float, value: float) -> None:
         """An evaluation."""
         line = self.ledger.write("report", run=run, share=round(share, 6), value=value)

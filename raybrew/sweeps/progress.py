@@ -34,7 +34,7 @@ class SweepReporter:
     @contextmanager
     def follow(self, conductor: Conductor, slots: int) -> Iterator[Callable[[], None]]:
         """A function to call whenever something may have happened."""
-        told: dict[str, str] = {trial.run: trial.status for trial in conductor.trials.values()}
+        told = {trial.run: _state(trial) for trial in conductor.trials.values()}
         waited = [""]
 
         def changed() -> None:
@@ -57,16 +57,20 @@ def quiet_or(reporter: Reporter | None) -> SweepReporter:
     return SweepReporter(reporter or QuietReporter())
 
 
-def news(conductor: Conductor, told: dict[str, str]) -> list[str]:
-    """One line for each trial whose status is not the one in `told`, which is brought up to date."""
+def news(conductor: Conductor, told: dict[str, tuple[str, int]]) -> list[str]:
+    """One line for each trial whose state is not the one in `told`, which is brought up to date."""
     lines = []
     for trial in conductor.trials.take_touched():
-        if told.get(trial.run) == trial.status:
+        if told.get(trial.run) == _state(trial):
             continue
-        told[trial.run] = trial.status
+        told[trial.run] = _state(trial)
         if trial.status in ("done", "stopped", "failed", "running", "paused"):
             lines.append(_line(trial, conductor))
     return lines
+
+
+def _state(trial: TrialRecord) -> tuple[str, int]:
+    return trial.status, trial.lost
 
 
 def waiting_reason(conductor: Conductor, slots: int) -> str:
@@ -162,6 +166,8 @@ def _line(trial: TrialRecord, conductor: Conductor) -> str:
     head = f"trial {trial.number}{role}: {trial.label}, seed {trial.seed}"
     metric = conductor.base.task.metric
     if trial.status == "running":
+        if trial.error is not None:
+            return f"{head}: its process is gone ({trial.error}); goes on from its last checkpoint"
         if trial.paused_at is None:
             return f"{head}: starts"
         return f"{head}: goes on at {100 * trial.paused_at[1]:.0f} % of its steps"

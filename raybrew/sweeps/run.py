@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from raybrew.config.space import space_notes
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
-from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep
+from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep, trials_of
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.finish import finish_sweep
@@ -27,6 +28,8 @@ from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.training import command_line
 
 __all__ = ["sweep", "sweep_folder"]
+
+_REPORT = "report.html"
 
 
 def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepResult:
@@ -44,7 +47,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
             view.say(note)
     folder = sweep_folder(experiment)
     ledger = Ledger(folder)
-    with ledger.locked():
+    with ledger.locked(), _told_how_to_go_on(ledger):
         if not ledger.records():
             ledger.write("sweep", name=experiment.name, experiment=experiment.plain(), command=command_line())
         conductor = Conductor(
@@ -55,15 +58,31 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
             older=_older(experiment),
         )
         if conductor.over() and load_sweep(folder).closed == "finished":
+            if not (folder / _REPORT).is_file():
+                _report(folder)  # the last session was stopped while it wrote it
             return SweepResult.load(folder, already_done=True)
         reason = _run(experiment, conductor, view)
     result = SweepResult.load(folder)
     if reason == "interrupted":
-        raise Interrupted(f"stopped; {len(result.record.trials_of('done'))} trials are done in {folder}, the same "
-                          "command continues the sweep")  # fmt: skip
+        raise _interrupted(ledger)
     if reason != "finished":
         view.say(f"the sweep ended early: {reason}; a larger budget and the same command continue it")
     return result
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(ledger: Ledger) -> Iterator[None]:
+    """Ctrl-C at any moment, also twice, is the same to the user as when trials run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _interrupted(ledger) from None
+
+
+def _interrupted(ledger: Ledger) -> Interrupted:
+    done = sum(trial.status == "done" for trial in trials_of(ledger.records()))
+    trials = f"{done} trial{' is' if done == 1 else 's are'} done"
+    return Interrupted(f"{trials} in {ledger.folder}; the same command continues the sweep")
 
 
 def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> str:
@@ -93,8 +112,8 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
                 "sweep.scheduler.interval and the end; set train.eval_steps to evaluate more often"
             )
         finish_sweep(conductor, view)
-    except Interrupted:
-        reason = "interrupted"  # during the teacher's pass
+    except (Interrupted, KeyboardInterrupt):
+        reason = "interrupted"  # outside of trials: in the teacher's pass, while Ray starts, at the end
         raise
     finally:
         ledger.write("close", reason=reason)
@@ -109,7 +128,7 @@ def _report(folder: Path) -> None:
     from raybrew.verbs.report import report
 
     if load_sweep(folder).run_folders():
-        report([folder], folder / "report.html")
+        report([folder], folder / _REPORT)
 
 
 def sweep_folder(experiment: Experiment) -> Path:

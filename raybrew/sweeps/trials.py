@@ -45,7 +45,7 @@ class Trials(dict[str, TrialRecord]):
             self._count(before, -1)
         self._count(trial, 1)
         self._group(trial, before)
-        if before is None or before.status != trial.status:
+        if before is None or (before.status, before.lost) != (trial.status, trial.lost):
             self._touched.append(run)
         self._rank(trial, before)
 
@@ -65,7 +65,10 @@ class Trials(dict[str, TrialRecord]):
         return sorted(found, key=lambda trial: trial.number)
 
     def take_touched(self) -> list[TrialRecord]:
-        """Trials that are new or have another status since this was last asked. Another thread may note some more."""
+        """Trials that are new, changed status or lost their process since this was last asked.
+
+        Another thread may note some more.
+        """
         found: dict[str, None] = {}
         while self._touched:
             found[self._touched.popleft()] = None

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -45,6 +46,7 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
     # A trial that is stopped saves nothing any more, but closes its files; the process then takes the next one.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "20")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(slots))
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # with a traceback; ours is a line
     tuner = tune.Tuner(
         tune.with_resources(run_trial, wanted_resources(base)),
         tune_config=tune.TuneConfig(
@@ -80,6 +82,8 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
             thread.join(timeout=0.25)
             changed()
     shutil.rmtree(folder, ignore_errors=True)
+    if conductor.stopped_by == "interrupted":
+        return conductor.stopped_by  # whatever else: what was to stop a process group may have ended Ray as well
     if failure and not isinstance(failure[0], KeyboardInterrupt):
         error = failure[0]
         if isinstance(error, RaybrewError):
@@ -211,11 +215,16 @@ class _Listener(Callback):
                 lambda: self.brain.conductor.reported(run, result["percent"] / 100, float(result["quality"]))
             )
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        run = self.brain.runs.get(trial.trial_id)
+        if run is not None:
+            self.brain.guarded(lambda: self.brain.conductor.lost(run, _last_error(trial)))
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended(trial, {"status": "stopped"})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = "its process died more often than it is replaced (out of memory?)"
+        reason = f"its process was lost more often than it is replaced ({_RESTARTS} times): {_last_error(trial)}"
         self._ended(trial, {"status": "failed", "error": f"ProcessDied: {reason}"})
 
     def _ended(self, trial: Any, otherwise: dict[str, Any]) -> None:
@@ -225,7 +234,7 @@ class _Listener(Callback):
         if run is None:
             return
         conductor = self.brain.conductor
-        if result is None and conductor.stopped_by is not None and otherwise["status"] == "stopped":
+        if result is None and conductor.stopped_by is not None:
             conductor.running.pop(run, None)
             return  # the whole sweep stops: the trial goes on when it is continued
         seconds = time.time() - given
@@ -244,6 +253,20 @@ class _Listener(Callback):
                 return
             outcome["status"] = result["status"]
         self.brain.guarded(lambda: conductor.ended(run, outcome))
+
+
+def _last_error(trial: Any) -> str:
+    """What Ray says of the end of a trial's process, in a line."""
+    try:
+        # Not `trial.get_error()`, which looks where the file is copied to some time later.
+        text = Path(trial.error_file).read_text(encoding="utf-8")
+    except (OSError, TypeError):
+        text = ""
+    told = text.rsplit("Failure #", 1)[-1].splitlines()[1:]
+    lines = [line.strip() for line in told if line.strip()]
+    # Of an error in the process Ray gives the traceback, which ends with what it was.
+    traced = any("Traceback" in line for line in lines)
+    return (lines[-1] if traced else lines[0]).split(". ")[0][:200].rstrip(".") if lines else "Ray gives no reason"
 
 
 class _Ends(Stopper):

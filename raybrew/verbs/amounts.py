@@ -25,7 +25,16 @@ from raybrew.tasks.base import Task
 from raybrew.verbs.capture import store_root
 from raybrew.verbs.prepare import task_of
 
-__all__ = ["SAMPLE_ROWS", "Sizes", "TokenSample", "free_bytes", "padded_tokens", "sizes_of_store", "token_columns"]
+__all__ = [
+    "SAMPLE_ROWS",
+    "Sizes",
+    "TokenSample",
+    "free_bytes",
+    "padded_tokens",
+    "sample_of",
+    "sizes_of_store",
+    "token_columns",
+]
 
 #: More rows than this are not all tokenised: a random sample stands for them.
 SAMPLE_ROWS = 20_000
@@ -71,12 +80,16 @@ class Sizes:
         return f"{count:.1f} TiB"
 
 
+def sample_of(rows: pa.Table, most: int = SAMPLE_ROWS) -> pa.Table:
+    """All of `rows`, or a seeded sample of `most` in their order."""
+    if rows.num_rows <= most:
+        return rows
+    return rows.take(np.sort(np.random.default_rng(0).choice(rows.num_rows, most, replace=False)))
+
+
 def token_columns(task: Task, tokenizer: Any, units: pa.Table, most: int = SAMPLE_ROWS) -> TokenSample:
     """Token counts of `units`, of a seeded sample of `most` where there are more."""
-    if units.num_rows > most:
-        chosen = units.take(np.sort(np.random.default_rng(0).choice(units.num_rows, most, replace=False)))
-    else:
-        chosen = units
+    chosen = sample_of(units, most)
     encoded = task.encode(tokenizer, {name: chosen.column(name).to_pylist() for name in task.content_columns})
     lengths = np.array([len(tokens) for tokens in encoded["input_ids"]], np.int32)
     items = np.array([len(places) for places in encoded["items"]], np.int32) if "items" in encoded else None

@@ -150,6 +150,7 @@ def capture_table(
             show,
             experiment.data.on_bad_row == "skip",
             verify,
+            reporter.say,
         )
     usable_rows(experiment, store, rows, request, reporter.say)
     return store

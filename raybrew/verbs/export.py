@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import xxhash
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,28 +17,27 @@ from raybrew.config import Columns, Experiment
 from raybrew.config.base import Section
 from raybrew.config.problems import near_match
 from raybrew.data.arrow import write_json
-from raybrew.data.encoded import EncodedRows
-from raybrew.errors import ConfigError, DataError, ModelError
+from raybrew.errors import ConfigError, DataError, ModelError, RunError
 from raybrew.exports.card import format_rows, model_card, shown_name
-from raybrew.exports.folder import EXPORT_MARK, check_target, whole_folder
+from raybrew.exports.folder import EXPORT_MARK, check_target, held_export, scratch_beside, whole_folder
 from raybrew.exports.formats import FORMATS
 from raybrew.exports.hub import check_push, push_folder
 from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
 from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
-from raybrew.models.inspection import measure_latency
 from raybrew.models.loading import load_model, load_tokenizer
 from raybrew.reports.notebook import html_table
+from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.base import Labels, build_task
-from raybrew.verbs.evaluate import evaluation_rows, labels_of_model, logits_of
+from raybrew.verbs.evaluate import evaluation_rows, labels_of_model
 from raybrew.verbs.exported import Exported, find_exported
-from raybrew.verbs.prepare import task_of
+from raybrew.verbs.measured import Evaluated, measure_forms
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.version import __version__
 
 __all__ = ["Export", "export"]
 
-#: Rows and tokens of latency, where no rows tell of a typical length.
-_BATCHES, _USUAL_TOKENS = (1, 32), 32
+#: Tokens of latency, where no rows tell of a typical length.
+_USUAL_TOKENS = 32
 _MEGABYTE = 10**6
 #: Kind of task whose students are starting points for others: of no use to a service, and as wide as a vocabulary.
 _WORDS_ONLY = "masked_lm"
@@ -55,7 +54,7 @@ class Export:
 
     @property
     def formats(self) -> dict[str, dict[str, Any]]:
-        """Format -> `file`, `megabytes`, `latency_ms`; `metrics` where quality was measured; what was checked."""
+        """Format -> `file`, `megabytes`, `latency_ms`; `metrics` and `changed_rows` where quality was measured."""
         formats: dict[str, dict[str, Any]] = self.facts["formats"]
         return formats
 
@@ -63,6 +62,28 @@ class Export:
         """The formats as a table, for notebooks."""
         header, *rows = format_rows(self.facts)
         return html_table(f"export of {self.facts['name']}", rows, header, [str(self.path), *filter(None, [self.url])])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """What an export shall hold."""
+
+    formats: tuple[str, ...]
+    evaluate: bool
+    opset: int
+    push: str | None
+
+    def hash_for(self, found: Exported, model: PreTrainedModel) -> str:
+        """Of all that decides an export: two that agree differ in the times that were measured at most."""
+        parts = {
+            "weights": hash_weights(model),
+            "task": found.task.model_dump(mode="json"),
+            "data": found.view.data.model_dump(mode="json") if found.view is not None else None,
+            "run": found.run.run_id if found.run is not None else None,
+            "raybrew": __version__,
+            **dataclasses.asdict(self),
+        }
+        return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
 def export(
@@ -82,22 +103,24 @@ def export(
     """Export the student of a run, the best of a sweep, or a model folder, to the folder `to`.
 
     `formats` (see FORMATS): `hf` is a Hugging Face folder; `onnx` is checked against torch on rows of several sizes and
-    lengths; `onnx-int8`, `int8` and `int8-weights` are quantized, and their quality on `data.eval` is measured beside
-    that of the float model, unless `evaluate` is false. Size and latency on this machine's CPU are
-    measured of all; model card and `raybrew.json` tell them. `experiment` names other evaluation rows than the run's
-    own, and is needed for those of a plain folder; `task` chooses one of several.
+    lengths; `onnx-int8`, `int8` and `int8-weights` are quantized. The quality of all but `hf` alone is measured on
+    `data.eval`, beside that of the float model, unless `evaluate` is false; for int8 there must be such rows. Size and
+    latency on this machine's CPU are measured of all, in turn; model card and `raybrew.json` tell them. `experiment`
+    names other evaluation rows than the run's own, and is needed for those of a plain folder; `task` chooses one of
+    several.
 
-    The folder appears whole or not at all; `force` replaces an export that is there. `push` names a repository of the
-    Hugging Face hub, `owner/name`, to which it is then uploaded in one commit; a new one is private unless `public`.
-    ConfigError, EnvironmentProblem (a
-    package is missing) and RunError before any work; ModelError where a format cannot be made or differs from torch.
+    The folder appears whole or not at all; `force` replaces an export that is there. Without it one that was made
+    alike of the same model stays, and one that differs is a RunError. `push` names a repository of the Hugging Face
+    hub, `owner/name`, to which it is then uploaded in one commit; a new one is private unless `public`.
+    ConfigError, EnvironmentProblem (a package is missing) and RunError before any work; ModelError where a format
+    cannot be made or differs from torch.
     """
     reporter = reporter or QuietReporter()
     target = Path(to)
     chosen = _checked(formats)
     if public and push is None:
         raise ConfigError("--public: applies to --push owner/name only, which is not given")
-    check_target(target, force)
+    check_target(target, force=True)
     if push is not None:
         check_push(push)
     found = find_exported(Path(source), task, experiment)
@@ -106,26 +129,57 @@ def export(
     labels = Labels(()) if found.task.kind == _WORDS_ONLY else labels_of_model(found.source, build_task(found.task))
     model, tokenizer = load_model(found.source, found.task.kind), load_tokenizer(found.source)
     model.train(False)
-    with tempfile.TemporaryDirectory(prefix="raybrew-export-") as scratch, whole_folder(target, force) as new:
-        rows = None
-        if evaluate and any(FORMATS[name].is_int8 for name in chosen):
-            rows = _evaluation_rows(found, Path(scratch), reporter)
-        made = _Making(found, model, tokenizer, labels, rows, new, Path(scratch), opset, reporter)
-        described = {name: made.make(name) for name in chosen}
-        # What the quantized ones are compared with, whether it is exported or not.
-        floats = described.get("hf") or (made.measured(model, "float32") if rows is not None else None)
-        model.config.save_pretrained(new)
-        tokenizer.save_pretrained(new)
-        facts = _facts(found, model, tokenizer, labels, rows, described, floats)
-        known = {"labels": list(labels.names), "config": _config_of(found), "export": facts, "repository": push}
-        (new / "README.md").write_text(model_card(found.summary() | known), encoding="utf-8")
-        write_json(new / EXPORT_MARK, facts)
-    reporter.say(f"exported to {target}: {', '.join(chosen)}")
+    wish = _Wish(tuple(chosen), evaluate, opset, push)
+    held = held_export(target)
+    if held is None or force:
+        facts = _make(found, model, tokenizer, labels, wish, target, force, reporter)
+        reporter.say(f"exported to {target}: {', '.join(chosen)}")
+    elif held.get("request") == wish.hash_for(found, model):
+        facts = held
+        reporter.say(f"{target} holds this export already; --force makes it anew")
+    else:
+        raise RunError(f"{target} holds another export; --force replaces it")
     if push is None:
         return Export(target, facts)
     url = push_folder(target, push, public=public)
     reporter.say(f"pushed to {url}")
     return Export(target, facts, url)
+
+
+def _make(
+    found: Exported,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Labels,
+    wish: _Wish,
+    target: Path,
+    force: bool,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Write the folder; returns the facts in its `raybrew.json`."""
+    with whole_folder(target, force) as new, scratch_beside(target) as scratch:
+        rows = None
+        if wish.evaluate and wish.formats != ("hf",):
+            rows = _evaluation_rows(found, scratch, any(FORMATS[name].is_int8 for name in wish.formats), reporter)
+        made = _Making(found, model, tokenizer, new, scratch, wish.opset, reporter)
+        described = {name: made.make(name) for name in wish.formats}
+        floats, *others = measure_forms(
+            {"float32": model, **made.networks}, model.config, _tokens(found, rows), found, rows, labels, reporter
+        ).values()
+        for name, measured in zip(made.networks, others, strict=True):
+            described[name] |= measured
+        if "hf" in described:
+            described["hf"] |= floats
+        model.config.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        facts = {
+            "request": wish.hash_for(found, model),
+            **_facts(found, model, tokenizer, labels, rows, described, floats),
+        }
+        known = {"labels": list(labels.names), "config": _config_of(found), "export": facts, "repository": wish.push}
+        (new / "README.md").write_text(model_card(found.summary() | known), encoding="utf-8")
+        write_json(new / EXPORT_MARK, facts)
+    return facts
 
 
 def _checked(formats: Sequence[str]) -> list[str]:
@@ -142,39 +196,59 @@ def _checked(formats: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _evaluation_rows(found: Exported, scratch: Path, reporter: Reporter) -> EncodedRows:
-    """`data.eval` as token ids; ConfigError or DataError says how to do without."""
+def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Reporter) -> Evaluated | None:
+    """The rows of `data.eval`. If there are none: where they are `needed` ConfigError or DataError says how to do
+    without, otherwise a line says that quality is not measured, and None is returned."""
     hint = "name an experiment file with --experiment, or leave quality unmeasured with --no-evaluate"
     if found.view is None or found.view.data.eval is None:
-        raise ConfigError(f"--format: quality of int8 is measured on data.eval, and {found.folder} names none; {hint}")
+        if needed:
+            raise ConfigError(
+                f"--format: quality of int8 is measured on data.eval, and {found.folder} names none; {hint}"
+            )
+        reporter.say("quality is not measured: no data.eval is known; --experiment names rows")
+        return None
     data = found.view.data.model_copy(update={"cache": str(scratch / "rows")})
     try:
-        return evaluation_rows(found.view.model_copy(update={"data": data}), found.source, reporter)[1]
+        rows, encoded = evaluation_rows(found.view.model_copy(update={"data": data}), found.source, reporter)
     except DataError as error:
-        raise DataError(f"{error}; quality of int8 is measured on these rows: {hint}") from error
+        if needed:
+            raise DataError(f"{error}; quality of int8 is measured on these rows: {hint}") from error
+        reporter.say(f"quality is not measured: {error}")
+        return None
+    assert rows.evaluation is not None  # data.eval is given
+    return Evaluated(rows.evaluation.table, encoded)
+
+
+def _tokens(found: Exported, rows: Evaluated | None) -> int:
+    """Length at which latency is measured: that of a typical evaluation row."""
+    if rows is not None:
+        return max(2, int(np.median(rows.encoded.lengths)))
+    known = (found.run.summary or {}).get("latency_ms", {}).get("tokens") if found.run is not None else None
+    return int(known or min(_USUAL_TOKENS, found.task.max_length))
 
 
 @dataclasses.dataclass
 class _Making:
-    """Makes the formats of one student in the folder `new`."""
+    """Makes the formats of one student in the folder `new`; `networks` are those made, as their users load them."""
 
     found: Exported
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    labels: Labels
-    rows: EncodedRows | None
     new: Path
     scratch: Path
     opset: int
     reporter: Reporter
+    networks: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
 
     def make(self, name: str) -> dict[str, Any]:
         """Write one format; the facts about it."""
         self.reporter.say(f"{name}: {FORMATS[name].title}")
         file = self.new / FORMATS[name].file
         network, facts = self._makers()[name](name, file)
+        if network is not self.model:
+            self.networks[name] = network
         size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*")) / _MEGABYTE
-        return {"file": FORMATS[name].file, "megabytes": round(size, 2), **facts, **self.measured(network, name)}
+        return {"file": FORMATS[name].file, "megabytes": round(size, 2), **facts}
 
     def _makers(self) -> Mapping[str, Callable[[str, Path], tuple[nn.Module, dict[str, Any]]]]:
         return {
@@ -217,39 +291,15 @@ class _Making:
         # What was saved is measured, not what is in memory: that is what its users load.
         return load_int8(file.parent, self.found.task.kind), {}
 
-    @property
-    def tokens(self) -> int:
-        """Length at which latency is measured: that of a typical evaluation row."""
-        if self.rows is not None:
-            return max(2, int(np.median(self.rows.lengths)))
-        run = self.found.run
-        known = (run.summary or {}).get("latency_ms", {}).get("tokens") if run is not None else None
-        return int(known or min(_USUAL_TOKENS, self.found.task.max_length))
-
-    def measured(self, network: nn.Module, name: str) -> dict[str, Any]:
-        """Latency of a form of the student, and its quality if there are rows."""
-        latency = measure_latency(network, config=self.model.config, batch_sizes=_BATCHES, length=self.tokens)
-        facts: dict[str, Any] = {
-            "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()}
-            | {"tokens": self.tokens, "threads": torch.get_num_threads()}
-        }
-        if self.rows is not None:
-            assert self.found.view is not None  # the rows are its
-            train = self.found.view.train.model_copy(update={"device": "cpu", "precision": "fp32"})
-            view = self.found.view.model_copy(update={"train": train})
-            logits = logits_of(view, network, self.found.source, self.rows, self.reporter, f"evaluate {name}")
-            facts["metrics"] = task_of(view).metrics(logits, self.rows, self.rows.rows, self.labels)
-        return facts
-
 
 def _facts(
     found: Exported,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     labels: Labels,
-    rows: EncodedRows | None,
+    rows: Evaluated | None,
     described: Mapping[str, dict[str, Any]],
-    floats: Mapping[str, Any] | None,
+    floats: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `raybrew.json` says: all that a program needs to use the student, and what was measured."""
     summary = found.summary()
@@ -266,8 +316,8 @@ def _facts(
         "teacher": {"model": shown_name(teacher.get("model")), "fingerprint": teacher.get("fingerprint")}
         if teacher
         else None,
-        "evaluated_rows": rows.num_source_rows if rows is not None else None,
-        "float32": {key: floats[key] for key in ("metrics", "latency_ms") if key in floats} if floats else None,
+        "evaluated_rows": rows.encoded.num_source_rows if rows is not None else None,
+        "float32": dict(floats),
         "formats": dict(described),
     }
 

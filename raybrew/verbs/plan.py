@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import nn
 
-from raybrew.config import Experiment, MultiTaskConfig
-from raybrew.config.distill import TheseusConfig
+from raybrew.config import Experiment
 from raybrew.config.space import planned_trainings
-from raybrew.config.stages import stage_ends
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
-from raybrew.data.sampler import Order
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RunError
-from raybrew.models.forward import MODEL_INPUTS, forward
+from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision
-from raybrew.models.students import build_student, new_model
-from raybrew.models.theseus import Hybrid
+from raybrew.models.students import new_model
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
-from raybrew.tasks.base import Task
-from raybrew.training.encoded import build_order, total_steps
-from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
 from raybrew.verbs.capture import request_of, store_root
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.functions import check_functions
-from raybrew.verbs.objective import objective_of
-from raybrew.verbs.planned import Plan, StorePlan, TrainingPlan
-from raybrew.verbs.prepare import read_rows, task_of, teacher_source, units_of
+from raybrew.verbs.plan_student import likely_vocabulary, student_plan
+from raybrew.verbs.plan_training import probe_inputs, together, training_plan
+from raybrew.verbs.planned import Plan, StorePlan, StudentPlan, TrainingPlan
+from raybrew.verbs.prepare import Rows, read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
-from raybrew.verbs.vocabulary import tokenizer_source
 
-__all__ = ["Plan", "StorePlan", "TrainingPlan", "plan"]
+__all__ = ["Plan", "StorePlan", "StudentPlan", "TrainingPlan", "plan"]
 
 #: A measurement goes on with more rows until it has lasted so long.
 _PROBE_SECONDS = 1.5
 _PROBE_ROWS = 1024
-_PROBE_STEPS = 6
 
 
 def plan(
@@ -74,17 +66,68 @@ def plan(
     reporter = reporter or QuietReporter()
     check_functions(experiment, reporter.say)
     has_student = experiment.student.model is not None or experiment.student.shape is not None
-    stores: list[StorePlan] = []
-    trainings: list[TrainingPlan] = []
     owner = view_of_student_teacher(experiment)
     shape = None if owner is None else _trained_or_base(functools.partial(teacher_source, owner), owner)
-    for task, view in task_views(experiment).items():
-        sources = {
-            name: _trained_or_base(functools.partial(teacher_source, one), one)
-            for name, one in teacher_views(view).items()
-        }
-        given = {name: source for name, source in sources.items() if source is not None}
-        rows = read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate")
+    tasks = [_read(task, view, reporter) for task, view in task_views(experiment).items()]
+    with tempfile.TemporaryDirectory(prefix="raybrew-plan-") as scratch:
+        student, vocabulary = None, None
+        if has_student:
+            student, vocabulary = _student(experiment, shape, tasks, Path(scratch) / "vocabulary", reporter)
+        stores, trainings = _measured(experiment, shape, tasks, vocabulary, has_student, reporter)
+    training = together(experiment, trainings) if trainings else None
+    problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
+    live_because = _live_because(experiment)
+    inside = experiment.distill.trains_in_teacher
+    return Plan(
+        experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because, inside, student
+    )
+
+
+class _TaskRows(NamedTuple):
+    """One task: its view, its teachers that exist, its rows."""
+
+    name: str | None
+    view: Experiment
+    teachers: dict[str | None, ModelSource]
+    rows: Rows
+
+
+def _read(task: str | None, view: Experiment, reporter: Reporter) -> _TaskRows:
+    sources = {
+        name: _trained_or_base(functools.partial(teacher_source, one), one) for name, one in teacher_views(view).items()
+    }
+    given = {name: source for name, source in sources.items() if source is not None}
+    return _TaskRows(
+        task, view, given, read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate")
+    )
+
+
+def _student(
+    experiment: Experiment, shape: ModelSource | None, tasks: Sequence[_TaskRows], folder: Path, reporter: Reporter
+) -> tuple[StudentPlan, Path | None]:
+    """What the student is made of, and the folder of its vocabulary where that is trimmed."""
+    vocabulary, read, given = None, 0, sum(task.rows.training.num_rows for task in tasks)
+    if experiment.student.vocabulary is not None:
+        reporter.say("counting the pieces of the rows ...")
+        vocabulary = folder
+        read = likely_vocabulary(experiment, shape, [(task.view, task.rows.training) for task in tasks], folder)
+    labels = {task.name: task.rows.labels.names for task in tasks}
+    teachers = {task.name: task.teachers for task in tasks}
+    return student_plan(experiment, shape, labels, teachers, vocabulary, (read, given)), vocabulary
+
+
+def _measured(
+    experiment: Experiment,
+    shape: ModelSource | None,
+    tasks: Sequence[_TaskRows],
+    vocabulary: Path | None,
+    has_student: bool,
+    reporter: Reporter,
+) -> tuple[list[StorePlan], list[TrainingPlan]]:
+    """A store for each teacher that is asked, and the training of each task."""
+    stores: list[StorePlan] = []
+    trainings: list[TrainingPlan] = []
+    for task, view, given, rows in tasks:
         labels = rows.labels.names
         request = request_of(view, given, labels, shape) if given and has_student else ()
         for name, source in given.items():
@@ -99,12 +142,8 @@ def plan(
                 stores.append(_store_plan(one, source, labels, units, sorted_signals(asked), label))
         if has_student:
             reporter.say("measuring the student ...")
-            trainings.append(_training_plan(view, shape, labels, rows.training, given))
-    training = _together(experiment, trainings) if trainings else None
-    problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
-    live_because = _live_because(experiment)
-    inside = experiment.distill.trains_in_teacher
-    return Plan(experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because, inside)
+            trainings.append(training_plan(view, shape, labels, rows.training, given, vocabulary))
+    return stores, trainings
 
 
 def _live_because(experiment: Experiment) -> str | None:
@@ -190,7 +229,7 @@ def _live_plan(
         for number, place in enumerate([0, *rng.permutation(len(batches)).tolist()]):
             if number == 1:  # the first was for warming up
                 tokens, began = 0, time.perf_counter()
-            forward(model, _probe_inputs(model, batches[place], task_of(one), device), request)
+            forward(model, probe_inputs(model, batches[place], task_of(one), device), request)
             tokens += int(batches[place].sum())
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -218,20 +257,6 @@ def _live_plan(
     )
 
 
-def _probe_inputs(
-    model: Any, lengths: npt.NDArray[np.int32], task: Task, device: torch.device, has_items: bool = True
-) -> dict[str, torch.Tensor]:
-    """Inputs of rows of these lengths; their content does not matter to how long a model takes."""
-    mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).long().to(device)
-    inputs = {name: mask if name == "attention_mask" else torch.zeros_like(mask) for name in MODEL_INPUTS}
-    if getattr(model.config, "type_vocab_size", 0) < 1:
-        inputs.pop("token_type_ids")
-    if has_items:
-        share = 1.0 if task.masking is None else task.masking.rate
-        inputs["items"] = torch.zeros_like(mask)[:, : max(1, round(share * mask.shape[1]))]
-    return inputs
-
-
 def _teacher_rate(teacher: Teacher, units: pa.Table, request: tuple[Signal, ...]) -> float:
     """Tokens per second through the teacher, padding included."""
     rng = np.random.default_rng(0)
@@ -248,103 +273,6 @@ def _teacher_rate(teacher: Teacher, units: pa.Table, request: tuple[Signal, ...]
         if seconds >= _PROBE_SECONDS / 2 or count >= examples.num_rows:
             return padded_tokens(lengths[:count], teacher.batch_tokens) / seconds
         count = min(examples.num_rows, 2 * count)
-
-
-def _training_plan(
-    view: Experiment,
-    shape: ModelSource | None,
-    labels: tuple[str, ...],
-    rows: pa.Table,
-    sources: dict[str | None, ModelSource],
-) -> TrainingPlan:
-    config = view.train
-    chosen, finetune = view.student, view.teacher.finetune
-    if chosen.shape is not None and finetune is not None and finetune.init == "random":
-        chosen = chosen.model_copy(update={"init": "random"})  # the teacher may have no weights yet
-    student = build_student(chosen, shape, view.task.kind, labels, config.seed)
-    objective = objective_of(view, student.model.config, sources)
-    units = units_of(view, rows, tokenizer_source(view, shape))
-    sample = token_columns(task_of(view), student.tokenizer, units)
-    device = pick_device(config.device)
-    lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
-    order = build_order(lengths, config)
-    steps = total_steps(order, config)
-    # Stages ask the student for different things; the mean over all steps is what one takes.
-    ends = stage_ends(view.distill.stages, steps)
-    seconds = 0.0
-    for stage, losses, start, end in zip(objective.stages, view.distill.parts, (0, *ends[:-1]), ends, strict=True):
-        wanted = stage.student_request or frozenset({LOGITS})
-        run = None if losses.theseus is None else _hybrid(view, student.model, sources[None], losses.theseus, device)
-        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device, run)
-        seconds += one * (end - start) / steps
-    workers = config.worker_range[1]
-    epochs = steps / max(1, order.first_step(1))
-    unit_name = task_of(view).unit_name
-    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
-
-
-def _step_seconds(
-    view: Experiment,
-    student: Any,
-    order: Order,
-    wanted: frozenset[Signal],
-    lengths: npt.NDArray[np.int32],
-    has_items: bool,
-    device: torch.device,
-    run: Callable[..., Any] | None = None,
-) -> float:
-    """Seconds of forward, backward and optimizer over one global batch, the mean over batches of all lengths."""
-    config = view.train
-    model = student.to(device).train()
-    precision = Precision(pick_precision(config.precision, device), device)
-    optimizer = build_optimizer([model], config)
-    batches = order.batches(0)
-    picked = [batches[round(place)] for place in np.linspace(0, len(batches) - 1, min(_PROBE_STEPS, len(batches)))]
-    size = config.micro_batch_size or config.batch_size
-    total = 0.0
-    for number, batch in enumerate([picked[0], *picked]):  # the first is for warming up
-        start = time.perf_counter()
-        for first in range(0, len(batch), size):
-            part = lengths[batch[first : first + size]]
-            inputs = _probe_inputs(model, part, task_of(view), device, has_items)
-            with precision.autocast():
-                outputs = forward(model, inputs, wanted, run)
-                loss = torch.stack([output.float().square().mean() for output in outputs.values()]).sum()
-            torch.autograd.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if number:
-            total += time.perf_counter() - start
-    return total / len(picked)
-
-
-def _hybrid(
-    view: Experiment, student: Any, teacher: ModelSource, config: TheseusConfig, device: torch.device
-) -> Hybrid:
-    """The student in its teacher, as many of its layers in use as on average over the stage."""
-    model: Any = load_model(teacher, view.task.kind)
-    hybrid = Hybrid(student.to(device), model.to(device))
-    share = 1 - config.full_at * (1 - config.start) / 2
-    count = max(1, round(share * hybrid.num_modules))
-    hybrid.choose([index < count for index in range(hybrid.num_modules)])
-    return hybrid
-
-
-def _together(experiment: Experiment, trainings: list[TrainingPlan]) -> TrainingPlan:
-    """All tasks in one training: their steps one after another."""
-    if not isinstance(experiment.task, MultiTaskConfig):
-        return trainings[0]
-    steps = sum(each.steps for each in trainings)
-    seconds = sum(each.worker_seconds for each in trainings)
-    return dataclasses.replace(
-        trainings[0],
-        rows=sum(each.rows for each in trainings),
-        steps=steps,
-        step_seconds=seconds / max(1, steps),
-        worker_seconds=seconds,
-    )
 
 
 def _disk_problems(stores: list[StorePlan]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raybrew.verbs.amounts import Sizes
 
 if TYPE_CHECKING:
-    from raybrew.verbs.planned import Plan, StorePlan
+    from raybrew.verbs.planned import Plan, StorePlan, StudentPlan
 
 __all__ = ["plan_html", "plan_tables"]
 
@@ -21,6 +21,8 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
     devices = {store.device for store in plan.stores} | ({training.device} if training is not None else set())
     device = "GPU" if "cuda" in devices else "CPU"
     rows: list[tuple[str, str]] = []
+    if plan.student is not None:
+        rows += _student(plan.student)
     if training is not None:
         rows += [
             (
@@ -86,6 +88,21 @@ def _store(store: StorePlan) -> tuple[str, list[tuple[str, str]]]:
         ),
     ]
     return f"store of {store.label}", rows
+
+
+def _student(student: StudentPlan) -> list[tuple[str, str]]:
+    rows = [("student", f"{student.parameters:,} parameters, {Sizes.text(student.weight_bytes)} in float32")]
+    if student.vocabulary_before is not None:
+        pieces, saved = f"{student.vocabulary:,} of {student.vocabulary_before:,} pieces", student.parameters_saved
+        words = f"{pieces}: {saved:,} parameters saved"
+        if not student.vocabulary_is_whole:
+            words += (
+                f", by a sample of {student.vocabulary_rows:,} of {student.vocabulary_rows_in_all:,} rows; "
+                "all rows need more pieces"
+            )
+        rows.append(("vocabulary", words))
+    held = f"{Sizes.text(student.training_bytes)} of weights, gradients and optimizer state, activations aside"
+    return [*rows, ("its training holds", held)]
 
 
 def _time(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-__all__ = ["Plan", "StorePlan", "TrainingPlan"]
+__all__ = ["Plan", "StorePlan", "StudentPlan", "TrainingPlan"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,29 @@ class StorePlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class StudentPlan:
+    """What the student is made of. Bytes are those of float32, in which raybrew keeps weights."""
+
+    parameters: int
+    weight_bytes: int
+    training_bytes: int
+    """Weights, gradients and optimizer state, those of projections too, in each worker (sharded: in all together).
+
+    Activations come on top."""
+    vocabulary: int
+    """Pieces."""
+    vocabulary_before: int | None = None  #: where it is trimmed
+    parameters_saved: int = 0  #: by trimming
+    vocabulary_rows: int | None = None  #: rows that the trimmed vocabulary was counted in here
+    vocabulary_rows_in_all: int | None = None
+
+    @property
+    def vocabulary_is_whole(self) -> bool:
+        """Whether the vocabulary was counted in all rows, as training will, and not in a sample of them."""
+        return self.vocabulary_rows == self.vocabulary_rows_in_all
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingPlan:
     """The student's training by a bare loop of its forward and backward pass; a live teacher comes on top."""
 
@@ -76,6 +99,7 @@ class Plan:
     problems: tuple[str, ...]
     live_because: str | None = None  #: why no store can hold what is asked
     trains_in_teacher: bool = False
+    student: StudentPlan | None = None
 
     @property
     def passes(self) -> float:
@@ -166,6 +190,7 @@ class Plan:
                 | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
                 for store in self.stores
             ],
+            "student": None if self.student is None else dataclasses.asdict(self.student),
             "training": None
             if training is None
             else dataclasses.asdict(training) | {"epoch_seconds": training.epoch_seconds},

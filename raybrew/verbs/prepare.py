@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -220,6 +221,7 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
     Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
     this tokenizer can take.
     """
+    _make_storage(Path(experiment.store.storage_path))
     folder = cache_folder(experiment)
     tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
     encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
@@ -235,6 +237,13 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
 def cache_folder(experiment: Experiment) -> Path:
     """Where encoded rows are kept."""
     return Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
+
+
+def _make_storage(root: Path) -> None:
+    """The folder of runs and stores, if it is new, as one that `ray job submit --working-dir .` does not take along."""
+    with contextlib.suppress(OSError):  # whoever writes to it says what is wrong with it
+        root.mkdir(parents=True)
+        (root / ".rayignore").write_text("# runs and stores stay where they are\n*\n", encoding="utf-8")
 
 
 def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: Say) -> None:

@@ -148,6 +148,7 @@ def _store(
         store_root(one),
         one.teacher.device,
         one.teacher.precision,
+        reporter.say,
     )
     usable_rows(one, store, rows, request, reporter.say)
     return store

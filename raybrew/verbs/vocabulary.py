@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.config import Experiment
+from raybrew.config.student import VocabularyConfig
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows, tokenizer_fingerprint
 from raybrew.data.text import text_lines
@@ -24,7 +25,7 @@ from raybrew.models.trim import trim_tokenizer
 from raybrew.models.vocabulary import VOCABULARY_FILE, find_vocabulary, trimmed_config
 from raybrew.verbs.prepare import Say, cache_folder, encode
 
-__all__ = ["student_tokens", "tokenizer_source"]
+__all__ = ["count_texts", "student_tokens", "tokenizer_source", "write_vocabulary"]
 
 _FORMAT = 1
 _BATCH_ROWS = 4096
@@ -45,7 +46,7 @@ def student_tokens(
         return source
     tokenizer = load_tokenizer(source)
     encoded = [encode(view, rows, source) for view, rows in tasks]
-    texts = [] if settings.texts is None else list(_texts(Path(settings.texts)))
+    texts = _texts(settings.texts)
     base = tokenizer_fingerprint(tokenizer)
     described = {
         "format": _FORMAT,
@@ -61,8 +62,12 @@ def student_tokens(
     with filelock.FileLock(f"{folder}.lock"):
         if find_vocabulary(folder) is None:
             counts = _counts(tokenizer, encoded, texts)
-            cut, kept = trim_tokenizer(tokenizer, counts, settings.min_count, settings.keep)
-            _write(folder, cut, kept, source, base, len(counts), encoded, tasks, experiment)
+
+            def exact(trimmed: ModelSource, kept: npt.NDArray[np.int64]) -> bool:
+                again = [encode(view, rows, trimmed) for view, rows in tasks]
+                return all(_same_pieces(one, other, kept) for one, other in zip(encoded, again, strict=True))
+
+            write_vocabulary(folder, tokenizer, counts, settings, source, exact)
     found = find_vocabulary(folder)
     assert found is not None  # just written
     if not found.exact:
@@ -81,6 +86,38 @@ def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> Mod
     if teacher is None:
         raise ConfigError("student.shape: needs teacher.model, whose architecture and vocabulary it takes")
     return teacher
+
+
+def write_vocabulary(
+    folder: Path,
+    tokenizer: Any,
+    counts: npt.NDArray[np.int64],
+    settings: VocabularyConfig,
+    source: ModelSource,
+    exact: Callable[[ModelSource, npt.NDArray[np.int64]], bool],
+) -> None:
+    """Makes `folder` that of `tokenizer`, which is that of `source`, trimmed to the pieces in `counts` (pieces,).
+
+    `exact` is asked whether what transformers loads again cuts the rows into the same pieces. The marker comes last;
+    what is there goes. ConfigError, ModelError.
+    """
+    cut, kept = trim_tokenizer(tokenizer, counts, settings.min_count, settings.keep)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    cut.save_pretrained(folder)
+    trimmed_config(load_config(source), kept).save_pretrained(folder)
+    marker = {
+        "base": tokenizer_fingerprint(tokenizer),
+        "exact": exact(ModelSource(str(folder)), kept),
+        "size_before": len(counts),
+        "kept": kept.tolist(),
+    }
+    write_json(folder / VOCABULARY_FILE, marker)
+
+
+def count_texts(tokenizer: Any, path: str | None) -> npt.NDArray[np.int64]:
+    """How often each piece comes up in a text file, (pieces,); of none: never."""
+    return _counts(tokenizer, (), _texts(path))
 
 
 def _counts(tokenizer: Any, encoded: Sequence[EncodedRows], texts: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -102,34 +139,12 @@ def _flat(rows: EncodedRows) -> Iterator[npt.NDArray[Any]]:
         yield column.gather(np.arange(start, min(rows.num_rows, start + _BATCH_ROWS)))[0]
 
 
-def _texts(path: Path) -> Iterator[str]:
-    for _, line in text_lines(path):
-        text = line.decode("utf-8", errors="replace").strip()
-        if text:
-            yield text
-
-
-def _write(
-    folder: Path,
-    tokenizer: Any,
-    kept: npt.NDArray[np.int64],
-    source: ModelSource,
-    base: str,
-    size_before: int,
-    encoded: Sequence[EncodedRows],
-    tasks: Sequence[tuple[Experiment, pa.Table]],
-    experiment: Experiment,
-) -> None:
-    """Fills the folder, its marker last. Called with the lock held."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    tokenizer.save_pretrained(folder)
-    trimmed_config(load_config(source), kept).save_pretrained(folder)
-    # What transformers loads again is what counts, and what it makes of all rows.
-    again = [encode(view, rows, ModelSource(str(folder))) for view, rows in tasks]
-    exact = all(_same_pieces(one, other, kept) for one, other in zip(encoded, again, strict=True))
-    marker = {"base": base, "exact": exact, "size_before": size_before, "kept": kept.tolist()}
-    write_json(folder / VOCABULARY_FILE, marker)
+def _texts(path: str | None) -> list[str]:
+    """Lines of a file that are not empty."""
+    if path is None:
+        return []
+    lines = (line.decode("utf-8", errors="replace").strip() for _, line in text_lines(Path(path)))
+    return [line for line in lines if line]
 
 
 def _same_pieces(whole: EncodedRows, trimmed: EncodedRows, kept: npt.NDArray[np.int64]) -> bool:

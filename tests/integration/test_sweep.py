@@ -56,7 +56,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path) -> None:
-    """Killed twice in the middle; one trial diverges and leaves the others alone; the teacher runs once."""
+    """Stopped by Ctrl-C, then killed; one trial diverges and leaves the others alone; the teacher runs once."""
     space = {"distill.matches": [[], [{"loss": "hidden_mse"}]], "train.learning_rate": [1e-3, DIVERGES]}
     experiment = with_sweep(project, "killed", {"space": space, "search": "grid"})
     for session in (1, 2):
@@ -71,8 +71,17 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
             if kinds.count("session") == session and "end" in kinds[len(kinds) - kinds[::-1].index("session") :]:
                 break
         assert process.poll() is None, process.communicate()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        # As a terminal does it: to all processes of the group, Ray's too.
+        os.killpg(process.pid, signal.SIGINT if session == 1 else signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        if session == 1:
+            assert process.returncode == 130, err
+            assert "Traceback" not in err
+            last = err.splitlines()[-1]
+            assert re.fullmatch(
+                r"raybrew: stopped: \d trials? (is|are) done in .*; the same command continues .*", last
+            )
+            assert load_sweep(sweep_of(project, "killed")).closed == "interrupted"
     folder = sweep_of(project, "killed")
     before = {line["run"]: line for line in lines_of(folder) if line["kind"] == "end" and line["status"] == "done"}
     assert before

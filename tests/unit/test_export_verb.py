@@ -98,6 +98,8 @@ def test_int8_is_measured_against_the_float_student(project: dict[str, Any], tmp
             assert 0 < (logits - floats).abs().max() < 0.1
             accuracy = (logits.argmax(-1) == labels).float().mean().item()
             assert found.formats[name]["metrics"]["accuracy"] == pytest.approx(accuracy)
+            changed = int((logits.argmax(-1) != floats.argmax(-1)).sum())
+            assert found.formats[name]["changed_rows"] == changed
     card = (found.path / "README.md").read_text(encoding="utf-8")
     assert "float32, not exported" in card
     assert "Quality is that of the files themselves on 30 evaluation rows." in card
@@ -126,9 +128,15 @@ def test_command_line(
     code, out, _ = command(run, "--json")
     assert code == 0
     assert json.loads(out)["formats"]["hf"]["megabytes"] > 0
-    code, _, err = command(run)
+    made = (target / "raybrew.json").read_bytes()
+    code, out, err = command(run)
+    assert code == 0
+    assert "holds this export already; --force makes it anew" in err
+    assert "model.safetensors" in out
+    code, _, err = command(run, "--format", "hf", "--no-evaluate")
     assert code == 1
-    assert "holds an export already; --force replaces it" in err
+    assert "holds another export; --force replaces it" in err
+    assert (target / "raybrew.json").read_bytes() == made
     code, out, _ = command(run, "--force")
     assert code == 0
     assert "model.safetensors" in out

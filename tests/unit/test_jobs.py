@@ -22,6 +22,7 @@ from raybrew.jobs import submit as submitting
 from raybrew.jobs.client import connect
 from raybrew.jobs.handle import JobHandle, job_info
 from raybrew.jobs.package import find_files, write_zip
+from raybrew.verbs.prepare import _make_storage
 
 EXPERIMENT = """
 name: tiny
@@ -109,6 +110,14 @@ def test_gitignore_may_be_passed_over(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "a.log" not in find_files(tmp_path).sizes
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
     assert "a.log" in find_files(tmp_path).sizes
+
+
+def test_a_new_folder_of_runs_does_not_travel(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new/runs"):
+        _make_storage(tmp_path / name)
+        (tmp_path / name / "model.safetensors").write_text("x")
+    assert set(find_files(tmp_path).sizes) == {"old/model.safetensors"}, "a folder of the user's own is left as it is"
 
 
 def test_the_same_content_is_the_same_package(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
@@ -151,11 +152,11 @@ def test_changelog_has_an_unreleased_section() -> None:
     assert re.search(r"^## \[Unreleased\]$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     # An outer `make test` hands its flags down in MAKEFLAGS.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     command = ["make", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30, check=False)
 
 
 def dry_run(target: str, *arguments: str) -> str:
@@ -196,6 +197,48 @@ def test_make_names_the_interpreters_it_tried(tmp_path: Path) -> None:
     assert "Python 3.10 to 3.13" in result.stderr
     assert "no-such-python" in result.stderr
     assert not venv.exists()
+
+
+def test_make_lock_asks_for_our_platforms_and_keeps_the_file_if_uv_fails(
+    tmp_path: Path, project: dict[str, Any]
+) -> None:
+    (where,) = project["tool"]["uv"]["environments"]
+    assert project["tool"]["uv"]["constraint-dependencies"] == [f"torch=={TORCH_PIN}"]
+    for platform in ("linux", "darwin", "win32", "emscripten"):
+        environment = {"sys_platform": platform, "python_full_version": "3.13.1"}
+        assert Marker(where).evaluate(environment) is (platform in ("linux", "darwin"))
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "constraints.txt").write_text("kept==1.0\n", encoding="utf-8")
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").touch()
+    # uv as it writes: the environments again in each line, in an order of its own.
+    lines = [
+        "kept==1.0 ; python_full_version < '3.14' and sys_platform != 'emscripten' and sys_platform != 'win32'",
+        "old==1.0 ; python_full_version < '3.11' and sys_platform != 'emscripten' and sys_platform != 'win32'",
+        "mac==2.0 ; python_full_version < '3.14' and sys_platform == 'darwin'",
+        "new==1.0 ; python_full_version >= '3.11' and python_full_version < '3.14' and sys_platform == 'linux'",
+    ]
+    uv = programs / "uv"
+    uv.write_text('#!/bin/sh\nfor last; do :; done\ncat uv.txt > "$last"\nexit $(cat code)\n', encoding="utf-8")
+    uv.chmod(0o755)
+    (tmp_path / "uv.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (tmp_path / "code").write_text("1", encoding="utf-8")
+    assert run_make("lock", folder=tmp_path).returncode != 0
+    assert (tmp_path / "constraints.txt").read_text(encoding="utf-8") == "kept==1.0\n"
+    (tmp_path / "code").write_text("0", encoding="utf-8")
+    result = run_make("lock", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    comment, *written = (tmp_path / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert comment.startswith("# The versions raybrew is tested with")
+    assert written == [
+        "kept==1.0",
+        "old==1.0 ; python_full_version < '3.11'",
+        "mac==2.0 ; sys_platform == 'darwin'",
+        "new==1.0 ; python_full_version >= '3.11' and sys_platform == 'linux'",
+    ]
+    assert not list(tmp_path.glob("constraints.txt.*"))
 
 
 def test_ci_runs_make_test() -> None:

@@ -20,9 +20,11 @@ from raybrew.signals import LOGITS, POOLED, Signal
 from raybrew.store.capture import capture
 from raybrew.store.estimate import Amounts, Widths, estimate_bytes
 from raybrew.store.reader import Store
+from raybrew.verbs import plan_student
 from raybrew.verbs import source as source_module
 from raybrew.verbs.amounts import token_columns
 from raybrew.verbs.plan import Plan, StorePlan, TrainingPlan, plan
+from raybrew.verbs.plan_text import plan_tables
 from raybrew.verbs.source import runs_live
 
 HIDDEN = (Signal("hidden", 0), Signal("hidden", 2))
@@ -144,6 +146,47 @@ def made(bytes_: int = 100, free: int | None = 1000, epochs: float = 3.0, trials
     return Plan("x", trials, (store,), TrainingPlan(10, epochs, 30, 1.0, 30.0, 2, "cpu"), None, problems)
 
 
+@pytest.mark.parametrize("student", ["{shape: {layers: 1}}", "{shape: BiGRU, init: random}"])
+@pytest.mark.parametrize("min_count", [1, 30])
+def test_a_trimmed_student_is_planned_as_it_is_trained(
+    student: str, min_count: int, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import raybrew
+
+    overrides = [f"student={student}", "distill.matches=[]", "train.epochs=1", "teacher.source=live"]
+    whole = plan(load_experiment(project, overrides)).student
+    trimmed = [*overrides, f"student.vocabulary={{min_count: {min_count}}}", f"store.storage_path={tmp_path}"]
+    if min_count > 1:  # rows may be cut into other pieces
+        trimmed.append("teacher.source=store")
+        trimmed.append("store.launcher=local")
+    experiment = load_experiment(project, trimmed)
+    found = plan(experiment).student
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+    assert whole is not None
+    assert found is not None
+    assert whole.vocabulary_before is None
+    assert whole.parameters - found.parameters == found.parameters_saved > 0
+    if min_count > 1:
+        raybrew.capture(experiment)
+    run = raybrew.distill(experiment, report=False)
+    facts = run.summary["student"]
+    assert (found.parameters, found.weight_bytes) == (facts["parameters"], 4 * facts["parameters"])
+    assert found.training_bytes == 4 * found.weight_bytes, "nothing is matched, so there are no projections"
+    tokenizer = load_tokenizer(ModelSource(str(run.student)))
+    assert (found.vocabulary, found.vocabulary_before) == (len(tokenizer), whole.vocabulary)
+    assert found.vocabulary_is_whole
+
+    # Of a sample it knows fewer pieces, and says so.
+    monkeypatch.setattr(plan_student, "sample_of", lambda rows: rows.slice(0, 3))
+    sampled = plan(experiment)
+    assert sampled.student is not None
+    assert sampled.student.vocabulary < found.vocabulary or min_count > 1
+    assert (sampled.student.vocabulary_rows, sampled.student.vocabulary_rows_in_all) == (3, 100)
+    words = dict(plan_tables(sampled)[-1][1])["vocabulary"]
+    assert f"{sampled.student.vocabulary:,} of {whole.vocabulary:,} pieces" in words
+    assert "by a sample of 3 of 100 rows" in words
+
+
 def test_store_or_live() -> None:
     usual = made()
     assert (usual.advice, usual.stores[0].seconds) == ("store", 15.0)  # four shards keep four actors busy
@@ -244,6 +287,7 @@ def test_the_command_prints_a_table_or_json(project: Path, capsys: pytest.Captur
         else:
             assert "90 rows" in out
             assert "hidden.02" in out
+            assert "parameters, " in out
             assert "a second from a store" in out
             assert "4 trainings, teacher live" in out
             assert "verdict: store: the teacher runs once instead of 12 times" in out

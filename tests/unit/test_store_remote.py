@@ -88,10 +88,13 @@ def run(
     *request: Signal,
     progress: Any = None,
     verify: bool = False,
+    waiting: Any = None,
 ) -> Store:
     settings = small_store(cache=str(tmp_path / "cache"))
     wanted = request or (LOGITS, HIDDEN)
-    return capture(rows, task_of(), teacher, wanted, settings, url, "cpu", "fp32", progress, verify=verify)
+    return capture(
+        rows, task_of(), teacher, wanted, settings, url, "cpu", "fp32", progress, verify=verify, waiting=waiting
+    )
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +264,21 @@ def test_only_one_capture_writes_a_remote_store(
         assert storage.holds(pending.token)
         with pytest.raises(StoreError, match=rf"process {os.getpid()} on \S+ \(since .*\) is capturing into this sto"):
             run(rows, teacher, url, tmp_path)
-    assert storage.files() == {}
-    run(rows, teacher, url, tmp_path)
+        # One that may wait tells on whom, once for each, and is next.
+        told: list[str] = []
+        store: list[Store] = []
+        waiting = threading.Thread(target=lambda: store.append(run(rows, teacher, url, tmp_path, waiting=told.append)))
+        waiting.start()
+        while not told:
+            time.sleep(0.05)
+        time.sleep(2 * lease.LEASE_SECONDS)
+        assert waiting.is_alive()
+        assert storage.holds(pending.token)
+    waiting.join()
+    (line,) = told
+    assert f"process {os.getpid()} on " in line
+    assert "waiting for it to end" in line
+    assert contents(store[0].storage) == contents(local.storage)
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])

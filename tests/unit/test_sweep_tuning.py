@@ -12,12 +12,21 @@ from sweep_helpers import base, conductor_of
 
 from raybrew.reports.sweeps import load_sweep
 from raybrew.sweeps.latency import measure_alone
-from raybrew.sweeps.progress import quiet_or
+from raybrew.sweeps.progress import news, quiet_or
 from raybrew.sweeps.trial import _has_paused
 from raybrew.sweeps.tuning import _Asker, _Brain, _Listener
 from raybrew.tracking.jsonl import MetricsLog
 
 SWEEP = {"space": {"distill.temperature": [1, 2, 4]}, "search": "grid", "controls": False}
+
+
+def _trial(name: str, folder: Path) -> Any:
+    """As far as Tune's trials are looked at; its file of errors holds all of a trial, the last one at the end."""
+    errors = (
+        "Failure # 1 (occurred at now)\nThe actor died\nFailure # 2 (occurred at now)\nThe node was low on memory.\n"
+    )
+    (folder / "errors.txt").write_text(errors, encoding="utf-8")
+    return types.SimpleNamespace(trial_id=name, error_file=str(folder / "errors.txt"))
 
 
 def test_every_end_of_a_trial_is_its_own(tmp_path: Path) -> None:
@@ -30,12 +39,16 @@ def test_every_end_of_a_trial_is_its_own(tmp_path: Path) -> None:
         spec = json.loads(asker.suggest(name)["spec"])
         assert spec["until"] is None
         runs.append(brain.runs[name])
-    trials = {name: types.SimpleNamespace(trial_id=name) for name in ("a", "b", "c")}
+    trials = {name: _trial(name, tmp_path) for name in ("a", "b", "c")}
 
     def reports(name: str, **result: Any) -> None:
         listener.on_trial_result(0, [], trials[name], result)
 
     reports("a", percent=50.0, quality=0.7)
+    told = {run: (trial.status, trial.lost) for run, trial in conductor.trials.items()}
+    listener.on_trial_recover(0, [], trials["a"])
+    (line,) = news(conductor, told)
+    assert line.endswith("its process is gone (The node was low on memory); goes on from its last checkpoint")
     listener.on_trial_error(0, [], trials["a"])  # after Tune has replaced its process as often as it does
     reports("b", status="done", value=0.8, seconds=1.0, overhead_inside=0.25)
     listener.on_trial_complete(0, [], trials["b"])
@@ -45,7 +58,9 @@ def test_every_end_of_a_trial_is_its_own(tmp_path: Path) -> None:
     statuses = {trial.run: trial.status for trial in load_sweep(conductor.ledger.folder).trials}
     assert statuses == dict(zip(runs, ("failed", "done", "running"), strict=True))
     died = conductor.trials[runs[0]]
-    assert str(died.error).startswith("ProcessDied: its process died more often than it is replaced")
+    assert str(died.error).startswith("ProcessDied: its process was lost more often than it is replaced")
+    assert str(died.error).endswith("The node was low on memory")
+    assert died.lost == 1
     assert died.reports == ((0.5, 0.7),)
     assert conductor.trials[runs[1]].overhead is not None
     # Both that did not end by themselves are tried again by the next session.
@@ -59,7 +74,7 @@ def test_a_trial_pauses_where_it_is_told(tmp_path: Path) -> None:
     brain = _Brain(conductor, lambda: None)
     asker, listener = _Asker(brain), _Listener(brain)
     assert json.loads(asker.suggest("a")["spec"])["until"] == 0.25
-    trial, run = types.SimpleNamespace(trial_id="a"), brain.runs["a"]
+    trial, run = _trial("a", tmp_path), brain.runs["a"]
     paused = {"status": "paused", "step": 5, "share": 0.25, "value": 0.6, "seconds": 1.0, "overhead_inside": 0.1}
     listener.on_trial_result(0, [], trial, paused)
     listener.on_trial_complete(0, [], trial)

@@ -1,0 +1,149 @@
+"""The student's training in a plan: steps of its rows, and the time of one, measured on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.distill import TheseusConfig
+from raybrew.config.stages import stage_ends
+from raybrew.data.sampler import Order
+from raybrew.models.forward import MODEL_INPUTS, forward
+from raybrew.models.loading import ModelSource, load_model, pick_device, pick_precision
+from raybrew.models.students import build_student
+from raybrew.models.theseus import Hybrid
+from raybrew.signals import LOGITS, Signal
+from raybrew.tasks.base import Task
+from raybrew.training.encoded import build_order, total_steps
+from raybrew.training.optim import build_optimizer
+from raybrew.training.precision import Precision
+from raybrew.verbs.amounts import token_columns
+from raybrew.verbs.objective import objective_of
+from raybrew.verbs.planned import TrainingPlan
+from raybrew.verbs.prepare import task_of, units_of
+from raybrew.verbs.vocabulary import tokenizer_source
+
+__all__ = ["probe_inputs", "together", "training_plan"]
+
+_PROBE_STEPS = 6
+
+
+def training_plan(
+    view: Experiment,
+    shape: ModelSource | None,
+    labels: tuple[str, ...],
+    rows: pa.Table,
+    sources: dict[str | None, ModelSource],
+    vocabulary: Path | None,
+) -> TrainingPlan:
+    config = view.train
+    chosen, finetune = view.student, view.teacher.finetune
+    if chosen.shape is not None and finetune is not None and finetune.init == "random":
+        chosen = chosen.model_copy(update={"init": "random"})  # the teacher may have no weights yet
+    student = build_student(chosen, shape, view.task.kind, labels, config.seed, vocabulary)
+    objective = objective_of(view, student.model.config, sources)
+    units = units_of(view, rows, tokenizer_source(view, shape))
+    sample = token_columns(task_of(view), student.tokenizer, units)
+    device = pick_device(config.device)
+    lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
+    order = build_order(lengths, config)
+    steps = total_steps(order, config)
+    # Stages ask the student for different things; the mean over all steps is what one takes.
+    ends = stage_ends(view.distill.stages, steps)
+    seconds = 0.0
+    for stage, losses, start, end in zip(objective.stages, view.distill.parts, (0, *ends[:-1]), ends, strict=True):
+        wanted = stage.student_request or frozenset({LOGITS})
+        run = None if losses.theseus is None else _hybrid(view, student.model, sources[None], losses.theseus, device)
+        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device, run)
+        seconds += one * (end - start) / steps
+    workers = config.worker_range[1]
+    epochs = steps / max(1, order.first_step(1))
+    unit_name = task_of(view).unit_name
+    return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
+
+
+def _step_seconds(
+    view: Experiment,
+    student: Any,
+    order: Order,
+    wanted: frozenset[Signal],
+    lengths: npt.NDArray[np.int32],
+    has_items: bool,
+    device: torch.device,
+    run: Callable[..., Any] | None = None,
+) -> float:
+    """Seconds of forward, backward and optimizer over one global batch, the mean over batches of all lengths."""
+    config = view.train
+    model = student.to(device).train()
+    precision = Precision(pick_precision(config.precision, device), device)
+    optimizer = build_optimizer([model], config)
+    batches = order.batches(0)
+    picked = [batches[round(place)] for place in np.linspace(0, len(batches) - 1, min(_PROBE_STEPS, len(batches)))]
+    size = config.micro_batch_size or config.batch_size
+    total = 0.0
+    for number, batch in enumerate([picked[0], *picked]):  # the first is for warming up
+        start = time.perf_counter()
+        for first in range(0, len(batch), size):
+            part = lengths[batch[first : first + size]]
+            inputs = probe_inputs(model, part, task_of(view), device, has_items)
+            with precision.autocast():
+                outputs = forward(model, inputs, wanted, run)
+                loss = torch.stack([output.float().square().mean() for output in outputs.values()]).sum()
+            torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if number:
+            total += time.perf_counter() - start
+    return total / len(picked)
+
+
+def _hybrid(
+    view: Experiment, student: Any, teacher: ModelSource, config: TheseusConfig, device: torch.device
+) -> Hybrid:
+    """The student in its teacher, as many of its layers in use as on average over the stage."""
+    model: Any = load_model(teacher, view.task.kind)
+    hybrid = Hybrid(student.to(device), model.to(device))
+    share = 1 - config.full_at * (1 - config.start) / 2
+    count = max(1, round(share * hybrid.num_modules))
+    hybrid.choose([index < count for index in range(hybrid.num_modules)])
+    return hybrid
+
+
+def together(experiment: Experiment, trainings: list[TrainingPlan]) -> TrainingPlan:
+    """All tasks in one training: their steps one after another."""
+    if not isinstance(experiment.task, MultiTaskConfig):
+        return trainings[0]
+    steps = sum(each.steps for each in trainings)
+    seconds = sum(each.worker_seconds for each in trainings)
+    return dataclasses.replace(
+        trainings[0],
+        rows=sum(each.rows for each in trainings),
+        steps=steps,
+        step_seconds=seconds / max(1, steps),
+        worker_seconds=seconds,
+    )
+
+
+def probe_inputs(
+    model: Any, lengths: npt.NDArray[np.int32], task: Task, device: torch.device, has_items: bool = True
+) -> dict[str, torch.Tensor]:
+    """Inputs of rows of these lengths; their content does not matter to how long a model takes."""
+    mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).long().to(device)
+    inputs = {name: mask if name == "attention_mask" else torch.zeros_like(mask) for name in MODEL_INPUTS}
+    if getattr(model.config, "type_vocab_size", 0) < 1:
+        inputs.pop("token_type_ids")
+    if has_items:
+        share = 1.0 if task.masking is None else task.masking.rate
+        inputs["items"] = torch.zeros_like(mask)[:, : max(1, round(share * mask.shape[1]))]
+    return inputs
