@@ -2,9 +2,9 @@
 
 python experiments/cmrc2018/cut_contexts.py cmrc2018/train.jsonl.gz cut-train.jsonl
 
-The sentence of the (first) answer is kept, and whole sentences after and before it in turn, as long as they fit. That tells where
-the answer is: figures from such rows compare students with each other, and with nothing that others have published. Answers of
-other annotators that lie outside are left out of `answers`, yet stay among those that count (`answers_official`).
+The sentence of the (first) answer is kept, and whole sentences after and before it in turn, as long as they fit. That
+tells where the answer is: figures from such rows compare students with each other, and with nothing that others have
+published. Answers of other annotators that lie outside are left out of `answers`, yet count (`answers_official`).
 """
 
 from __future__ import annotations

@@ -165,6 +165,6 @@ def test_contexts_are_cut_around_the_answer(repo_root: Path) -> None:
         "answers": {"text": ["五六"], "answer_start": [1]},
         "answers_official": ["五六", "九", "二"],
     }
-    assert cut(row, 11)["context"] == "四五六！七八九？", "what follows goes before what precedes"
+    assert cut(row, 9)["context"] == "四五六！七八九？", "what follows goes before what precedes"
     assert cut(row, 99)["context"] == context
     assert cut({**row, "answers": {"text": ["六！七"], "answer_start": [6]}}, 8)["context"] == "四五六！七八九？"
