@@ -258,13 +258,15 @@ def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: 
     shown = list(lost)[:_SHOWN_LOST]
     ids = {row: rows.training.column("id")[row].as_py() for row in shown}
     places = places_of(data, "train", task, set(ids.values()))
-    bad = [BadRow(*_at(places[ids[row]], task, lost[row])) for row in shown if ids[row] in places]
+    told = [str(BadRow(*_at(places[ids[row]], task, lost[row]))) for row in shown if ids[row] in places]
+    if len(told) < len(lost):
+        told.append(f"and {len(lost) - len(told)} more")
     head = f"{len(lost)} of {rows.num_labelled} labelled rows have a label that no part of them holds"
     if data.on_bad_row == "error":
         advice = f"{head}; change the settings, or leave these labels out with data.on_bad_row=skip"
-        raise DataError("\n  ".join([f"data.train: {advice}:", *map(str, bad)]))
+        raise DataError("\n  ".join([f"data.train: {advice}:", *told]))
     say(f"{head}; they teach through the teacher alone")
-    for each in bad:
+    for each in told:
         say(f"  {each}")
 
 

@@ -152,13 +152,14 @@ def test_a_window_with_a_part_of_an_answer_has_no_label(tokenizers: tuple[Any, A
 def test_tokenizers_that_cannot_align_are_refused() -> None:
     class Slow:
         is_fast = False
+        name_or_path = "models/slow"
 
         def num_special_tokens_to_add(self, pair: bool = False) -> int:
             return 3
 
-    with pytest.raises(DataError, match="Slow has no offsets"):
+    with pytest.raises(DataError, match="models/slow: Slow has no offsets"):
         build_task(TaggingConfig()).units(tagged([["a"]]), (Slow(),))
-    with pytest.raises(DataError, match="Slow has no offsets"):
+    with pytest.raises(DataError, match="models/slow: Slow has no offsets"):
         build_task(QAConfig()).units(asked("a b", 0, 1), (Slow(),))
 
 
