@@ -21,8 +21,9 @@ def test_cluster_session(tmp_path: Path) -> None:
     ran = execute("cluster_session", tmp_path, f"teacher = 'base'\noverrides = {quick}", timeout=240)
     assert "4 trainings, with a store" in texts_of(outputs_of(ran, "raybrew.plan("))
     assert "sending" in texts_of(outputs_of(ran, "raybrew.submit("), "text/plain")
-    followed = texts_of(outputs_of(ran, "job.follow()"), "text/plain")
-    assert followed.rstrip().endswith("0")
+    following = outputs_of(ran, "job.follow()")
+    assert [output["data"]["text/plain"] for output in following if "data" in output] == ["0"]
+    followed = texts_of(following, "text/plain")
     assert "best student" in followed
     sweep = raybrew.Sweep.load(tmp_path / "runs" / "session")
     assert len([trial for trial in sweep.trials if trial.status == "done"]) >= 4
