@@ -50,7 +50,10 @@ _QUIET_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 _PROBE_SECONDS = 2.0
-_LOGGERS = ("ray", "ray.data", "ray.tune", "ray.train")
+_LOGGERS = (
+    *("ray", "ray.data", "ray.tune", "ray.train"),
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+)
 #: Machines of a cloud with their image and environment are there after some minutes, when there is room at all.
 _WAIT_SECONDS = 1200.0
 
@@ -74,7 +77,7 @@ class RayInfo:
 def quiet_ray() -> None:
     """Set the environment variables and log levels that keep Ray silent; variables that the user has set stay.
 
-    Call it again after importing `ray.data`, which sets its levels when it is imported.
+    Call it again after importing `ray.data` or `ray.job_submission`, which set levels when they are imported.
     """
     for name, value in _QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
