@@ -32,6 +32,7 @@ __all__ = [
     "check_resources",
     "ensure_ray",
     "probe",
+    "quiet_libraries",
     "quiet_ray",
     "ray_gpus",
     "ray_runtime",
@@ -54,6 +55,8 @@ _LOGGERS = (
     *("ray", "ray.data", "ray.tune", "ray.train"),
     *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
 )
+#: Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.
+_LOUD_LIBRARIES = ("torchao", "torch.utils._pytree")
 #: Machines of a cloud with their image and environment are there after some minutes, when there is room at all.
 _WAIT_SECONDS = 1200.0
 
@@ -82,6 +85,12 @@ def quiet_ray() -> None:
     for name, value in _QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from warning of what is no fault of this machine or its user, when they are imported later."""
+    for name in _LOUD_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from notebooks import execute, outputs_of, texts_of
+from notebooks import execute, noise_of, outputs_of, texts_of
 from tiny_project import make_model, make_rows
 
 import raybrew
@@ -26,5 +26,7 @@ def test_cluster_session(tmp_path: Path) -> None:
     assert "best student" in followed
     sweep = raybrew.Sweep.load(tmp_path / "runs" / "session")
     assert len([trial for trial in sweep.trials if trial.status == "done"]) >= 4
+    assert noise_of(ran) == []
+    assert "best student" in texts_of(outputs_of(ran, "sweep.best()"))
     assert "runs compared" in texts_of(outputs_of(ran, "raybrew.Sweep.load("))
     assert "Plotly.newPlot" in texts_of(outputs_of(ran, "sweep.plots()"))
