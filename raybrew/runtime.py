@@ -51,7 +51,10 @@ _QUIET_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 _PROBE_SECONDS = 2.0
-_LOGGERS = ("ray", "ray.data", "ray.tune", "ray.train")
+_LOGGERS = (
+    *("ray", "ray.data", "ray.tune", "ray.train"),
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+)
 #: Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.
 _LOUD_LIBRARIES = ("torchao", "torch.utils._pytree")
 #: Machines of a cloud with their image and environment are there after some minutes, when there is room at all.
@@ -77,7 +80,7 @@ class RayInfo:
 def quiet_ray() -> None:
     """Set the environment variables and log levels that keep Ray silent; variables that the user has set stay.
 
-    Call it again after importing `ray.data`, which sets its levels when it is imported.
+    Call it again after importing `ray.data` or `ray.job_submission`, which set levels when they are imported.
     """
     for name, value in _QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
