@@ -1,8 +1,10 @@
-"""Scores of answers, worked by hand from the rules."""
+"""Scores of answers, worked by hand from the rules; English ones beside those of torchmetrics."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from torchmetrics.functional.text import squad
 
 from raybrew.tasks.qa_scores import cmrc_score, mixed_segments, squad_score
 
@@ -22,6 +24,25 @@ from raybrew.tasks.qa_scores import cmrc_score, mixed_segments, squad_score
 )
 def test_squad(answer: str, truths: list[str], exact: float, f1: float) -> None:
     assert squad_score(answer, truths) == pytest.approx((exact, f1))
+
+
+def test_squad_agrees_with_torchmetrics() -> None:
+    random = np.random.default_rng(0)
+    words = ["The", "tower", "a", "in", "1973", "Tower,", "U.S.", "--", "(east)", "Paris's"]
+
+    def text() -> str:
+        return " ".join(random.choice(words, random.integers(1, 6)))
+
+    exact = f1 = 0.0
+    for number in range(200):
+        truths = [text() for _ in range(random.integers(1, 4))]
+        answer = truths[-1].lower() if number % 4 == 0 else text()
+        target = {"answers": {"text": truths, "answer_start": [0] * len(truths)}, "id": "1"}
+        theirs = squad([{"prediction_text": answer, "id": "1"}], [target])
+        ours = squad_score(answer, truths)
+        assert ours == pytest.approx((theirs["exact_match"].item() / 100, theirs["f1"].item() / 100)), (answer, truths)
+        exact, f1 = exact + ours[0], f1 + ours[1]
+    assert 0 < exact < f1 < 200
 
 
 @pytest.mark.parametrize(
