@@ -53,6 +53,7 @@ _QUIET_ENVIRONMENT = {
 _PROBE_SECONDS = 2.0
 _LOGGERS = (
     *("ray", "ray.data", "ray.tune", "ray.train"),
+    "ray.widgets.util",  # speaks while ray is imported, which sets the level of "ray" before
     *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
 )
 #: Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.
@@ -114,6 +115,7 @@ def ensure_ray(
         _use_token(purpose)
     # Not before: ray reads its environment once, when it is imported.
     ray = _ray()
+    quiet_ray()  # ray sets a level of its own when it is imported
     try:
         with _without_native_messages(), _own_sigterm():
             context = ray.init(**arguments)
