@@ -32,6 +32,7 @@ __all__ = [
     "check_resources",
     "ensure_ray",
     "probe",
+    "quiet_libraries",
     "quiet_ray",
     "ray_gpus",
     "ray_runtime",
@@ -50,7 +51,13 @@ _QUIET_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 _PROBE_SECONDS = 2.0
-_LOGGERS = ("ray", "ray.data", "ray.tune", "ray.train")
+_LOGGERS = (
+    *("ray", "ray.data", "ray.tune", "ray.train"),
+    "ray.widgets.util",  # speaks while ray is imported, which sets the level of "ray" before
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+)
+#: Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.
+_LOUD_LIBRARIES = ("torchao", "torch.utils._pytree")
 #: Machines of a cloud with their image and environment are there after some minutes, when there is room at all.
 _WAIT_SECONDS = 1200.0
 
@@ -74,11 +81,17 @@ class RayInfo:
 def quiet_ray() -> None:
     """Set the environment variables and log levels that keep Ray silent; variables that the user has set stay.
 
-    Call it again after importing `ray.data`, which sets its levels when it is imported.
+    Call it again after importing `ray.data` or `ray.job_submission`, which set levels when they are imported.
     """
     for name, value in _QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from warning of what is no fault of this machine or its user, when they are imported later."""
+    for name in _LOUD_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -102,6 +115,7 @@ def ensure_ray(
         _use_token(purpose)
     # Not before: ray reads its environment once, when it is imported.
     ray = _ray()
+    quiet_ray()  # ray sets a level of its own when it is imported
     try:
         with _without_native_messages(), _own_sigterm():
             context = ray.init(**arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import nbclient
 import nbformat
 
-__all__ = ["NOTEBOOKS", "execute", "outputs_of", "texts_of"]
+__all__ = ["NOTEBOOKS", "execute", "noise_of", "outputs_of", "texts_of"]
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "experiments" / "notebooks"
 
@@ -31,6 +31,12 @@ def outputs_of(notebook: Any, part: str) -> list[Any]:
     """Outputs of the only code cell whose source has `part`."""
     (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and part in cell.source]
     return list(cell.outputs)
+
+
+def noise_of(notebook: Any) -> list[str]:
+    """What stands in red below the cells: warnings and log lines."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [output["text"] for output in outputs if output["output_type"] == "stream" and output["name"] == "stderr"]
 
 
 def texts_of(outputs: list[Any], kind: str = "text/html") -> str:

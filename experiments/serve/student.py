@@ -1,7 +1,7 @@
 """An exported student behind HTTP, by Ray Serve: requests that come together are answered in one forward pass.
 
     raybrew export runs/sst2/sweep-0123456789 --to sst2-student --format onnx-int8
-    serve run --working-dir experiments/serve student:app folder=$PWD/sst2-student
+    serve run --app-dir experiments/serve --working-dir experiments/serve student:app folder=$PWD/sst2-student
     curl localhost:8000 --json '{"text": "a fine film"}'
     curl localhost:8000 --json '[{"text": "a fine film"}, {"text": "a dull one"}]'
 
@@ -10,7 +10,7 @@ variable RAYBREW_STUDENT), `format` (one of those exported), `replicas`, `thread
 `batch_wait_seconds` (how long the first request waits for others).
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Serve reads the type of `app`'s argument, and must find a class, not text.
 
 import os
 from collections.abc import Mapping

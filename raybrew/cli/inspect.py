@@ -11,6 +11,8 @@ from raybrew.cli.options import AsJson, Overrides, TaskChoice
 from raybrew.cli.terminal import make_reporter, print_json, results, write_line
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from raybrew.models.inspection import ParameterNode
     from raybrew.verbs.inspect import Inspected
 
@@ -95,10 +97,25 @@ def _print_facts(found: Mapping[str, Inspected]) -> None:
 
 
 def _print_modules(found: Mapping[str, Inspected], level: int) -> None:
-    """One row per module of any of the models, each with parameters, share and MB, and what is shared."""
+    """One row per module of any of the models; on a terminal that is too narrow for that, one table for each model."""
+    console = results()
+    table, marked = _modules_table(found, level)
+    unlimited = console.options.update(max_width=10_000)
+    if len(found) > 1 and console.measure(table, options=unlimited).maximum > console.width:
+        for name, one in found.items():
+            console.print(_modules_table({name: one}, level)[0], markup=False)
+    else:
+        console.print(table, markup=False)
+    if marked:
+        write_line("* and tensors that are shared with another module, where they are counted")
+
+
+def _modules_table(found: Mapping[str, Inspected], level: int) -> tuple[Table, bool]:
+    """Modules of the models, each with parameters, share and MB; whether any of their tensors are marked as shared."""
     from rich.table import Table
 
-    table = Table("module")
+    table = Table()
+    table.add_column("module", no_wrap=True)
     for name in found:
         for title in (f"{name}: parameters", "share", "MB"):
             table.add_column(title, justify="right", no_wrap=True)
@@ -123,6 +140,4 @@ def _print_modules(found: Mapping[str, Inspected], level: int) -> None:
             add(name, [None if node is None else node.children.get(name) for node in nodes], depth + 1)
 
     add("all", list(roots), 0)
-    results().print(table, markup=False)
-    if marked:
-        write_line("* and tensors that are shared with another module, where they are counted")
+    return table, marked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -35,6 +34,7 @@ from raybrew.cli.sweep import sweep
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
 from raybrew.errors import RaybrewError
+from raybrew.runtime import quiet_libraries
 from raybrew.version import __version__
 
 __all__ = ["app", "main"]
@@ -94,9 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     0 done, 1 run failed, 2 usage, 3 config invalid, 4 environment or cluster, 5 some trials failed,
     130 interrupted.
     """
-    # Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     with _sigterm_as_ctrl_c():

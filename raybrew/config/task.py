@@ -115,7 +115,7 @@ class QAConfig(Section):
     no_answer_margin: float = 0.0
     """With `no_answer`: how much the score of `none` must exceed that of the best span to be predicted."""
     n_best: int = Field(default=20, ge=1, le=1000)
-    """Best starts and ends that are combined, and answers that `raybrew predict` writes at most."""
+    """Best starts and ends that are combined, and most answers that `raybrew predict` writes beside the empty one."""
     metric: Literal["f1", "exact_match"] = "f1"
     """Evaluation metric that chooses the best checkpoint."""
 

@@ -187,7 +187,7 @@ def _unfit_rule(match: MatchConfig, student_layers: int, teacher_layers: int) ->
             f"given {match.preset!r}, which is for students of {named.depth} layers, but the student has "
             f"{student_layers}; {{loss: {match.loss}, layers: even}} is for any depth"
         )
-    if isinstance(match.layers, str) and student_layers > teacher_layers:
+    if isinstance(match.layers, str) and match.layers != "final" and student_layers > teacher_layers:
         return "layers", (
             f"rule {match.layers!r} needs a student no deeper than its teacher; the student has {student_layers} "
             f"layers, the teacher {teacher_layers}: list the pairs instead"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -92,7 +93,8 @@ def submit(
     _check_secrets(config, options)
 
     client = connect(address)
-    config = _shared_places(config, folder, client, say)
+    here = functools.cache(client.is_this_machine)  # asks the cluster, and only where it matters
+    config = _shared_places(config, folder, here, say)
     run = _run_of(config, verb, options)
     under_way = _under_way(client, run)
     if under_way is not None:
@@ -109,7 +111,7 @@ def submit(
         job = _send(
             client,
             run,
-            entrypoint=shlex.join([*_command(client, told), verb, name, *options]),
+            entrypoint=shlex.join([*_command(told, here), verb, name, *options]),
             runtime_env={**told, "working_dir": str(package), "env_vars": environment},
             metadata={f"{METADATA}{key}": value for key, value in dataclasses.asdict(run).items()}
             | {f"{METADATA}version": __version__},
@@ -117,9 +119,9 @@ def submit(
     return job
 
 
-def _command(client: Client, runtime_env: Mapping[str, Any]) -> list[str]:
+def _command(runtime_env: Mapping[str, Any], here: Callable[[], bool]) -> list[str]:
     """How the job calls raybrew. On this machine by this interpreter: its environment need not be on Ray's PATH."""
-    if _ENVIRONMENTS.isdisjoint(runtime_env) and client.is_this_machine():
+    if _ENVIRONMENTS.isdisjoint(runtime_env) and here():
         return [sys.executable, "-m", "raybrew"]
     return ["raybrew"]
 
@@ -286,7 +288,7 @@ def _is_absolute(value: Any) -> bool:
     return isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
 
 
-def _shared_places(config: Experiment, folder: Path, client: Client, say: Say) -> Experiment:
+def _shared_places(config: Experiment, folder: Path, here: Callable[[], bool], say: Say) -> Experiment:
     """Folders of runs and stores as absolute paths: a job's own folder is a copy, and goes when the job ends."""
     given = [("store.storage_path", config.store.storage_path), ("store.path", config.store.path)]
     relative = {key: value for key, value in given if value and "://" not in value and not _is_absolute(value)}
@@ -297,7 +299,7 @@ def _shared_places(config: Experiment, folder: Path, client: Client, say: Say) -
     }
     if not relative and not caches:
         return config
-    if not client.is_this_machine():
+    if not here():
         lost = "the cluster has other machines than this one, where a relative folder would be lost with the job"
         raise_problems("submit", [
             Problem(key, f"given {value!r}; {lost}; give an absolute path that all nodes see, such as {folder / value} "

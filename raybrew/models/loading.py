@@ -122,8 +122,8 @@ def load_model(
         if missing and needs_head:
             raise ModelError(
                 f"{source.model} is not trained for {task_kind}: it lacks {', '.join(missing[:4])}"
-                f"{', ...' if len(missing) > 4 else ''}; set teacher.finetune and run `raybrew finetune`, or name a "
-                "model that was fine-tuned for this task"
+                f"{', ...' if len(missing) > 4 else ''}; name a model that was trained for this task, or train this "
+                "one first (`raybrew finetune` with teacher.finetune)"
             )
         return finished
     named: dict[str, Any] = {}

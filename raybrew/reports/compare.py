@@ -47,11 +47,16 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
-        from raybrew.reports.notebook import html_table
-        from raybrew.reports.tables import COLUMNS, caption_lines
+        return self.html("runs compared")
 
-        rows = [[column.cell(row, self).replace("\n", " ") for column in COLUMNS] for row in self.rows]
-        return html_table("runs compared", rows, [column.head(self) for column in COLUMNS], caption_lines(self))
+    def html(self, title: str, notes: Sequence[str] = ()) -> str:
+        """The table under a title, with further notes below it."""
+        from raybrew.reports.notebook import html_table
+        from raybrew.reports.tables import caption_lines, known_columns
+
+        columns = known_columns(self)
+        rows = [[column.cell(row, self).replace("\n", " ") for column in columns] for row in self.rows]
+        return html_table(title, rows, [column.head(self) for column in columns], [*caption_lines(self), *notes])
 
     @functools.cached_property
     def eval_rows(self) -> int | None:

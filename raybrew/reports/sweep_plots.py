@@ -207,6 +207,7 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
                 opacity=1 if is_best else 0.75,
                 name="best" if is_best else "configurations",
                 legendgroup="best" if is_best else "configurations",
+                showlegend=index in (order[0], order[-1]),
                 text=[safe(f"{_short(values)}: {quality * scale:.2f}")] * (len(keys) + 1),
                 hovertemplate="%{text}<extra></extra>",
             )

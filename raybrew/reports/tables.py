@@ -101,11 +101,16 @@ def comparison_table(comparison: Comparison, width: int = 100, *, plain: bool = 
     Where it is too narrow, time, steps, MB, seeds, latencies and what is kept are left out, in that order: they stay in
     `json_rows`.
     """
-    columns = [column for column in COLUMNS if any(column.cell(row, comparison) != ABSENT for row in comparison.rows)]
+    columns = known_columns(comparison)
     while _width(columns, comparison) > width and any(column.rank for column in columns):
         last = max(column.rank for column in columns)
         columns = [column for column in columns if column.rank != last]
     return _table(columns, comparison, plain)
+
+
+def known_columns(comparison: Comparison) -> list[Column]:
+    """The columns in which any of the rows has something."""
+    return [column for column in COLUMNS if any(column.cell(row, comparison) != ABSENT for row in comparison.rows)]
 
 
 def _widths(columns: Sequence[Column], comparison: Comparison) -> list[int]:
@@ -158,7 +163,9 @@ def caption_lines(comparison: Comparison) -> list[str]:
 def table_text(comparison: Comparison, width: int = 100) -> str:
     """The table and its caption as plain text without colours, for logs and pipes."""
     stream = io.StringIO()
-    console = Console(file=stream, width=width, no_color=True, highlight=False, legacy_windows=False)
+    # In a notebook rich would show the table there, instead of writing it.
+    looks: dict[str, Any] = {"no_color": True, "highlight": False, "legacy_windows": False, "force_jupyter": False}
+    console = Console(file=stream, width=width, **looks)
     console.print(comparison_table(comparison, width, plain=True))
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     return "\n".join([*lines, "", *caption_lines(comparison)]).rstrip() + "\n"

@@ -14,6 +14,7 @@ from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.reports.sweeps import LEDGER
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
+from raybrew.training.run_folder import make_storage
 
 __all__ = ["Ledger"]
 
@@ -42,6 +43,7 @@ class Ledger:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the sweep; RunError if another process is at it."""
+        make_storage(self.folder.parents[1])
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,18 @@ class BestStudent:
     student: Path
     """Hugging Face folder."""
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from raybrew.config.space import show_value_of
+        from raybrew.reports.notebook import html_table
+        from raybrew.reports.numbers import metric_title, show_count, show_share, show_value
+
+        rows = [[key, show_value_of(value)] for key, value in self.values.items()]
+        rows.append([metric_title(self.metric), show_value(self.metric, self.value, self.spread)])
+        rows += [["gain", show_value(self.metric, self.gain, signed=True)], ["kept", show_share(self.kept)]]
+        rows += [["parameters", show_count(self.parameters)], ["folder", str(self.student)]]
+        return html_table("best student", rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:

@@ -217,7 +217,7 @@ class _Listener(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run = self.brain.runs.get(trial.trial_id)
-        if run is not None:
+        if run is not None and self.brain.conductor.stopped_by is None:
             self.brain.guarded(lambda: self.brain.conductor.lost(run, _last_error(trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

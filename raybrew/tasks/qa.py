@@ -288,8 +288,8 @@ class QuestionAnswering:
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
         """`answer` with `start` and `end` in characters of the context, its `score`, and `n_best` answers.
 
-        Scores are shares of the softmax over the n-best. With `task.no_answer` an empty answer may be the best; its
-        start and end are null.
+        Scores are shares of the softmax over the n-best. With `task.no_answer` these have an empty answer as well,
+        whose start and end are null: first if it is the prediction, else where its score puts it.
         """
         contexts = rows.column("context").to_pylist()
         candidates: list[list[_Candidate]] = [[] for _ in contexts]
@@ -333,10 +333,11 @@ class QuestionAnswering:
         if self.config.no_answer or not found:
             empty = {"answer": "", "start": None, "end": None, "score": nothing}
             first = not found or nothing - found[0]["score"] > self.config.no_answer_margin
-            found.insert(0 if first else len(found), empty)
+            below = sum(answer["score"] >= nothing for answer in found)
+            found.insert(0 if first else max(below, 1), empty)
         for answer, share in zip(found, softmax([answer["score"] for answer in found]), strict=True):
             answer["score"] = round(float(share), 6)
-        return {**found[0], "n_best": found[: self.config.n_best]}
+        return {**found[0], "n_best": found}
 
 
 def _answers(value: Any, column: str) -> list[tuple[str, int]]:

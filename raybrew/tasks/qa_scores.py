@@ -17,11 +17,14 @@ __all__ = ["SCORERS", "cmrc_score", "mixed_segments", "squad_score"]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ENGLISH_PUNCTUATION = frozenset(string.punctuation)
-#: What CMRC's rule leaves out.
-_CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》……·、「」（）－～『』")
+#: What CMRC's rule leaves out. Not the ellipsis: the script lists it as two characters, but compares single ones.
+_CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _CHINESE = re.compile(r"[\u4e00-\u9fa5]")
-#: Words of what is not Chinese: numbers with their separators, words, single marks.
-_WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W_]+(?:'[^\W_]+)?|[^\w\s]|_")
+_MARKS = re.escape(';@#$%&?!"()[]{}<>—–')
+#: What stands between Chinese characters, cut as by NLTK's word_tokenize: marks are words of their own, points only at
+#: the end and commas only where no digit follows; so `81.1cm`, `t.c.b.s` and `node.js` are one word each.
+_WORD = re.compile(rf"[{_MARKS}]|(?:[^\s{_MARKS},.]|\.(?!$)|,(?=\d))+|[,.]")
+_CONTRACTED = re.compile(r"(.+)('s|'m|'d|'ll|'re|'ve|n't)$")
 
 
 def squad_score(answer: str, truths: Sequence[str]) -> tuple[float, float]:
@@ -62,7 +65,7 @@ def _cmrc_pair(answer: str, truth: str) -> tuple[float, float]:
 def mixed_segments(text: str) -> list[str]:
     """Each Chinese character by itself; what lies between in words; the punctuation of CMRC's rule left out.
 
-    CMRC's script cuts the words with NLTK, which splits some English forms (don't, cannot) further than this does.
+    CMRC's script cuts the words with NLTK, which also splits a few forms such as `cannot` and `wanna`.
     """
     segments: list[str] = []
     between = ""
@@ -70,11 +73,20 @@ def mixed_segments(text: str) -> list[str]:
         if character in _CMRC_PUNCTUATION:
             continue
         if _CHINESE.match(character):
-            segments += [*_WORD.findall(between), character]
+            segments += [*_words_of(between), character]
             between = ""
         else:
             between += character
-    return segments + _WORD.findall(between)
+    return segments + _words_of(between)
+
+
+def _words_of(text: str) -> list[str]:
+    """Words of what holds no Chinese; a contraction is two (`do`, `n't`)."""
+    words: list[str] = []
+    for word in _WORD.findall(text):
+        found = _CONTRACTED.match(word)
+        words += found.groups() if found else (word,)
+    return words
 
 
 def _without_punctuation(text: str) -> str:

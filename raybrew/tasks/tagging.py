@@ -276,8 +276,8 @@ def _tokenize(
     """
     if not tokenizer.is_fast:
         raise DataError(
-            f"{type(tokenizer).__name__} has no offsets, so words cannot be aligned with its tokens; "
-            "tagging needs a fast tokenizer (tokenizer.json)"
+            f"{tokenizer.name_or_path}: {type(tokenizer).__name__} has no offsets, so words cannot be aligned with its "
+            "tokens; tagging needs a fast tokenizer (tokenizer.json)"
         )
     space = " " if glues_words(tokenizer) else ""
     written = [[space + word for word in words] for words in sentences]

@@ -25,7 +25,8 @@ def offsets_of(
     if not tokenizer.is_fast:
         task, _, problem = what.partition(": ")
         raise DataError(
-            f"{type(tokenizer).__name__} has no offsets, so {problem}; {task} needs a fast tokenizer (tokenizer.json)"
+            f"{tokenizer.name_or_path}: {type(tokenizer).__name__} has no offsets, so {problem}; {task} needs a fast "
+            "tokenizer (tokenizer.json)"
         )
     encoded = tokenizer(
         list(texts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -21,7 +22,7 @@ from raybrew.data.arrow import write_json
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.version import __version__
 
-__all__ = ["RunFolder", "describe_environment"]
+__all__ = ["RunFolder", "describe_environment", "make_storage"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run; RunError if another process is at it."""
+        make_storage(self.path.parents[1])
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", timeout=0)
@@ -104,6 +106,13 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+
+def make_storage(root: Path) -> None:
+    """The folder of runs and stores, if it is new, as one that `ray job submit --working-dir .` does not take along."""
+    with contextlib.suppress(OSError):  # whoever writes to it says what is wrong with it
+        root.mkdir(parents=True)
+        (root / ".rayignore").write_text("# runs and stores stay where they are\n*\n", encoding="utf-8")
 
 
 def describe_environment(command: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from raybrew.data.augment import Draw, changed_by_rule, draws_of, new_rows, repl
 from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.data.records import first_line
 from raybrew.data.rows import row_ids
-from raybrew.errors import EnvironmentProblem
+from raybrew.errors import EnvironmentProblem, ModelError
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device
 from raybrew.models.word_candidates import WordCandidates
 from raybrew.store.fingerprint import hash_weights
@@ -161,7 +161,10 @@ def _candidates(config: AugmentConfig, device: str) -> tuple[WordCandidates | No
     if config.kind != "masked_lm" or config.model is None:
         return None, {}
     source = ModelSource(config.model)
-    model, tokenizer = load_model(source, "masked_lm"), load_tokenizer(source)
+    try:
+        model, tokenizer = load_model(source, "masked_lm"), load_tokenizer(source)
+    except ModelError as error:
+        raise ModelError(f"data.augment.model: {error}") from error
     named = {"weights": hash_weights(model), "tokenizer": tokenizer_fingerprint(tokenizer)}
     model.to(pick_device(device))  # type: ignore[arg-type]
     return WordCandidates(model, tokenizer, config.top_k), named

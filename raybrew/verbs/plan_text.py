@@ -27,7 +27,7 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
         rows += [
             (
                 f"{training.unit_name}, steps",
-                f"{training.rows} {training.unit_name}, {training.steps} steps in {training.epochs:g} epochs",
+                f"{training.rows} {training.unit_name}, {training.steps} steps in {round(training.epochs, 2):g} epochs",
             ),
             ("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})"),
             ("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})"),
@@ -47,7 +47,7 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
                 )
             )
     if plan.stores and not plan.live_because:
-        rows.append(("break-even", f"1 pass over the rows; here are {plan.passes:g}"))
+        rows.append(("break-even", f"1 pass over the rows; here are {round(plan.passes, 2):g}"))
     return [*tables, (f"training {plan.name}", rows)]
 
 
@@ -79,7 +79,7 @@ def _store(store: StorePlan) -> tuple[str, list[tuple[str, str]]]:
     room = "" if store.free_bytes is None else f", {Sizes.text(store.free_bytes)} free"
     rows += [(name, Sizes.text(count)) for name, count in store.bytes.items()]
     rows += [
-        ("in all", f"{Sizes.text(store.total_bytes)} in {store.shards} shards{room}"),
+        ("in all", f"{Sizes.text(store.total_bytes)} in {store.shards} shard{'' if store.shards == 1 else 's'}{room}"),
         ("place", store.location),
         (
             "capture",

@@ -155,7 +155,7 @@ class Plan:
         if self.passes <= 1:
             return "run the teacher live (teacher.source=live): its outputs would be read once only"
         return (
-            f"store: the teacher runs once instead of {self.passes:g} times{self._trials_text}, "
+            f"store: the teacher runs once instead of {round(self.passes, 2):g} times{self._trials_text}, "
             f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
         )
 
@@ -164,7 +164,7 @@ class Plan:
         if self.trials == 1 or self.training is None:
             return ""
         epochs = self.training.epochs
-        return f" ({self.trials} trainings of {epochs:g} epoch{'' if epochs == 1 else 's'})"
+        return f" ({self.trials} trainings of {round(epochs, 2):g} epoch{'' if epochs == 1 else 's'})"
 
     def _repr_html_(self) -> str:
         """Tables and verdict, for notebooks."""

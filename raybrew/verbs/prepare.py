@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
-from raybrew.training.run_folder import RunFolder
+from raybrew.training.run_folder import RunFolder, make_storage
 from raybrew.verbs.augment import augmented_rows, likely_rows
 
 __all__ = [
@@ -221,7 +220,7 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
     Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
     this tokenizer can take.
     """
-    _make_storage(Path(experiment.store.storage_path))
+    make_storage(Path(experiment.store.storage_path))
     folder = cache_folder(experiment)
     tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
     encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
@@ -239,13 +238,6 @@ def cache_folder(experiment: Experiment) -> Path:
     return Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
 
 
-def _make_storage(root: Path) -> None:
-    """The folder of runs and stores, if it is new, as one that `ray job submit --working-dir .` does not take along."""
-    with contextlib.suppress(OSError):  # whoever writes to it says what is wrong with it
-        root.mkdir(parents=True)
-        (root / ".rayignore").write_text("# runs and stores stay where they are\n*\n", encoding="utf-8")
-
-
 def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: Say) -> None:
     """Tell of labels that training will not see, as no unit of their row holds them; DataError unless they are skipped.
 
@@ -258,13 +250,15 @@ def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: 
     shown = list(lost)[:_SHOWN_LOST]
     ids = {row: rows.training.column("id")[row].as_py() for row in shown}
     places = places_of(data, "train", task, set(ids.values()))
-    bad = [BadRow(*_at(places[ids[row]], task, lost[row])) for row in shown if ids[row] in places]
+    told = [str(BadRow(*_at(places[ids[row]], task, lost[row]))) for row in shown if ids[row] in places]
+    if len(told) < len(lost):
+        told.append(f"and {len(lost) - len(told)} more")
     head = f"{len(lost)} of {rows.num_labelled} labelled rows have a label that no part of them holds"
     if data.on_bad_row == "error":
         advice = f"{head}; change the settings, or leave these labels out with data.on_bad_row=skip"
-        raise DataError("\n  ".join([f"data.train: {advice}:", *map(str, bad)]))
+        raise DataError("\n  ".join([f"data.train: {advice}:", *told]))
     say(f"{head}; they teach through the teacher alone")
-    for each in bad:
+    for each in told:
         say(f"  {each}")
 
 

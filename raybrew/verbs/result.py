@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +68,9 @@ class Run:
     def _repr_html_(self) -> str:
         """The run as in reports, for notebooks."""
         from raybrew.reports.compare import compare
-        from raybrew.reports.tables import caption_lines, table_text
 
         record = self.record
-        found = compare([record])
-        notes = "".join(f"<li>{html.escape(line)}</li>" for line in caption_lines(found))
-        return (
-            f"<h4>{html.escape(f'{record.experiment}: {record.run_id}')} ({html.escape(record.status)})</h4>"
-            f"<pre>{html.escape(table_text(found, 120))}</pre><ul>{notes}</ul><p>{html.escape(str(self.path))}</p>"
-        )
+        return compare([record]).html(f"{record.experiment}: {record.run_id} ({record.status})", [str(self.path)])
 
 
 @dataclasses.dataclass(frozen=True)

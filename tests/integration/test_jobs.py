@@ -98,6 +98,7 @@ def test_a_sweep_is_stopped_and_continued_by_the_same_command(project: Path, hea
 
     out, err = run(project, head, "raybrew", "submit", "x.yaml", "--", "sweep")
     assert "Best student" in out
+    assert "INFO" not in "".join(line for line in err.splitlines() if "job_manager" not in line), "Ray's own words"
     assert f"job {job.removesuffix('-1')}-2: succeeded" in err
     record = load_sweep(folder)
     assert record.closed == "finished"

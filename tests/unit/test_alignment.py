@@ -58,7 +58,8 @@ def test_every_tag_survives_units_and_alignment(
         for ids, items, words in zip(encoded["input_ids"], encoded["items"], encoded["tokens"], strict=True):
             assert len(ids) <= max_length
             assert len(items) == len(words), "an item for each word, whatever the tokenizer"
-            assert items == sorted(set(items))
+            pieces = [max(1, len(own.tokenize(f" {word}"))) for word in words]
+            assert items == [1 + sum(pieces[:word]) for word in range(len(words))], "the first piece of each word"
             special = {place for place, token in enumerate(ids) if token in (own.cls_token_id, own.sep_token_id)}
             assert not special & set(items)
         assert encoded_units(task, tagged(sentences), other, own)[0].equals(units), "both models see the same units"
@@ -108,6 +109,7 @@ def test_every_answer_survives_windows_and_alignment(
             assert items[0] == 0
             assert ids[0] == tokenizer.cls_token_id
             assert not any(ids[item] == tokenizer.sep_token_id for item in items)
+            assert all(item > ids.index(tokenizer.sep_token_id) for item in items[1:]), "a token of the question"
             covered |= {offset + at for span in spans[1:] for at in range(*span)}
             if first > 0 and last > 0:
                 found.append((offset + spans[first][0], offset + spans[last][1]))
@@ -152,13 +154,14 @@ def test_a_window_with_a_part_of_an_answer_has_no_label(tokenizers: tuple[Any, A
 def test_tokenizers_that_cannot_align_are_refused() -> None:
     class Slow:
         is_fast = False
+        name_or_path = "models/slow"
 
         def num_special_tokens_to_add(self, pair: bool = False) -> int:
             return 3
 
-    with pytest.raises(DataError, match="Slow has no offsets"):
+    with pytest.raises(DataError, match="models/slow: Slow has no offsets"):
         build_task(TaggingConfig()).units(tagged([["a"]]), (Slow(),))
-    with pytest.raises(DataError, match="Slow has no offsets"):
+    with pytest.raises(DataError, match="models/slow: Slow has no offsets"):
         build_task(QAConfig()).units(asked("a b", 0, 1), (Slow(),))
 
 

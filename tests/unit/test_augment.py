@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_teacher import make_teacher
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 import raybrew
@@ -20,7 +21,7 @@ from raybrew.config.augment import AugmentConfig
 from raybrew.config.loading import build_experiment
 from raybrew.data.augment import Draw, joined, pieces_of, replaced, word_spans
 from raybrew.demo.tokenizer import build_tokenizer
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, ModelError
 from raybrew.models.word_candidates import WordCandidates
 from raybrew.tasks.base import Task, build_task
 from raybrew.tasks.ids import example_id
@@ -189,6 +190,18 @@ def test_problems_are_named(augment: dict[str, Any], rest: dict[str, Any], probl
     with pytest.raises(ConfigError) as caught:
         build_experiment(values, check_files=False)
     assert any(line.startswith(problem) for line in caught.value.problems), caught.value.problems
+
+
+def test_a_model_that_guesses_no_words_is_named_with_its_key(tmp_path: Path) -> None:
+    encoder = make_teacher(tmp_path / "encoder").model
+    with pytest.raises(ModelError, match=r"^data\.augment\.model: .*encoder is not trained for masked_lm"):
+        made(
+            tmp_path / "out",
+            build_task(ClassificationConfig()),
+            [{"text": "red blue"}],
+            kind="masked_lm",
+            model=encoder,
+        )
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -88,6 +88,9 @@ def test_the_image_is_of_the_pinned_ray_and_runs_without_root() -> None:
     assert "USER root" not in text
     for install in re.findall(r"pip install [^\n;]*", text):
         assert "-c constraints.txt" in install
+    # pytorch.org's index has torch, but not the pinned versions of what torch needs.
+    (from_pytorch,) = re.findall(r"pip install [^\n;]*pytorch\.org[^\n;]*", text)
+    assert "--no-deps" in from_pytorch
     sources = [word for step in steps if step.startswith("COPY ") for word in step.split()[2:-1]]
     ignore = (CLUSTER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert sorted(sources) == sorted(line[1:] for line in ignore if line.startswith("!"))
@@ -235,6 +238,11 @@ def test_clouds_start_without_workers_and_on_spot_machines(path: Path) -> None:
             "gcp": lambda given: {"provisioningModel": "SPOT"} in given["scheduling"],
         }[config["provider"]["type"]]
         assert spot(node["node_config"])
+    # Commands before the container: a fresh machine holds apt's lock for minutes.
+    patient = r"timeout \d+ bash -c 'until .*apt-get.*; do sleep \d+; done'"
+    for command in config["initialization_commands"]:
+        assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0, command
+        assert "apt-get" not in command or re.fullmatch(patient, command)
     head = config["available_node_types"][config["head_node_type"]]
     assert head["resources"] == {"CPU": 0}
     assert "InstanceMarketOptions" not in head["node_config"]

@@ -152,3 +152,19 @@ def test_a_bert_with_random_weights_is_a_model_folder(repo_root: Path, tmp_path:
 def test_random_tokens_are_distilled(repo_root: Path, tmp_path: Path) -> None:
     before, after = script(repo_root, "random_tokens/distill.py").main(tmp_path / "out")
     assert after < before / 10
+
+
+def test_contexts_are_cut_around_the_answer(repo_root: Path) -> None:
+    cut = script(repo_root, "cmrc2018/cut_contexts.py").cut
+    context = "一二三。四五六！七八九？十。"
+    row = {"context": context, "question": "?", "answers": {"text": ["五六", "九", "二"], "answer_start": [5, 10, 1]}}
+    assert cut(row, 3) is None, "the sentence of the answer is longer"
+    assert cut(row, 4) == {
+        "context": "四五六！",
+        "question": "?",
+        "answers": {"text": ["五六"], "answer_start": [1]},
+        "answers_official": ["五六", "九", "二"],
+    }
+    assert cut(row, 9)["context"] == "四五六！七八九？", "what follows goes before what precedes"
+    assert cut(row, 99)["context"] == context
+    assert cut({**row, "answers": {"text": ["六！七"], "answer_start": [6]}}, 8)["context"] == "四五六！七八九？"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from test_models_students import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -162,3 +163,20 @@ def test_the_command_shows_both_side_by_side(project: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["inspect", str(project), "--no-latency", "--json"])
     assert json.loads(capsys.readouterr().out)["teacher"]["layers"] == 4
+
+
+def test_a_narrow_terminal_gets_one_table_for_each_model(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raybrew.cli.inspect.results", lambda: Console(width=80, highlight=False))
+    with pytest.raises(SystemExit):
+        main(["inspect", str(project), "--no-latency"])
+    shown = capsys.readouterr().out
+    tables = [line for line in shown.splitlines() if line[:1] in "┃│"]
+    assert all(len(line) <= 80 and "…" not in line for line in tables)
+    rows = {line.split("│")[1].strip() for line in tables if line.startswith("│")}
+    assert "token_type_embeddings" in rows
+    for name, number in (("student", parameters(2, 16, 3)), ("teacher", parameters(4, 32, 3))):
+        headed = [line for line in tables if f"{name}: parameters" in line]
+        assert len(headed) == 1
+        assert any(line.startswith("│ all ") and f" {number:,} " in line for line in tables)

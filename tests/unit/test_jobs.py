@@ -22,7 +22,7 @@ from raybrew.jobs import submit as submitting
 from raybrew.jobs.client import connect
 from raybrew.jobs.handle import JobHandle, job_info
 from raybrew.jobs.package import find_files, write_zip
-from raybrew.verbs.prepare import _make_storage
+from raybrew.training.run_folder import make_storage
 
 EXPERIMENT = """
 name: tiny
@@ -115,7 +115,7 @@ def test_gitignore_may_be_passed_over(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_new_folder_of_runs_does_not_travel(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     for name in ("old", "new/runs"):
-        _make_storage(tmp_path / name)
+        make_storage(tmp_path / name)
         (tmp_path / name / "model.safetensors").write_text("x")
     assert set(find_files(tmp_path).sizes) == {"old/model.safetensors"}, "a folder of the user's own is left as it is"
 

@@ -45,6 +45,8 @@ def test_layers_that_do_not_exist_are_all_named() -> None:
     assert "teacher layer 13 does not exist; allowed: 0..12" in caught.value.problems[1]
     with pytest.raises(ConfigError, match="needs a student no deeper than its teacher"):
         resolve_matches((MatchConfig(loss="cos"),), 6, 4)
+    (last,) = resolve_matches((MatchConfig(loss="cos", layers="final"),), 6, 4)
+    assert (last.student.layer, last.teacher.layer) == (6, 4)
 
 
 def pairs_of(name: str, student: int, teacher: int) -> list[tuple[str, int | None, int | None]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from notebooks import NOTEBOOKS, execute, outputs_of, texts_of
+from notebooks import NOTEBOOKS, execute, noise_of, outputs_of, texts_of
 from sweep_helpers import base, conductor_of, drive
 
 from raybrew.reports.notebook import html_table
@@ -38,7 +38,8 @@ def test_local_tour(tmp_path: Path) -> None:
     assert "accuracy" in texts_of(outputs_of(ran, "raybrew.finetune("))
     assert "store" in texts_of(outputs_of(ran, "raybrew.plan("))
     student = texts_of(outputs_of(ran, "student = raybrew.distill("))
-    assert "distilled" in student
+    assert "<td style='text-align:right;white-space:nowrap'>distilled</td>" in student
+    assert noise_of(ran) == []
     assert "hidden.02" in texts_of(outputs_of(ran, "store = raybrew.capture"))
     assert "600 rows" in texts_of(outputs_of(ran, "px.histogram"))
     assert "distilled" in texts_of(outputs_of(ran, "compare(["))
@@ -65,6 +66,7 @@ def test_sweep_analysis(tmp_path: Path) -> None:
     assert "out of memory" in texts_of(outputs_of(ran, "sweep.failed"), "text/plain")
     assert texts_of(outputs_of(ran, "sweep.dataframe()")).count("<tr") > 6
     assert "num_trials" in texts_of(outputs_of(ran, "sweep.cost()"), "text/plain")
+    assert noise_of(ran) == []
     plots = texts_of([output for cell in ran.cells if cell.cell_type == "code" for output in cell.outputs])
     assert plots.count("Plotly.newPlot") > 1
     assert re.findall(r"<(?:script|link)[^>]+(?:src|href)=", plots) == []  # the page needs no network

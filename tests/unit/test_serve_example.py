@@ -116,3 +116,20 @@ def test_the_folder_is_checked_before_anything_is_deployed(
         example.Arguments(folders="x")
     monkeypatch.setenv("RAYBREW_STUDENT", str(exported))
     assert example.app(example.Arguments()) is not None
+
+
+def test_the_command_that_it_shows_is_what_serve_takes(example: ModuleType, repo_root: Path, exported: Path) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+    from ray.serve.scripts import cli
+
+    (line,) = [line.strip() for line in (example.__doc__ or "").splitlines() if line.strip().startswith("serve run")]
+    understood = cli.commands["run"].make_context("run", line.split()[2:]).params
+    assert (repo_root / understood["app_dir"] / "student.py").is_file()
+    assert understood["working_dir"] == understood["app_dir"]
+    assert understood["config_or_import_path"] == "student:app"
+    # All that a command line gives is text; Serve makes an `Arguments` of it, by the annotation of `app`.
+    (name,) = [argument.partition("=")[0] for argument in understood["arguments"]]
+    given = {name: str(exported), "replicas": "2", "batch_wait_seconds": "0.5"}
+    assert call_user_app_builder_with_args_if_necessary(example.app, given) is not None
+    with pytest.raises(ValueError, match="folders"):
+        call_user_app_builder_with_args_if_necessary(example.app, {"folders": str(exported)})

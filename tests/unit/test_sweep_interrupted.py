@@ -101,7 +101,7 @@ def test_what_dies_while_the_sweep_stops_is_no_failure(tmp_path: Path, monkeypat
     brain = _Brain(conductor, lambda: None)
     brain.runs["a"] = job.run
     brain.stop("interrupted")
-    _Listener(brain).on_trial_error(0, [], types.SimpleNamespace(trial_id="a"))
+    _Listener(brain).on_trial_error(0, [], types.SimpleNamespace(trial_id="a", error_file=None))
     assert conductor.trials[job.run].status == "running", "it goes on when the sweep is continued"
 
     class Tuner:

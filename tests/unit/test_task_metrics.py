@@ -146,3 +146,16 @@ def test_no_answer_is_said_only_where_every_window_says_so() -> None:
     assert found["answer"] != ""
     (found,) = build_task(QAConfig()).predictions(nowhere, UNITS, ROWS, PAIR)
     assert found["answer"] != "", "without no_answer there always is one"
+
+
+@pytest.mark.parametrize(("none", "margin", "place"), [(-9.0, 0.0, 2), (2.5, 0.0, 1), (9.0, 0.0, 0), (9.0, 50.0, 1)])
+def test_the_empty_answer_is_among_the_best_with_its_share(none: float, margin: float, place: int) -> None:
+    task = build_task(QAConfig(no_answer=True, n_best=2, no_answer_margin=margin))
+    # Sums of start and end: 6 for `four five`, 4 for `five`, twice `none` for no answer.
+    elsewhere, here = np.full((5, 2), -11.0, np.float32), span_logits(2, 3, none=none)
+    elsewhere[0], here[3, 0] = none, 1.0
+    (found,) = task.predictions([elsewhere, here], UNITS, ROWS, PAIR)
+    answers = [entry["answer"] for entry in found["n_best"]]
+    assert answers.index("") == place
+    assert len(answers) == 3
+    assert sum(entry["score"] for entry in found["n_best"]) == pytest.approx(1, abs=1e-5)

@@ -175,18 +175,21 @@ def test_question_answering(tmp_path: Path) -> None:
     long: dict[str, Any] = {"question": "lives where", "context": " ".join(words)}
     answer = " ".join(words[20:44])
     long["answers"] = {"text": [answer], "answer_start": [long["context"].index(answer)]}
-    data["train"] = write(tmp_path / "long.jsonl", [*question_rows(3, 1), long])
+    more = [{**long, "question": f"{name} lives where"} for name in CITIES[:6]]
+    data["train"] = write(tmp_path / "long.jsonl", [*question_rows(3, 1), long, *more])
     plain = {**experiment.plain(), "data": data, "distill": {"hard_label_weight": 0.5}}
     with pytest.raises(DataError) as caught:
         raybrew.finetune(build_experiment(plain))
     rule = "column 'answers': no window of 32 tokens holds an answer whole; neighbours share 8 tokens"
     assert f"{tmp_path / 'long.jsonl'}, row 4 (line 4), {rule}" in str(caught.value)
+    assert str(caught.value).endswith("row 8 (line 8), " + rule + " (task.max_length, task.stride)\n  and 2 more")
     one_step = {**plain["teacher"]["finetune"], "max_steps": 1}
     data["on_bad_row"] = "skip"
     skipping = build_experiment({**plain, "data": data, "teacher": {**plain["teacher"], "finetune": one_step}})
     said: list[str] = []
     raybrew.finetune(skipping, reporter=LineReporter(said.append))
     assert (
-        said[0] == "1 of 4 labelled rows have a label that no part of them holds; they teach through the teacher alone"
+        said[0] == "7 of 10 labelled rows have a label that no part of them holds; they teach through the teacher alone"
     )
     assert rule in said[1]
+    assert said[6] == "  and 2 more"

@@ -1,0 +1,130 @@
+"""The part of a model card that shows how its model is used, in each of its formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from raybrew.exports.markdown import fenced
+
+__all__ = ["PIPELINES", "formats_of", "usage"]
+
+#: Kind of task -> a row of it.
+_ROW: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("classification", "multilabel", "regression"), '{"text": "A first text."}'),
+        "tagging": '{"tokens": ["A", "first", "text"]}',
+        "qa": '{"question": "Who wrote it?", "context": "It was written by Ann."}',
+    }
+)
+#: Kind of task -> what the hub calls it.
+PIPELINES: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": "text-classification",
+        "multilabel": "text-classification",
+        "regression": "text-classification",
+        "tagging": "token-classification",
+        "qa": "question-answering",
+        "masked_lm": "fill-mask",
+    }
+)
+_CLASSIFY = """\
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="path/to/this/folder")
+print(classify(["A first text.", "A second one."]{options}))"""
+_TAG = """\
+from transformers import pipeline
+
+tag = pipeline("token-classification", model="path/to/this/folder", aggregation_strategy="first")
+print(tag("Some text."))"""
+_ANSWER = """\
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+model = AutoModelForQuestionAnswering.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+question, context = "Who wrote it?", "It was written by Ann."
+inputs = tokenizer(question, context, return_tensors="pt")
+with torch.inference_mode():
+    outputs = model(**inputs)
+start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+_ONNX = """\
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+session = onnxruntime.InferenceSession("path/to/this/folder/{file}")
+inputs = tokenizer(["A first text.", "A second one."], padding=True, return_tensors="np")
+print(session.run(None, {{name: inputs[name] for name in {inputs}}}))"""
+_INT8 = """\
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder/{folder}")  # needs torchao"""
+_AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": "AutoModelForSequenceClassification",
+        "multilabel": "AutoModelForSequenceClassification",
+        "regression": "AutoModelForSequenceClassification",
+        "tagging": "AutoModelForTokenClassification",
+        "qa": "AutoModelForQuestionAnswering",
+    }
+)
+#: Where transformers does not have the architecture.
+_OWN_ARCHITECTURE = """\
+# transformers does not have this architecture, raybrew does. Without raybrew, pass trust_remote_code=True below
+# instead, which runs bigru.py of this folder.
+import raybrew.models.bigru
+"""
+_FILL = """\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="path/to/this/folder")
+print(fill(f"Some {fill.tokenizer.mask_token}."))"""
+#: Kind of task -> code that runs its models.
+_USAGE: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": _CLASSIFY.format(options=""),
+        "multilabel": _CLASSIFY.format(options=", top_k=None"),
+        "regression": _CLASSIFY.format(options=""),
+        "tagging": _TAG,
+        "qa": _ANSWER,
+        "masked_lm": _FILL,
+    }
+)
+_PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'
+
+
+def usage(summary: Mapping[str, Any]) -> str:
+    """A section of Markdown; `summary` as in `model_card`."""
+    task, formats = summary.get("task") or "classification", formats_of(summary)
+    blocks = []
+    if not formats or "hf" in formats:
+        bigru = ((summary.get("student") or {}).get("architecture") or "").startswith("BiGRU")
+        blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{_USAGE[task]}" if bigru else _USAGE[task], "python"))
+        if PIPELINES[task] == "text-classification":
+            blocks.append(_PAIRS)
+    onnx = formats.get("onnx") or formats.get("onnx-int8")
+    if onnx:
+        blocks.append(fenced(_ONNX.format(file=onnx["file"], inputs=tuple(onnx["inputs"])), "python"))
+    int8 = next((name for name in ("int8", "int8-weights") if name in formats), None)
+    if int8:
+        blocks.append(fenced(_INT8.format(auto_class=_AUTO_CLASSES[task], folder=int8), "python"))
+    if formats and task in _ROW:
+        first = next(iter(formats))
+        code = (
+            "import raybrew\n\n"
+            f'student = raybrew.load_student("path/to/this/folder", "{first}")\n'
+            f"print(student.predict([{_ROW[task]}]))"
+        )
+        blocks += ["With raybrew, for every format, long texts included:", fenced(code, "python")]
+    text = "\n\n".join(["## How to use", *blocks])
+    return text.replace("path/to/this/folder", summary["repository"]) if summary.get("repository") else text
+
+
+def formats_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The formats of an export by name; none of a student that is not exported."""
+    formats: Mapping[str, Any] = (summary.get("export") or {}).get("formats") or {}
+    return formats
