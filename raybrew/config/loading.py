@@ -86,7 +86,10 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
 
 def dump_experiment(experiment: Experiment) -> str:
     """The resolved experiment as YAML; `load_experiment` reads it back to an equal one."""
-    return yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
+    # A default would be a value that is given, which methods of a sweep's space contradict.
+    varies = experiment.sweep is not None and not {"distill", "distill.method"}.isdisjoint(experiment.sweep.space)
+    values = experiment.written() if varies else experiment.plain()
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _unfit_task(value: Any) -> Problem | None:

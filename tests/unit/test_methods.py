@@ -235,7 +235,7 @@ def test_old_identities_stay() -> None:
     }
 
 
-def test_methods_in_one_sweep() -> None:
+def test_methods_in_one_sweep(tmp_path: Any) -> None:
     """A base's own keys stay, defaults give way to each method; `labels` is the control itself."""
     space = {"distill.method": list(METHODS)}
     base = experiment({"method": "tinybert", "temperature": 3.0}, sweep={"space": space})
@@ -244,6 +244,13 @@ def test_methods_in_one_sweep() -> None:
         wanted = experiment({"method": name, "temperature": 3.0})
         assert job.experiment.distill == wanted.distill
         assert job.run == wanted.run_id("distill")
+    # What a run keeps of it, and what travels with a job, is the same sweep.
+    (tmp_path / "config.yaml").write_text(dump_experiment(base))
+    again = load_experiment(tmp_path / "config.yaml", check_files=False)
+    assert again == base
+    assert again.sweep_id() == base.sweep_id()
+    for name, job in jobs.items():
+        assert make_job(again, {"distill.method": name}, 0, "group").run == job.run
     (control,) = control_jobs(base, jobs["tinybert"], "group", base.train.epochs, 1)
     assert control.run == jobs["labels"].run
     words = problem({"matches": ["L3_hidden_mse"]}, sweep={"space": {"distill.method": ["textbrewer", "kd"]}})
