@@ -301,6 +301,9 @@ class Conductor:
     def ended(self, run: str, outcome: Mapping[str, Any]) -> None:
         """A trial has ended: `status` done, stopped or failed, and what it measured."""
         self.running.pop(run, None)
+        if outcome.get("reused") and self.trials[run].reports:
+            # It was done by this sweep, in a session that was killed before it could say so.
+            outcome = {**outcome, "reused": False}
         line = self.ledger.write("end", run=run, **outcome)
         trial = self.trials[run] = after(self.trials[run], line)
         if trial.role == CANDIDATE and all(t.status in OVER for t in self.trials_with(trial.values)):

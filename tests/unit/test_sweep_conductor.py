@@ -261,3 +261,19 @@ def test_the_live_table_cuts_nothing_but_configurations(tmp_path: Path, width: i
     told = " ".join(lines)
     assert "waiting for one of 1 places: each reserves 1 CPUs and 0.25 GPUs (sweep.resources)" in told
     assert re.search(r"\d more configurations to come", told)
+
+
+def test_what_this_sweep_did_before_it_was_killed_is_not_taken_for_somebody_elses(tmp_path: Path) -> None:
+    """Its run is there and done, yet the ledger does not know: by reports the ledger knows whose it is."""
+    for reports, reused in (((0.5, 0.8), False), ((), True)):
+        conductor = conductor_of(base(tmp_path / str(reused), GRID))
+        job = conductor.next()
+        assert job is not None
+        conductor.started(job.run)
+        if reports:
+            conductor.reported(job.run, *reports)
+        again = conductor_of(base(tmp_path / str(reused), GRID))
+        again.started(job.run)
+        again.ended(job.run, {"status": "done", "value": 0.8, "seconds": 1.0, "reused": True})
+        assert again.trials[job.run].reused is reused
+        assert next(one for one in load_sweep(again.ledger.folder).trials if one.run == job.run).reused is reused
