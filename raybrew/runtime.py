@@ -54,6 +54,7 @@ _PROBE_SECONDS = 2.0
 _LOGGERS = (
     *("ray", "ray.data", "ray.tune", "ray.train"),
     "ray.widgets.util",  # speaks while ray is imported, which sets the level of "ray" before
+    # Those of jobs tell of every upload, and of the end of every connection.
     *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
 )
 #: Where torchao is installed, transformers imports it, and it warns of GPU kernels that this machine cannot load.

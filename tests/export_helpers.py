@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from transformers import (  # type: ignore[attr-defined]
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.models.bigru import BiGRUConfig
 
-__all__ = ["LABELS", "ROWS", "make_model", "write_rows"]
+__all__ = ["LABELS", "ROWS", "make_model", "serve_example", "write_rows"]
 
 _WORDS = tuple(f"{a}{b}" for a in ("ka", "mo", "ti", "re", "su") for b in ("la", "ne", "do", "lu"))
 _SIZES: dict[str, Any] = {
@@ -97,3 +100,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """`rows` as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def serve_example(repo_root: Path) -> ModuleType:
+    """`experiments/serve/student.py` as a module."""
+    spec = importlib.util.spec_from_file_location("student", repo_root / "experiments" / "serve" / "student.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["student"] = module
+    spec.loader.exec_module(module)
+    return module

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import logging
 import os
 import time
 import urllib.error
@@ -25,8 +24,6 @@ _HTTP_SECONDS = 10.0
 #: A cluster whose dashboard answers has its nodes by then.
 _START_SECONDS = 20.0
 _DEFAULT = "http://127.0.0.1:8265"
-#: They tell of every upload, and of the end of every connection.
-_CLIENT_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 #: They would take the place of an address that is given in so many words.
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -104,8 +101,6 @@ def connect(address: str | None = None) -> Client:
     from ray.job_submission import JobSubmissionClient
 
     quiet_ray()  # ray sets levels of its own when it is imported, and so do the modules of its client
-    for name in _CLIENT_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
     with _errors(url, "no Jobs API there"), _without_ray_addresses():
         return Client(url, JobSubmissionClient(url, headers=dict(headers)), headers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.reader import Store
 from raybrew.store.storage import stores_root
+from raybrew.training.run_folder import make_storage
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
@@ -127,6 +129,8 @@ def capture_table(
     """
     names = ", ".join(signal.name for signal in sorted_signals(request))
     update: Callable[[int, str], None] | None = None
+    if experiment.store.path is None:
+        make_storage(Path(experiment.store.storage_path))
     with contextlib.ExitStack() as stack:
 
         def show(progress: CaptureProgress) -> None:

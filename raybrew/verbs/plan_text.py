@@ -27,7 +27,8 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
         rows += [
             (
                 f"{training.unit_name}, steps",
-                f"{training.rows} {training.unit_name}, {training.steps} steps in {round(training.epochs, 2):g} epochs",
+                f"{training.rows} {training.unit_name}, {training.steps} steps in {round(training.epochs, 2):g} "
+                f"epoch{'' if training.epochs == 1 else 's'}",
             ),
             ("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})"),
             ("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})"),

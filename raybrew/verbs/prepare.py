@@ -220,7 +220,8 @@ def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSourc
     Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
     this tokenizer can take.
     """
-    make_storage(Path(experiment.store.storage_path))
+    if experiment.data.cache is None:
+        make_storage(Path(experiment.store.storage_path))
     folder = cache_folder(experiment)
     tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
     encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from export_helpers import ROWS, make_model
+from export_helpers import ROWS, make_model, serve_example
 
 import raybrew
 from raybrew.runtime import ensure_ray, stop_ray
@@ -28,15 +26,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="module")
 def example(repo_root: Path) -> ModuleType:
-    """`experiments/serve/student.py` as a module that workers do not have to find."""
+    """As a module that workers do not have to find."""
     from ray import cloudpickle
 
-    spec = importlib.util.spec_from_file_location("student", repo_root / "experiments" / "serve" / "student.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["student"] = module
-    spec.loader.exec_module(module)
+    module = serve_example(repo_root)
     cloudpickle.register_pickle_by_value(module)
     return module
 

@@ -127,7 +127,9 @@ def test_a_plan_of_an_experiment(project: Path) -> None:
     assert not (project.parent / "runs").exists()
     told = json.loads(json.dumps(found.plain()))
     assert told["price"]["store"] == pytest.approx(found.stored_seconds)
-    captured = raybrew.capture(load_experiment(project, ["store.launcher=local"]))
+    elsewhere = f"data.cache={project.parent / 'cache'}"
+    captured = raybrew.capture(load_experiment(project, ["store.launcher=local", elsewhere]))
+    assert (project.parent / "runs" / ".rayignore").is_file(), "what it makes does not travel with a job"
     assert sum(stored_bytes(captured).values()) == pytest.approx(store.total_bytes, rel=0.02)
     with pytest.raises(ConfigError, match=r"--trials: given 0"):
         plan(experiment, trials=0)

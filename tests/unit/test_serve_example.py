@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from export_helpers import ROWS, make_model
+from export_helpers import ROWS, make_model, serve_example
 
 import raybrew
 
@@ -21,14 +19,7 @@ requests = pytest.importorskip("starlette.requests", reason="needs the extra ser
 
 @pytest.fixture(scope="module")
 def example(repo_root: Path) -> ModuleType:
-    """`experiments/serve/student.py`."""
-    spec = importlib.util.spec_from_file_location("student", repo_root / "experiments" / "serve" / "student.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["student"] = module
-    spec.loader.exec_module(module)
-    return module
+    return serve_example(repo_root)
 
 
 @pytest.fixture(scope="module")
