@@ -57,6 +57,8 @@ class Child:
         if self.pid:
             return
         code = 1
+        # As a program of a terminal has it: one that a script started in the background ignores Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             self._work(verb, load_experiment(project / "experiment.yaml", list(overrides)), pause)
             code = 0
