@@ -239,6 +239,11 @@ def _carried(name: str, module: nn.Module, earlier: Mapping[str, nn.Module]) -> 
 
 
 class _KD:
+    """The KD loss as a divergence: what is shown is 0 where both models agree, at any temperature.
+
+    A cross entropy also has the teacher's entropy in it, which no student can change and which hides what is learnt.
+    """
+
     def __init__(self, config: DistillConfig, head: Head) -> None:
         self.head = head
         options: dict[str, Any] = {"scale_by_temperature_squared": config.scale_by_temperature_squared}
@@ -250,7 +255,10 @@ class _KD:
         schedule, rule = config.temperature_schedule, None
         if schedule is not None:
             rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
-        loss = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token") if ":" in kind else KD_LOSSES[kind].load()
+        if ":" in kind:
+            loss: Callable[..., LossTerm] = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token")
+        else:
+            loss = KD_LOSSES[kind].load_divergence()
         self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
 
     def set_temperature(self, temperature: float) -> None:
