@@ -30,6 +30,7 @@ from raybrew.verbs.inputs import Inputs, TeacherInput
 from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.teachers import check_tokenizers, ready_teachers
+from raybrew.verbs.units import evaluation_units
 from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
@@ -146,19 +147,21 @@ def _one_teacher(
             continue
         teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
         # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
+        evaluation, fitted = evaluation_units(first, ready, tokens, others)
         inputs = Inputs(
             rows.labels,
             encode(first, ready.training, tokens, *others),
-            encode(first, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
+            evaluation,
             ready.num_labelled,
             ready.num_unlabeled,
             teachers,
             task,
+            fitted=fitted,
         )
         stores |= {teacher.store: teacher for teacher in teachers if teacher.store is not None}
         if not num_units:
             described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
-            num_units = inputs.training.num_rows
+            num_units = inputs.training.num_rows + (inputs.compared.num_rows if inputs.compared is not None else 0)
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
         return []

@@ -1,4 +1,4 @@
-"""capture: run the teacher once over all training rows and keep what students will ask for."""
+"""capture: run the teacher once over all training and evaluation rows and keep what students will ask for."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from raybrew.training.run_folder import make_storage
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
-from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
+from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.units import captured_units
 from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["capture", "capture_all", "capture_table", "request_of", "store_root", "usable_rows"]
@@ -92,7 +93,7 @@ def capture_all(
             if one.teacher.source == "live" and len(views) + len(sources) > 2:
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
-            units = units_of(view, rows.training, source, *together)
+            units = captured_units(view, rows, source, *together).whole
             found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label, verify)
     if not found:
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")

@@ -77,6 +77,7 @@ def train_run(
         "student": facts_of_model(run.student, experiment, inputs, config.device, key),
         "best": result["best"],
         "last": result["last"],
+        "chosen": {"by": result["best"]["metric"] if result["best"] is not None else None},
         "steps": result["steps"],
         "ended_by": result["ended_by"],
         "epochs": result["epochs"],
