@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["LOSS", "quality"]
+__all__ = ["LOSS", "quality", "value_of_quality"]
 
 #: Stands for the evaluation loss where a metric is named. No task has a metric of this name.
 LOSS = "loss"
@@ -15,3 +15,8 @@ def quality(judge: str, value: float) -> float:
     if math.isnan(value):
         return -math.inf
     return -value if judge == LOSS else value
+
+
+def value_of_quality(judge: str, quality: float) -> float:
+    """The value that `quality` was made of, as people read it."""
+    return -quality if judge == LOSS else quality

@@ -14,6 +14,7 @@ from raybrew.config import Experiment, StudentConfig
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views
 from raybrew.distillers.ensemble import request_of_member
+from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, DataError
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
@@ -31,7 +32,7 @@ from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.units import captured_units
 from raybrew.verbs.vocabulary import student_tokens
 
-__all__ = ["capture", "capture_all", "capture_table", "request_of", "store_root", "usable_rows"]
+__all__ = ["capture", "capture_all", "capture_table", "likely_objective", "request_of", "store_root", "usable_rows"]
 
 
 def capture(
@@ -205,5 +206,15 @@ def request_of(
 
     `shape` is the teacher that a student's shape is made after.
     """
+    return sorted_signals(likely_objective(view, teachers, labels, shape).teacher_union)
+
+
+def likely_objective(
+    view: Experiment,
+    teachers: Mapping[str | None, ModelSource],
+    labels: tuple[str, ...],
+    shape: ModelSource | None,
+) -> Objective:
+    """The objective of an experiment of one task, before its student is made."""
     config = empty_student(view.student, shape, view.task.kind, labels).config
-    return sorted_signals(objective_of(view, config, teachers).teacher_union)
+    return objective_of(view, config, teachers)
