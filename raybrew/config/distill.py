@@ -294,6 +294,13 @@ class DistillConfig(Section):
         return self.compares_layers or any(part.kd_weight > 0 for part in self.parts)
 
     @property
+    def trains_head(self) -> bool:
+        """Whether the last stage, which is judged, has a loss on the student's logits; else the task's head stays as it
+        was and its metrics say nothing of what is learnt."""
+        last = self.parts[-1]
+        return last.kd_weight > 0 or last.hard_label_weight > 0
+
+    @property
     def trains_in_teacher(self) -> bool:
         """Whether the student trains inside its teacher, in any stage."""
         return any(part.theseus is not None for part in self.parts)

@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag
 from raybrew.config.base import Section, identity_of
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
+from raybrew.config.judge import LOSS
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import StudentConfig
@@ -65,6 +66,11 @@ class Experiment(Section):
         from raybrew.config.loading import load_experiment
 
         return load_experiment(path, overrides, check_files)
+
+    @property
+    def judge(self) -> str:
+        """What chooses among a student's checkpoints: `task.metric`, or LOSS where nothing trains the head."""
+        return self.task.metric if self.distill.trains_head else LOSS
 
     def _repr_html_(self) -> str:
         """What is not a default, as YAML, for notebooks."""

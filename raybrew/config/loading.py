@@ -19,6 +19,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.sweep_judge import check_judges
 from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.errors import ConfigError, first_line
 
@@ -81,6 +82,7 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
         # The space last: each of its corners is a whole experiment.
         corner = functools.partial(build_experiment, check_files=check_files)
         raise_problems(source, check_sweep(experiment, experiment.sweep, corner))
+        raise_problems(source, check_judges(experiment))
     return experiment
 
 

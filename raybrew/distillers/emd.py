@@ -48,10 +48,11 @@ class LayerWeights(nn.Module):
         """Earth mover's distance between student and teacher layers at the present weights, which then move.
 
         With `of_all_ranks`, what `loss` counts, costs are means over the micro-batches of all ranks, which so have one
-        flow and equal weights; all ranks must call it. The host waits for the device once.
+        flow and equal weights; all ranks must call it. An evaluation, in which each rank has batches of its own, takes
+        the flow of its batch. The host waits for the device once.
         """
         costs = layer_costs(given, wanted, mask, loss=loss)
-        if of_all_ranks is not None and mask is not None and dist.is_initialized():
+        if of_all_ranks is not None and mask is not None and self.training and dist.is_initialized():
             costs = _mean_of_ranks(costs, count_items(of_all_ranks, mask))
         parts = (costs.double().flatten(), self.teacher_weights, self.student_weights)
         numbers = torch.cat(parts).cpu().numpy()

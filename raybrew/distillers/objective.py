@@ -19,21 +19,17 @@ from torch import Tensor, nn
 from raybrew.config.distill import DistillConfig
 from raybrew.distillers.emd import emd_terms
 from raybrew.distillers.matches import LayerMatch
+from raybrew.distillers.signal_terms import Batch, KDOnSignals, LabelsOnSignals, MatchOnSignals
 from raybrew.distillers.tables import PROJECTIONS
-from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
 from raybrew.errors import LossError
 from raybrew.losses.own import OwnLoss, load_own
-from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
+from raybrew.losses.table import MATCH_LOSSES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.models.shapes import TeacherDims
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals
 from raybrew.tasks.heads import ClassHead, Head
 
 __all__ = ["Batch", "Objective", "StageTerms", "TermSpec", "build_objective", "in_stages"]
-
-#: One micro-batch: `input_ids`, `attention_mask` and perhaps `token_type_ids` (batch, length); `logits_mask` (batch,),
-#: 0 for rows that only pad a worker's share; `labels`, `items` and `item_mask` as the task's head takes them.
-Batch = Mapping[str, Tensor]
 
 #: What the count of a term is taken from: compared logits, labelled items, or rows, tokens, pairs of the inputs.
 COUNT_KEYS = ("logits", "labels", "row", "token", "pair")
@@ -196,11 +192,11 @@ def build_objective(
     teacher: set[Signal] = set()
     projections: dict[str, nn.Module] = {}
     if config.kd_weight > 0:
-        terms.append(TermSpec("kd", config.kd_weight, "logits", _KD(config, head)))
+        terms.append(TermSpec("kd", config.kd_weight, "logits", KDOnSignals(config, head)))
         student.add(LOGITS)
         teacher.add(LOGITS)
     if config.hard_label_weight > 0:
-        terms.append(TermSpec("label", config.hard_label_weight, "labels", _LabelTerm(head)))
+        terms.append(TermSpec("label", config.hard_label_weight, "labels", LabelsOnSignals(head)))
         student.add(LOGITS)
     for match in matches:
         entry = _entry_of(match)
@@ -213,7 +209,9 @@ def build_objective(
         key = match.name.replace(".", "_")
         if projection is not None:
             projection = projections[key] = _carried(key, projection, earlier)
-        terms.append(TermSpec(match.name, match.weight, match.per or entry.per, _Match(match, loss, projection)))
+        terms.append(
+            TermSpec(match.name, match.weight, match.per or entry.per, MatchOnSignals(match, loss, projection))
+        )
         student.update(match.student_signals)
         teacher.update(match.teacher_signals)
     if config.emd is not None and dims is not None:
@@ -236,78 +234,6 @@ def _carried(name: str, module: nn.Module, earlier: Mapping[str, nn.Module]) -> 
             "on from stage to stage; give both the same"
         )
     return there
-
-
-class _KD:
-    def __init__(self, config: DistillConfig, head: Head) -> None:
-        self.head = head
-        options: dict[str, Any] = {"scale_by_temperature_squared": config.scale_by_temperature_squared}
-        kind = head.kd_loss if config.kd_loss.kind == "auto" else config.kd_loss.kind
-        if kind == "js":
-            options["beta"] = config.kd_loss.beta
-        if kind in ("skew_kl", "skew_reverse_kl"):
-            options["alpha"] = config.kd_loss.alpha
-        schedule, rule = config.temperature_schedule, None
-        if schedule is not None:
-            rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
-        loss = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token") if ":" in kind else KD_LOSSES[kind].load()
-        self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
-
-    def set_temperature(self, temperature: float) -> None:
-        self.term.temperature = temperature
-
-    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        if student[LOGITS].shape != teacher[LOGITS].shape:
-            raise LossError(
-                f"kd: student logits {tuple(student[LOGITS].shape)} and teacher logits {tuple(teacher[LOGITS].shape)} "
-                "differ; both models need the same classes, and the same items of each row"
-            )
-        return self.term(*self.head.compared(student[LOGITS], teacher[LOGITS], batch))
-
-
-def _temperature_rule(kind: str, beta: float, gamma: float | None) -> TemperatureRule:
-    function = TEMPERATURES[kind].load()
-    options: dict[str, float] = {"beta": beta}
-    if kind == "flsw":
-        options["gamma"] = 1.0 if gamma is None else gamma
-
-    def rule(student: Tensor, teacher: Tensor, base: float, mask: Tensor | None) -> float | Tensor:
-        temperature: float | Tensor = function(student, teacher, base, **options, mask=mask)
-        return temperature
-
-    return rule
-
-
-class _LabelTerm:
-    def __init__(self, head: Head) -> None:
-        self.head = head
-
-    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        return self.head.label_loss(student[LOGITS], batch)
-
-
-class _Match:
-    def __init__(self, match: LayerMatch, loss: Callable[..., LossTerm], projection: nn.Module | None) -> None:
-        self.match = match
-        self.term = MatchTerm(match.name, loss, projection)
-
-    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        given = [student[signal] for signal in self.match.student_signals]
-        wanted = [teacher[signal] for signal in self.match.teacher_signals]
-        mask = batch["logits_mask"]
-        if self.match.student.layer is not None or (self.match.student.module is not None and given[0].dim() > 2):
-            mask = batch["attention_mask"] * mask.unsqueeze(-1)
-            # Attention is (batch, heads, length, length), all else (batch, length, dim).
-            length = -1 if self.match.student.kind in PAIR_KINDS else 1
-            for one, other in zip(given, wanted, strict=True):
-                if one.shape[0] != other.shape[0] or one.shape[length] != other.shape[length]:
-                    raise LossError(
-                        f"{self.match.name}: student {tuple(one.shape)} and teacher {tuple(other.shape)} are not over "
-                        "the same tokens"
-                    )
-        if len(given) == 1:
-            return self.term(given[0], wanted[0], mask)
-        return self.term(given, wanted, mask)
 
 
 def _entry_of(match: LayerMatch) -> LossEntry:

@@ -25,6 +25,7 @@ from raybrew.losses.term import LossTerm, Per, count_items
 
 __all__ = [
     "bce",
+    "binary_kl",
     "ce",
     "hard_label_ce",
     "js",
@@ -95,6 +96,27 @@ def bce(
     inputs = _prepare("bce", student, teacher, mask, temperature, class_mask)
     per_class = F.binary_cross_entropy_with_logits(inputs.student, inputs.teacher.sigmoid(), reduction="none")
     return _term(_mean_over_classes(per_class, inputs), inputs, scale_by_temperature_squared)
+
+
+@full_precision
+def binary_kl(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 1.0,
+    class_mask: Tensor | None = None,
+    scale_by_temperature_squared: bool = False,
+) -> LossTerm:
+    """KL of the teacher's and the student's sigmoids, mean over classes: `bce` less its value where both agree.
+
+    The gradient is that of `bce`, bit for bit, because the part that is subtracted depends on the teacher alone.
+    """
+    inputs = _prepare("binary_kl", student, teacher, mask, temperature, class_mask)
+    probs = inputs.teacher.sigmoid()
+    per_class = F.binary_cross_entropy_with_logits(inputs.student, probs, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(inputs.teacher, probs, reduction="none")
+    return _term(_mean_over_classes(per_class - entropy, inputs), inputs, scale_by_temperature_squared)
 
 
 @full_precision

@@ -28,10 +28,15 @@ class LossEntry:
     pairs: bool = False  #: each side may be two layers
     same_width: bool = True  #: both sides need one width (hidden) or one number of heads (attention)
     temperature_power: int = 0  #: the gradient falls with T to this power; `scale_by_temperature_squared` undoes it
+    divergence: str = ""  #: module:function with the same gradient that is 0 where both sides agree; empty: `target` is
 
     def load(self) -> Callable[..., Any]:
         """Imports the function (and with it torch)."""
         return load_target(self.target)
+
+    def load_divergence(self) -> Callable[..., Any]:
+        """Imports the function that trains alike and is 0 where student and teacher agree."""
+        return load_target(self.divergence or self.target)
 
 
 def load_target(target: str) -> Callable[..., Any]:
@@ -45,7 +50,7 @@ def _by_name(*entries: LossEntry, **aliases: LossEntry) -> Mapping[str, LossEntr
     return MappingProxyType({**{entry.name: entry for entry in entries}, **aliases})
 
 
-def _kd(name: str, summary: str, paper: str, *, temperature_power: int = 2) -> LossEntry:
+def _kd(name: str, summary: str, paper: str, *, temperature_power: int = 2, divergence: str = "") -> LossEntry:
     return LossEntry(
         name=name,
         target=f"raybrew.losses.logits:{name}",
@@ -54,14 +59,15 @@ def _kd(name: str, summary: str, paper: str, *, temperature_power: int = 2) -> L
         summary=summary,
         paper=paper,
         temperature_power=temperature_power,
+        divergence=divergence and f"raybrew.losses.logits:{divergence}",
     )
 
 
 #: Losses between teacher and student logits: f(student, teacher, mask, *, temperature, class_mask, ...).
 KD_LOSSES: Mapping[str, LossEntry] = _by_name(
-    _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531"),
+    _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531", divergence="kl"),
     _kd("mse", "squared error of the logits", "arXiv:1312.6184"),
-    _kd("bce", "binary cross entropy of the two sigmoids, for multi-label tasks", ""),
+    _kd("bce", "binary cross entropy of the two sigmoids, for multi-label tasks", "", divergence="binary_kl"),
     _kd("kl", "KL(teacher || student)", "arXiv:1503.02531"),
     _kd("reverse_kl", "KL(student || teacher)", "arXiv:2306.08543"),
     _kd("js", "generalised Jensen-Shannon divergence with share beta", "arXiv:2306.13649"),

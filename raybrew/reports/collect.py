@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from raybrew.config.judge import LOSS, quality
 from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
 from raybrew.tracking.jsonl import read_metrics
@@ -24,7 +25,10 @@ MARKS = ("identity.json", "summary.json", "metrics.jsonl")
 
 @dataclasses.dataclass(frozen=True)
 class BestResult:
-    """The best evaluation of a run: the final one of `summary.json`, or the best so far of an unfinished run."""
+    """The best evaluation of a run: the final one of `summary.json`, or the best so far of an unfinished run.
+
+    `metric` is a metric of the task, or `loss`: the evaluation loss, of which less is better. `metrics` are the task's.
+    """
 
     metric: str
     value: float
@@ -32,6 +36,11 @@ class BestResult:
     epoch: float | None
     metrics: dict[str, float]
     final: bool
+
+    @property
+    def score(self) -> float:
+        """`value` as a number of which more is better."""
+        return quality(self.metric, self.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +119,18 @@ class RunRecord:
                 final=True,
             )
         record = next((record for record in reversed(self.evals) if record.get("best") is True), None)
-        metric = str(dict_at(self.config, "task").get("metric") or "accuracy")
-        if record is None or number(record.get(f"eval/{metric}")) is None:
+        if record is None:
             return None
-        metrics = {name.removeprefix("eval/"): value for name, value in record.items() if name.startswith("eval/")}
-        metrics.pop("rows", None)
-        plain = _numbers(metrics)
+        metric = str(record.get("judge") or dict_at(self.config, "task").get("metric") or "accuracy")
+        value = number(record.get(f"eval/{metric}"))
+        if value is None:
+            return None
+        named = {name.removeprefix("eval/"): each for name, each in record.items() if name.startswith("eval/")}
+        metrics = {
+            name: each for name, each in named.items() if name not in ("rows", LOSS) and not name.startswith("loss/")
+        }
         return BestResult(
-            metric, plain[metric], integer(record.get("step")), number(record.get("epoch")), plain, final=False
+            metric, value, integer(record.get("step")), number(record.get("epoch")), _numbers(metrics), final=False
         )
 
     @property

@@ -11,12 +11,19 @@ from typing import Any
 
 from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
+from raybrew.config.judge import LOSS
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
 
-__all__ = ["Comparison", "compare", "control_of"]
+__all__ = ["LOSSES_DIFFER", "Comparison", "compare", "control_of"]
+
+#: A note of comparisons whose runs are judged by their evaluation losses.
+LOSSES_DIFFER = (
+    "Nothing trains the head of these students, so their checkpoints are chosen by evaluation losses, which are of "
+    "different terms, weights or teachers and do not rank one student before another."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,8 @@ class Comparison:
     metric: str
     """The metric of most rows, which `best` goes by."""
     best: Row | None
-    """The finished student of the highest mean; without students the best control, else the best teacher."""
+    """The finished student of the best mean; without students the best control, else the best teacher. None where
+    students are judged by losses that do not compare."""
     notes: tuple[str, ...]
     """What a reader must know to compare these rows."""
 
@@ -84,9 +92,12 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     for role in ("student", "control", "teacher"):
         best = best or max(
             (row for row in finished if row.role == role),
-            key=lambda row: (row.quality.mean if row.quality else 0.0, -(row.parameters or 0)),
+            key=lambda row: (row.score, -(row.parameters or 0)),
             default=None,
         )
+    if metric == LOSS and len({_loss_key(row) for row in finished}) > 1:
+        best = None
+        notes.append(LOSSES_DIFFER)
     if len({evaluation_key(row.runs[0]) for row in rows if row.runs}) > 1:
         notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
     if len({run.machine for run in runs if run.machine}) > 1:
@@ -375,5 +386,12 @@ def _differences(row: Row, control: Row) -> tuple[str, ...]:
 
 
 def _order(row: Row, metric: str) -> tuple[Any, ...]:
-    value = row.quality.mean if row.quality is not None and row.metric == metric else float("-inf")
-    return row.role != "teacher", not row.done, -value, row.parameters or 0, row.name
+    score = row.score if row.metric == metric else float("-inf")
+    return row.role != "teacher", not row.done, -score, row.parameters or 0, row.name
+
+
+def _loss_key(row: Row) -> str:
+    """Equal for rows whose evaluation losses may be compared: of the same terms, weights and teacher."""
+    settings, best = settings_of(row.runs[0]), dict_at(row.runs[0].summary or {}, "best")
+    parts = [settings.get("distill"), settings.get("teacher"), sorted(dict_at(best, "losses"))]
+    return json.dumps(parts, sort_keys=True, default=str)

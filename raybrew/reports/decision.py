@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from raybrew.config.judge import LOSS
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import (
     metric_scale,
@@ -164,6 +165,11 @@ def _cautions(best: Row, comparison: Comparison) -> tuple[str, ...]:
         found.append("The gain by distillation is no larger than its spread over seeds.")
     if gain is not None and gain.differences:
         found.append(f"Student and control also differ in {', '.join(gain.differences)}.")
+    if best.metric == LOSS:
+        found.append(
+            "Nothing trains the head of this student: the evaluation loss says how close its layers come to its "
+            "teacher's, and metrics of the task say nothing yet."
+        )
     rows, quality = best.eval_rows, best.quality.mean if best.quality else None
     if best.metric == "accuracy" and rows and quality is not None and 0 < quality < 1:
         error = metric_scale(best.metric) * math.sqrt(quality * (1 - quality) / rows)
@@ -180,6 +186,9 @@ def _cautions(best: Row, comparison: Comparison) -> tuple[str, ...]:
 
 def _without_best(comparison: Comparison) -> Decision:
     finished = [row for row in comparison.rows if row.done and row.runs]
+    if any(row.quality is not None for row in finished):
+        words = "The runs have finished; their evaluation losses differ in kind, so none is the best."
+        return Decision(words, "", (_size_tile(finished[0]), *_time_tiles(finished[0])), comparison.notes)
     if finished:
         return Decision(
             "The runs have finished, but nothing was evaluated.",
@@ -190,7 +199,7 @@ def _without_best(comparison: Comparison) -> Decision:
     so_far = [row for row in comparison.rows if row.quality is not None and row.runs]
     if not so_far:
         return Decision("No run has finished yet.", "Nothing has been evaluated so far.", (), comparison.notes)
-    row = max(so_far, key=lambda row: row.quality.mean if row.quality else 0.0)
+    row = max(so_far, key=lambda row: row.score)
     return Decision(
         "No run has finished yet.",
         f"Best so far: {row.name}, {_quality(row, comparison)} {_metric(row)}.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from raybrew.config.judge import LOSS
+
 __all__ = [
     "ABSENT",
     "PERCENT_METRICS",
@@ -33,6 +35,7 @@ def metric_scale(metric: str) -> float:
 def metric_title(metric: str) -> str:
     """Name of a metric as a column head: `accuracy %`, `MCC`."""
     names = {"mcc": "MCC", "macro_f1": "macro F1", "micro_f1": "micro F1", "weighted_f1": "weighted F1", "f1": "F1"}
+    names[LOSS] = "evaluation loss"
     name = names.get(metric, metric.replace("_", " "))
     return f"{name} %" if metric in PERCENT_METRICS else name
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from raybrew.config.judge import LOSS
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
 from raybrew.reports.numbers import metric_scale, metric_title
@@ -28,13 +29,13 @@ def _course_plot(record: SweepRecord, key: str, best: str | None) -> Plot | None
     members = [trial for trial in record.trials if trial.member is not None and key in trial.values]
     if not record.rounds or not members:
         return None
-    scale = metric_scale(record.metric)
+    scale, best_of = metric_scale(record.metric), min if record.metric == LOSS else max
     figure = new_figure("share of the steps, %", key.rsplit(".", 1)[-1])
     for trial in sorted(members, key=lambda trial: (trial.run == best, trial.status == "done", trial.number)):
         group = "best" if trial.run == best else "gave way" if trial.status == "stopped" else "other members"
         end = 1.0 if trial.status == "done" else trial.share
         course = [point for point in trial.course(key) if point[0] <= end]
-        value = trial.value if trial.value is not None else max((v for _, v in trial.reports), default=float("nan"))
+        value = trial.value if trial.value is not None else best_of((v for _, v in trial.reports), default=float("nan"))
         text = safe(f"member {trial.member}, trial {trial.number}: {key}={trial.show(key)}; {value * scale:.2f}")
         figure.add_trace(
             go.Scatter(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from raybrew.config.judge import quality
 from raybrew.reports.collect import Role, RunRecord, RunStatus, dict_at, integer, number
 
 __all__ = ["Gain", "Row", "Stat", "evaluation_key", "group_runs", "model_name", "row_of", "settings_of"]
@@ -96,6 +98,11 @@ class Row:
     @property
     def done(self) -> bool:
         return self.status == "done"
+
+    @property
+    def score(self) -> float:
+        """The mean of `quality` as a number of which more is better; the least of all without one."""
+        return -math.inf if self.quality is None else quality(self.metric, self.quality.mean)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from raybrew.config.judge import quality as score_of
+from raybrew.config.judge import value_of_quality
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
 from raybrew.reports.compare import Comparison
@@ -38,7 +40,9 @@ def sweep_plots(record: SweepRecord, comparison: Comparison) -> list[Plot]:
     if record.rounds:
         # A member has many values; what an effect of one of them would be is not to be told apart.
         best = comparison.best
-        chosen = max(best.runs, key=lambda run: run.best.value if run.best else 0.0) if best and best.runs else None
+        chosen = (
+            max(best.runs, key=lambda run: run.best.score if run.best else -math.inf) if best and best.runs else None
+        )
         return course_plots(record, chosen.folder.name if chosen else None)
     configurations = _configurations(record)
     keys = sorted(record.space, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
@@ -181,7 +185,7 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
     if len(configurations) < 3 or len(keys) < 2:
         return None
     scale = metric_scale(record.metric)
-    qualities = [quality for _, quality, _ in configurations]
+    qualities = [score_of(record.metric, value) for _, value, _ in configurations]
     low, high = min(qualities), max(qualities)
     figure = new_figure("", None)
     axes = {key: _axis_of(record, key, [v[key] for v, *_ in configurations if key in v]) for key in keys}
@@ -189,8 +193,8 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
     order = sample(everything, _MAX_LINES)
     traces: list[go.Scatter] = []
     for index in order:
-        values, quality, _ = configurations[index]
-        share = (quality - low) / (high - low) if high > low else 1.0
+        values, value, _ = configurations[index]
+        share = (qualities[index] - low) / (high - low) if high > low else 1.0
         is_best = index == order[-1]
         shade = _SEQUENTIAL[min(int(share * len(_SEQUENTIAL)), len(_SEQUENTIAL) - 1)]
         heights = [axes[key][0](values[key]) if key in values else None for key in keys]
@@ -208,7 +212,7 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
                 name="best" if is_best else "configurations",
                 legendgroup="best" if is_best else "configurations",
                 showlegend=index in (order[0], order[-1]),
-                text=[safe(f"{_short(values)}: {quality * scale:.2f}")] * (len(keys) + 1),
+                text=[safe(f"{_short(values)}: {value * scale:.2f}")] * (len(keys) + 1),
                 hovertemplate="%{text}<extra></extra>",
             )
         )
@@ -217,7 +221,7 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
         for height, text in axes[key][1]:
             _note(figure, place, height, text)
     for height, value in ((0.0, low), (1.0, high)):
-        _note(figure, len(keys), height, f"{value * scale:.1f}")
+        _note(figure, len(keys), height, f"{value_of_quality(record.metric, value) * scale:.1f}")
     names = [key.rsplit(".", 1)[-1] for key in keys] + [metric_title(record.metric)]
     figure.update_xaxes(
         tickmode="array", tickvals=list(range(len(names))), ticktext=[safe(name) for name in names],

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from raybrew.config.judge import LOSS
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
-from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.compare import LOSSES_DIFFER, Comparison, compare
 from raybrew.reports.numbers import metric_title
 from raybrew.reports.rows import Row
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
@@ -47,10 +48,8 @@ class Cost:
 def rule_of(metric: str, finalists: bool) -> str:
     """The one rule by which a sweep's best is chosen, in words."""
     among = ", among those run again with more seeds" if finalists else ""
-    return (
-        f"Best: the highest {metric_title(metric).removesuffix(' %')} of each run's best checkpoint, mean over seeds"
-        f"{among}; ties go to fewer parameters."
-    )
+    best = "lowest evaluation loss" if metric == LOSS else f"highest {metric_title(metric).removesuffix(' %')}"
+    return f"Best: the {best} of each run's best checkpoint, mean over seeds{among}; ties go to fewer parameters."
 
 
 def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) -> Comparison:
@@ -61,7 +60,9 @@ def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) ->
     comparison = compare(found)
     rows = tuple(_named(row, roles) for row in comparison.rows)
     best = best_row(rows, record)
-    notes = [*comparison.notes, *_latency_notes(record, found), rule_of(record.metric, bool(record.finalists()))]
+    # A sweep starts only if the losses of its trials compare.
+    told = [note for note in comparison.notes if note != LOSSES_DIFFER]
+    notes = [*told, *_latency_notes(record, found), rule_of(record.metric, bool(record.finalists()))]
     return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes))
 
 
@@ -86,7 +87,7 @@ def best_row(rows: Sequence[Row], record: SweepRecord) -> Row | None:
             if row.done and row.quality is not None and any(run.folder.name in wanted for run in row.runs)
         ]
         if eligible:
-            return max(eligible, key=lambda row: (row.quality.mean if row.quality else 0.0, -(row.parameters or 0)))
+            return max(eligible, key=lambda row: (row.score, -(row.parameters or 0)))
     return None
 
 
@@ -95,7 +96,7 @@ def best_run(record: SweepRecord) -> str | None:
     row = leaderboard(record).best
     if row is None:
         return None
-    scored = [(run.best.value, -(run.seed or 0), run.folder.name) for run in row.runs if run.best is not None]
+    scored = [(run.best.score, -(run.seed or 0), run.folder.name) for run in row.runs if run.best is not None]
     return max(scored)[2] if scored else None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raybrew.config.judge import LOSS, value_of_quality
 from raybrew.config.scrub import scrub
 from raybrew.config.space import show_value_of
 from raybrew.errors import RunError
@@ -57,7 +58,7 @@ class TrialRecord:
     (by the scheduler) or `failed`."""
     rerun: bool = False
     reports: tuple[tuple[float, float], ...] = ()
-    """(share of all steps, metric) of each evaluation."""
+    """(share of all steps, quality) of each evaluation; in a SweepRecord the metric or loss itself."""
     value: float | None = None
     seconds: float | None = None
     overhead: float | None = None
@@ -111,6 +112,7 @@ class SweepRecord:
     experiment: dict[str, Any]
     command: str | None
     metric: str
+    """What its trials are judged by: a metric of the task, or `loss`, the evaluation loss, of which less is better."""
     trials: tuple[TrialRecord, ...]
     teachers: tuple[dict[str, Any], ...]
     sessions: tuple[dict[str, Any], ...]
@@ -180,18 +182,39 @@ def load_sweep(folder: str | Path) -> SweepRecord:
     if head is None:
         raise RunError(f"{folder / LEDGER} has no line of kind `sweep`; remove the folder to start the sweep anew")
     experiment = head["experiment"]
+    metric = str(head.get("judge") or (experiment.get("task") or {}).get("metric") or "accuracy")
     return SweepRecord(
         folder=folder,
         name=str(head.get("name") or folder.parent.name),
         experiment=experiment,
         command=head.get("command"),
-        metric=str((experiment.get("task") or {}).get("metric") or "accuracy"),
-        trials=trials_of(records),
+        metric=metric,
+        trials=tuple(_with_values(trial, metric) for trial in trials_of(records)),
         teachers=tuple(record for record in records if record.get("kind") == "teacher"),
         sessions=sessions_of(records),
-        rounds=tuple(record for record in records if record.get("kind") == "round"),
+        rounds=tuple(_round_with_values(record, metric) for record in records if record.get("kind") == "round"),
         closed=_closed(records),
     )
+
+
+def _with_values(trial: TrialRecord, metric: str) -> TrialRecord:
+    """`trial` with values of `metric` as people read them in place of qualities, of which more is better."""
+    if metric != LOSS:
+        return trial
+    paused = trial.paused_at
+    return dataclasses.replace(
+        trial,
+        reports=tuple((share, value_of_quality(metric, each)) for share, each in trial.reports),
+        value=None if trial.value is None else value_of_quality(metric, trial.value),
+        paused_at=None if paused is None else (*paused[:2], value_of_quality(metric, paused[2])),
+    )
+
+
+def _round_with_values(record: dict[str, Any], metric: str) -> dict[str, Any]:
+    scores = {
+        run: None if score is None else value_of_quality(metric, score) for run, score in record["scores"].items()
+    }
+    return {**record, "scores": scores}
 
 
 def trials_of(records: Iterable[Mapping[str, Any]]) -> tuple[TrialRecord, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.space import DEFAULT_TRIALS
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.sweep_judge import sweep_judge
 from raybrew.errors import ConfigError
 from raybrew.reports.sweeps import CANDIDATE, TrialRecord, after, new_trial, sessions_of, trials_of
 from raybrew.sweeps.jobs import LASTING, Job, canonical, control_jobs, make_job, shape_of
@@ -51,6 +52,7 @@ class Conductor:
         assert base.sweep is not None
         self.base = base
         self.sweep: SweepConfig = base.sweep
+        self.judge = sweep_judge(base)  #: the metric or LOSS; values of trials are qualities, higher being better
         self.ledger = ledger
         self.control_epochs = control_epochs
         self.objectives = objectives
@@ -264,7 +266,7 @@ class Conductor:
                 self.add(job, values)
 
     def ranking(self) -> list[dict[str, Any]]:
-        """Finished configurations, best first: mean of `task.metric`, ties to fewer parameters."""
+        """Finished configurations, best first: mean of their quality, ties to fewer parameters."""
         scored = []
         for index, values in enumerate(self._configurations()):
             done = [t for t in self.trials_with(values) if t.status == "done" and t.value is not None]

@@ -43,7 +43,7 @@ def finish_sweep(conductor: Conductor, view: SweepReporter) -> None:
         _copy(folder.parent / best / "student", folder / "best")
         record = load_run(folder.parent / best)
         value = record.best.value if record.best else float("nan")
-        view.say(f"best student: {folder / 'best'} ({conductor.base.task.metric} {value:.4f}, run {best})")
+        view.say(f"best student: {folder / 'best'} ({conductor.judge} {value:.4f}, run {best})")
     if freed:
         view.say(f"{freed / 1e6:.1f} MB of states and students of other configurations removed")
 

@@ -64,8 +64,11 @@ def shape_of(job: Job) -> str:
 def control_jobs(base: Experiment, job: Job, group: str, epochs: int, num_seeds: int, rerun: bool = False) -> list[Job]:
     """The controls of the student of `job`: labels alone, and with unlabelled rows the teacher's logits alone.
 
-    A control has no use for unlabelled rows, so it takes its steps from the labelled ones in `epochs` epochs.
+    A control has no use for unlabelled rows, so it takes its steps from the labelled ones in `epochs` epochs. A student
+    whose head is not trained has none: it is judged by a loss that a control does not have.
     """
+    if not job.experiment.distill.trains_head:
+        return []
     student = job.experiment.student.model_dump(mode="json")
     alone: dict[str, Any] = {
         "student": student,

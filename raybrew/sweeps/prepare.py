@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
@@ -16,13 +18,15 @@ from raybrew.config.space import apply_values, corners, planned_trainings, show_
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.views import one_teacher, task_views
 from raybrew.distillers.ensemble import request_of_member
+from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, RaybrewError
 from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal, sorted_signals
+from raybrew.store.plan import unique_rows
 from raybrew.store.reader import Store, describe
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
-from raybrew.verbs.capture import request_of
+from raybrew.verbs.capture import likely_objective
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
@@ -30,6 +34,7 @@ from raybrew.verbs.inputs import Inputs, TeacherInput
 from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.teachers import check_tokenizers, ready_teachers
+from raybrew.verbs.units import evaluation_units
 from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
@@ -83,11 +88,12 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
             groups.setdefault((name, key), []).append(_Member(values, experiment, view))
     passes: list[TeacherPass] = []
     problems: dict[str, Problem] = {}
+    judged_by: dict[str | None, dict[str, dict[str, Any]]] = {}
     for (name, _), members in groups.items():
         # All trainings of a task divide among the groups, whose members share what the teacher says.
         count = sum(len(others) for (other, _), others in groups.items() if other == name)
         trainings = max(1, round(planned_trainings(base.sweep) * len(members) / count))
-        passes += _one_teacher(name, members, reporter, problems, trainings)
+        passes += _one_teacher(name, members, reporter, problems, trainings, judged_by.setdefault(name, {}))
     raise_problems("sweep", list(problems.values()))
     return passes
 
@@ -120,14 +126,26 @@ def _one_teacher(
     reporter: Reporter,
     problems: dict[str, Problem],
     trainings: int,
+    judged_by: dict[str, dict[str, Any]],
 ) -> list[TeacherPass]:
-    """The pass of one `teacher` section, which may name several teachers, over one set of rows of a task."""
+    """The pass of one `teacher` section, which may name several teachers, over one set of rows of a task.
+
+    `judged_by` are the evaluation losses that judge students of this task so far, each with values that have it.
+    """
     first = members[0].view
     sources = teacher_sources(first, None)
     if not sources:
         return []
     rows = read_rows(first, next(iter(sources.values())), reporter.say)
-    asked = _asked(members, sources, rows, reporter, problems)
+    asked = _asked(members, sources, rows, reporter, problems, judged_by)
+    if len(judged_by) > 1:
+        shown = [f"{loss} with {_shown(values)}" for loss, values in list(judged_by.items())[:2]]
+        text = (
+            "no configuration trains the task's head, so each is judged by its evaluation loss, but losses of "
+            f"different terms, weights or teachers cannot be ranked: {', and '.join(shown)}; leave them as they are, "
+            "or give a last stage with kd_weight or hard_label_weight"
+        )
+        problems.setdefault("losses", Problem("sweep.space", text))
     union = set().union(*asked.values())
     if problems or not union:
         return []
@@ -146,19 +164,22 @@ def _one_teacher(
             continue
         teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
         # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
+        evaluation, fitted = evaluation_units(first, ready, tokens, others)
         inputs = Inputs(
             rows.labels,
             encode(first, ready.training, tokens, *others),
-            encode(first, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
+            evaluation,
             ready.num_labelled,
             ready.num_unlabeled,
             teachers,
             task,
+            fitted=fitted,
         )
         stores |= {teacher.store: teacher for teacher in teachers if teacher.store is not None}
         if not num_units:
             described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
-            num_units = inputs.training.num_rows
+            ids = [part.ids for part in (inputs.training, inputs.compared) if part is not None]
+            num_units = len(unique_rows(np.concatenate(ids)))
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
         return []
@@ -179,6 +200,7 @@ def _asked(
     rows: Rows,
     reporter: Reporter,
     problems: dict[str, Problem],
+    judged_by: dict[str, dict[str, Any]],
 ) -> dict[ModelSource, set[Signal]]:
     """What students ask of the teachers, by the tokenizer of the student. Notes impossible ones in `problems`."""
     found: dict[ModelSource, set[Signal]] = {}
@@ -195,7 +217,8 @@ def _asked(
         try:
             check_functions(experiment, say_once)
             shape = student_teacher(experiment, None)
-            request = request_of(view, sources, rows.labels.names, shape)
+            objective = likely_objective(view, sources, rows.labels.names, shape)
+            request = sorted_signals(objective.teacher_union)
             if student not in tokens_of:
                 of_all = _rows_of_all(experiment, view, rows, reporter)
                 tokens_of[student] = student_tokens(experiment, shape, of_all, say_once)
@@ -205,11 +228,25 @@ def _asked(
                 if wanted:
                     check_tokenizers(one_teacher(view, name), source, tokens, wanted, name)
         except RaybrewError as error:
-            shown = ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
-            problems.setdefault(str(error), Problem("sweep.space", f"impossible with {shown}: {error}"))
+            problems.setdefault(str(error), Problem("sweep.space", f"impossible with {_shown(values)}: {error}"))
             continue
         found.setdefault(tokens, set()).update(request)
+        if not view.distill.trains_head:
+            judged_by.setdefault(_loss_in_words(view, objective), values)
     return found
+
+
+def _loss_in_words(view: Experiment, objective: Objective) -> str:
+    """The loss that judges a student whose head is not trained; equal where such losses may be compared."""
+    last = objective.stages[-1]
+    words = [f"{term.name} x {term.weight * (term.schedule(1.0) if term.schedule else 1.0):g}" for term in last.terms]
+    heads = {match.relation_heads for match in view.distill.parts[-1].matches} - {None}
+    words += [f"({count} relation heads)" for count in sorted(heads, key=str)]
+    return f"{' + '.join(words)} of {view.teacher.model or ', '.join(view.teacher.members)}"
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
 
 
 def _rows_of_all(whole: Experiment, view: Experiment, rows: Rows, reporter: Reporter) -> list[tuple[Experiment, Any]]:

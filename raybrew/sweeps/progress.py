@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from raybrew.config.judge import LOSS, value_of_quality
 from raybrew.reports.numbers import metric_scale, metric_title, show_seconds
 from raybrew.reports.sweeps import CANDIDATE, TrialRecord
 from raybrew.sweeps.conductor import Conductor
@@ -113,17 +114,17 @@ def live_table(conductor: Conductor, slots: int, width: int = 120) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    metric = conductor.base.task.metric
-    heads = ["trial", "configuration", "seed", "progress", metric_title(metric), "time"]
+    judge = conductor.judge
+    heads = ["trial", "configuration", "seed", "progress", metric_title(judge), "time"]
     running = sorted((conductor.trials[run] for run in list(conductor.running)), key=lambda one: one.number)
     rows: list[tuple[list[str], str]] = []
     for trial in running[:_RUNNING]:
         spent = time.time() - conductor.running.get(trial.run, time.time())
-        rows.append((_cells(trial, metric, f"{100 * trial.share:.0f} %", spent), "cyan"))
+        rows.append((_cells(trial, judge, f"{100 * trial.share:.0f} %", spent), "cyan"))
     shown = conductor.trials.best()
     for trial in shown:
         style = "red" if trial.status == "failed" else "dim" if trial.role != CANDIDATE else ""
-        rows.append((_cells(trial, metric, trial.status, trial.seconds), style))
+        rows.append((_cells(trial, judge, trial.status, trial.seconds), style))
     widest = [max(map(len, column)) + 2 for column in zip(heads, *(cells for cells, _ in rows), strict=True)]
     table = Table(title=_title(conductor), title_justify="left", title_style="bold", box=None, padding=(0, 1))
     for place, head in enumerate(heads):
@@ -164,7 +165,7 @@ def _title(conductor: Conductor) -> str:
 def _line(trial: TrialRecord, conductor: Conductor) -> str:
     role = "" if trial.role == CANDIDATE else f" ({trial.role})"
     head = f"trial {trial.number}{role}: {trial.label}, seed {trial.seed}"
-    metric = conductor.base.task.metric
+    judge = conductor.judge
     if trial.status == "running":
         if trial.error is not None:
             return f"{head}: its process is gone ({trial.error}); goes on from its last checkpoint"
@@ -173,21 +174,27 @@ def _line(trial: TrialRecord, conductor: Conductor) -> str:
         return f"{head}: goes on at {100 * trial.paused_at[1]:.0f} % of its steps"
     if trial.status == "failed":
         return f"{head}: failed: {trial.error}"
-    value = value_of(trial) * metric_scale(metric)
+    named = f"{metric_title(judge)} {_shown(judge, value_of(trial))}"
     took = f" in {show_seconds(trial.seconds)}" if trial.seconds is not None else ""
     if trial.status == "paused" and trial.paused_at is not None:
-        value = trial.paused_at[2] * metric_scale(metric)
-        return f"{head}: at {100 * trial.paused_at[1]:.0f} % of its steps, {metric_title(metric)} {value:.2f}"
+        named = f"{metric_title(judge)} {_shown(judge, trial.paused_at[2])}"
+        return f"{head}: at {100 * trial.paused_at[1]:.0f} % of its steps, {named}"
     if trial.status == "stopped" and trial.member is not None:
-        return f"{head}: gives way, {metric_title(metric)} {value:.2f} at {100 * trial.share:.0f} % of its steps"
+        return f"{head}: gives way, {named} at {100 * trial.share:.0f} % of its steps"
     if trial.status == "stopped":
-        return f"{head}: stopped at {100 * trial.share:.0f} % of its steps, {metric_title(metric)} {value:.2f}"
+        return f"{head}: stopped at {100 * trial.share:.0f} % of its steps, {named}"
     again = ", was there already" if trial.reused else took
-    return f"{head}: {metric_title(metric)} {value:.2f}{again}"
+    return f"{head}: {named}{again}"
 
 
-def _cells(trial: TrialRecord, metric: str, progress: str, seconds: float | None) -> list[str]:
+def _shown(judge: str, quality: float) -> str:
+    """The value that a quality was made of, as people read it."""
+    value = value_of_quality(judge, quality)
+    return f"{value:.4g}" if judge == LOSS else f"{value * metric_scale(judge):.2f}"
+
+
+def _cells(trial: TrialRecord, judge: str, progress: str, seconds: float | None) -> list[str]:
     value = value_of(trial)
     name = trial.label if trial.label == trial.role or trial.role == CANDIDATE else f"{trial.role}: {trial.label}"
-    shown = "" if value != value else f"{value * metric_scale(metric):.2f}"
+    shown = "" if value != value else _shown(judge, value)
     return [str(trial.number), name, str(trial.seed), progress, shown, show_seconds(seconds) if seconds else ""]

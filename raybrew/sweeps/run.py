@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.judge import LOSS, quality
 from raybrew.config.space import space_notes
+from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
@@ -42,14 +44,17 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
     if experiment.sweep is None:
         raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
     view = quiet_or(reporter)
-    for note in space_notes(experiment):
+    for note in [*space_notes(experiment), *judge_notes(experiment)]:
         if note.startswith("warning"):
             view.say(note)
     folder = sweep_folder(experiment)
     ledger = Ledger(folder)
     with ledger.locked(), _told_how_to_go_on(ledger):
         if not ledger.records():
-            ledger.write("sweep", name=experiment.name, experiment=experiment.plain(), command=command_line())
+            judge = sweep_judge(experiment)
+            ledger.write(
+                "sweep", name=experiment.name, experiment=experiment.plain(), command=command_line(), judge=judge
+            )
         conductor = Conductor(
             experiment,
             ledger,
@@ -144,8 +149,10 @@ def _objectives_from(folder: Path, names: tuple[str, ...]) -> Callable[[str], tu
             summary = json.loads((folder / run / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        best = dict_at(summary, "best")
+        value = number(best.get("value"))
         measured = {
-            "quality": number(dict_at(summary, "best").get("value")),
+            "quality": None if value is None else quality(str(best.get("metric")), value),
             "parameters": number(dict_at(summary, "student").get("parameters")),
             "megabytes": number(dict_at(summary, "student").get("megabytes")),
             "latency": number(dict_at(summary, "latency_ms").get("batch_1")),
@@ -169,6 +176,11 @@ def _older(experiment: Experiment) -> tuple[Older, ...]:
     names = experiment.sweep.search.objectives
     for folder in folders:
         record = load_sweep(folder)
+        if record.metric == LOSS:
+            raise ConfigError(
+                f"sweep.warm_start: {folder} was judged by its evaluation loss, which does not compare with "
+                f"{experiment.task.metric}; name another sweep"
+            )
         objectives = _objectives_from(folder.parent, names)
         for trial in record.trials_of("done"):
             values = objectives(trial.run) if trial.role == CANDIDATE else None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.judge import quality
 from raybrew.config.stages import stage_names
 from raybrew.errors import Interrupted, RunError
 from raybrew.training.checkpoints import Checkpoints
@@ -41,7 +42,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     if os.path.isdir(spec["cwd"]):
         os.chdir(spec["cwd"])  # paths in experiments are relative to where the command was given
     experiment = Experiment.model_validate(spec["experiment"])
-    metric = experiment.task.metric
+    judge = experiment.judge
     until: float | None = spec["until"]
     folder = RunFolder.of(experiment, "distill").path
     stopped = threading.Event()
@@ -49,18 +50,20 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
     def report(metrics: dict[str, Any]) -> bool:
         nonlocal pause
+        if metrics["quality"] is None:
+            return stopped.is_set()  # the teacher has nothing for any evaluation row
         try:
-            tune.report({"percent": round(100 * metrics["share"], 4), "quality": float(metrics[metric])})
+            tune.report({"percent": round(100 * metrics["share"], 4), "quality": float(metrics["quality"])})
         except SystemExit:  # how Tune ends a function that its scheduler stops
             stopped.set()
         if until is not None and metrics["share"] >= until - _CLOSE:
-            pause = {"step": metrics["step"], "share": metrics["share"], "value": float(metrics[metric])}
+            pause = {"step": metrics["step"], "share": metrics["share"], "value": float(metrics["quality"])}
         return stopped.is_set() or pause is not None
 
     before = _trained_seconds(folder)
     try:
-        pause = _has_paused(folder, until, metric)
-        outcome = {"status": "paused", **pause} if pause else _distill(experiment, spec["command"], report, metric)
+        pause = _has_paused(folder, until, judge)
+        outcome = {"status": "paused", **pause} if pause else _distill(experiment, spec["command"], report)
     except Interrupted as error:
         if stopped.is_set():
             # As Tune ends a function itself: a return would make it report once more, and nobody listens any more.
@@ -83,7 +86,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     tune.report(outcome)
 
 
-def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> dict[str, Any]:
+def _distill(experiment: Experiment, command: str, report: Any) -> dict[str, Any]:
     from raybrew.verbs.distill import distill
     from raybrew.verbs.prepare import keep_rows
 
@@ -96,26 +99,27 @@ def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> 
     folder = RunFolder.of(experiment, "distill").path
     before = _trained_seconds(folder)
     names = stage_names(experiment.distill)
-    with _stop_workers(folder, report, metric, names[-1] if names else None) if several else _nothing():
+    with _stop_workers(folder, report, experiment.judge, names[-1] if names else None) if several else _nothing():
         result = _when_unlocked(
             lambda: distill(experiment, report=False, command=command, on_evaluation=None if several else report)
         )
     summary = result.summary
     best = summary.get("best") or {}
-    outcome: dict[str, Any] = {"status": "done", "value": best.get("value"), "reused": result.already_done}
+    value = None if best.get("value") is None else quality(best["metric"], best["value"])
+    outcome: dict[str, Any] = {"status": "done", "value": value, "reused": result.already_done}
     if not result.already_done:
         outcome["training_seconds"] = max(0.0, float(summary["wall_seconds"]) - before)
     return outcome
 
 
-def _has_paused(folder: Path, until: float | None, metric: str) -> dict[str, Any] | None:
+def _has_paused(folder: Path, until: float | None, judge: str) -> dict[str, Any] | None:
     """Where a trial stands that had come to its pause when its process died before it was told of."""
     steps = Checkpoints(folder / "checkpoints", 1).steps()
     total = _steps_in_all(folder)
     if until is None or not steps or not total or steps[-1] / total < until - _CLOSE:
         return None
     # Lines of a step are on the disk before its checkpoint.
-    value = dict(_evaluations(folder, metric, None)).get(steps[-1])
+    value = dict(_evaluations(folder, judge, None)).get(steps[-1])
     return None if value is None else {"step": steps[-1], "share": steps[-1] / total, "value": value}
 
 
@@ -156,7 +160,7 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_workers(folder: Path, report: Any, metric: str, stage: str | None) -> Iterator[None]:
+def _stop_workers(folder: Path, report: Any, judge: str, stage: str | None) -> Iterator[None]:
     """While Ray Train's workers run: their evaluations, read from the run's own file, are reported from here.
 
     With stages, those of the last one, `stage`.
@@ -164,12 +168,12 @@ def _stop_workers(folder: Path, report: Any, metric: str, stage: str | None) -> 
     done = threading.Event()
 
     def follow() -> None:
-        seen = len(_evaluations(folder, metric, stage))
+        seen = len(_evaluations(folder, judge, stage))
         while not done.wait(0.3):
-            found = _evaluations(folder, metric, stage)
+            found = _evaluations(folder, judge, stage)
             for step, value in found[seen:]:
                 total = _steps_in_all(folder)
-                if total and report({"share": step / total, metric: value}):
+                if total and report({"share": step / total, "quality": value}):
                     (folder / STOP_FILE).touch()
             seen = max(seen, len(found))
 
@@ -182,7 +186,8 @@ def _stop_workers(folder: Path, report: Any, metric: str, stage: str | None) -> 
         thread.join(timeout=5)
 
 
-def _evaluations(folder: Path, metric: str, stage: str | None) -> list[tuple[int, float]]:
+def _evaluations(folder: Path, judge: str, stage: str | None) -> list[tuple[int, float]]:
+    """Step and quality of each evaluation of a stage."""
     from raybrew.tracking.jsonl import read_metrics
 
     try:
@@ -190,9 +195,9 @@ def _evaluations(folder: Path, metric: str, stage: str | None) -> list[tuple[int
     except RunError:
         return []
     return [
-        (record["step"], record[f"eval/{metric}"])
+        (record["step"], quality(judge, record[f"eval/{judge}"]))
         for record in records
-        if record.get("kind") == "eval" and f"eval/{metric}" in record and record.get("stage") == stage
+        if record.get("kind") == "eval" and f"eval/{judge}" in record and record.get("stage") == stage
     ]
 
 

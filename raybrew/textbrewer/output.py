@@ -16,6 +16,7 @@ from raybrew.errors import CheckpointError, EnvironmentProblem
 from raybrew.textbrewer.configs import TrainingConfig
 from raybrew.tracking.tensorboard import EventWriter
 from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.evaluation import Evaluation
 
 __all__ = ["Callback", "TrainingOutput"]
 
@@ -78,8 +79,8 @@ class TrainingOutput:
                 values[tag] = values.get(tag, 0.0) + record[f"loss/{name}"]
         self._writer.add(record["step"], {f"scalar/{tag}": value for tag, value in values.items()})
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
-        return {}
+    def evaluate(self, trainee: Any) -> Evaluation:
+        return Evaluation({}, {})
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         return None

@@ -148,7 +148,7 @@ class Pace:
 class AdaptorProgram:
     """One `train()` of a distiller."""
 
-    metric = ""
+    judge = ""
     save_seconds = float("inf")
 
     def __init__(
@@ -266,7 +266,7 @@ class AdaptorProgram:
     def saves_at(self, step: int) -> bool:
         return step in self.pace.save_steps
 
-    def gives_up(self, metrics: Mapping[str, float]) -> bool:
+    def gives_up(self, quality: float | None) -> bool:
         return False
 
     def state_dict(self, context: Context) -> dict[str, Any]:

@@ -28,7 +28,7 @@ __all__ = ["NOT_FINITE", "TEXT_KEYS", "MetricsLog", "read_metrics"]
 #: How numbers that JSON lacks are written.
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 #: Keys whose values are always text, whatever they spell.
-TEXT_KEYS = frozenset({"kind", "event", "message", "stage"})
+TEXT_KEYS = frozenset({"kind", "event", "message", "stage", "judge"})
 
 
 class MetricsLog:

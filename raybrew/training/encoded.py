@@ -16,7 +16,7 @@ from raybrew.data.sampler import BatchSize, Order
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import Teacher
 from raybrew.models.forward import forward
-from raybrew.signals import Signal
+from raybrew.signals import LOGITS, Signal
 from raybrew.training.context import Context
 from raybrew.training.optim import build_optimizer, learning_rate_factor
 from raybrew.training.stages import Stages
@@ -46,8 +46,21 @@ class Trainee(nn.Module):
         if self.theseus is not None and self.theseus.runs_in(self.objective.stage):
             run = self.theseus.hybrid
         outputs = forward(self.student, inputs, self.objective.student_request, run)
+        return self._terms(outputs, teacher, inputs)
+
+    def measure(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the student alone, and sum and count of each term, by one forward pass."""
+        outputs = forward(self.student, inputs, self.objective.student_request | {LOGITS})
+        return outputs[LOGITS], *self._terms(outputs, teacher, inputs)
+
+    def _terms(self, outputs: Any, teacher: Any, inputs: Any) -> tuple[Tensor, Tensor]:
         terms = self.objective(outputs, teacher, inputs)
         return torch.stack([term.sum for term in terms]), torch.stack([term.count for term in terms])
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of the steps that each term has a part in."""
+        return (1.0,) * len(self.objective.terms)
 
 
 def build_order(lengths: np.ndarray, config: TrainConfig) -> Order:
@@ -78,14 +91,14 @@ class EncodedProgram:
         teacher: Teacher | Sequence[Teacher],
         loader: StepLoader,
         config: TrainConfig,
-        metric: str,
+        judge: str,
         stages: Stages | None = None,
     ) -> None:
         self.trainee = trainee
         self.teachers = (teacher,) if not isinstance(teacher, Sequence) else tuple(teacher)  #: one for each stage
         self.loader = loader
         self.config = config
-        self.metric = metric
+        self.judge = judge
         self.learning_rates = values_over("train.learning_rate", config.learning_rate, config.changes)
         self.optimizer: torch.optim.Optimizer = build_optimizer([trainee], config, trainee.student)
         # Layers that are not replaced, embeddings and heads get no gradient inside the teacher.
@@ -150,8 +163,8 @@ class EncodedProgram:
         epoch = self.order.epoch_of(step)
         return step == self.order.first_step(epoch) and epoch % (epochs or 1) == 0
 
-    def gives_up(self, metrics: Mapping[str, float]) -> bool:
-        return self.patience is not None and bool(metrics) and self.patience.ends_with(metrics[self.metric])
+    def gives_up(self, quality: float | None) -> bool:
+        return self.patience is not None and quality is not None and self.patience.ends_with(quality)
 
     def state_dict(self, context: Context) -> dict[str, Any]:
         # The step, which names the checkpoint, is all that order and rates depend on.
@@ -171,7 +184,7 @@ class Patience:
         self.waited = 0
 
     def ends_with(self, value: float) -> bool:
-        """Take the value of one more evaluation, higher being better; True when it is one too many."""
+        """Take the quality of one more evaluation, higher being better; True when it is one too many."""
         if self.best is None or value > self.best + self.config.min_delta:
             self.best, self.waited = value, 0
         else:

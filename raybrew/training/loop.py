@@ -20,9 +20,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from raybrew.config.judge import quality
 from raybrew.distillers.objective import Objective
 from raybrew.errors import Interrupted
 from raybrew.training.context import Context
+from raybrew.training.evaluation import Evaluation
 from raybrew.training.optim import clip_gradients, trained_parameters
 from raybrew.training.parallel import (
     full_state,
@@ -81,8 +83,8 @@ class Program(Protocol):
         ...
 
     @property
-    def metric(self) -> str:
-        """Which metric the best student has the highest value of."""
+    def judge(self) -> str:
+        """What the best student has the highest value of: a metric; or LOSS, of which it has the lowest."""
         ...
 
     @property
@@ -138,8 +140,11 @@ class Program(Protocol):
     def logs_at(self, step: int) -> bool: ...
     def evaluates_at(self, step: int) -> bool: ...
     def saves_at(self, step: int) -> bool: ...
-    def gives_up(self, metrics: Mapping[str, float]) -> bool:
-        """Whether training ends with this evaluation, before its last step. Every rank gets the same metrics."""
+    def gives_up(self, quality: float | None) -> bool:
+        """Whether training ends with this evaluation, before its last step. Every rank gets the same quality.
+
+        It is what `judge` says, higher being better; None where nothing was evaluated.
+        """
         ...
 
     def state_dict(self, context: Context) -> dict[str, Any]:
@@ -156,8 +161,8 @@ class Hooks(Protocol):
         """One line of metrics."""
         ...
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
-        """Metrics of the student, named without prefix; the same on every rank."""
+    def evaluate(self, trainee: Any) -> Evaluation:
+        """Metrics and losses of the trainee's student, named without prefix; the same on every rank."""
         ...
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -177,7 +182,7 @@ class Outcome:
     epochs: float
     seconds: float
     best: dict[str, Any] | None
-    last: dict[str, float]
+    last: Evaluation
     judged: int = 0  #: evaluations that could have chosen the best student
     ended_by: str | None = None  #: `early_stopping`, if that ended it before its last step
 
@@ -191,7 +196,8 @@ def train(
     after a save when a worker was asked to stop; DivergenceError when loss or gradient are no longer finite, before
     anything is evaluated or saved of that.
     A stage begins with a fresh optimizer, as a training of its own would. Evaluations before the last stage, of which
-    heads may not have learnt anything, are logged, but neither choose the best student nor end training.
+    heads may not have learnt anything, are logged, but neither choose the best student nor end training. Where the last
+    stage trains no head either, its evaluation loss chooses (`Program.judge`).
     """
     device = context.device
     trainee, optimizer, num_steps, stages = program.trainee, program.optimizer, program.num_steps, program.stages
@@ -201,7 +207,7 @@ def train(
     objective.enter(stages.at(max(0, (state["step"] if state is not None else 0) - 1)))
     window = Window(objective.names, device)
     best: dict[str, Any] | None = None
-    last_metrics: dict[str, float] = {}
+    evaluated = Evaluation({}, {})
     ended_by: str | None = None
     num_judged = 0
     step, elapsed_before = 0, 0.0
@@ -212,7 +218,10 @@ def train(
         program.load_state_dict(state["program"], context.rank)
         if state["window"]["num_steps"]:
             window.load(state["window"], on_this_rank=context.rank == 0)
-        best, last_metrics, elapsed_before = state["best"], state["last_metrics"], state["seconds"]
+        best, elapsed_before = state["best"], state["seconds"]
+        if best is not None and best["metric"] != program.judge:
+            best = None  # of a version that judged otherwise, which does not compare
+        evaluated = Evaluation(state["last_metrics"], state.get("last_losses", {}))
         step, ended_by, num_judged = state["step"], state["ended_by"], state.get("judged", 0)
     module = context.wrap(trainee, find_unused=program.find_unused)
     weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
@@ -231,10 +240,9 @@ def train(
             "window": window.over_all_ranks(context),
         }
         if context.rank == 0:
-            own = {"scaler": precision.scaler.state_dict(), "best": best, "last_metrics": last_metrics}
-            hooks.save(
-                step, parts | own | {"step": step, "ended_by": ended_by, "judged": num_judged, "seconds": seconds()}
-            )
+            own = {"scaler": precision.scaler.state_dict(), "best": best, "ended_by": ended_by, "judged": num_judged}
+            last = {"last_metrics": evaluated.metrics, "last_losses": evaluated.losses}
+            hooks.save(step, parts | own | last | {"step": step, "seconds": seconds()})
 
     for batch in program.steps() if ended_by is None else ():
         if stages.begins_at(batch.step):
@@ -292,21 +300,24 @@ def train(
         program.end_step()
         if program.evaluates_at(step) or at_end:
             window.check(context, precision.is_scaled, program.example_ids)
-            last_metrics = hooks.evaluate(trainee.student)
-            metric = program.metric
-            num_judged += judged and bool(last_metrics)
-            is_best = judged and bool(last_metrics) and (best is None or last_metrics[metric] > best["value"])
+            evaluated = hooks.evaluate(trainee)
+            judge, value = program.judge, evaluated.value(program.judge)
+            score = None if value is None else quality(judge, value)
+            num_judged += judged and score is not None
+            is_best = judged and score is not None and (best is None or score > quality(judge, best["value"]))
             if is_best:
-                best = position | {"metric": metric, "value": last_metrics[metric], "metrics": last_metrics}
+                best = position | {"metric": judge, "value": value}
+                best |= {"metrics": evaluated.metrics, "losses": evaluated.losses}
                 student_weights = full_state(trainee.student)
                 if context.rank == 0:
                     hooks.keep_best(trainee.student, best, student_weights)
             if context.rank == 0:
-                named = {f"eval/{name}": value for name, value in last_metrics.items()}
-                hooks.log(position | {"kind": "eval", "time": seconds()} | stage | named | {"best": is_best})
-            if judged and program.gives_up(last_metrics) and not at_end:
+                named = {f"eval/{name}": each for name, each in evaluated.named(judge).items()}
+                chosen = {"judge": judge, "best": is_best}
+                hooks.log(position | {"kind": "eval", "time": seconds()} | stage | named | chosen)
+            if judged and program.gives_up(score) and not at_end:
                 ended_by = "early_stopping"
-            reported = position | {"share": step / num_steps} | last_metrics
+            reported = position | {"share": step / num_steps, "quality": score} | evaluated.named(judge)
             if judged and context.report(reported) and not at_end:
                 save(step)
                 raise Interrupted(f"stopped after step {step} of {num_steps} by its launcher; the state is saved")
@@ -316,7 +327,7 @@ def train(
         if ended_by:
             break
 
-    return Outcome(step, program.epochs_after(step), seconds(), best, last_metrics, num_judged, ended_by)
+    return Outcome(step, program.epochs_after(step), seconds(), best, evaluated, num_judged, ended_by)
 
 
 def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:

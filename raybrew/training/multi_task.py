@@ -18,9 +18,10 @@ from raybrew.data.loader import MicroBatch
 from raybrew.data.multi_task import MultiTaskLoader, TaskStep
 from raybrew.distillers.objective import Objective, StageTerms
 from raybrew.distillers.teachers import Teacher
+from raybrew.losses.term import LossTerm
 from raybrew.models.forward import forward
 from raybrew.models.multi_task import MultiTaskStudent
-from raybrew.signals import Signal
+from raybrew.signals import LOGITS, Signal
 from raybrew.training.encoded import EncodedProgram
 from raybrew.training.stages import Stages
 
@@ -70,11 +71,13 @@ class MultiTaskTrainee(nn.Module):
         objectives: Mapping[str, Objective],
         weights: Mapping[str, float],
         runs: Mapping[str, Callable[..., Any]] | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.objective = joint_objective(objectives, weights)
         self.runs = runs or {}  #: stand in for calling the models of tasks
+        self.share_of = shares or dict.fromkeys(objectives, 1.0)  #: of the steps, for each task
         # Not modules of this one: their projections are the joint objective's.
         self._objectives = dict(objectives)
 
@@ -90,6 +93,11 @@ class MultiTaskTrainee(nn.Module):
             starts.append(starts[-1] + len(self.of_task(task).terms))
         return {task: slice(*starts[index : index + 2]) for index, task in enumerate(self.tasks)}
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of the steps that each term has a part in."""
+        return tuple(self.share_of[task] for task in self.tasks for _ in self.of_task(task).terms)
+
     def of_task(self, task: str) -> Objective:
         """The objective of one task, in the stage of the joint one."""
         objective = self._objectives[task]
@@ -102,12 +110,21 @@ class MultiTaskTrainee(nn.Module):
         outputs = forward(
             self.student[inputs.task], inputs.batch, objective.student_request, self.runs.get(inputs.task)
         )
-        terms = objective(outputs, teacher, inputs.batch)
-        span = self.spans[inputs.task]
-        before, after = span.start, len(self.objective.terms) - span.stop
-        sums = torch.stack([term.sum for term in terms])
-        counts = torch.stack([term.count for term in terms])
-        return nn.functional.pad(sums, (before, after)), nn.functional.pad(counts, (before, after))
+        return self._among_all(inputs.task, objective(outputs, teacher, inputs.batch))
+
+    def measure_task(
+        self, task: str, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the task's student, and every task's terms as `forward` gives them, by one forward pass."""
+        objective = self.of_task(task)
+        outputs = forward(self.student[task], inputs, objective.student_request | {LOGITS})
+        return outputs[LOGITS], *self._among_all(task, objective(outputs, teacher, inputs))
+
+    def _among_all(self, task: str, terms: Sequence[LossTerm]) -> tuple[Tensor, Tensor]:
+        span = self.spans[task]
+        around = span.start, len(self.objective.terms) - span.stop
+        sums, counts = (torch.stack(values) for values in zip(*terms, strict=True))
+        return nn.functional.pad(sums, around), nn.functional.pad(counts, around)
 
 
 @dataclasses.dataclass
@@ -153,10 +170,10 @@ class MultiTaskProgram(EncodedProgram):
         teachers: Mapping[str, Teacher | Sequence[Teacher]],
         loader: MultiTaskLoader,
         config: TrainConfig,
-        metric: str,
+        judge: str,
         stages: Stages | None = None,
     ) -> None:
-        super().__init__(trainee, (), loader, config, metric, stages)  # type: ignore[arg-type]
+        super().__init__(trainee, (), loader, config, judge, stages)  # type: ignore[arg-type]
         self.teachers_of = {task: _for_each_stage(teachers[task]) for task in trainee.tasks}
         self._places = {task: place for place, task in enumerate(trainee.tasks)}
         self.find_unused = True  # the other tasks' heads

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 __all__ = [
@@ -52,6 +52,7 @@ def shard(trainee: nn.Module, student: nn.Module, device: torch.device) -> None:
                 fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)
     fully_shard(trainee, mesh=mesh)
+    register_fsdp_forward_method(trainee, "measure")
 
 
 def is_sharded(module: nn.Module) -> bool:

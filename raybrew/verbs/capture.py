@@ -1,4 +1,4 @@
-"""capture: run the teacher once over all training rows and keep what students will ask for."""
+"""capture: run the teacher once over all training and evaluation rows and keep what students will ask for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from raybrew.config import Experiment, StudentConfig
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views
 from raybrew.distillers.ensemble import request_of_member
+from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, DataError
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
@@ -26,11 +27,12 @@ from raybrew.training.run_folder import make_storage
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.objective import objective_of
-from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of, units_of
+from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.units import captured_units
 from raybrew.verbs.vocabulary import student_tokens
 
-__all__ = ["capture", "capture_all", "capture_table", "request_of", "store_root", "usable_rows"]
+__all__ = ["capture", "capture_all", "capture_table", "likely_objective", "request_of", "store_root", "usable_rows"]
 
 
 def capture(
@@ -92,7 +94,7 @@ def capture_all(
             if one.teacher.source == "live" and len(views) + len(sources) > 2:
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
-            units = units_of(view, rows.training, source, *together)
+            units = captured_units(view, rows, source, *together).whole
             found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label, verify)
     if not found:
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
@@ -204,5 +206,15 @@ def request_of(
 
     `shape` is the teacher that a student's shape is made after.
     """
+    return sorted_signals(likely_objective(view, teachers, labels, shape).teacher_union)
+
+
+def likely_objective(
+    view: Experiment,
+    teachers: Mapping[str | None, ModelSource],
+    labels: tuple[str, ...],
+    shape: ModelSource | None,
+) -> Objective:
+    """The objective of an experiment of one task, before its student is made."""
     config = empty_student(view.student, shape, view.task.kind, labels).config
-    return sorted_signals(objective_of(view, config, teachers).teacher_union)
+    return objective_of(view, config, teachers)

@@ -22,14 +22,22 @@ from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
-from raybrew.verbs.inputs import Inputs, fingerprints_of
+from raybrew.verbs.inputs import Inputs, TeacherInput, fingerprints_of
 from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows, same_tokens
+from raybrew.verbs.prepare import (
+    Rows,
+    check_labels,
+    check_teacher_labels,
+    encode,
+    read_rows,
+    same_tokens,
+)
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.scoring import score_run
 from raybrew.verbs.teachers import ready_teachers
 from raybrew.verbs.training import train_run
+from raybrew.verbs.units import evaluation_units
 from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["distill"]
@@ -48,6 +56,8 @@ def distill(
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
+    Where no loss of the last stage reads the student's logits, nothing trains the head that the metric judges; then the
+    checkpoint with the lowest evaluation loss is kept.
     `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
     step. The same call continues an interrupted run and returns a finished one at once. `on_evaluation` hears of each
     evaluation and may end the training of one worker; `command` is what the run notes as its command. With `score_test`
@@ -116,30 +126,40 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
     view = task.view
     teachers, rows, others = ready_teachers(view, task.sources, task.request, task.rows, tokens, reporter, task.name)
     training = encode(view, rows.training, tokens, *others)
+    evaluation, fitted = evaluation_units(view, rows, tokens, others)
     if any(part.hard_label_weight > 0 for part in view.distill.parts):
         check_labels(view, rows, training, reporter.say)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
     if view.task.kind == "qa":
         # Start and end are places among tokens; those of another tokenizer are found by their characters.
         teachers = tuple(
-            teacher
-            if same_tokens(teacher.source, tokens)
-            else dataclasses.replace(
-                teacher, aligned=str(encode(view, rows.training, teacher.source, tokens, *others).folder)
-            )
+            teacher if same_tokens(teacher.source, tokens) else _aligned(view, rows, teacher, tokens, others)
             for teacher in teachers
         )
     return Inputs(
         rows.labels,
         training,
-        encode(view, rows.evaluation.table, tokens) if rows.evaluation is not None else None,
+        evaluation,
         rows.num_labelled,
         rows.num_unlabeled,
         teachers,
         task.name,
         several.tasks[str(task.name)].weight if several is not None else 1.0,
         rows.num_augmented,
+        fitted,
     )
+
+
+def _aligned(
+    view: Experiment, rows: Rows, teacher: TeacherInput, tokens: ModelSource, others: Sequence[ModelSource]
+) -> TeacherInput:
+    """`teacher` with its own tokens of all rows."""
+    aligned = encode(view, rows.training, teacher.source, tokens, *others)
+    teacher = dataclasses.replace(teacher, aligned=str(aligned.folder))
+    if rows.evaluation is None:
+        return teacher
+    evaluation = encode(view, rows.evaluation.table, teacher.source, tokens, *others)
+    return dataclasses.replace(teacher, aligned_evaluation=str(evaluation.folder))
 
 
 def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class TeacherInput:
     fingerprint: str | None = None
     aligned: str | None = None
     """Folder of the training rows in this teacher's tokens, where items depend on them and the student's differ."""
+    aligned_evaluation: str | None = None
+    """The same of the evaluation rows."""
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -50,6 +52,13 @@ class Inputs:
     task: str | None = None  #: name among several
     weight: float = 1.0
     num_augmented: int = 0  #: of the unlabelled rows
+    fitted: EncodedRows | None = None
+    """The evaluation rows in units that fit the teachers' tokenizers too; None where these are no others."""
+
+    @property
+    def compared(self) -> EncodedRows | None:
+        """The evaluation rows on which losses are computed."""
+        return self.evaluation if self.fitted is None else self.fitted
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values, for a process elsewhere."""
@@ -59,6 +68,7 @@ class Inputs:
             "labels": list(self.labels.names),
             "training_rows": str(self.training.folder),
             "evaluation_rows": str(self.evaluation.folder) if self.evaluation is not None else None,
+            "fitted_rows": str(self.fitted.folder) if self.fitted is not None else None,
             "num_labelled": self.num_labelled,
             "num_unlabeled": self.num_unlabeled,
             "num_augmented": self.num_augmented,
@@ -68,7 +78,7 @@ class Inputs:
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Inputs:
         """What `plain` gave, its rows opened."""
-        evaluation = values["evaluation_rows"]
+        evaluation, fitted = values["evaluation_rows"], values["fitted_rows"]
         return cls(
             Labels(tuple(values["labels"])),
             open_encoded(Path(values["training_rows"])),
@@ -79,6 +89,7 @@ class Inputs:
             values["task"],
             values["weight"],
             values["num_augmented"],
+            open_encoded(Path(fitted)) if fitted is not None else None,
         )
 
     def fingerprints(self) -> dict[str, Any]:

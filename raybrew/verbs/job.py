@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.config import Experiment, TrainConfig
+from raybrew.config.judge import LOSS
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.errors import DivergenceError, Interrupted
@@ -29,6 +30,7 @@ from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import FAILURES_FILE, Context
+from raybrew.training.evaluation import Evaluation, losses_of
 from raybrew.training.loop import train
 from raybrew.training.parallel import full_state
 from raybrew.training.precision import Precision
@@ -63,6 +65,9 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
             hooks.note(f"student: {parts.description}")
         try:
             program = build_program(experiment, parts, config, start_step, context)
+            if start_step == 0:
+                for line in _how_judged(parts, program.judge, experiment.task.metric):
+                    hooks.note(line)
             outcome = train(program, context, precision, hooks, state)
             if outcome.best is None:
                 # Without evaluation rows the last student is the one to keep.
@@ -78,7 +83,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,
         "best": outcome.best,
-        "last": {"metrics": outcome.last},
+        "last": outcome.last._asdict(),
         "judged": outcome.judged,
         "ended_by": outcome.ended_by,
         "workers": context.world_size,
@@ -94,6 +99,24 @@ def newest_state(checkpoints: Checkpoints, context: Context) -> tuple[int, dict[
     if step is None:
         return 0, None
     return step, found[1] if found is not None else checkpoints.load(step)
+
+
+def _how_judged(parts: Parts, judge: str, metric: str) -> list[str]:
+    """What a user should know about how checkpoints are chosen and on how many rows losses are computed."""
+    evaluated = {part.name: part.evaluated.rows for part in parts.tasks if part.evaluated is not None}
+    lines = []
+    if evaluated and judge == LOSS:
+        lines.append(
+            f"no loss of the last stage reads the student's logits, so its head is not trained and {metric} says "
+            "nothing: the checkpoint with the lowest evaluation loss is kept"
+        )
+    for name, rows in evaluated.items():
+        if not rows.all():
+            lines.append(
+                f"{name + ': ' if name else ''}evaluation losses leave out {int((~rows).sum())} of {len(rows)} rows, "
+                "for which the teacher has nothing to compare; metrics count all"
+            )
+    return lines
 
 
 def joint_metrics(found: Mapping[str, Mapping[str, float]], judged_by: Mapping[str, str]) -> dict[str, float]:
@@ -200,14 +223,20 @@ class _RunHooks:
         self.metrics.write(record)
         self.trackers.log(record)
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
-        found = {
-            part.name: part.metrics(student, self.parts.tokenizer, self.context, self.precision)
-            for part in self.parts.tasks
-        }
-        self.scores = {name: scores for name, (_, scores) in found.items() if scores is not None}
-        metrics = {name: each for name, (each, _) in found.items()}
-        return joint_metrics(metrics, {part.name: part.view.task.metric for part in self.parts.tasks})
+    def evaluate(self, trainee: Any) -> Evaluation:
+        objective = trainee.objective
+        objective.start_step(1.0)  # the temperature at the end, for all evaluations; the next step takes its own
+        metrics: dict[str, dict[str, float]] = {}
+        totals = torch.zeros(2, len(objective.terms), dtype=torch.float64, device=self.context.device)
+        for part in self.parts.tasks:
+            found = part.evaluate(trainee, self.parts.tokenizer, self.context, self.precision)
+            metrics[part.name] = found.metrics
+            if found.totals is not None:
+                totals += found.totals
+            if found.scores is not None:
+                self.scores[part.name] = found.scores
+        judged_by = {part.name: part.view.task.metric for part in self.parts.tasks}
+        return Evaluation(joint_metrics(metrics, judged_by), losses_of(objective, totals, trainee.shares))
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         for part in self.parts.tasks:

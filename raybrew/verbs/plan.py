@@ -35,8 +35,9 @@ from raybrew.verbs.functions import check_functions
 from raybrew.verbs.plan_student import likely_vocabulary, student_plan
 from raybrew.verbs.plan_training import probe_inputs, together, training_plan
 from raybrew.verbs.planned import Plan, StorePlan, StudentPlan, TrainingPlan
-from raybrew.verbs.prepare import Rows, read_rows, task_of, teacher_source, units_of
+from raybrew.verbs.prepare import Rows, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.verbs.units import CapturedUnits, captured_units
 
 __all__ = ["Plan", "StorePlan", "StudentPlan", "TrainingPlan", "plan"]
 
@@ -138,7 +139,7 @@ def _measured(
             if asked:
                 reporter.say(f"measuring {source.model} ...")
                 label = "/".join(part for part in (task, name) if part) or experiment.name
-                units = units_of(view, rows.training, source)
+                units = captured_units(view, rows, source)
                 stores.append(_store_plan(one, source, labels, units, sorted_signals(asked), label))
         if has_student:
             reporter.say("measuring the student ...")
@@ -169,7 +170,7 @@ def _store_plan(
     one: Experiment,
     source: ModelSource,
     labels: tuple[str, ...],
-    units: pa.Table,
+    units: CapturedUnits,
     request: tuple[Signal, ...],
     label: str,
 ) -> StorePlan:
@@ -178,8 +179,8 @@ def _store_plan(
     build = functools.partial(new_model, seed=0) if random else load_model
     model: nn.Module = build(source, one.task.kind, labels)
     if task_of(one).masking is not None:
-        return _live_plan(one, source, model, units, request, label)
-    sizes = sizes_of_store(one, source, units, request, len(labels))
+        return _live_plan(one, source, model, units.training, request, label)
+    sizes = sizes_of_store(one, source, units.whole, request, len(labels))
     teacher = Teacher(
         model.to(device).eval(),
         load_tokenizer(source),
@@ -190,7 +191,7 @@ def _store_plan(
         "float32",
         one.store.batch_tokens,
     )
-    rate = _teacher_rate(teacher, units, request) / sizes.padding
+    rate = _teacher_rate(teacher, units.whole, request) / sizes.padding
     location = store_root(one)
     return StorePlan(
         label,

@@ -109,8 +109,9 @@ def _follow(tail: _Tail, reporter: Reporter, update: Callable[[int, str], None],
                 loss = f"{record['stage']}: {loss}" if "stage" in record else loss
             elif record.get("kind") == "eval":
                 named = [(name, value) for name, value in record.items() if name.startswith("eval/")]
-                if named:
-                    metric = f"{named[0][0].removeprefix('eval/')} {named[0][1]:.4f}"
+                if named:  # first what chooses the checkpoint
+                    name = "eval loss" if named[0][0] == "eval/loss" else named[0][0].removeprefix("eval/")
+                    metric = f"{name} {named[0][1]:.4f}"
             update(int(record["step"]), "  ".join(part for part in (loss, metric) if part))
         if finished:
             return

@@ -60,6 +60,9 @@ def scored(experiment: Experiment, summary: Mapping[str, Any], folder: Path, rep
     views = {name: view for name, view in task_views(experiment).items() if view.data.test is not None}
     if not views:
         return {}
+    if summary["verb"] == "distill" and not experiment.distill.trains_head:
+        reporter.say("data.test: not scored, as no loss trains the head: metrics would be those of an untrained one")
+        return {}
     students = {name: ModelSource(str(folder / "student" / (name or ""))) for name in views}
     for source in students.values():
         if not Path(source.model).is_dir():

@@ -19,9 +19,10 @@ from raybrew.store.reader import Store
 from raybrew.verbs.capture import capture_table, store_root, usable_rows
 from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
-from raybrew.verbs.prepare import Rows, rows_with, same_tokens, task_of, units_of
+from raybrew.verbs.prepare import Rows, rows_with, same_tokens, task_of
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.source import runs_live
+from raybrew.verbs.units import CapturedUnits, captured_units
 
 __all__ = ["check_tokenizers", "ready_teachers"]
 
@@ -41,6 +42,7 @@ def ready_teachers(
 ) -> tuple[tuple[TeacherInput, ...], Rows, list[ModelSource]]:
     """The teachers that `request` asks for, the rows that all of them could compute, and whose tokenizers these fit.
 
+    Of the evaluation rows all stay: those that a teacher could not compute are left out of losses alone.
     Each teacher runs live or has a store with all that it will be asked; `auto` decides by the rule of
     `raybrew.verbs.source`, for so many `trainings` on these rows, and captures what the store lacks.
     ModelError where a teacher's tokenizer is not the student's and tokens are compared, or it runs live.
@@ -53,8 +55,8 @@ def ready_teachers(
             "and ends cannot be averaged for question answering; take teachers of one tokenizer"
         )
     found: list[TeacherInput] = []
-    units = units_of(view, rows.training, student, *others) if others else rows.training
-    bad = np.zeros(units.num_rows, np.bool_)
+    units = captured_units(view, rows, student, *others) if others else CapturedUnits(rows.training, rows.training)
+    bad = np.zeros(units.training.num_rows, np.bool_)
     for name, source in sources.items():
         if not asked[name]:
             if view.distill.trains_in_teacher:
@@ -64,13 +66,13 @@ def ready_teachers(
         one = one_teacher(view, name)
         check_tokenizers(one, source, student, asked[name], name)
         given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
-        if not _is_live(one, source, student, units, asked[name], len(rows.labels), reporter, trainings):
+        if not _is_live(one, source, student, units.whole, asked[name], len(rows.labels), reporter, trainings):
             label = "/".join(part for part in (task, name) if part)
-            store = _store(one, source, units, asked[name], reporter, label)
-            bad |= ~usable_rows(one, store, units, asked[name])
+            store = _store(one, source, units.whole, asked[name], reporter, label)
+            bad |= ~usable_rows(one, store, units.whole, asked[name])[: len(bad)]
             given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint)
         found.append(given)
-    return tuple(found), rows.without(rows_with(units, bad, rows.training.num_rows)), others
+    return tuple(found), rows.without(rows_with(units.training, bad, rows.training.num_rows)), others
 
 
 def check_tokenizers(

@@ -80,7 +80,7 @@ def train_run(
         "chosen": {
             "rows": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
             "checkpoints": result["judged"],
-            "by": experiment.task.metric,
+            "by": result["best"]["metric"] if result["best"] is not None else None,
         },
         "last": result["last"],
         "steps": result["steps"],

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from raybrew.config.distill import DistillConfig, KDLossConfig
 from raybrew.distillers.objective import COUNT_KEYS, Objective, build_objective
+from raybrew.losses.logits import probability_shift
+from raybrew.losses.table import KD_LOSSES
+from raybrew.losses.term import LossTerm
 from raybrew.signals import LOGITS
-from raybrew.tasks.heads import BinaryHead, ClassHead, Head, ItemHead, NumberHead, SpanHead
+from raybrew.tasks.heads import BinaryHead, ClassHead, Head, ItemHead, NumberHead, SpanHead, VocabularyHead
 
 ROWS, MOST, CLASSES, T = 4, 6, 3, 2.5
 COUNTS = (6, 1, 4, 3)  #: items of each row; the last row only pads a worker's share
@@ -58,6 +61,12 @@ def binary(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def naive_kd(head: Head, student: Tensor, teacher: Tensor) -> tuple[Tensor, int]:
+    """What the cross entropies exceed the teacher's own by: 0 where both agree."""
+    whole, count = naive_ce(head, student, teacher)
+    return whole - naive_ce(head, teacher, teacher)[0], count
+
+
+def naive_ce(head: Head, student: Tensor, teacher: Tensor) -> tuple[Tensor, int]:
     parts: list[Tensor] = []
     for row in range(3):
         if isinstance(head, ItemHead):
@@ -130,6 +139,81 @@ def test_losses_of_heads(head: Head) -> None:
     assert (counts["logits"], counts["labels"]) == (kd.count.item(), label.count.item()), (
         "known before the forward pass"
     )
+
+
+HEADS = [ClassHead(), ItemHead(), SpanHead(), BinaryHead(), NumberHead(), VocabularyHead(3)]
+#: A softmax over a single number says nothing.
+KINDS = [(head, kind) for head in HEADS for kind in KD_LOSSES if kind == "mse" or not isinstance(head, NumberHead)]
+
+
+def _name(value: object) -> str:
+    return value if isinstance(value, str) else type(value).__name__
+
+
+def kd_of(head: Head, student: Tensor, teacher: Tensor, **changes: object) -> LossTerm:
+    config = DistillConfig.model_validate({"temperature": T, **changes})
+    (term,) = build_objective(config, head=head)({LOGITS: student}, {LOGITS: teacher}, batch_for(head))
+    return term
+
+
+class TestShownKD:
+    """What is shown of the KD loss is a divergence, and what trains is what it was before."""
+
+    @pytest.mark.parametrize("scaled", [True, False])
+    @pytest.mark.parametrize(("head", "kind"), [*KINDS, *((head, "auto") for head in HEADS)], ids=_name)
+    def test_is_zero_where_both_agree(self, head: Head, kind: str, scaled: bool) -> None:
+        logits = outputs_for(head, 1)
+        changes = {"kd_loss": {"kind": kind}, "scale_by_temperature_squared": scaled}
+        assert kd_of(head, logits.clone(), logits, **changes).sum.item() == pytest.approx(0.0, abs=2e-6)
+        assert kd_of(head, outputs_for(head, 2), logits, **changes).sum.item() > 1e-2
+
+    @pytest.mark.parametrize(("head", "kind"), KINDS, ids=_name)
+    def test_trains_as_the_loss_of_that_name(self, head: Head, kind: str) -> None:
+        teacher, student = outputs_for(head, 1), outputs_for(head, 2).requires_grad_()
+        compared = head.compared(student, teacher, batch_for(head))
+        options = {} if compared.class_mask is None else {"class_mask": compared.class_mask}
+        named = KD_LOSSES[kind].load()(*compared[:3], temperature=T, scale_by_temperature_squared=True, **options)
+        shown = kd_of(head, student, teacher, kd_loss={"kind": kind})
+        (wanted,) = torch.autograd.grad(named.sum, student)
+        (given,) = torch.autograd.grad(shown.sum, student)
+        assert wanted.any()
+        assert torch.equal(given, wanted)
+        assert torch.equal(shown.count, named.count)
+
+    @pytest.mark.parametrize("head", [ClassHead(), BinaryHead()], ids=lambda h: type(h).__name__)
+    def test_compares_across_temperatures(self, head: Head) -> None:
+        """T^2 KL tends to a fixed value as T grows; a cross entropy grows with T^2."""
+        student, teacher = outputs_for(head, 2), outputs_for(head, 1)
+        shown = [kd_of(head, student, teacher, temperature=temperature).sum.item() for temperature in (16.0, 64.0)]
+        assert shown[1] == pytest.approx(shown[0], rel=0.2)
+        shifted = teacher - teacher.mean(dim=-1, keepdim=True), student - student.mean(dim=-1, keepdim=True)
+        limit = (shifted[0] - shifted[1])[:3].square().sum().item() / (2 * CLASSES)
+        if isinstance(head, ClassHead):
+            assert shown[1] == pytest.approx(limit, rel=0.1)
+
+    def test_aligned_answers_of_no_probability(self) -> None:
+        """Tokens with which no answer of the teacher's begins or ends have its logit for impossible."""
+        teacher, student = outputs_for(SpanHead(), 1), outputs_for(SpanHead(), 2).requires_grad_()
+        teacher[:, 2:4] = -1e4
+        term = kd_of(SpanHead(), student, teacher)
+        assert torch.isfinite(term.sum)
+        (gradient,) = torch.autograd.grad(term.sum, student)
+        assert torch.isfinite(gradient).all()
+        equal = kd_of(SpanHead(), teacher.clone(), teacher)
+        assert equal.sum.item() == pytest.approx(0.0, abs=1e-6)
+
+    def test_probability_shift_moves_the_zero(self) -> None:
+        """The student is compared with the shifted teacher."""
+        teacher = outputs_for(ClassHead(), 1)
+        shifted = probability_shift(teacher, batch_for(ClassHead())["labels"])
+        assert not torch.equal(shifted, teacher)
+        assert kd_of(ClassHead(), shifted, teacher, probability_shift=True).sum.item() == pytest.approx(0.0, abs=1e-6)
+
+    @pytest.mark.parametrize("kind", ["flsw", "cwsm"])
+    def test_is_zero_at_temperatures_of_their_own(self, kind: str) -> None:
+        logits = outputs_for(ClassHead(), 1)
+        term = kd_of(ClassHead(), logits.clone(), logits, temperature_schedule={"kind": kind})
+        assert term.sum.item() == pytest.approx(0.0, abs=2e-6)
 
 
 def test_the_empty_set_of_labels_is_a_label() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import EMD, Recorder, gap, losses_only, run, settings, trainee
+from tiny_runs import EMD, Measuring, Recorder, gap, losses_only, run, settings, trainee
 
 from raybrew import DistillationConfig, EMDDistiller, TrainingConfig
 from raybrew.config.distill import DistillConfig, EMDConfig
@@ -18,6 +18,7 @@ from raybrew.distillers.objective import build_objective
 from raybrew.errors import DivergenceError, LossError
 from raybrew.models.shapes import TeacherDims
 from raybrew.signals import Signal
+from raybrew.training import evaluation
 from raybrew.training.context import DistributedContext
 
 STUDENT, TEACHER = TeacherDims(2, 8, 2, 16), TeacherDims(4, 12, 2, 24)
@@ -148,17 +149,22 @@ def _worker(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
         context = DistributedContext(torch.device("cpu"), Path(folder))
+        evaluation._COMPARED_TOKENS = 60  # an odd number of batches
         for parallel in ("ddp", "fsdp"):
-            weights, _ = run("emd", settings(parallel=parallel), context)
+            recorder = Measuring(kind="emd", context=context)
+            weights, _ = run("emd", settings(parallel=parallel), context, recorder=recorder)
             torch.save(weights, f"{folder}/{parallel}-{rank}.pt")
+            if rank == 0:
+                torch.save(recorder.records[-1], f"{folder}/{parallel}.pt")
     finally:
         torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_two_workers_equal_one(tmp_path: Path) -> None:
+def test_two_workers_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The flow is that of all ranks' rows; layer weights are equal on both, bit for bit."""
+    monkeypatch.setattr(evaluation, "_COMPARED_TOKENS", 60)
     assert EMD.emd is not None
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=_worker, args=(rank, str(tmp_path))) for rank in range(2)]
@@ -174,3 +180,9 @@ def test_two_workers_equal_one(tmp_path: Path) -> None:
         largest, mean = gap(alone, first)
         assert largest < 2e-4
         assert mean < 2e-6
+        # Each worker evaluates batches of its own, whose flows are those that one worker finds.
+        subject = trainee("emd")
+        subject.load_state_dict(first)
+        losses = Measuring(kind="emd").evaluate(subject).losses
+        last = torch.load(tmp_path / f"{parallel}.pt", weights_only=True)
+        assert {name: last[f"eval/{name}"] for name in losses} == pytest.approx(losses, rel=1e-5)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import OBJECTIVES, Recorder, Rows, gap, run, settings
-from torch import nn
+from tiny_runs import OBJECTIVES, Measuring, Recorder, Rows, gap, run, settings, trainee
 
 from raybrew.errors import DivergenceError
 from raybrew.tasks.heads import ClassHead, ItemHead
@@ -60,22 +59,26 @@ CASES = [
 ]
 
 
-class Evaluating(Recorder):
+class Evaluating(Measuring):
     """Evaluates by all workers together, in an odd number of batches."""
 
     def __init__(self, context: Context, kind: str) -> None:
-        super().__init__()
-        self.context = context
+        super().__init__(kind=kind, context=context)
         self.rows = Rows(kind == "tagging")
         self.head = ItemHead() if kind == "tagging" else ClassHead()
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
+    def evaluate(self, trainee: Any) -> evaluation.Evaluation:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluation, "_BATCH_TOKENS", 60)
-            assert len(list(evaluation._batches(self.rows.lengths))) % 2 == 1
+            for limit in ("_BATCH_TOKENS", "_COMPARED_TOKENS"):
+                patch.setattr(evaluation, limit, 60)
+            every = np.arange(len(self.rows.lengths))
+            assert len(list(evaluation._batches(self.rows.lengths, every, 60))) % 2 == 1
+            found = super().evaluate(trainee)
             precision = Precision("fp32", self.context.device)
-            logits = evaluation.compute_logits(student, self.rows, 0, self.context, precision, self.head)
-        return {"accuracy": float(np.abs(np.concatenate([np.atleast_2d(row) for row in logits])).mean())}
+            logits = evaluation.compute_logits(trainee.student, self.rows, 0, self.context, precision, self.head)
+        alone = float(np.abs(np.concatenate([np.atleast_2d(row) for row in logits])).mean())
+        assert found.metrics["accuracy"] == pytest.approx(alone, rel=1e-5), "one pass for both gives the same logits"
+        return found
 
 
 def worker(rank: int, folder: str) -> None:
@@ -202,6 +205,15 @@ def test_two_workers_equal_one(together: Path, case: Case) -> None:
         [r["eval/accuracy"] for r in records if r["kind"] == "eval"] for records in (recorder.records, found["records"])
     ]
     assert values[1][-1] == pytest.approx(values[0][-1], abs=1e-2)
+    # What two workers add up is what one finds for the very weights that they came to.
+    subject = trainee(case.kind)
+    subject.load_state_dict(found["weights"])
+    subject.objective.enter(len(subject.objective.stages) - 1)
+    alone = recorder.evaluate(subject).losses
+    assert len(alone) == 1 + len(subject.objective.terms)
+    last = found["records"][-1]
+    assert last["kind"] == "eval"
+    assert {name: last[f"eval/{name}"] for name in alone} == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -26,6 +26,7 @@ from raybrew.signals import Signal
 from raybrew.tasks.heads import ItemHead
 from raybrew.training.context import Context, LocalContext
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
+from raybrew.training.evaluation import Asked, Evaluation, losses_of, measure_rows
 from raybrew.training.loop import train
 from raybrew.training.parallel import full_state, shard, whole
 from raybrew.training.precision import Precision
@@ -36,6 +37,7 @@ __all__ = [
     "CLASSES",
     "NUM_ROWS",
     "OBJECTIVES",
+    "Measuring",
     "Recorder",
     "Rows",
     "gap",
@@ -199,16 +201,47 @@ class Recorder:
     def log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
+    def evaluate(self, trainee: Any) -> Evaluation:
+        done = len([record for record in self.records if record["kind"] == "eval"])
         if self.metric is not None:
-            return {"accuracy": self.metric(len([record for record in self.records if record["kind"] == "eval"]) + 1)}
-        return {"accuracy": float(sum(whole(p.detach()).double().sum() for p in student.parameters()))}
+            accuracy = self.metric(done + 1)
+        else:
+            accuracy = float(sum(whole(p.detach()).double().sum() for p in trainee.student.parameters()))
+        return Evaluation({"accuracy": accuracy}, {})
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
         self.kept.append(int(best["step"]))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.states[step] = copy.deepcopy(state)
+
+
+@dataclasses.dataclass
+class Measuring(Recorder):
+    """Hooks that evaluate the losses of the present stage, and a metric of the logits, on rows of their own."""
+
+    kind: str = "logits"
+    context: Context = dataclasses.field(default_factory=lambda: LocalContext(torch.device("cpu")))
+    stored: bool = False
+    lacking: tuple[int, ...] = ()  #: rows of which the teacher says nothing
+
+    def evaluate(self, trainee: Any) -> Evaluation:
+        items = self.kind == "tagging"
+        rows, teacher, objective = Rows(items), teacher_of(self.kind), trainee.objective
+        request = objective.teacher_request
+        has = np.ones(NUM_ROWS, np.bool_)
+        has[list(self.lacking)] = False
+        asked = Asked(
+            has,
+            stored_signals(teacher, rows, request) if self.stored else None,
+            SignalsInBatch() if self.stored else LiveTeacher(teacher, request),
+            trainee.measure,
+        )
+        objective.start_step(1.0)
+        precision, head = Precision("fp32", self.context.device), objective.head
+        logits, totals = measure_rows(trainee, trainee.student, rows, 0, self.context, precision, head, asked)
+        spread = float(np.abs(np.concatenate([np.atleast_2d(row) for row in logits])).mean())
+        return Evaluation({"accuracy": spread}, losses_of(objective, totals, trainee.shares))
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -227,8 +260,12 @@ def run(
     precision_name: str = "fp32",
     recorder: Recorder | None = None,
     change: Callable[[EncodedProgram], None] | None = None,
+    judge: str = "accuracy",
 ) -> tuple[dict[str, torch.Tensor], Recorder]:
-    """Train and return the final weights and what was recorded. `change` may do something to the program first."""
+    """Train and return the final weights and what was recorded. `change` may do something to the program first.
+
+    `judge` is what chooses the best student.
+    """
     context = context or LocalContext(torch.device("cpu"))
     subject = trainee(kind, dropout, config.compile)
     items = kind == "tagging"
@@ -258,7 +295,7 @@ def run(
     )
     teachers = [SignalsInBatch() if stored else LiveTeacher(teacher_model, request) for request in requests]
     precision = Precision(precision_name, context.device)
-    program = EncodedProgram(subject, teachers, loader, config, "accuracy", stages)
+    program = EncodedProgram(subject, teachers, loader, config, judge, stages)
     if change is not None:
         change(program)
     train(program, context, precision, recorder, state)

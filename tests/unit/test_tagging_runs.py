@@ -125,7 +125,7 @@ def test_the_store_holds_one_vector_per_word(experiment: Experiment) -> None:
     assert store.gather(LOGITS, rows).shape == (store.num_rows, items.max(), 5)
     assert store.gather(Signal("hidden", 2), rows).shape[1] == store.lengths.max() <= 24
     task, tokenizer = build_task(experiment.task), load_tokenizer(ModelSource(experiment.teacher.model))
-    tables = [load_rows(experiment.data, split, task).table for split in ("train", "unlabeled")]
+    tables = [load_rows(experiment.data, split, task).table for split in ("train", "unlabeled", "eval")]
     units = task.units(pa.concat_tables(tables), (tokenizer,)).column("tokens").to_pylist()
     assert sum(map(len, units)) == sum(len(row) for table in tables for row in table.column("tokens").to_pylist())
     assert items.sum() == sum(map(len, {tuple(unit) for unit in units})), "one vector for each word of each unit"
