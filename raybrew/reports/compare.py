@@ -13,7 +13,9 @@ from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.reports.numbers import kept_share
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
+from raybrew.reports.timing import Timing, alike
 from raybrew.reports.variants import name_variants
 
 __all__ = ["Comparison", "compare", "control_of"]
@@ -73,6 +75,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     ]
     rows = _time_by_architecture(rows)
     rows += _teachers_by_facts(rows)
+    rows = _mark_times(_time_teachers(rows), notes)
     controls = _by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(_against_control(row, controls), teachers) for row in rows]
@@ -90,7 +93,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     if len({evaluation_key(row.runs[0]) for row in rows if row.runs}) > 1:
         notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
     if len({run.machine for run in runs if run.machine}) > 1:
-        notes.append("The runs come from different machines: their times do not compare.")
+        notes.append("The runs come from different machines: their training times do not compare.")
     return Comparison(tuple(rows), metric, best, tuple(notes))
 
 
@@ -144,29 +147,51 @@ def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def _time_by_architecture(rows: list[Row]) -> list[Row]:
-    """All timings of one architecture on one machine, for each of its rows.
+    """All timings of one architecture, and one teacher, under the same conditions for each of its rows.
 
     Weights do not change how long a model takes, so a difference between a student and its control is noise.
     """
-    together: dict[str, dict[str, list[float]]] = {}
+    together: dict[str, list[Timing]] = {}
     for row in rows:
-        timings = together.setdefault(_architecture(row), {})
-        for batch, stat in row.latency_ms.items():
-            timings.setdefault(batch, []).extend(stat.values)
-    shared = {
-        key: {batch: Stat(tuple(values)) for batch, values in timings.items()} for key, timings in together.items()
-    }
-    return [
-        dataclasses.replace(row, latency_ms={batch: shared[_architecture(row)][batch] for batch in row.latency_ms})
-        for row in rows
-    ]
+        together.setdefault(_time_key(row), []).extend(row.timings)
+    return [dataclasses.replace(row, timings=alike(together[_time_key(row)])) for row in rows]
 
 
-def _architecture(row: Row) -> str:
-    """What decides how long a model takes; a key of its own for a model whose summary does not say."""
-    facts = dict_at(row.runs[0].summary or {}, "student")
+def _time_key(row: Row) -> str:
+    """Equal for rows whose times may differ by noise only; one of its own for a model whose summary does not say."""
+    summary = row.runs[0].summary or {}
+    facts = dict_at(summary, "student")
     sizes = {name: value for name, value in facts.items() if name not in ("description", "megabytes")}
-    return json.dumps([sizes if "architecture" in sizes else row.name, _bench(row.runs[0])], default=str)
+    first = row.timings[0] if row.timings else None
+    teacher = dict_at(summary, "teacher").get("model") if first is not None and first.teacher else None
+    conditions = None if first is None else dataclasses.astuple(first.conditions)
+    return json.dumps([sizes if "architecture" in sizes else row.name, conditions, teacher], default=str)
+
+
+def _time_teachers(rows: list[Row]) -> list[Row]:
+    """Teachers with their times from the rounds of their students; their own only if they had a turn in none."""
+    teachers = [row for row in rows if row.role == "teacher"]
+    found: dict[int, list[Timing]] = {}
+    for row in rows:
+        teacher = _teacher_of(row, teachers)
+        if teacher is not None:
+            found.setdefault(id(teacher), []).extend(each.of_teacher for each in row.timings if each.teacher)
+    return [dataclasses.replace(row, timings=alike(found.get(id(row)) or row.timings)) for row in rows]
+
+
+def _mark_times(rows: list[Row], notes: list[str]) -> list[Row]:
+    """`timed_alike` for all rows; a note names those whose times do not compare with the others'."""
+    common = alike(timing for row in rows for timing in row.timings[:1])
+    usual = common[0].conditions if common else None
+    rows = [dataclasses.replace(row, timed_alike=not row.timings or row.timings[0].conditions == usual) for row in rows]
+    others = [row.name for row in rows if not row.timed_alike]
+    if others:
+        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        notes.append(
+            f"The time per example of {names} was measured on another device or under other conditions than that of "
+            "the other rows: do not compare the two."
+        )
+    return rows
 
 
 def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
@@ -194,7 +219,6 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 eval_rows=row.eval_rows,
                 parameters=integer(facts.get("parameters")),
                 megabytes=number(facts.get("megabytes")),
-                latency_ms={},
                 steps=None,
                 wall_seconds=None,
             ),
@@ -294,9 +318,30 @@ def _by_seed(row: Row) -> dict[int, float]:
 
 
 def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
-    """`row` with what it keeps of its teacher, and how much smaller and faster it is."""
+    """`row` with what it keeps of its teacher, how much smaller it is, and the teacher's time."""
     if row.role == "teacher" or not row.runs:
         return row
+    facts = dict_at(row.runs[0].summary or {}, "teacher")
+    teacher = _teacher_of(row, all_teachers)
+    reports = [dict_at(run.summary or {}, "teacher", "metrics").get(row.metric) for run in row.runs]
+    measured = Stat.of(number(report) for report in reports)
+    quality = measured.mean if measured else None
+    if quality is None and teacher is not None and teacher.metric == row.metric and teacher.quality:
+        quality = teacher.quality.mean if _may_compare(teacher, row) else None
+    parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
+    return dataclasses.replace(
+        row,
+        teacher_quality=quality,
+        kept=kept_share(row.quality.mean, quality) if row.quality and row.done else None,
+        smaller=parameters / row.parameters if parameters and row.parameters else None,
+        teacher_ms=_teacher_ms(row, teacher) if teacher else {},
+    )
+
+
+def _teacher_of(row: Row, all_teachers: Sequence[Row]) -> Row | None:
+    """The row of the teacher that `row` is compared with."""
+    if row.role == "teacher" or not row.runs:
+        return None
     facts = dict_at(row.runs[0].summary or {}, "teacher")
     teachers = [other for other in all_teachers if other.done]
     teacher = next((other for other in teachers if facts and _made(other, row, facts)), None)
@@ -307,45 +352,14 @@ def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
         )
     if teacher is None and not facts and len(teachers) == 1 and _may_compare(teachers[0], row):
         teacher = teachers[0]
-    reports = [dict_at(run.summary or {}, "teacher", "metrics").get(row.metric) for run in row.runs]
-    measured = Stat.of(number(report) for report in reports)
-    quality = measured.mean if measured else None
-    if quality is None and teacher is not None and teacher.metric == row.metric and teacher.quality:
-        quality = teacher.quality.mean if _may_compare(teacher, row) else None
-    parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
-    return dataclasses.replace(
-        row,
-        teacher_quality=quality,
-        kept=row.quality.mean / quality if row.quality and row.done and quality and quality > 0 else None,
-        smaller=parameters / row.parameters if parameters and row.parameters else None,
-        faster=(_faster(row, teacher) if teacher else {}) or _faster_than_facts(row, facts),
-    )
+    return teacher
 
 
-def _faster(row: Row, teacher: Row) -> dict[str, float]:
-    if not teacher.runs or not row.latency_ms or _bench(row.runs[0]) != _bench(teacher.runs[0]):
+def _teacher_ms(row: Row, teacher: Row) -> dict[str, float]:
+    """The teacher's times in the rounds of `row`, if these are all the rounds that its own row tells of."""
+    if [timing.of_teacher for timing in row.timings] != list(teacher.timings):
         return {}
-    return {
-        batch: teacher.latency_ms[batch].mean / stat.mean
-        for batch, stat in row.latency_ms.items()
-        if batch in teacher.latency_ms and stat.mean > 0
-    }
-
-
-def _faster_than_facts(row: Row, facts: Mapping[str, Any]) -> dict[str, float]:
-    """As `_faster`, by what the students' own summaries say of the teacher, timed where they were trained."""
-    times = {str(batch): number(value) for batch, value in dict_at(facts, "latency_ms").items()}
-    return {
-        batch: taken / stat.mean
-        for batch, stat in row.latency_ms.items()
-        if (taken := times.get(batch)) is not None and stat.mean > 0
-    }
-
-
-def _bench(run: RunRecord) -> tuple[Any, ...]:
-    """What must agree for two latencies to compare."""
-    summary = run.summary or {}
-    return run.machine, summary.get("device"), dict_at(summary, "latency_ms").get("tokens")
+    return {batch: stat.mean for batch, stat in teacher.latency_ms.items()}
 
 
 def _may_compare(teacher: Row, row: Row) -> bool:

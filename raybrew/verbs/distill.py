@@ -43,14 +43,15 @@ def distill(
     reporter: Reporter | None = None,
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
+    alone: bool = True,
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
     `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
     step. The same call continues an interrupted run and returns a finished one at once. `on_evaluation` hears of each
-    evaluation and may end the training of one worker; `command` is what the run notes as its command. Raises
-    ConfigError, DataError, ModelError, StoreError before training, and Interrupted when asked to stop (the state is
-    saved).
+    evaluation and may end the training of one worker; `command` is what the run notes as its command; `alone` is false
+    for trials of a sweep, whose time per example is measured while others run. Raises ConfigError, DataError,
+    ModelError, StoreError before training, and Interrupted when asked to stop (the state is saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
@@ -88,6 +89,7 @@ def distill(
             command,
             on_evaluation,
             Path(tokens.model) if experiment.student.vocabulary is not None else None,
+            alone=alone,
         )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
@@ -134,6 +136,7 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
         task.name,
         several.tasks[str(task.name)].weight if several is not None else 1.0,
         rows.num_augmented,
+        tuple(task.sources.values()),
     )
 
 

@@ -50,6 +50,8 @@ class Inputs:
     task: str | None = None  #: name among several
     weight: float = 1.0
     num_augmented: int = 0  #: of the unlabelled rows
+    all_teachers: tuple[ModelSource, ...] = ()
+    """Also those without a part in training: the student is timed beside them."""
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values, for a process elsewhere."""
@@ -63,6 +65,7 @@ class Inputs:
             "num_unlabeled": self.num_unlabeled,
             "num_augmented": self.num_augmented,
             "teachers": [teacher.plain() for teacher in self.teachers],
+            "all_teachers": [dataclasses.asdict(source) for source in self.all_teachers],
         }
 
     @classmethod
@@ -79,6 +82,7 @@ class Inputs:
             values["task"],
             values["weight"],
             values["num_augmented"],
+            tuple(ModelSource(**source) for source in values["all_teachers"]),
         )
 
     def fingerprints(self) -> dict[str, Any]:

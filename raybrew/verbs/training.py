@@ -13,8 +13,8 @@ from raybrew.config.views import task_views
 from raybrew.errors import Interrupted
 from raybrew.exports.card import model_card, summary_of_task
 from raybrew.exports.folder import write_card
-from raybrew.models.inspection import count_parameters, describe, measure_latency, model_megabytes
-from raybrew.models.loading import ModelSource, load_model, pick_device
+from raybrew.models.inspection import count_parameters, describe, model_megabytes
+from raybrew.models.loading import ModelSource, load_model
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch
@@ -24,11 +24,9 @@ from raybrew.verbs.job import run_job
 from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.reporter import Reporter, follow_metrics
 from raybrew.verbs.result import RunResult
+from raybrew.verbs.timing import student_latency, timed_inputs
 
 __all__ = ["command_line", "facts_of_model", "train_run"]
-
-#: Rows whose median length stands for a typical example when latency is measured.
-_LATENCY_BATCHES = (1, 32)
 
 
 def train_run(
@@ -44,12 +42,14 @@ def train_run(
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
     vocabulary: Path | None = None,
+    alone: bool = True,
 ) -> RunResult:
     """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
 
     `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
     `vocabulary` is the folder of a student's trimmed tokenizer.
     `command` is what the run notes as its command; default: the command line of this process.
+    `alone`: whether nothing else that raybrew started runs beside this run.
     """
     command = command or command_line()
     run.prepare(experiment, verb, fingerprints_of(inputs), command)
@@ -61,6 +61,7 @@ def train_run(
         "inputs": [part.plain() for part in inputs],
         "source": dataclasses.asdict(source) if source is not None else None,
         "vocabulary": None if vocabulary is None else str(vocabulary),
+        "alone": alone,
     }
     num_steps = num_steps_of(experiment, inputs, config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
@@ -74,7 +75,7 @@ def train_run(
         "run_id": run.run_id,
         "status": "done",
         "seed": config.seed,
-        "student": facts_of_model(run.student, experiment, inputs, config.device, key),
+        "student": facts_of_model(run.student, experiment, inputs, key),
         "best": result["best"],
         "last": result["last"],
         "steps": result["steps"],
@@ -90,9 +91,11 @@ def train_run(
         "workers": result["workers"],
         "precision": result["precision"],
         "device": result["device"],
+        "latency": result["latency"],
+        "latency_ms": student_latency(result["latency"]),
         **facts,
     }
-    summary["latency_ms"] = summary["student"].pop("latency_ms")
+    run.keep_architecture(timed_inputs(inputs).task or "")
     views = task_views(experiment)
     for part in inputs:
         known = {"command": command, "task": views[part.task].task.kind}
@@ -104,17 +107,12 @@ def train_run(
 
 
 def facts_of_model(
-    folder: Path, experiment: Experiment, inputs: Sequence[Inputs], device: str, key: str = "train"
+    folder: Path, experiment: Experiment, inputs: Sequence[Inputs], key: str = "train"
 ) -> dict[str, Any]:
-    """Size and measured latency of the model in `folder`, or of those below it: their shared encoder counts once."""
+    """Sizes of the model in `folder`, or of those below it: their shared encoder counts once. Bytes are of float32."""
     views = task_views(experiment)
     first, *others = inputs
     model = load_model(ModelSource(str(folder / (first.task or ""))), views[first.task].task.kind)
-    rows = first.evaluation if first.evaluation is not None else first.training
-    length = max(2, int(sorted(rows.lengths.tolist())[rows.num_rows // 2]))
-    latency = measure_latency(
-        model, batch_sizes=_LATENCY_BATCHES, length=length, device=pick_device(device, f"{key}.device")
-    )
     facts = describe(model)
     if isinstance(experiment.student.shape, str) and key == "train":
         facts["description"] = experiment.student.shape
@@ -129,7 +127,6 @@ def facts_of_model(
         **facts,
         "parameters": parameters,
         "megabytes": round(megabytes, 2),
-        "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()} | {"tokens": length},
     }
 
 
