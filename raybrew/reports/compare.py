@@ -14,8 +14,8 @@ from raybrew.config.distill import DistillConfig
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.numbers import kept_share
+from raybrew.reports.row_times import mark_times, share_times, teacher_ms, time_teachers
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
-from raybrew.reports.timing import Timing, alike
 from raybrew.reports.variants import name_variants
 
 __all__ = ["Comparison", "compare", "control_of"]
@@ -73,9 +73,10 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     rows = [
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
-    rows = _time_by_architecture(rows)
+    rows = share_times(rows)
     rows += _teachers_by_facts(rows)
-    rows = _mark_times(_time_teachers(rows), notes)
+    known = [row for row in rows if row.role == "teacher"]
+    rows = mark_times(time_teachers(rows, lambda row: _teacher_of(row, known)), notes)
     controls = _by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(_against_control(row, controls), teachers) for row in rows]
@@ -144,54 +145,6 @@ def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         ]
         told.append({**settings, "distill": {"method": ", ".join([str(method), *words])}})
     return told
-
-
-def _time_by_architecture(rows: list[Row]) -> list[Row]:
-    """All timings of one architecture, and one teacher, under the same conditions for each of its rows.
-
-    Weights do not change how long a model takes, so a difference between a student and its control is noise.
-    """
-    together: dict[str, list[Timing]] = {}
-    for row in rows:
-        together.setdefault(_time_key(row), []).extend(row.timings)
-    return [dataclasses.replace(row, timings=alike(together[_time_key(row)])) for row in rows]
-
-
-def _time_key(row: Row) -> str:
-    """Equal for rows whose times may differ by noise only; one of its own for a model whose summary does not say."""
-    summary = row.runs[0].summary or {}
-    facts = dict_at(summary, "student")
-    sizes = {name: value for name, value in facts.items() if name not in ("description", "megabytes")}
-    first = row.timings[0] if row.timings else None
-    teacher = dict_at(summary, "teacher").get("model") if first is not None and first.teacher else None
-    conditions = None if first is None else dataclasses.astuple(first.conditions)
-    return json.dumps([sizes if "architecture" in sizes else row.name, conditions, teacher], default=str)
-
-
-def _time_teachers(rows: list[Row]) -> list[Row]:
-    """Teachers with their times from the rounds of their students; their own only if they had a turn in none."""
-    teachers = [row for row in rows if row.role == "teacher"]
-    found: dict[int, list[Timing]] = {}
-    for row in rows:
-        teacher = _teacher_of(row, teachers)
-        if teacher is not None:
-            found.setdefault(id(teacher), []).extend(each.of_teacher for each in row.timings if each.teacher)
-    return [dataclasses.replace(row, timings=alike(found.get(id(row)) or row.timings)) for row in rows]
-
-
-def _mark_times(rows: list[Row], notes: list[str]) -> list[Row]:
-    """`timed_alike` for all rows; a note names those whose times do not compare with the others'."""
-    common = alike(timing for row in rows for timing in row.timings[:1])
-    usual = common[0].conditions if common else None
-    rows = [dataclasses.replace(row, timed_alike=not row.timings or row.timings[0].conditions == usual) for row in rows]
-    others = [row.name for row in rows if not row.timed_alike]
-    if others:
-        names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        notes.append(
-            f"The time per example of {names} was measured on another device or under other conditions than that of "
-            "the other rows: do not compare the two."
-        )
-    return rows
 
 
 def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
@@ -334,7 +287,7 @@ def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
         teacher_quality=quality,
         kept=kept_share(row.quality.mean, quality) if row.quality and row.done else None,
         smaller=parameters / row.parameters if parameters and row.parameters else None,
-        teacher_ms=_teacher_ms(row, teacher) if teacher else {},
+        teacher_ms=teacher_ms(row, teacher) if teacher else {},
     )
 
 
@@ -353,13 +306,6 @@ def _teacher_of(row: Row, all_teachers: Sequence[Row]) -> Row | None:
     if teacher is None and not facts and len(teachers) == 1 and _may_compare(teachers[0], row):
         teacher = teachers[0]
     return teacher
-
-
-def _teacher_ms(row: Row, teacher: Row) -> dict[str, float]:
-    """The teacher's times in the rounds of `row`, if these are all the rounds that its own row tells of."""
-    if [timing.of_teacher for timing in row.timings] != list(teacher.timings):
-        return {}
-    return {batch: stat.mean for batch, stat in teacher.latency_ms.items()}
 
 
 def _may_compare(teacher: Row, row: Row) -> bool:

@@ -77,16 +77,12 @@ def measure_alone(conductor: Conductor, view: SweepReporter) -> None:
     no trial. Runs that were there before the sweep take part too; if all runs are of one round already, nothing
     happens. A failure is told and leaves what the trials measured.
     """
-    runs = [
-        run
-        for trial in conductor.trials.values()
-        if trial.status == "done" and (run := _finished(conductor, trial.run))
-    ]
-    tokens = [run.tokens for run in runs if run.tokens is not None]
-    rounds = {run.round for run in runs}
-    if not tokens or (len(rounds) == 1 and None not in rounds):
-        return
     try:
+        runs = _finished_runs(conductor)
+        tokens = [run.tokens for run in runs if run.tokens is not None]
+        rounds = {run.round for run in runs}
+        if not tokens or (len(rounds) == 1 and None not in rounds):
+            return
         keys = {run.folder: (_key([run.student]), _key(run.teachers)) for run in runs}
         models: dict[str, Sequence[TimedModel]] = {}
         for run in runs:
@@ -105,6 +101,11 @@ def measure_alone(conductor: Conductor, view: SweepReporter) -> None:
         write_json(run.folder / "summary.json", {**run.summary, **measured})
     conductor.ledger.write("latency", runs=[run.folder.name for run in runs], **timings.conditions)
     view.say(f"time per example measured again without other trials: {len(models)} models in turn on {timings.device}")
+
+
+def _finished_runs(conductor: Conductor) -> list[_Finished]:
+    found = [_finished(conductor, trial.run) for trial in conductor.trials.values() if trial.status == "done"]
+    return [run for run in found if run is not None]
 
 
 def _finished(conductor: Conductor, name: str) -> _Finished | None:
@@ -144,6 +145,10 @@ def _measure(base: Experiment, models: Mapping[str, Sequence[TimedModel]], token
     work = _Work(models, tokens, device, base.train.precision, threads, os.getcwd())
     if len(alive_nodes()) == 1 and (device == "cpu" or torch.cuda.is_available()):
         return _time(work)
+    return _on_worker(work, cpus, gpus)
+
+
+def _on_worker(work: _Work, cpus: float, gpus: float) -> Timings:
     import ray
 
     task = ray.remote(_time_elsewhere).options(num_cpus=cpus, num_gpus=gpus)

@@ -122,7 +122,7 @@ def test_one_architecture_under_other_conditions_is_another_time(tmp_path: Path,
     assert rows["teacher"].latency_ms["batch_1"].mean == 6.0
     assert [row.timed_alike for row in (rows["student"], rows["control"], rows["teacher"])] == [True, False, True]
     assert cost_of_row(rows["control"], "batch_1") is None, "no point of the same figure"
-    assert any("do not compare" in note for note in found.notes)
+    assert any("do not compare them" in note for note in found.notes)
 
 
 def test_seeds_timed_under_different_conditions_have_no_common_mean(tmp_path: Path) -> None:
