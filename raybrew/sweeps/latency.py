@@ -33,6 +33,8 @@ __all__ = ["measure_alone"]
 
 #: Seconds of timing for each model.
 _BUDGET_SECONDS = 8.0
+#: Seconds that a worker may take to start: the node of the trials may be gone, and a new one comes after minutes.
+_WAIT_SECONDS = 600.0
 #: Parts of a config that do not change how long a model takes.
 _NAMES = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id")
 
@@ -151,10 +153,11 @@ def _measure(base: Experiment, models: Mapping[str, Sequence[TimedModel]], token
 def _on_worker(work: _Work, cpus: float, gpus: float) -> Timings:
     import ray
 
-    task = ray.remote(_time_elsewhere).options(num_cpus=cpus, num_gpus=gpus)
+    running = ray.remote(_time_elsewhere).options(num_cpus=cpus, num_gpus=gpus).remote(work)
     try:
-        timings: Timings = ray.get(task.remote(work))
+        timings: Timings = ray.get(running, timeout=_WAIT_SECONDS + 4 * _BUDGET_SECONDS * len(work.models))
     except ray.exceptions.RayError as error:
+        ray.cancel(running, force=True)
         raise ClusterError(first_line(error)) from error
     return timings
 
