@@ -140,6 +140,7 @@ class Row:
             "smaller": self.smaller,
             **{f"ms_{batch}": stat.mean for batch, stat in self.latency_ms.items()},
             **{f"faster_{batch}": factor for batch, factor in self.faster.items()},
+            "timed_on": self.timings[0].conditions.text if self.timings else None,
             "steps": self.steps,
             "wall_seconds": wall.mean if wall else None,
             "metrics": {name: {"mean": stat.mean, "sd": stat.sd, "n": stat.n} for name, stat in self.metrics.items()},

@@ -158,7 +158,8 @@ def _on_worker(work: _Work, cpus: float, gpus: float) -> Timings:
         timings: Timings = ray.get(running, timeout=_WAIT_SECONDS + 4 * _BUDGET_SECONDS * len(work.models))
     except ray.exceptions.RayError as error:
         ray.cancel(running, force=True)
-        raise ClusterError(first_line(error)) from error
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        raise ClusterError(first_line(cause)) from error
     return timings
 
 
