@@ -67,7 +67,7 @@ def inspect(
     if latency:
         write_line(
             f"Latency: median on {next(iter(found.values())).device} with random weights in float32, {tokens} tokens a "
-            "row, after a warm-up."
+            "row, after a warm-up; several models are timed in turn."
         )
 
 

@@ -48,7 +48,8 @@ OBJECTIVES = {
     "quality": "`task.metric` of the best checkpoint, as high as possible",
     "parameters": "number of the student's parameters, as low as possible",
     "megabytes": "size of the student's weights, as low as possible",
-    "latency": "measured milliseconds of one example, as low as possible",
+    "latency": "the student's time for one example divided by its teacher's, as low as possible; each trial times both "
+    "in turn. Milliseconds if there is no teacher",
 }
 
 _KIND = Literal["choice", "grid", "uniform", "loguniform", "int"]

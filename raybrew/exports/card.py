@@ -26,7 +26,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
     """A Hugging Face model card in Markdown with YAML metadata.
 
     `summary` is a run's summary.json. Read if there: `name`, `run_id`, `verb`, `seed`, `student`, `teacher`, `best`,
-    `steps`, `epochs`, `rows`, `latency_ms`, `distill`, and further `task` (kind), `labels`, `license`, `command`,
+    `steps`, `epochs`, `rows`, `latency`, `distill`, and further `task` (kind), `labels`, `license`, `command`,
     `versions` (name -> version), `control` (`metrics`, `run_id` of the same student trained without a teacher),
     `config` (settings that are not the defaults), `repository` (on the hub), `export` (the content of
     `raybrew.json`). What is not there is left out.
@@ -119,14 +119,22 @@ def _figures(summary: Mapping[str, Any]) -> str:
     sizes = _sizes(summary)
     if sizes:
         parts.append(sizes)
-    # An export has measured all its forms again, on one machine.
-    latency = {} if summary.get("export") else dict(summary.get("latency_ms") or {})
-    length = latency.pop("tokens", None)
-    if latency:
-        cells = [[escape(name.replace("_", " ")), f"{value:.2f}"] for name, value in latency.items()]
-        title = f"latency, {length} tokens" if length else "latency"
-        parts.append(table([title, "ms per example"], cells))
+    # An export times its own forms; trials of a sweep disturb each other's times.
+    latency = summary.get("latency") or {}
+    if latency.get("alone") and not summary.get("export"):
+        parts.append(_latency(latency))
     return "\n\n".join(["## Figures", *parts]) if parts else ""
+
+
+def _latency(latency: Mapping[str, Any]) -> str:
+    """Milliseconds of the student, beside those of its teacher where both were timed in turn."""
+    columns = {"student": latency["student"], **({"teacher": latency["teacher"]} if latency.get("teacher") else {})}
+    batches = [name for name in latency["student"] if all(name in times for times in columns.values())]
+    rows = [[escape(name.replace("_", " ")), *(f"{times[name]:.2f}" for times in columns.values())] for name in batches]
+    threads = latency["threads"]
+    conditions = f"{latency['tokens']} tokens, {latency['precision']}, {threads} CPU thread{'s' if threads > 1 else ''}"
+    note = f"Milliseconds per example on {escape(latency['device'])}: {conditions}."
+    return table(["latency", *columns], rows) + "\n\n" + note
 
 
 def format_rows(facts: Mapping[str, Any]) -> list[list[str]]:

@@ -1,16 +1,13 @@
-"""What a model is made of and how fast it answers."""
+"""What a model is made of."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from raybrew.errors import ModelError
 from raybrew.models.shapes import dims_of, sizes_text
@@ -20,12 +17,10 @@ __all__ = [
     "count_parameters",
     "describe",
     "display_parameters",
-    "measure_latency",
     "model_megabytes",
 ]
 
 _MEGABYTE = 10**6
-_WARM_UP = _FEWEST_REPEATS = 3
 
 
 @dataclasses.dataclass
@@ -85,65 +80,6 @@ def display_parameters(model: nn.Module | Mapping[str, Tensor], max_level: int |
         cells = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))]
         lines.append("  ".join([*cells, mark]).rstrip())
     return "\n".join(lines), root
-
-
-def measure_latency(
-    model: nn.Module,
-    *,
-    config: PretrainedConfig | None = None,
-    batch_sizes: Sequence[int] = (1, 32),
-    length: int = 128,
-    device: torch.device | None = None,
-    repeats: int = 20,
-    budget_seconds: float = 10.0,
-) -> dict[int, float]:
-    """Batch size -> milliseconds per example of a forward pass over `length` tokens, none of them padding.
-
-    The median of `repeats` runs after three to warm up; of fewer, but at least three, where a batch size would take
-    longer than `budget_seconds`. Runs where the model is, or on `device` and moves it back; its mode is restored. Draws
-    no random numbers. `config` tells of a model that has none itself. ModelError if the model cannot take that many
-    tokens.
-    """
-    config = config or model.config  # type: ignore[assignment]
-    assert config is not None
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    device = device or home
-    training = model.training
-    module: nn.Module = model
-    model.train(False)
-    module.to(device)
-    # One token throughout: what the tokens are does not change the time, but padding would.
-    token = next(index for index in reversed(range(config.vocab_size)) if index != config.pad_token_id)
-    try:
-        return {
-            size: _latency(model, torch.full((size, length), token, device=device), repeats, budget_seconds)
-            for size in batch_sizes
-        }
-    finally:
-        module.to(home)
-        model.train(training)
-
-
-def _latency(model: nn.Module, input_ids: Tensor, repeats: int, budget_seconds: float) -> float:
-    """Median milliseconds per row."""
-    mask = torch.ones_like(input_ids)
-    size, length = input_ids.shape
-    seconds: list[float] = []
-    begin = time.perf_counter()
-    with torch.inference_mode():
-        for turn in range(_WARM_UP + repeats):
-            if len(seconds) >= _FEWEST_REPEATS and time.perf_counter() - begin > budget_seconds:
-                break
-            start = time.perf_counter()
-            try:
-                model(input_ids=input_ids, attention_mask=mask)
-            except (IndexError, RuntimeError) as error:
-                raise ModelError(f"the model does not run on {size} x {length} tokens: {error}") from error
-            if input_ids.is_cuda:
-                torch.cuda.synchronize(input_ids.device)
-            if turn >= _WARM_UP:
-                seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) * 1000 / size
 
 
 def _tree(name: str, tensors: Iterable[tuple[str, Tensor]]) -> ParameterNode:

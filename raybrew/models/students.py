@@ -160,7 +160,7 @@ def empty_model(config: PretrainedConfig, task_kind: str, trust_remote_code: boo
         return _build(copy.deepcopy(config), task_kind, trust_remote_code)
 
 
-def random_model(config: PretrainedConfig, head: Any) -> PreTrainedModel:
+def random_model(config: PretrainedConfig, head: Any, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a config with random weights on the CPU, without a trace in torch's generators: for measuring.
 
     `head` is the kind of a task, or an Auto class of transformers for models without a head of ours.
@@ -168,7 +168,7 @@ def random_model(config: PretrainedConfig, head: Any) -> PreTrainedModel:
     config = copy.deepcopy(config)
     with _seeded(0):
         if isinstance(head, str):
-            return _build(config, head, False)
+            return _build(config, head, trust_remote_code)
         try:
             model: PreTrainedModel = head.from_config(config, dtype=torch.float32)
         except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from raybrew.config.judge import LOSS, quality
 from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
+from raybrew.models.machine import machine_text
 from raybrew.tracking.jsonl import read_metrics
 
 __all__ = ["BestResult", "RunRecord", "RunStatus", "find_runs", "load_run", "load_runs"]
@@ -142,17 +143,7 @@ class RunRecord:
     @property
     def machine(self) -> str | None:
         """The hardware in a few words; equal for runs whose times may be compared."""
-        machine = dict_at(self.environment, "machine")
-        gpus = machine.get("gpus") or []
-        gpu_names = [str(gpu.get("name", gpu)) if isinstance(gpu, Mapping) else str(gpu) for gpu in gpus]
-        parts = []
-        if machine.get("cpu") or machine.get("cpus"):
-            parts.append(
-                " ".join(str(part) for part in (machine.get("cpus"), "x", machine.get("cpu") or "CPU") if part)
-            )
-        if gpu_names:
-            parts.append(f"{len(gpu_names)} x {gpu_names[0]}")
-        return ", ".join(parts) or None
+        return machine_text(dict_at(self.environment, "machine"))
 
 
 def load_run(folder: str | Path) -> RunRecord:

@@ -14,6 +14,8 @@ from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.reports.numbers import kept_share
+from raybrew.reports.row_times import mark_times, share_times, teacher_ms, time_teachers
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
 
@@ -79,8 +81,10 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     rows = [
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
-    rows = _time_by_architecture(rows)
+    rows = share_times(rows)
     rows += _teachers_by_facts(rows)
+    known = [row for row in rows if row.role == "teacher"]
+    rows = mark_times(time_teachers(rows, lambda row: _teacher_of(row, known)), notes)
     controls = _by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(_against_control(row, controls), teachers) for row in rows]
@@ -101,7 +105,7 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     if len({evaluation_key(row.runs[0]) for row in rows if row.runs}) > 1:
         notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
     if len({run.machine for run in runs if run.machine}) > 1:
-        notes.append("The runs come from different machines: their times do not compare.")
+        notes.append("The runs come from different machines: their training times do not compare.")
     return Comparison(tuple(rows), metric, best, tuple(notes))
 
 
@@ -154,32 +158,6 @@ def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return told
 
 
-def _time_by_architecture(rows: list[Row]) -> list[Row]:
-    """All timings of one architecture on one machine, for each of its rows.
-
-    Weights do not change how long a model takes, so a difference between a student and its control is noise.
-    """
-    together: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        timings = together.setdefault(_architecture(row), {})
-        for batch, stat in row.latency_ms.items():
-            timings.setdefault(batch, []).extend(stat.values)
-    shared = {
-        key: {batch: Stat(tuple(values)) for batch, values in timings.items()} for key, timings in together.items()
-    }
-    return [
-        dataclasses.replace(row, latency_ms={batch: shared[_architecture(row)][batch] for batch in row.latency_ms})
-        for row in rows
-    ]
-
-
-def _architecture(row: Row) -> str:
-    """What decides how long a model takes; a key of its own for a model whose summary does not say."""
-    facts = dict_at(row.runs[0].summary or {}, "student")
-    sizes = {name: value for name, value in facts.items() if name not in ("description", "megabytes")}
-    return json.dumps([sizes if "architecture" in sizes else row.name, _bench(row.runs[0])], default=str)
-
-
 def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     """Rows for teachers that no run of this set made, from what the students' summaries say about them."""
     found: dict[str, Row] = {}
@@ -205,7 +183,6 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 eval_rows=row.eval_rows,
                 parameters=integer(facts.get("parameters")),
                 megabytes=number(facts.get("megabytes")),
-                latency_ms={},
                 steps=None,
                 wall_seconds=None,
             ),
@@ -305,9 +282,30 @@ def _by_seed(row: Row) -> dict[int, float]:
 
 
 def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
-    """`row` with what it keeps of its teacher, and how much smaller and faster it is."""
+    """`row` with what it keeps of its teacher, how much smaller it is, and the teacher's time."""
     if row.role == "teacher" or not row.runs:
         return row
+    facts = dict_at(row.runs[0].summary or {}, "teacher")
+    teacher = _teacher_of(row, all_teachers)
+    reports = [dict_at(run.summary or {}, "teacher", "metrics").get(row.metric) for run in row.runs]
+    measured = Stat.of(number(report) for report in reports)
+    quality = measured.mean if measured else None
+    if quality is None and teacher is not None and teacher.metric == row.metric and teacher.quality:
+        quality = teacher.quality.mean if _may_compare(teacher, row) else None
+    parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
+    return dataclasses.replace(
+        row,
+        teacher_quality=quality,
+        kept=kept_share(row.quality.mean, quality) if row.quality and row.done else None,
+        smaller=parameters / row.parameters if parameters and row.parameters else None,
+        teacher_ms=teacher_ms(row, teacher) if teacher else {},
+    )
+
+
+def _teacher_of(row: Row, all_teachers: Sequence[Row]) -> Row | None:
+    """The row of the teacher that `row` is compared with."""
+    if row.role == "teacher" or not row.runs:
+        return None
     facts = dict_at(row.runs[0].summary or {}, "teacher")
     teachers = [other for other in all_teachers if other.done]
     teacher = next((other for other in teachers if facts and _made(other, row, facts)), None)
@@ -318,45 +316,7 @@ def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
         )
     if teacher is None and not facts and len(teachers) == 1 and _may_compare(teachers[0], row):
         teacher = teachers[0]
-    reports = [dict_at(run.summary or {}, "teacher", "metrics").get(row.metric) for run in row.runs]
-    measured = Stat.of(number(report) for report in reports)
-    quality = measured.mean if measured else None
-    if quality is None and teacher is not None and teacher.metric == row.metric and teacher.quality:
-        quality = teacher.quality.mean if _may_compare(teacher, row) else None
-    parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
-    return dataclasses.replace(
-        row,
-        teacher_quality=quality,
-        kept=row.quality.mean / quality if row.quality and row.done and quality and quality > 0 else None,
-        smaller=parameters / row.parameters if parameters and row.parameters else None,
-        faster=(_faster(row, teacher) if teacher else {}) or _faster_than_facts(row, facts),
-    )
-
-
-def _faster(row: Row, teacher: Row) -> dict[str, float]:
-    if not teacher.runs or not row.latency_ms or _bench(row.runs[0]) != _bench(teacher.runs[0]):
-        return {}
-    return {
-        batch: teacher.latency_ms[batch].mean / stat.mean
-        for batch, stat in row.latency_ms.items()
-        if batch in teacher.latency_ms and stat.mean > 0
-    }
-
-
-def _faster_than_facts(row: Row, facts: Mapping[str, Any]) -> dict[str, float]:
-    """As `_faster`, by what the students' own summaries say of the teacher, timed where they were trained."""
-    times = {str(batch): number(value) for batch, value in dict_at(facts, "latency_ms").items()}
-    return {
-        batch: taken / stat.mean
-        for batch, stat in row.latency_ms.items()
-        if (taken := times.get(batch)) is not None and stat.mean > 0
-    }
-
-
-def _bench(run: RunRecord) -> tuple[Any, ...]:
-    """What must agree for two latencies to compare."""
-    summary = run.summary or {}
-    return run.machine, summary.get("device"), dict_at(summary, "latency_ms").get("tokens")
+    return teacher
 
 
 def _may_compare(teacher: Row, row: Row) -> bool:

@@ -8,6 +8,7 @@ import math
 from raybrew.config.judge import LOSS
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import (
+    ABSENT,
     metric_scale,
     metric_title,
     show_bytes,
@@ -106,7 +107,12 @@ def _quality_tile(row: Row, comparison: Comparison) -> Tile:
 
 def _kept_tile(row: Row, comparison: Comparison) -> Tile:
     if row.kept is None:
-        return Tile("kept of the teacher", NOT_MEASURED, "the teacher was not evaluated on these rows", missing=True)
+        note = "the teacher was not evaluated on these rows"
+        if row.teacher_quality is not None:
+            teacher = show_value(row.metric, row.teacher_quality, rows=row.eval_rows)
+            note = f"the teacher's {_metric(row)} is {teacher}: a share of it says nothing"
+            return Tile("kept of the teacher", ABSENT, note, missing=True)
+        return Tile("kept of the teacher", NOT_MEASURED, note, missing=True)
     return Tile("kept of the teacher", show_share(row.kept), f"{_metric(row)} of the student over the teacher's")
 
 
@@ -123,17 +129,18 @@ def _size_tile(row: Row) -> Tile:
 def _time_tiles(row: Row) -> tuple[Tile, ...]:
     if not row.latency_ms:
         return (Tile("time per example", NOT_MEASURED, "latency was not measured", missing=True),)
-    machine = row.runs[0].machine if row.runs else None
-    where = f" on {machine}" if machine else ""
+    conditions = row.timings[0].conditions
+    where = f" on {conditions.text}" if conditions.text else ""
     if "batch_1" in row.faster:
-        batch = row.latency_ms["batch_1"].mean
-        note = f"{show_ms(batch)} ms instead of {show_ms(batch * row.faster['batch_1'])} per example, batch 1{where}"
+        teacher = row.teacher_ms.get("batch_1")
+        times = f"{show_ms(row.latency_ms['batch_1'].mean)} ms" + (f" instead of {show_ms(teacher)}" if teacher else "")
+        note = f"{times} per example, batch 1, timed in turn with the teacher{where}"
         return (Tile("faster", show_factor(row.faster["batch_1"]), note),)
     times = ", ".join(
         f"{show_ms(stat.mean)} ms at batch {name.removeprefix('batch_')}" for name, stat in row.latency_ms.items()
     )
     first = next(iter(row.latency_ms.values()))
-    reason = "" if row.role == "teacher" else "; the teacher was not timed on the same machine"
+    reason = "" if row.role == "teacher" else "; the teacher was not timed in the same round"
     return (Tile("per example", f"{show_ms(first.mean)} ms", f"{times}{where}{reason}"),)
 
 

@@ -142,7 +142,7 @@ def _table(comparison: Comparison) -> dict[str, Any]:
         ("gain", "over the same student trained without a teacher", [_gain(row, comparison) for row in rows]),
         ("kept", "share of the teacher's quality", [show_share(row.kept) for row in rows]),
         ("para\u00admeters", "", [show_count(row.parameters) for row in rows]),
-        ("size", "MB of 10^6 bytes", [show_bytes(row.megabytes) for row in rows]),
+        ("size", "MB of 10^6 bytes, weights in float32", [show_bytes(row.megabytes) for row in rows]),
     ]
     for batch in ("batch_1", "batch_32"):
         cells = [show_ms(row.latency_ms[batch].mean if batch in row.latency_ms else None) for row in rows]

@@ -8,7 +8,9 @@ from raybrew.config.judge import LOSS
 
 __all__ = [
     "ABSENT",
+    "LOWEST_TEACHER",
     "PERCENT_METRICS",
+    "kept_share",
     "metric_scale",
     "metric_title",
     "show_bytes",
@@ -23,6 +25,9 @@ __all__ = [
 #: Stands where a number is missing.
 ABSENT = "–"
 
+#: Quality below which a teacher has next to none.
+LOWEST_TEACHER = 0.1
+
 #: Metrics between 0 and 1 that are shown in per cent; correlations such as `mcc` are not.
 PERCENT_METRICS = frozenset({"accuracy", "macro_f1", "micro_f1", "weighted_f1", "f1", "exact_match"})
 
@@ -30,6 +35,17 @@ PERCENT_METRICS = frozenset({"accuracy", "macro_f1", "micro_f1", "weighted_f1", 
 def metric_scale(metric: str) -> float:
     """What a stored value is multiplied with to be shown."""
     return 100.0 if metric in PERCENT_METRICS else 1.0
+
+
+def kept_share(value: float | None, teacher: float | None) -> float | None:
+    """Share of the teacher's quality that a student keeps, both as they are stored.
+
+    None if the teacher's value is below `LOWEST_TEACHER`, as a share of next to nothing says nothing, and for a student
+    below zero.
+    """
+    if value is None or teacher is None or teacher < LOWEST_TEACHER or value < 0:
+        return None
+    return value / teacher
 
 
 def metric_title(metric: str) -> str:

@@ -278,11 +278,12 @@ def _who(row: Row) -> str:
 
 
 def cost_of_row(row: Row, against: str) -> float | None:
-    """Parameters, megabytes, or ms per example at `batch_1` or `batch_32`; None where it was not measured."""
+    """Parameters, megabytes, or ms per example at `batch_1` or `batch_32`; None where it was not measured, or under
+    other conditions than most rows."""
     if against in ("parameters", "megabytes"):
         found: float | None = getattr(row, against)
         return None if found is None else float(found)
-    stat = row.latency_ms.get(against)
+    stat = row.latency_ms.get(against) if row.timed_alike else None
     return None if stat is None else stat.mean
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from raybrew.config.judge import quality
 from raybrew.reports.collect import Role, RunRecord, RunStatus, dict_at, integer, number
+from raybrew.reports.timing import Timing, alike, faster, timing_of
 
 __all__ = ["Gain", "Row", "Stat", "evaluation_key", "group_runs", "model_name", "row_of", "settings_of"]
 
@@ -78,17 +79,32 @@ class Row:
     eval_rows: int | None
     parameters: int | None
     megabytes: float | None
-    latency_ms: dict[str, Stat]
     steps: int | None
     wall_seconds: Stat | None
+    timings: tuple[Timing, ...] = ()
+    """Measurements of this model under the same conditions, one of each round."""
     gain: Gain | None = None
     kept: float | None = None
-    """Share of the teacher's quality."""
+    """Share of the teacher's quality; None over a teacher that has next to none (`kept_share`)."""
     smaller: float | None = None
     """The teacher's parameters divided by this model's."""
-    faster: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The teacher's time per example divided by this model's, by batch size; only if measured on equal machines."""
     teacher_quality: float | None = None
+    teacher_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The teacher's time in the rounds of `timings`; empty if its own row tells another time."""
+    timed_alike: bool = True
+    """Whether the times compare with those of most rows, as they were measured under the same conditions."""
+
+    @functools.cached_property
+    def latency_ms(self) -> dict[str, Stat]:
+        """Milliseconds per example by batch size."""
+        batches = dict.fromkeys(batch for timing in self.timings for batch in timing.student)
+        found = {batch: Stat.of(timing.student.get(batch) for timing in self.timings) for batch in batches}
+        return {batch: stat for batch, stat in found.items() if stat}
+
+    @functools.cached_property
+    def faster(self) -> dict[str, float]:
+        """The teacher's time per example divided by this model's, by batch size, where both were timed in turn."""
+        return faster(self.timings)
 
     @property
     def name(self) -> str:
@@ -131,6 +147,7 @@ class Row:
             "smaller": self.smaller,
             **{f"ms_{batch}": stat.mean for batch, stat in self.latency_ms.items()},
             **{f"faster_{batch}": factor for batch, factor in self.faster.items()},
+            "timed_on": self.timings[0].conditions.text if self.timings else None,
             "steps": self.steps,
             "wall_seconds": wall.mean if wall else None,
             "metrics": {name: {"mean": stat.mean, "sd": stat.sd, "n": stat.n} for name, stat in self.metrics.items()},
@@ -200,9 +217,6 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
     configured = str(dict_at(first.config, "task").get("metric") or "accuracy")
     metric = next((best.metric for best in bests if best), configured)
     names = dict.fromkeys(name for best in bests if best for name in best.metrics if name != "rows")
-    timings = [dict_at(summary, "latency_ms") for summary in summaries]
-    batches = dict.fromkeys(name for timing in timings for name in timing if name.startswith("batch_"))
-    latency = {name: Stat.of(number(timing.get(name)) for timing in timings) for name in batches}
     metrics = {name: Stat.of(best.metrics.get(name) for best in bests if best) for name in names}
     lines = [record for record in (*first.train, *first.evals) if integer(record.get("step")) is not None]
     steps = integer(summaries[0].get("steps"))
@@ -218,7 +232,7 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
         eval_rows=first.eval_rows,
         parameters=integer(student.get("parameters")),
         megabytes=number(student.get("megabytes")),
-        latency_ms={name: stat for name, stat in latency.items() if stat},
+        timings=alike(timing for run in runs if (timing := timing_of(run)) is not None),
         steps=steps if steps is not None else max((record["step"] for record in lines), default=None),
         wall_seconds=Stat.of(number(summary.get("wall_seconds")) for summary in summaries),
     )

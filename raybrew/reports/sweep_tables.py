@@ -15,6 +15,7 @@ from raybrew.reports.compare import LOSSES_DIFFER, Comparison, compare
 from raybrew.reports.numbers import metric_title
 from raybrew.reports.rows import Row
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
+from raybrew.reports.timing import timing_of
 
 __all__ = ["Cost", "best_row", "best_run", "cost_of", "leaderboard", "rule_of", "trial_rows", "trials_csv"]
 
@@ -69,9 +70,8 @@ def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) ->
 def _latency_notes(record: SweepRecord, runs: Sequence[RunRecord]) -> list[str]:
     """Whether times per example can be relied on: trials that ran beside one another slowed each other down."""
     beside = any((session.get("slots") or 1) > 1 for session in record.sessions)
-    noisy = [run for run in runs if not dict_at(run.summary or {}, "latency_ms").get("alone")]
-    reused = {trial.run for trial in record.trials if trial.reused}
-    if not beside or all(run.folder.name in reused for run in noisy):
+    timings = [timing for run in runs if (timing := timing_of(run)) is not None]
+    if not beside or all(timing.conditions.alone for timing in timings):
         return []
     return ["Times per example were measured while other trials ran on the same machine: do not rely on them."]
 
@@ -122,7 +122,8 @@ def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict
         if run is None and (folder / "config.yaml").is_file():
             run = load_run(folder)
         summary = (run.summary if run is not None else None) or {}
-        latency = dict_at(summary, "latency_ms")
+        timing = timing_of(run) if run is not None else None
+        times = timing.student if timing is not None else {}
         best = run.best if run is not None else None
         rows.append(
             {
@@ -137,8 +138,8 @@ def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict
                 "share_of_steps": round(trial.share, 4),
                 "parameters": number(dict_at(summary, "student").get("parameters")),
                 "megabytes": number(dict_at(summary, "student").get("megabytes")),
-                "ms_batch_1": number(latency.get("batch_1")),
-                "ms_batch_32": number(latency.get("batch_32")),
+                "ms_batch_1": times.get("batch_1"),
+                "ms_batch_32": times.get("batch_32"),
                 "seconds": trial.seconds,
                 "overhead_seconds": trial.overhead,
                 "lost": trial.lost,

@@ -1,89 +1,187 @@
-"""How long students take, measured again when no trial runs any more.
+"""How long students and teachers take, measured when no trial runs any more: all of them in turn, in one round.
 
-A trial measures its student while others train on the same cores, and with the threads of a trial; the teacher was
-measured before, by this process alone. Both are measured alike here, so that `faster` compares like with like.
+A trial measures its student while others train on the same machine. What is measured here compares: every row of a
+report comes from the same round, on one device of the kind that the trials had.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from raybrew.config import Experiment
+from raybrew.config.views import task_views
 from raybrew.data.arrow import write_json
-from raybrew.reports.collect import RunRecord, dict_at, integer, load_run
+from raybrew.errors import ClusterError, RaybrewError, first_line
+from raybrew.models.latency import Timings
+from raybrew.models.loading import ModelSource, load_config, pick_device, pick_precision
+from raybrew.nodes import alive_nodes
+from raybrew.reports.collect import dict_at, integer, load_run
 from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.progress import SweepReporter
-from raybrew.training.run_folder import describe_environment
+from raybrew.verbs.choose import teacher_sources
+from raybrew.verbs.timing import TimedModel, latency_facts, student_latency, time_in_turn
 
 __all__ = ["measure_alone"]
 
-_BATCHES = (1, 32)
-#: Seconds for one batch size of one architecture; the median of fewer runs then.
-_BUDGET_SECONDS = 4.0
+#: Seconds of timing for each model.
+_BUDGET_SECONDS = 8.0
+#: Seconds that a worker may take to start: the node of the trials may be gone, and a new one comes after minutes.
+_WAIT_SECONDS = 600.0
+#: Parts of a config that do not change how long a model takes.
+_NAMES = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+    """A finished run with its student and the teachers that the student is compared with."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    student: TimedModel
+    teachers: tuple[TimedModel, ...]
+    task: str | None
+
+    @property
+    def tokens(self) -> int | None:
+        return integer(dict_at(self.summary, "latency_ms").get("tokens"))
+
+    @property
+    def round(self) -> str | None:
+        """The round in which the run was timed alone."""
+        latency = dict_at(self.summary, "latency")
+        return latency.get("round") if latency.get("alone") else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """One round, for a process anywhere in the cluster."""
+
+    models: Mapping[str, Sequence[TimedModel]]
+    tokens: int
+    device: str
+    precision: str
+    threads: int
+    folder: str
 
 
 def measure_alone(conductor: Conductor, view: SweepReporter) -> None:
-    """Time each architecture of the finished students once, and write that into the summaries of its runs.
+    """Time all architectures of the finished students, and their teachers, in one round; note it in the summaries.
 
-    Runs of another machine than this one, and those that were there before the sweep, keep what they measured.
+    Models are built from their configs with random weights, so students that were removed take part. Ray must run, and
+    no trial. Runs that were there before the sweep take part too; if all runs are of one round already, nothing
+    happens. A failure is told and leaves what the trials measured.
     """
-    here = describe_environment("")["machine"]
-    groups: dict[str, list[RunRecord]] = {}
-    for trial in conductor.trials.values():
-        folder = conductor.ledger.folder.parent / trial.run
-        if trial.status != "done" or trial.reused or not (folder / "summary.json").is_file():
-            continue
-        run = load_run(folder)
-        if _hardware(dict_at(run.environment, "machine")) == _hardware(here) and _tokens(run) is not None:
-            groups.setdefault(_architecture(run), []).append(run)
-    for runs in groups.values():
-        todo = [run for run in runs if not dict_at(run.summary or {}, "latency_ms").get("alone")]
-        measured = next((run for run in runs if run not in todo), None)
-        if not todo:
-            continue
-        times = dict(dict_at(measured.summary or {}, "latency_ms")) if measured else _measure(conductor, todo)
-        if not times:
-            continue
-        for run in todo:
-            write_json(run.folder / "summary.json", {**(run.summary or {}), "latency_ms": times})
-        conductor.ledger.write("latency", runs=[run.folder.name for run in todo], latency_ms=times)
-    if groups:
-        many = f"{len(groups)} architecture{'s' if len(groups) > 1 else ''}"
-        view.say(f"time per example measured again without other trials: {many}")
-
-
-def _measure(conductor: Conductor, runs: list[RunRecord]) -> dict[str, Any]:
-    """Milliseconds per example of the first of these students that is still there; empty if none is."""
-    from raybrew.config.views import task_views
-    from raybrew.models.inspection import measure_latency
-    from raybrew.models.loading import ModelSource, load_model, pick_device
-
-    name, view = next(iter(task_views(conductor.base).items()))
+    try:
+        runs = _finished_runs(conductor)
+        tokens = [run.tokens for run in runs if run.tokens is not None]
+        rounds = {run.round for run in runs}
+        if not tokens or (len(rounds) == 1 and None not in rounds):
+            return
+        keys = {run.folder: (_key([run.student]), _key(run.teachers)) for run in runs}
+        models: dict[str, Sequence[TimedModel]] = {}
+        for run in runs:
+            student, teacher = keys[run.folder]
+            models.setdefault(student, (run.student,))
+            if run.teachers:
+                models.setdefault(teacher, run.teachers)
+        timings = _measure(conductor.base, models, statistics.median_low(tokens), _device_of(runs))
+    except RaybrewError as error:
+        view.say(f"warning: time per example was not measured again: {first_line(error)}")
+        return
     for run in runs:
-        folder = run.folder / "student" / (name or "")
-        length = _tokens(run)
-        if length is None or not (folder / "config.json").is_file():
-            continue
-        model = load_model(ModelSource(str(folder)), view.task.kind)
-        device = pick_device(conductor.base.train.device, "train.device")
-        found = measure_latency(
-            model, batch_sizes=_BATCHES, length=length, device=device, budget_seconds=_BUDGET_SECONDS
-        )
-        times = {f"batch_{size}": round(value, 4) for size, value in found.items()}
-        return {**times, "tokens": length, "alone": True}
-    return {}
+        student, teacher = keys[run.folder]
+        latency = latency_facts(timings, student, teacher if run.teachers else None, run.task, alone=True)
+        measured = {"latency": latency, "latency_ms": student_latency(latency)}
+        write_json(run.folder / "summary.json", {**run.summary, **measured})
+    conductor.ledger.write("latency", runs=[run.folder.name for run in runs], **timings.conditions)
+    view.say(f"time per example measured again without other trials: {len(models)} models in turn on {timings.device}")
 
 
-def _architecture(run: RunRecord) -> str:
-    """Equal for students that take the same time."""
-    facts = dict_at(run.summary or {}, "student")
-    sizes = {name: value for name, value in facts.items() if name not in ("description", "megabytes")}
-    return json.dumps([sizes, _tokens(run), (run.summary or {}).get("device")], sort_keys=True, default=str)
+def _finished_runs(conductor: Conductor) -> list[_Finished]:
+    found = [_finished(conductor, trial.run) for trial in conductor.trials.values() if trial.status == "done"]
+    return [run for run in found if run is not None]
 
 
-def _tokens(run: RunRecord) -> int | None:
-    return integer(dict_at(run.summary or {}, "latency_ms").get("tokens"))
+def _finished(conductor: Conductor, name: str) -> _Finished | None:
+    """A finished run; None if its architecture is not known: an old one whose student is removed."""
+    folder, job = conductor.ledger.folder.parent / name, conductor.jobs.get(name)
+    if job is None or not (folder / "summary.json").is_file():
+        return None
+    views = task_views(job.experiment)
+    task, view = next(((task, view) for task, view in views.items() if view.teacher.given), next(iter(views.items())))
+    for place in (folder / "architecture", folder / "student" / (task or "")):
+        if (place / "config.json").is_file():
+            kind = view.task.kind
+            teachers = tuple(TimedModel(source, kind) for source in teacher_sources(view).values())
+            summary = load_run(folder).summary or {}
+            return _Finished(folder, summary, TimedModel(ModelSource(str(place)), kind), teachers, task)
+    return None
 
 
-def _hardware(machine: Any) -> list[Any]:
-    return [machine.get(name) for name in ("cpu", "cpus", "gpus", "system")]
+def _key(models: Sequence[TimedModel]) -> str:
+    """Equal for models that take the same time."""
+    return canonical({"models": [[model.kind, _architecture(model.source)] for model in models]})
+
+
+def _architecture(source: ModelSource) -> dict[str, Any]:
+    return {name: value for name, value in load_config(source).to_dict().items() if name not in _NAMES}
+
+
+def _device_of(runs: Sequence[_Finished]) -> str:
+    """`cuda` if the trials had GPUs, else `cpu`."""
+    return "cuda" if any(str(run.summary.get("device")).startswith("cuda") for run in runs) else "cpu"
+
+
+def _measure(base: Experiment, models: Mapping[str, Sequence[TimedModel]], tokens: int, device: str) -> Timings:
+    """The round in this process if the trials ran on this machine, else in a Ray task with a trial's resources."""
+    cpus, gpus = _resources(base, device)
+    threads = base.train.threads or max(1, int(cpus))
+    work = _Work(models, tokens, device, base.train.precision, threads, os.getcwd())
+    if len(alive_nodes()) == 1 and (device == "cpu" or torch.cuda.is_available()):
+        return _time(work)
+    return _on_worker(work, cpus, gpus)
+
+
+def _on_worker(work: _Work, cpus: float, gpus: float) -> Timings:
+    import ray
+
+    running = ray.remote(_time_elsewhere).options(num_cpus=cpus, num_gpus=gpus).remote(work)
+    try:
+        timings: Timings = ray.get(running, timeout=_WAIT_SECONDS + 4 * _BUDGET_SECONDS * len(work.models))
+    except ray.exceptions.RayError as error:
+        ray.cancel(running, force=True)
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        raise ClusterError(first_line(cause)) from error
+    return timings
+
+
+def _resources(base: Experiment, device: str) -> tuple[float, float]:
+    """CPUs and GPUs of a trial, or of one worker of a trial that has several."""
+    assert base.sweep is not None
+    if base.train.worker_range[1] == 1:
+        return base.sweep.resources.cpus, base.sweep.resources.gpus
+    return base.train.cpus_per_worker, float(device == "cuda")
+
+
+def _time_elsewhere(work: _Work) -> Timings:
+    if os.path.isdir(work.folder):
+        os.chdir(work.folder)  # paths in experiments are relative to where the command was given
+    return _time(work)
+
+
+def _time(work: _Work) -> Timings:
+    device, before = pick_device(work.device), torch.get_num_threads()
+    torch.set_num_threads(work.threads)
+    try:
+        precision = pick_precision(work.precision, device)
+        return time_in_turn(work.models, work.tokens, device, precision, _BUDGET_SECONDS * len(work.models))
+    finally:
+        torch.set_num_threads(before)

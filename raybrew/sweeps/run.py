@@ -17,6 +17,7 @@ from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
 from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep, trials_of
+from raybrew.reports.timing import relative_latency
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.finish import finish_sweep
@@ -109,8 +110,8 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
             ledger.write("room", slots=slots, cpus=ray_info.cpus, gpus=ray_info.gpus)
             with view.follow(conductor, slots) as changed:
                 reason = run_trials(conductor, ray_info, changed)
-        if reason != "interrupted":
-            measure_alone(conductor, view)
+            if reason != "interrupted":
+                measure_alone(conductor, view)
         if reason == "finished" and conductor.population is not None and not conductor.population.rounds:
             view.say(
                 "warning: no round of the population took place, as nothing was evaluated between "
@@ -155,7 +156,7 @@ def _objectives_from(folder: Path, names: tuple[str, ...]) -> Callable[[str], tu
             "quality": None if value is None else quality(str(best.get("metric")), value),
             "parameters": number(dict_at(summary, "student").get("parameters")),
             "megabytes": number(dict_at(summary, "student").get("megabytes")),
-            "latency": number(dict_at(summary, "latency_ms").get("batch_1")),
+            "latency": relative_latency(summary),
         }
         values = [measured[name] for name in (*names, "parameters")]
         return None if any(value is None for value in values) else tuple(value for value in values if value is not None)

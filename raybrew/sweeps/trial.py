@@ -101,7 +101,9 @@ def _distill(experiment: Experiment, command: str, report: Any) -> dict[str, Any
     names = stage_names(experiment.distill)
     with _stop_workers(folder, report, experiment.judge, names[-1] if names else None) if several else _nothing():
         result = _when_unlocked(
-            lambda: distill(experiment, report=False, command=command, on_evaluation=None if several else report)
+            lambda: distill(
+                experiment, report=False, command=command, on_evaluation=None if several else report, alone=False
+            )
         )
     summary = result.summary
     best = summary.get("best") or {}

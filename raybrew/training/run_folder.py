@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import json
 import platform
+import shutil
 import subprocess
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from raybrew.config.loading import dump_experiment
 from raybrew.config.scrub import scrub
 from raybrew.data.arrow import write_json
 from raybrew.errors import EnvironmentProblem, RunError
+from raybrew.models.machine import machine_facts
 from raybrew.version import __version__
 
 __all__ = ["EVALUATED", "NUMBER_OF_ROWS", "RunFolder", "describe_environment", "make_storage"]
@@ -78,6 +79,11 @@ class RunFolder:
         return self.path / "student"
 
     @property
+    def architecture(self) -> Path:
+        """The config of the model that was timed. It stays when a sweep removes the student."""
+        return self.path / "architecture"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -117,6 +123,14 @@ class RunFolder:
         except OSError as error:
             raise EnvironmentProblem(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
 
+    def keep_architecture(self, task: str = "") -> None:
+        """Copy the config of the student, or of that task's, to `architecture`."""
+        try:
+            self.architecture.mkdir(exist_ok=True)
+            shutil.copyfile(self.student / task / "config.json", self.architecture / "config.json")
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write {self.architecture}: {error.strerror or error}") from error
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which marks the run as done."""
         try:
@@ -152,10 +166,6 @@ def make_storage(root: Path) -> None:
 def describe_environment(command: str) -> dict[str, Any]:
     """Versions, commit and hardware, for `environment.json`."""
     import importlib.metadata
-    import os
-
-    import psutil
-    import torch
 
     versions = {}
     for package in ("torch", "ray", "transformers", "datasets", "pyarrow", "numpy"):
@@ -163,19 +173,12 @@ def describe_environment(command: str) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "raybrew": __version__,
         "python": platform.python_version(),
         **versions,
         "commit": _commit(),
-        "machine": {
-            "cpus": os.cpu_count(),
-            "cpu": _cpu_name(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "gpus": gpus,
-            "system": platform.platform(),
-        },
+        "machine": machine_facts(),
         "command": command,
     }
 
@@ -229,15 +232,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def _cpu_name() -> str:
-    if sys.platform == "linux":
-        try:
-            with open("/proc/cpuinfo", encoding="utf-8") as file:
-                for line in file:
-                    if line.startswith("model name"):
-                        return line.partition(":")[2].strip()
-        except OSError:
-            pass
-    return platform.processor() or platform.machine()

@@ -119,5 +119,4 @@ def _measured(found: Evaluation) -> dict[str, Any]:
         "parameters": found.parameters,
         "megabytes": found.megabytes,
         "metrics": found.metrics,
-        "latency_ms": found.latency_ms,
     }

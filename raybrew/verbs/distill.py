@@ -53,6 +53,7 @@ def distill(
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
     score_test: bool = True,
+    alone: bool = True,
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
 
@@ -61,8 +62,9 @@ def distill(
     `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
     step. The same call continues an interrupted run and returns a finished one at once. `on_evaluation` hears of each
     evaluation and may end the training of one worker; `command` is what the run notes as its command. With `score_test`
-    the best student and its teacher are scored on `data.test` in the end. Raises ConfigError, DataError, ModelError,
-    StoreError before training, and Interrupted when asked to stop (the state is saved).
+    the best student and its teacher are scored on `data.test` in the end. `alone` is false for trials of a sweep, whose
+    time per example is measured while others run. Raises ConfigError, DataError, ModelError, StoreError before
+    training, and Interrupted when asked to stop (the state is saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
@@ -102,7 +104,8 @@ def distill(
             command,
             on_evaluation,
             Path(tokens.model) if experiment.student.vocabulary is not None else None,
-            score_test,
+            score_test=score_test,
+            alone=alone,
         )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
@@ -147,6 +150,7 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
         several.tasks[str(task.name)].weight if several is not None else 1.0,
         rows.num_augmented,
         fitted,
+        tuple(task.sources.values()),
     )
 
 

@@ -21,7 +21,7 @@ from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.data.rows import load_rows
 from raybrew.distillers.ensemble import Average
 from raybrew.errors import ConfigError, RunError
-from raybrew.models.inspection import count_parameters, measure_latency, model_megabytes
+from raybrew.models.inspection import count_parameters, model_megabytes
 from raybrew.models.loading import (
     ModelSource,
     load_config,
@@ -84,7 +84,6 @@ class Evaluation:
     parameters: int
     megabytes: float
     seconds: float
-    latency_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     scores: RowScores | None = dataclasses.field(default=None, compare=False, repr=False)
     """What each row adds to the metrics."""
 
@@ -219,7 +218,7 @@ def evaluate_rows(
 def evaluate_teacher(
     experiment: Experiment, teacher: ModelSource, rows: Rows, reporter: Reporter, name: str = "teacher"
 ) -> Evaluation:
-    """Metrics, size and latency of the teacher on the evaluation rows, computed once for all students."""
+    """Metrics and size of the teacher on the evaluation rows, computed once for all students."""
     assert rows.evaluation is not None  # the caller looked
     encoded = encode(experiment, rows.evaluation.table, teacher)
     key = xxhash.xxh3_128_hexdigest(f"{hash_weights(load_model(teacher, experiment.task.kind))} {encoded.key}".encode())
@@ -228,10 +227,6 @@ def evaluate_teacher(
     if known is not None:
         return known
     found = evaluate_rows(experiment, teacher, encoded, len(rows.evaluation), rows.labels, reporter, name)
-    device = pick_device(experiment.train.device)
-    length = max(2, int(np.median(encoded.lengths)))
-    latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
-    found = dataclasses.replace(found, latency_ms={f"batch_{size}": round(value, 4) for size, value in latency.items()})
     _keep(path, found)
     return found
 
@@ -258,7 +253,7 @@ def evaluate_ensemble(
 ) -> tuple[Evaluation, dict[str, Evaluation]]:
     """The average of several teachers as one model, and each of them; the average is computed once for all students.
 
-    Its size and latency are those of all teachers together.
+    Its size is that of all teachers together.
     """
     assert rows.evaluation is not None  # the caller looked
     members = {name: evaluate_teacher(view, source, rows, reporter, name) for name, source in sources.items()}
@@ -284,7 +279,6 @@ def evaluate_ensemble(
     first = next(iter(encoded.values()))
     task, logits = task_of(view), _averaged(average, said)
     metrics = task.metrics(logits, first, first.rows, rows.labels)
-    batches = dict.fromkeys(batch for member in members.values() for batch in member.latency_ms)
     found = Evaluation(
         average_name(view.teacher),
         metrics,
@@ -292,7 +286,6 @@ def evaluate_ensemble(
         sum(member.parameters for member in members.values()),
         round(sum(member.megabytes for member in members.values()), 2),
         round(sum(member.seconds for member in members.values()), 3),
-        {batch: round(sum(m.latency_ms.get(batch, 0.0) for m in members.values()), 4) for batch in batches},
         task.row_scores(logits, first, first.rows, rows.labels),
     )
     _keep(path, found)

@@ -54,6 +54,8 @@ class Inputs:
     num_augmented: int = 0  #: of the unlabelled rows
     fitted: EncodedRows | None = None
     """The evaluation rows in units that fit the teachers' tokenizers too; None where these are no others."""
+    all_teachers: tuple[ModelSource, ...] = ()
+    """Also those without a part in training: the student is timed beside them."""
 
     @property
     def compared(self) -> EncodedRows | None:
@@ -73,6 +75,7 @@ class Inputs:
             "num_unlabeled": self.num_unlabeled,
             "num_augmented": self.num_augmented,
             "teachers": [teacher.plain() for teacher in self.teachers],
+            "all_teachers": [dataclasses.asdict(source) for source in self.all_teachers],
         }
 
     @classmethod
@@ -90,6 +93,7 @@ class Inputs:
             values["weight"],
             values["num_augmented"],
             open_encoded(Path(fitted)) if fitted is not None else None,
+            tuple(ModelSource(**source) for source in values["all_teachers"]),
         )
 
     def fingerprints(self) -> dict[str, Any]:

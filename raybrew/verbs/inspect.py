@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,8 @@ from raybrew.config.loading import load_experiment
 from raybrew.config.views import choose_task, task_views, teacher_views
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.flops import Flops, count_flops
-from raybrew.models.inspection import ParameterNode, describe, display_parameters, measure_latency
+from raybrew.models.inspection import ParameterNode, describe, display_parameters
+from raybrew.models.latency import BATCHES, measure_in_turn
 from raybrew.models.loading import ModelSource, load_config, max_tokens, model_labels, pick_device
 from raybrew.models.students import empty_student, random_model
 from raybrew.training.run_folder import RunFolder
@@ -50,7 +52,7 @@ class Inspected:
     """Parameters by module; a tensor that appears twice counts where it comes up first."""
     flops: Flops
     latency_ms: Mapping[str, float]
-    """`batch_1`, ... -> milliseconds per example, the median over runs; empty if not measured."""
+    """`batch_1`, ... -> milliseconds per example, measured in turn with the other models; empty if not measured."""
     device: str
 
     def plain(self, level: int | None = None) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def inspect(
     task: str | None = None,
     length: int | None = None,
     latency: bool = True,
-    batch_sizes: Sequence[int] = (1, 32),
+    batch_sizes: Sequence[int] = BATCHES,
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> dict[str, Inspected]:
@@ -103,19 +105,17 @@ def inspect(
         found = {"model": (str(target), config, _head_of(config))}
     length = _fitting_length(length, [config for _, config, _ in found.values()])
     place = pick_device(device, "--device")
+    times: Mapping[str, Mapping[str, float]] = {}
+    if latency:
+        reporter.say(f"measuring {', '.join(found)} in turn ...")
+        builds = {name: functools.partial(_to_time, config, head) for name, (_, config, head) in found.items()}
+        times = measure_in_turn(builds, length=length, device=place, batch_sizes=batch_sizes).milliseconds
     result = {}
     for name, (source_name, config, head) in found.items():
         model = _built(config, head)
-        reporter.say(f"measuring {name} ...")
         flops = count_flops(model, length)
-        times = measure_latency(model, batch_sizes=batch_sizes, length=length, device=place) if latency else {}
         result[name] = Inspected(
-            source_name,
-            describe(model),
-            display_parameters(model)[1],
-            flops,
-            {f"batch_{size}": round(value, 4) for size, value in times.items()},
-            str(place),
+            source_name, describe(model), display_parameters(model)[1], flops, times.get(name, {}), str(place)
         )
     return result
 
@@ -196,6 +196,10 @@ def _built(config: PretrainedConfig, head: str) -> PreTrainedModel:
     if head in _HEADS.values() or head in ("multilabel", "regression"):
         return random_model(config, head)
     return random_model(config, AutoModel)
+
+
+def _to_time(config: PretrainedConfig, head: str) -> list[PreTrainedModel]:
+    return [_built(config, head)]
 
 
 def _fitting_length(wanted: int | None, configs: Sequence[PretrainedConfig]) -> int:

@@ -21,7 +21,7 @@ from raybrew.config import Experiment, TrainConfig
 from raybrew.config.judge import LOSS
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
-from raybrew.errors import DivergenceError, Interrupted
+from raybrew.errors import DivergenceError, Interrupted, ModelError
 from raybrew.exports.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
@@ -38,6 +38,7 @@ from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.parts import Parts, build_parts, build_program, num_steps_of
 from raybrew.verbs.prepare import finetune_config
+from raybrew.verbs.timing import time_student, timed_inputs
 
 __all__ = ["joint_metrics", "run_job"]
 
@@ -77,6 +78,8 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
                     hooks.keep_best(student, {}, weights)
         except Interrupted as stop:
             return {"status": "interrupted", "message": str(stop)}
+        checkpoints.wait()  # the thread that writes them would slow down what is timed
+        latency = hooks.latency() if context.rank == 0 else None
     return {
         "status": "done",
         "steps": outcome.steps,
@@ -89,6 +92,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         "workers": context.world_size,
         "precision": precision.name,
         "device": str(context.device),
+        "latency": latency,
     }
 
 
@@ -246,6 +250,18 @@ class _RunHooks:
             save_student(model, self.parts.tokenizer, self.run.student / part.name, "", own)
             if part.name in self.scores:
                 save_scores(self.run.path / "scores" / part.name / "eval.npz", self.scores[part.name]())
+
+    def latency(self) -> dict[str, Any] | None:
+        """Time of the kept student and its teachers per example, where they were trained; None if that fails."""
+        inputs = timed_inputs([part.inputs for part in self.parts.tasks])
+        student = ModelSource(str(self.run.student / (inputs.task or "")))
+        kind = next(part.view.task.kind for part in self.parts.tasks if part.inputs is inputs)
+        device, precision = self.context.device, self.precision.name
+        try:
+            return time_student(student, inputs, kind, device, precision, alone=self.spec["alone"])
+        except ModelError as error:  # a trained student is worth more than its time
+            self.note(f"warning: the time per example was not measured: {error}")
+            return None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.step = step

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from raybrew.data.encoded import EncodedRows
-from raybrew.models.inspection import measure_latency
+from raybrew.models.latency import measure_in_turn
 from raybrew.tasks.base import Labels
 from raybrew.verbs.evaluate import logits_of
 from raybrew.verbs.exported import Exported
@@ -22,9 +21,8 @@ from raybrew.verbs.reporter import Reporter
 
 __all__ = ["Evaluated", "measure_forms"]
 
-_BATCHES = (1, 32)
-#: Each form is timed so many times, one after another: what else the machine does meets all of them.
-_ROUNDS, _REPEATS, _BUDGET_SECONDS = 5, 6, 2.0
+#: Seconds of timing for each form.
+_BUDGET_SECONDS = 10.0
 #: Kind of task -> the part of a prediction that is an answer, not how sure it is.
 _ANSWERS: Mapping[str, str] = {"classification": "label", "multilabel": "labels", "tagging": "tags", "qa": "answer"}
 
@@ -54,23 +52,20 @@ def measure_forms(
     measured: dict[str, dict[str, Any]] = {name: {} for name in networks}
     if rows is not None:
         measured = _quality(networks, found, rows, labels, reporter)
-    times: dict[str, list[dict[int, float]]] = {name: [] for name in networks}
-    for _ in range(_ROUNDS):
-        for name, network in networks.items():
-            times[name].append(
-                measure_latency(
-                    network,
-                    config=config,
-                    batch_sizes=_BATCHES,
-                    length=tokens,
-                    repeats=_REPEATS,
-                    budget_seconds=_BUDGET_SECONDS,
-                )
-            )
-    for name, taken in times.items():
-        middle = {f"batch_{size}": round(statistics.median(each[size] for each in taken), 4) for size in _BATCHES}
-        measured[name]["latency_ms"] = {**middle, "tokens": tokens, "threads": torch.get_num_threads()}
+    timings = measure_in_turn(
+        {name: _given(network) for name, network in networks.items()},
+        length=tokens,
+        device=torch.device("cpu"),
+        config=config,
+        budget_seconds=_BUDGET_SECONDS * len(networks),
+    )
+    for name, taken in timings.milliseconds.items():
+        measured[name]["latency_ms"] = {**taken, "tokens": tokens, "threads": timings.threads}
     return measured
+
+
+def _given(network: nn.Module) -> Callable[[], list[nn.Module]]:
+    return lambda: [network]
 
 
 def _quality(

@@ -11,8 +11,8 @@ from typing import Any
 from raybrew.config import Experiment, TrainConfig
 from raybrew.config.views import task_views
 from raybrew.errors import Interrupted
-from raybrew.models.inspection import count_parameters, describe, measure_latency, model_megabytes
-from raybrew.models.loading import ModelSource, load_model, pick_device
+from raybrew.models.inspection import count_parameters, describe, model_megabytes
+from raybrew.models.loading import ModelSource, load_model
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch
@@ -23,11 +23,9 @@ from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.reporter import Reporter, follow_metrics
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.scoring import scored, write_cards
+from raybrew.verbs.timing import student_latency, timed_inputs
 
 __all__ = ["command_line", "facts_of_model", "train_run"]
-
-#: Rows whose median length stands for a typical example when latency is measured.
-_LATENCY_BATCHES = (1, 32)
 
 
 def train_run(
@@ -44,6 +42,7 @@ def train_run(
     on_evaluation: OnEvaluation | None = None,
     vocabulary: Path | None = None,
     score_test: bool = True,
+    alone: bool = True,
 ) -> RunResult:
     """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
 
@@ -51,6 +50,7 @@ def train_run(
     `vocabulary` is the folder of a student's trimmed tokenizer.
     `command` is what the run notes as its command; default: the command line of this process.
     With `score_test` the best model is scored on `data.test` in the end.
+    `alone`: whether nothing else that raybrew started runs beside this run.
     """
     command = command or command_line()
     run.prepare(experiment, verb, fingerprints_of(inputs), command)
@@ -62,6 +62,7 @@ def train_run(
         "inputs": [part.plain() for part in inputs],
         "source": dataclasses.asdict(source) if source is not None else None,
         "vocabulary": None if vocabulary is None else str(vocabulary),
+        "alone": alone,
     }
     num_steps = num_steps_of(experiment, inputs, config)
     with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
@@ -75,7 +76,7 @@ def train_run(
         "run_id": run.run_id,
         "status": "done",
         "seed": config.seed,
-        "student": facts_of_model(run.student, experiment, inputs, config.device, key),
+        "student": facts_of_model(run.student, experiment, inputs, key),
         "best": result["best"],
         "chosen": {
             "rows": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
@@ -96,9 +97,11 @@ def train_run(
         "workers": result["workers"],
         "precision": result["precision"],
         "device": result["device"],
+        "latency": result["latency"],
+        "latency_ms": student_latency(result["latency"]),
         **facts,
     }
-    summary["latency_ms"] = summary["student"].pop("latency_ms")
+    run.keep_architecture(timed_inputs(inputs).task or "")
     if score_test:
         summary |= scored(experiment, summary, run.path, reporter)
     write_cards(experiment, run, summary, command)
@@ -109,17 +112,12 @@ def train_run(
 
 
 def facts_of_model(
-    folder: Path, experiment: Experiment, inputs: Sequence[Inputs], device: str, key: str = "train"
+    folder: Path, experiment: Experiment, inputs: Sequence[Inputs], key: str = "train"
 ) -> dict[str, Any]:
-    """Size and measured latency of the model in `folder`, or of those below it: their shared encoder counts once."""
+    """Sizes of the model in `folder`, or of those below it: their shared encoder counts once. Bytes are of float32."""
     views = task_views(experiment)
     first, *others = inputs
     model = load_model(ModelSource(str(folder / (first.task or ""))), views[first.task].task.kind)
-    rows = first.evaluation if first.evaluation is not None else first.training
-    length = max(2, int(sorted(rows.lengths.tolist())[rows.num_rows // 2]))
-    latency = measure_latency(
-        model, batch_sizes=_LATENCY_BATCHES, length=length, device=pick_device(device, f"{key}.device")
-    )
     facts = describe(model)
     if isinstance(experiment.student.shape, str) and key == "train":
         facts["description"] = experiment.student.shape
@@ -134,7 +132,6 @@ def facts_of_model(
         **facts,
         "parameters": parameters,
         "megabytes": round(megabytes, 2),
-        "latency_ms": {f"batch_{size}": round(value, 4) for size, value in latency.items()} | {"tokens": length},
     }
 
 

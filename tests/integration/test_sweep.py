@@ -96,10 +96,11 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     statuses = {(trial.role, trial.values.get("train.learning_rate")): trial.status for trial in record.trials}
     assert statuses == {(CONTROL, None): "done", (CANDIDATE, 1e-3): "done", (CANDIDATE, DIVERGES): "failed"}
     assert {run: (folder.parent / run / "metrics.jsonl").stat().st_mtime_ns for run in before} == stamps
-    # Students and teacher were timed by one process while nothing else ran.
+    # Students and teacher were timed in one round while nothing else ran.
     done = [folder.parent / trial.run for trial in record.trials_of("done")]
     summaries = [json.loads((run / "summary.json").read_text()) for run in done]
-    assert all(summary["latency_ms"]["alone"] for summary in summaries)
+    assert all(summary["latency"]["alone"] for summary in summaries)
+    assert len({summary["latency"]["round"] for summary in summaries}) == 1
     assert len({summary["latency_ms"]["batch_1"] for summary in summaries}) == 1, "one architecture, one time"
     assert sum(one["computed"] for one in record.teachers) == 160, "every row went through the teacher once"
     # What the leaderboard says is what the runs say.
@@ -245,3 +246,23 @@ def test_trials_of_two_workers_are_runs_of_ray_train(project: Path) -> None:
     assert (trial.status, trial.reports[0][0]) == ("done", 0.5), "evaluations come through while the workers train"
     summary = json.loads((record.folder.parent / trial.run / "summary.json").read_text())
     assert (summary["workers"], summary["steps"]) == (2, 10)
+
+
+def test_times_are_measured_with_the_resources_of_a_trial(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a Ray worker, as for trials on other nodes than the one of the command."""
+    import raybrew
+    from raybrew.sweeps import latency
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(latency, "alive_nodes", lambda: ["the driver's", "the trials'"])
+    timed_by: list[object] = []
+    monkeypatch.setattr(latency, "_time", timed_by.append)
+    experiment = with_sweep(project, "elsewhere", {"space": {"distill.temperature": [1, 2]}, "controls": False})
+    result = raybrew.sweep(raybrew.load_experiment(experiment))
+    summaries = [json.loads((result.path.parent / trial.run / "summary.json").read_text()) for trial in result.trials]
+    assert len(summaries) == 2
+    assert timed_by == [], "not this process"
+    assert all(summary["latency"]["alone"] for summary in summaries)
+    assert len({summary["latency"]["round"] for summary in summaries}) == 1
+    students = [row for row in result.leaderboard.rows if row.runs]
+    assert all(list(row.faster) == ["batch_1", "batch_32"] for row in students)

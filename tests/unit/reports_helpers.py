@@ -38,6 +38,15 @@ ENVIRONMENT: dict[str, Any] = {
     "commit": "3f2a9c1d0b7e",
     "machine": {"cpus": 8, "cpu": "AMD EPYC 7763", "memory_gib": 31.4, "gpus": ["NVIDIA H200"]},
 }
+CONDITIONS: dict[str, Any] = {
+    "device": "cuda (NVIDIA H200)",
+    "machine": "8 x AMD EPYC 7763, 1 x NVIDIA H200",
+    "precision": "bf16",
+    "threads": 8,
+    "tokens": 24,
+    "rounds": 5,
+    "alone": True,
+}
 SIZES = {
     "teacher": {"parameters": 22_713_986, "megabytes": 90.9, "architecture": "BertForSequenceClassification"},
     "student": {"parameters": 14_351_000, "megabytes": 57.4, "description": "BERT 4x312"},
@@ -58,10 +67,15 @@ def make_run(
     events: tuple[tuple[int, str, str], ...] = (),
     teacher_accuracy: float | None = 0.92,
     latency: tuple[float, float] | None = (1.21, 0.19),
+    teacher_latency: tuple[float, float] | None = None,
+    conditions: dict[str, Any] | None = None,
     student: dict[str, Any] | None = None,
     name: str = "reviews",
 ) -> Path:
-    """A run of `role` that reaches `accuracy`; `changes` go into sections of the config, `summary` over the summary."""
+    """A run of `role` that reaches `accuracy`; `changes` go into sections of the config, `summary` over the summary.
+
+    `latency` and `teacher_latency` are milliseconds at batch 1 and 32, measured in one round under `conditions`.
+    """
     config = copy.deepcopy(CONFIG) | {"name": name}
     verb = "finetune" if role == "teacher" else "distill"
     if verb == "finetune":
@@ -118,8 +132,19 @@ def make_run(
             whole["base_model"] = TEACHER_MODEL
         if latency is not None:
             whole["latency_ms"] = {"batch_1": latency[0], "batch_32": latency[1], "tokens": 24}
+            whole["latency"] = {
+                **CONDITIONS,
+                "round": f"round of {run_id}",
+                **(conditions or {}),
+                "student": _by_batch(latency),
+                "teacher": None if teacher_latency is None else _by_batch(teacher_latency),
+            }
         (folder / "summary.json").write_text(json.dumps(whole | (summary or {})), encoding="utf-8")
     return folder
+
+
+def _by_batch(times: tuple[float, float]) -> dict[str, float]:
+    return {"batch_1": times[0], "batch_32": times[1]}
 
 
 def _write_metrics(

@@ -38,7 +38,18 @@ SUMMARY: dict[str, Any] = {
     "steps": 200,
     "epochs": 2.0,
     "rows": {"train": 60_110, "unlabeled": 0, "eval": 872},
-    "latency_ms": {"batch_1": 2.5, "batch_32": 0.75, "tokens": 13},
+    "latency": {
+        "device": "cpu (AMD EPYC 7763)",
+        "machine": "8 x AMD EPYC 7763",
+        "precision": "fp32",
+        "threads": 1,
+        "tokens": 13,
+        "rounds": 5,
+        "round": "f00d",
+        "alone": True,
+        "student": {"batch_1": 2.5, "batch_32": 0.75},
+        "teacher": {"batch_1": 9.0, "batch_32": 4.5},
+    },
     "distill": {"temperature": 8.0, "matches": ["hidden_mse even"]},
     "versions": {"raybrew": "0.1.0", "torch": "2.13.0"},
     "command": "raybrew distill 'my experiment.yaml' train.seed=3",
@@ -83,8 +94,11 @@ def test_card_says_what_is_known() -> None:
     assert "eval/rows" not in card
     assert "872 evaluation rows" in card
     assert "13.3 % of the teacher's 108,000,000 parameters" in card
-    assert "| latency, 13 tokens | ms per example |" in card
-    assert "| batch 32 | 0.75 |" in card
+    assert "| latency | student | teacher |" in card
+    assert "| batch 32 | 0.75 | 4.50 |" in card
+    assert "on cpu (AMD EPYC 7763): 13 tokens, fp32, 1 CPU thread." in card
+    beside = {**SUMMARY, "latency": {**SUMMARY["latency"], "alone": False}}
+    assert "| latency" not in model_card(beside), "measured while other trials ran"
     assert "teacher store: f00dcafe" in card
     assert "| temperature | 8.0 |" in card
     assert "```sh\nraybrew distill 'my experiment.yaml' train.seed=3\n```" in card

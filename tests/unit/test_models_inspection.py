@@ -1,24 +1,21 @@
-"""Counting and showing parameters, and measuring latency."""
+"""Counting and showing parameters."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, DistilBertConfig
 from transformers import DistilBertForSequenceClassification as DistilBert
 
 from raybrew import utils
-from raybrew.errors import ModelError
 from raybrew.models.inspection import (
     count_parameters,
     describe,
     display_parameters,
-    measure_latency,
     model_megabytes,
 )
 
@@ -113,74 +110,3 @@ def test_description_names_the_sizes_of_each_family(bert: BertForSequenceClassif
     distilbert = DistilBert(DistilBertConfig(vocab_size=40, n_layers=1, dim=8, n_heads=2, hidden_dim=12))
     facts = describe(distilbert)
     assert [facts[name] for name in ("layers", "hidden", "heads", "feed_forward")] == [1, 8, 2, 12]
-
-
-class Recorder:
-    """Stands before a model's forward pass and keeps what it was given."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.calls: list[tuple[tuple[int, ...], bool, bool]] = []
-        self.tokens: set[int] = set()
-        model.register_forward_pre_hook(self, with_kwargs=True)
-
-    def __call__(self, module: nn.Module, arguments: Any, inputs: dict[str, Tensor]) -> None:
-        assert bool(inputs["attention_mask"].all())
-        self.tokens |= set(inputs["input_ids"].flatten().tolist())
-        self.calls.append((tuple(inputs["input_ids"].shape), module.training, torch.is_grad_enabled()))
-
-
-class Clock:
-    """Stands in for the module `time`; a forward pass of `model` takes the next of `seconds`."""
-
-    def __init__(self, model: nn.Module, seconds: list[float]) -> None:
-        self.now = 100.0
-        self.seconds = iter(seconds)
-        model.register_forward_hook(self.pass_time)
-
-    def pass_time(self, *_: object) -> None:
-        self.now += next(self.seconds)
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-def test_latency_is_the_median_per_example_after_a_warm_up(
-    bert: BertForSequenceClassification, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(bert, [9.0, 9.0, 9.0, 1.0, 5.0, 2.0] * 2)
-    monkeypatch.setattr("raybrew.models.inspection.time", clock)
-    recorder = Recorder(bert)
-    found = measure_latency(bert, batch_sizes=(1, 4), length=7, repeats=3, budget_seconds=100.0)
-    assert found == {1: 2000.0, 4: 500.0}
-    assert recorder.calls == [((1, 7), False, False)] * 6 + [((4, 7), False, False)] * 6
-    assert recorder.tokens == {39}
-
-
-def test_latency_restores_the_mode_and_draws_nothing(bert: BertForSequenceClassification) -> None:
-    bert.train()
-    before = torch.get_rng_state()
-    found = measure_latency(bert, length=5, repeats=3, device=torch.device("cpu"))
-    assert list(found) == [1, 32]
-    assert all(value > 0 for value in found.values())
-    assert bert.training
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_latency_stops_early_when_its_time_is_up(bert: BertForSequenceClassification) -> None:
-    recorder = Recorder(bert)
-    measure_latency(bert, batch_sizes=(1,), length=5, repeats=1000, budget_seconds=0.0)
-    assert len(recorder.calls) == 3 + 3
-
-
-def test_latency_avoids_padding(bert: BertForSequenceClassification) -> None:
-    recorder = Recorder(bert)
-    bert.config.pad_token_id = 39
-    measure_latency(bert, batch_sizes=(1,), length=5, repeats=3)
-    assert recorder.tokens == {38}
-
-
-def test_too_many_tokens_are_named(bert: BertForSequenceClassification) -> None:
-    bert.train()
-    with pytest.raises(ModelError, match="1 x 25 tokens"):
-        measure_latency(bert, length=25)
-    assert bert.training

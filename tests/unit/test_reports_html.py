@@ -64,7 +64,14 @@ def full(path: Path) -> None:
     make_run(path, "teacher", accuracy=0.95, steps=300, latency=(6.05, 0.95))
     for seed in range(3):
         resumed = ((500, "interrupted", "stopped after step 500"), (500, "resumed", "resumed at step 500"))
-        make_run(path, seed=seed, accuracy=0.9 + 0.01 * seed, teacher_accuracy=0.95, events=resumed)
+        make_run(
+            path,
+            seed=seed,
+            accuracy=0.9 + 0.01 * seed,
+            teacher_accuracy=0.95,
+            teacher_latency=(6.05, 0.95),
+            events=resumed,
+        )
         make_run(path, "control", seed=seed, accuracy=0.88, teacher_accuracy=0.95)
     make_run(path, seed=9, done=False)
 

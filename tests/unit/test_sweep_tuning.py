@@ -7,12 +7,10 @@ import types
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sweep_helpers import base, conductor_of
 
 from raybrew.reports.sweeps import load_sweep
-from raybrew.sweeps.latency import measure_alone
-from raybrew.sweeps.progress import news, quiet_or
+from raybrew.sweeps.progress import news
 from raybrew.sweeps.trial import _has_paused
 from raybrew.sweeps.tuning import _Asker, _Brain, _Listener
 from raybrew.tracking.jsonl import MetricsLog
@@ -99,43 +97,3 @@ def test_a_trial_that_died_at_its_pause_does_not_go_beyond(tmp_path: Path) -> No
     assert _has_paused(folder, 0.5, "accuracy") == {"step": 10, "share": 0.5, "value": 1.0}
     assert _has_paused(folder, 0.75, "accuracy") is None
     assert _has_paused(folder, None, "accuracy") is None
-
-
-def test_each_architecture_is_timed_once_and_foreign_runs_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sweep_helpers import drive
-
-    from raybrew.reports.sweep_tables import leaderboard
-    from raybrew.sweeps import latency
-
-    space = {
-        "distill.temperature": [1, 4],
-        "student.shape": [{"layers": 2, "hidden": 312}, {"layers": 4, "hidden": 312}],
-    }
-    conductor = conductor_of(base(tmp_path, {"space": space, "search": "grid", "controls": False}))
-    conductor.ledger.write("room", slots=2, cpus=2, gpus=0)
-    drive(conductor, lambda job: 0.9)
-    runs = [conductor.ledger.folder.parent / run for run in conductor.trials]
-    elsewhere = json.loads((runs[0] / "environment.json").read_text())
-    for run in runs[1:]:
-        (run / "environment.json").write_text(json.dumps({**elsewhere, "machine": {"cpu": "this one"}}))
-    timed: list[int] = []
-
-    def measure(conductor: Any, found: Any) -> dict[str, Any]:
-        timed.append(len(found))
-        return {"batch_1": 2.0, "batch_32": 1.0, "tokens": 24, "alone": True}
-
-    monkeypatch.setattr(latency, "describe_environment", lambda command: {"machine": {"cpu": "this one"}})
-    monkeypatch.setattr(latency, "_measure", measure)
-
-    def times() -> list[float]:
-        return [json.loads((run / "summary.json").read_text())["latency_ms"]["batch_1"] for run in runs]
-
-    before = times()
-    assert any("do not rely on them" in note for note in leaderboard(load_sweep(conductor.ledger.folder)).notes)
-    measure_alone(conductor, quiet_or(None))
-    assert sorted(timed) == [1, 2]
-    assert times() == [before[0], 2.0, 2.0, 2.0], "what another machine measured stays"
-    measure_alone(conductor, quiet_or(None))
-    assert len(timed) == 2, "once is enough"

@@ -1,0 +1,116 @@
+"""Times per example as runs measured them. Two times compare if they come from one round under the same conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from raybrew.reports.collect import RunRecord, dict_at, integer, number
+
+__all__ = ["Conditions", "Timing", "alike", "faster", "relative_latency", "timing_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What a time depends on besides the model."""
+
+    device: str | None
+    machine: str | None
+    precision: str | None
+    threads: int | None
+    tokens: int | None
+    alone: bool
+    """Whether no other trial of a sweep ran meanwhile."""
+
+    @property
+    def text(self) -> str:
+        """Device, threads and tokens in a few words, as far as they are known."""
+        where = self.device if self.threads is not None else self.machine or self.device
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}" if self._on_cpu and self.threads else None
+        tokens = f"{self.tokens} tokens" if self.tokens else None
+        precision = self.precision if self.precision not in (None, "fp32") else None
+        return ", ".join(part for part in (where, precision, threads, tokens) if part)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return (self.device or "").startswith("cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Milliseconds per example by batch size: of a run's model, and of its teacher if that had turns in the round."""
+
+    conditions: Conditions
+    round: str | None
+    """None for runs of versions that timed models one by one."""
+    student: Mapping[str, float]
+    teacher: Mapping[str, float]
+
+    @property
+    def of_teacher(self) -> Timing:
+        """The teacher's part, as a measurement of its own."""
+        return dataclasses.replace(self, student=self.teacher, teacher={})
+
+
+def timing_of(run: RunRecord) -> Timing | None:
+    """What the summary of `run` says; None if nothing was measured."""
+    summary = run.summary or {}
+    latency, older = dict_at(summary, "latency"), dict_at(summary, "latency_ms")
+    facts = latency or {**older, "device": summary.get("device"), "machine": run.machine}
+    student = _by_batch(dict_at(latency, "student") or older)
+    if not student:
+        return None
+    conditions = Conditions(
+        device=facts.get("device"),
+        machine=facts.get("machine"),
+        precision=facts.get("precision"),
+        threads=integer(facts.get("threads")),
+        tokens=integer(facts.get("tokens")),
+        alone=bool(facts.get("alone")),
+    )
+    return Timing(conditions, latency.get("round"), student, _by_batch(dict_at(latency, "teacher")))
+
+
+def relative_latency(summary: Mapping[str, Any]) -> float | None:
+    """The student's time for one example divided by the teacher's of the same round; None if it is not known.
+
+    Milliseconds if there is no teacher.
+    """
+    latency = dict_at(summary, "latency")
+    student, teacher = (number(dict_at(latency, who).get("batch_1")) for who in ("student", "teacher"))
+    if student is None or not dict_at(summary, "teacher"):
+        return student
+    return student / teacher if teacher else None
+
+
+def alike(timings: Iterable[Timing]) -> tuple[Timing, ...]:
+    """Those under the most common conditions (of equally common ones the first), one of each round."""
+    groups: dict[Conditions, list[Timing]] = {}
+    for timing in timings:
+        groups.setdefault(timing.conditions, []).append(timing)
+    most = max(groups.values(), key=len, default=[])
+    rounds: dict[Any, Timing] = {}
+    for index, timing in enumerate(most):
+        rounds.setdefault(timing.round or index, timing)
+    return tuple(rounds.values())
+
+
+def faster(timings: Sequence[Timing]) -> dict[str, float]:
+    """The teacher's time divided by the student's by batch size, over rounds in which both had turns."""
+    found: dict[str, float] = {}
+    for batch in dict.fromkeys(batch for timing in timings for batch in timing.student):
+        pairs = [
+            (timing.student[batch], timing.teacher[batch])
+            for timing in timings
+            if batch in timing.student and batch in timing.teacher
+        ]
+        student = sum(mine for mine, _ in pairs)
+        if student > 0:
+            found[batch] = sum(theirs for _, theirs in pairs) / student
+    return found
+
+
+def _by_batch(times: Mapping[str, Any]) -> dict[str, float]:
+    found = {name: number(value) for name, value in times.items() if name.startswith("batch_")}
+    return {name: value for name, value in found.items() if value is not None}
