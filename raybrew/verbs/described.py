@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybrew.config import Experiment, TeacherConfig
+from raybrew.data.cautions import Caution, tell
 from raybrew.models.loading import ModelSource, has_head
 from raybrew.reports.rows import model_name
 from raybrew.signals import Signal
+from raybrew.store.find import captured_labels
+from raybrew.store.storage import open_storage
 from raybrew.verbs.evaluate import Evaluation, average_name, evaluate_ensemble, evaluate_teacher
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.job import joint_metrics
+from raybrew.verbs.model_checks import confirms_order, model_cautions, renamed_outputs, unnamed_outputs, whose
 from raybrew.verbs.prepare import Rows
 from raybrew.verbs.reporter import Reporter
 
@@ -38,7 +42,7 @@ class TaskPlan:
 def described_teachers(
     tasks: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter
 ) -> dict[str, Any] | None:
-    """Facts of the only teacher; of several the average's, with each one's under `members`.
+    """Facts of the only teacher; of several the average's, with each one's under `members`. Tells what is doubtful.
 
     Of several tasks, `members` are the tasks' teachers, and the whole is what they come to together: the same metrics
     as the student's, and the sum of sizes.
@@ -79,7 +83,9 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, An
     if None in task.sources:
         source = task.sources[None]
         facts: dict[str, Any] = {"model": source.model, "fingerprint": fingerprints.get(None)}
-        return facts | (_measured(evaluate_teacher(task.view, source, task.rows, reporter)) if measure else {})
+        found = evaluate_teacher(task.view, source, task.rows, reporter) if measure else None
+        facts |= {} if found is None else _measured(found)
+        return facts | _doubtful(task, inputs, None, found, reporter)
     members: dict[str, dict[str, Any]] = {
         str(name): {
             "model": source.model,
@@ -94,13 +100,35 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, An
         "average": task.view.teacher.average,
         "members": members,
     }
+    each: Mapping[str, Evaluation] = {}
     if measure:
         sources = {str(name): source for name, source in task.sources.items()}
         averaged, each = evaluate_ensemble(task.view, sources, task.rows, reporter)
         facts |= _measured(averaged)
         for name, found in each.items():
             members[name] |= _measured(found)
+    for name, known in members.items():
+        known |= _doubtful(task, inputs, name, each.get(name), reporter)
     return facts
+
+
+def _doubtful(
+    task: TaskPlan, inputs: Inputs, name: str | None, found: Evaluation | None, reporter: Reporter
+) -> dict[str, Any]:
+    """The cautions about one teacher, which are told: by its evaluation, if it has one, and by its names."""
+    who, source, labels = whose(task.name, name), task.sources[name], task.rows.labels
+    cautions: list[Caution] = []
+    if found is not None:
+        cautions += model_cautions(who, source, found.agreement, found.metrics, labels, task.view.task.metric)
+    elif task.request:
+        cautions += unnamed_outputs(who, source, labels)
+    confirmed = found is not None and confirms_order(found.agreement)
+    for teacher in inputs.teachers:
+        if teacher.name == name and teacher.store is not None:
+            captured = captured_labels(open_storage(teacher.store, task.view.store.cache))
+            cautions += renamed_outputs(who, captured, labels, confirmed)
+    tell(cautions, reporter.say)
+    return {"cautions": [caution.plain() for caution in cautions]} if cautions else {}
 
 
 def _measured(found: Evaluation) -> dict[str, Any]:

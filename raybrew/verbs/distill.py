@@ -24,7 +24,7 @@ from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows, same_tokens
+from raybrew.verbs.prepare import check_labels, check_teacher_labels, data_key, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.teachers import ready_teachers
@@ -72,6 +72,7 @@ def distill(
             "role": "student" if any(task.has_teacher for task in tasks) else "control",
             "teacher": described_teachers(tasks, inputs, reporter),
             "distill": _described_losses(experiment, inputs),
+            "cautions": [caution.plain() for task in tasks for caution in task.rows.cautions],
         }
         if len(inputs) > 1:
             facts["tasks"] = {str(part.task): _described_task(part) for part in inputs}
@@ -99,7 +100,7 @@ def _read(
 ) -> TaskPlan:
     """What one task has: rows, teachers, and what is asked of them."""
     sources = teacher_sources(view, teacher_run)
-    rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
+    rows = read_rows(view, next(iter(sources.values()), None), reporter.say, key=data_key(name))
     request = request_of(view, sources, rows.labels.names, shape) if sources else ()
     for member, source in sources.items():
         if view.distill.trains_in_teacher or request_of_member(request, member, weight_of(view, member)):

@@ -16,6 +16,7 @@ import xxhash
 from raybrew.config import Experiment, TeacherConfig
 from raybrew.config.views import choose_task
 from raybrew.data.arrow import write_json
+from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.distillers.ensemble import Average
@@ -32,13 +33,15 @@ from raybrew.models.loading import (
 )
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import hash_weights
+from raybrew.tasks.agreement import Agreement, agreement_from, agreement_of
 from raybrew.tasks.base import Labels, Task
 from raybrew.training.context import LocalContext
 from raybrew.training.evaluation import compute_logits
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
+from raybrew.verbs.model_checks import model_cautions, whose
+from raybrew.verbs.prepare import Rows, check_teacher_labels, data_key, encode, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = [
@@ -57,6 +60,8 @@ __all__ = [
 
 #: What the average of several teachers is called where one of their names may stand.
 AVERAGE = "average"
+#: Version of what is kept of an evaluation; older ones are computed again.
+_KEPT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +75,16 @@ class Evaluation:
     megabytes: float
     seconds: float
     latency_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    agreement: Agreement | None = None
+    """How the answers agree with the labels, from which cautions follow."""
+    cautions: tuple[Caution, ...] = ()
+    """What is doubtful about the model, or about the rows."""
 
     def plain(self) -> dict[str, Any]:
-        """All values as plain JSON types."""
-        return dataclasses.asdict(self)
+        """Plain JSON types, without `agreement`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["agreement"]
+        return fields | {"cautions": [caution.plain() for caution in self.cautions]}
 
 
 def evaluate(
@@ -111,9 +122,7 @@ def evaluate_all(
     found: dict[str, Evaluation] = {}
     for name, view in chosen_tasks(experiment, task).items():
         if view.data.eval is None:
-            key = "data" if name is None else f"task.tasks.{name}.data"
-            raise ConfigError(f"{key}.eval: required by this command; name labelled rows")
-        view = _with_training_rows(view)
+            raise ConfigError(f"{data_key(name)}.eval: required by this command; name labelled rows")
         for label, one in _evaluated(experiment, name, view, model, teacher, run_id, reporter).items():
             found["/".join(part for part in (name, label) if part)] = one
     return found
@@ -132,37 +141,53 @@ def _evaluated(
     if model == "teacher" and view.teacher.members:
         sources = {str(member): source for member, source in teacher_sources(view).items()}
         chosen = chosen_teachers([*sources, AVERAGE], teacher)
-        rows = _labelled_rows(view, next(iter(sources.values())), reporter)
+        rows = _labelled_rows(view, next(iter(sources.values())), reporter, data_key(name))
         for source in sources.values():
             check_teacher_labels(source, rows.labels)
         averaged, members = evaluate_ensemble(view, sources, rows, reporter)
-        return {str(label): {**members, AVERAGE: averaged}[str(label)] for label in chosen}
+        every = {**members, AVERAGE: averaged}
+        return {
+            str(label): _doubted(
+                every[str(label)], whose(name, str(label)), sources.get(str(label)), rows, view.task.metric, reporter
+            )
+            for label in chosen
+        }
     if teacher is not None:
         raise ConfigError(f"--teacher: given {teacher!r}, but there is one teacher only; leave it out")
     source = teacher_source(view) if model == "teacher" else pick_model(experiment, model, run_id, name)
-    rows, encoded = evaluation_rows(view, source, reporter)
+    rows, encoded = evaluation_rows(view, source, reporter, data_key(name))
     assert rows.evaluation is not None  # data.eval is given
-    return {"": evaluate_rows(view, source, encoded, len(rows.evaluation), rows.labels, reporter)}
+    found = evaluate_rows(view, source, encoded, len(rows.evaluation), rows.labels, reporter)
+    who = whose(name) if model == "teacher" else f"the model {source.model}"
+    return {"": _doubted(found, who, source, rows, view.task.metric, reporter)}
 
 
-def evaluation_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> tuple[Rows, EncodedRows]:
+def _doubted(
+    found: Evaluation, who: str, source: ModelSource | None, rows: Rows, metric: str, reporter: Reporter
+) -> Evaluation:
+    """The evaluation with what is doubtful about the model, which is told, and about its rows, which was."""
+    cautions = model_cautions(who, source, found.agreement, found.metrics, rows.labels, metric)
+    tell(cautions, reporter.say)
+    return dataclasses.replace(found, cautions=(*rows.cautions, *cautions))
+
+
+def evaluation_rows(
+    view: Experiment, source: ModelSource, reporter: Reporter, key: str = "data"
+) -> tuple[Rows, EncodedRows]:
     """The rows of `data.eval` and their units for the model `source`, whose labels they must have."""
-    rows = _labelled_rows(_with_training_rows(view), source, reporter)
+    rows = _labelled_rows(view, source, reporter, key)
     check_teacher_labels(source, rows.labels)
     assert rows.evaluation is not None  # data.eval is given
     return rows, encode(view, rows.evaluation.table, source)
 
 
-def _with_training_rows(view: Experiment) -> Experiment:
-    """`view` with some: the evaluated model's labels count, not those that training rows would suggest."""
+def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter, key: str) -> Rows:
     if view.data.train is not None:
-        return view
+        return read_rows(view, source, reporter.say, with_unlabeled=False, key=key)
+    # The evaluated model's labels count, not those that training rows would suggest.
     data = view.data.model_copy(update={"train": view.data.eval, "train_rows": None})
-    return view.model_copy(update={"data": data})
-
-
-def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> Rows:
-    return read_rows(view, source, reporter.say, with_unlabeled=False)
+    view = view.model_copy(update={"data": data})
+    return read_rows(view, source, reporter.say, with_unlabeled=False, key=key, unchecked=("train",))
 
 
 def evaluate_rows(
@@ -178,10 +203,13 @@ def evaluate_rows(
     started = time.monotonic()
     network = load_model(source, experiment.task.kind)
     logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {name or Path(source.model).name}")
-    metrics = task_of(experiment).metrics(logits, rows, rows.rows, labels)
+    task = task_of(experiment)
+    metrics = task.metrics(logits, rows, rows.rows, labels)
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
-    return Evaluation(source.model, metrics, num_rows, count_parameters(network), size, seconds)
+    agreement = agreement_of(task, logits, rows, rows.rows, labels)
+    parameters = count_parameters(network)
+    return Evaluation(source.model, metrics, num_rows, parameters, size, seconds, agreement=agreement)
 
 
 def evaluate_teacher(
@@ -190,19 +218,35 @@ def evaluate_teacher(
     """Metrics, size and latency of the teacher on the evaluation rows, computed once for all students."""
     assert rows.evaluation is not None  # the caller looked
     encoded = encode(experiment, rows.evaluation.table, teacher)
-    key = xxhash.xxh3_128_hexdigest(f"{hash_weights(load_model(teacher, experiment.task.kind))} {encoded.key}".encode())
+    weights = hash_weights(load_model(teacher, experiment.task.kind))
+    key = xxhash.xxh3_128_hexdigest(f"{_KEPT} {weights} {encoded.key}".encode())
     path = encoded.folder.parent / f"evaluation-{key}.json"
-    try:
-        return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass  # not computed yet, or by another version
+    kept = _kept_evaluation(path)
+    if kept is not None:
+        return kept
     found = evaluate_rows(experiment, teacher, encoded, len(rows.evaluation), rows.labels, reporter, name)
     device = pick_device(experiment.train.device)
     length = max(2, int(np.median(encoded.lengths)))
     latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
     found = dataclasses.replace(found, latency_ms={f"batch_{size}": round(value, 4) for size, value in latency.items()})
-    write_json(path, found.plain())
+    _keep_evaluation(path, found)
     return found
+
+
+def _kept_evaluation(path: Path) -> Evaluation | None:
+    """What `_keep_evaluation` wrote; None if it is not there, or not of this version."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Evaluation(**values | {"agreement": agreement_from(values["agreement"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _keep_evaluation(path: Path, found: Evaluation) -> None:
+    """Without cautions: they follow from the rest, and from names."""
+    values = found.plain() | {"agreement": None if found.agreement is None else dataclasses.asdict(found.agreement)}
+    del values["cautions"]
+    write_json(path, values)
 
 
 def evaluate_ensemble(
@@ -223,19 +267,19 @@ def evaluate_ensemble(
     }
     average = Average(weights, view.teacher.average, view.distill.temperature)
     rule = (view.teacher.average, view.distill.temperature if view.teacher.average == "probabilities" else None)
-    key = xxhash.xxh3_128_hexdigest(json.dumps([hashes, rule]).encode())
+    key = xxhash.xxh3_128_hexdigest(json.dumps([_KEPT, hashes, rule]).encode())
     path = next(iter(encoded.values())).folder.parent / f"evaluation-{key}.json"
-    try:
-        return Evaluation(**json.loads(path.read_text(encoding="utf-8"))), members
-    except (OSError, ValueError, TypeError):
-        pass  # not computed yet, or by another version
+    kept = _kept_evaluation(path)
+    if kept is not None:
+        return kept, members
     said: dict[Signal, np.ndarray | list[np.ndarray]] = {}
     for name, source in sources.items():
         network = load_model(source, view.task.kind)
         logits = logits_of(view, network, source, encoded[name], reporter, f"evaluate {name} for the average")
         said[LOGITS.of(name)] = logits
     first = next(iter(encoded.values()))
-    metrics = task_of(view).metrics(_averaged(average, said), first, first.rows, rows.labels)
+    task, outputs = task_of(view), _averaged(average, said)
+    metrics = task.metrics(outputs, first, first.rows, rows.labels)
     batches = dict.fromkeys(batch for member in members.values() for batch in member.latency_ms)
     found = Evaluation(
         average_name(view.teacher),
@@ -245,8 +289,9 @@ def evaluate_ensemble(
         round(sum(member.megabytes for member in members.values()), 2),
         round(sum(member.seconds for member in members.values()), 3),
         {batch: round(sum(m.latency_ms.get(batch, 0.0) for m in members.values()), 4) for batch in batches},
+        agreement_of(task, outputs, first, first.rows, rows.labels),
     )
-    write_json(path, found.plain())
+    _keep_evaluation(path, found)
     return found, members
 
 

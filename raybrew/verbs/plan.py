@@ -35,7 +35,7 @@ from raybrew.verbs.functions import check_functions
 from raybrew.verbs.plan_student import likely_vocabulary, student_plan
 from raybrew.verbs.plan_training import probe_inputs, together, training_plan
 from raybrew.verbs.planned import Plan, StorePlan, StudentPlan, TrainingPlan
-from raybrew.verbs.prepare import Rows, read_rows, task_of, teacher_source, units_of
+from raybrew.verbs.prepare import Rows, data_key, read_rows, task_of, teacher_source, units_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = ["Plan", "StorePlan", "StudentPlan", "TrainingPlan", "plan"]
@@ -98,7 +98,10 @@ def _read(task: str | None, view: Experiment, reporter: Reporter) -> _TaskRows:
     }
     given = {name: source for name, source in sources.items() if source is not None}
     return _TaskRows(
-        task, view, given, read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate")
+        task,
+        view,
+        given,
+        read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate", key=data_key(task)),
     )
 
 

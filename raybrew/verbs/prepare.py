@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
+from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
+from raybrew.data.row_cautions import SkippedRows
+from raybrew.data.row_checks import row_cautions
 from raybrew.data.rows import BadRow, RowSet, load_rows, places_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
@@ -28,6 +31,7 @@ __all__ = [
     "cache_folder",
     "check_labels",
     "check_teacher_labels",
+    "data_key",
     "encode",
     "keep_rows",
     "read_rows",
@@ -41,6 +45,8 @@ __all__ = [
 
 #: So many rows whose labels are lost are named.
 _SHOWN_LOST = 5
+#: So many bad rows that are left out are named.
+_SHOWN_SKIPPED = 10
 #: Takes one line for the user.
 Say = Callable[[str], None]
 
@@ -58,6 +64,7 @@ class Rows:
     evaluation: RowSet | None
     labels: Labels
     num_augmented: int = 0
+    cautions: tuple[Caution, ...] = ()
 
     def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
         """The same without these training rows; DataError if none is left."""
@@ -120,23 +127,32 @@ def read_rows(
     *,
     with_unlabeled: bool = True,
     augment: Literal["make", "estimate"] = "make",
+    key: str = "data",
+    unchecked: Collection[str] = (),
 ) -> Rows:
-    """Training, unlabelled and evaluation rows with one set of labels; says what was skipped.
+    """Training, unlabelled and evaluation rows with one set of labels; says what was skipped and what is doubtful.
 
     Rows of `data.augment` are among the unlabelled ones; `estimate` only has as many, of about the same lengths.
-    Without `data.train` the unlabelled rows are all, and the labels are the teacher's.
+    Without `data.train` the unlabelled rows are all, and the labels are the teacher's. `key` is where the experiment
+    has the section `data`; splits that are `unchecked` only stand in for rows that are not given.
     """
     if _kept_rows is None or augment == "estimate":
-        return _read_rows(experiment, teacher, say, with_unlabeled, augment)
+        return _read_rows(experiment, teacher, say, with_unlabeled, augment, key, unchecked)
     sections = [experiment.data.model_dump_json(), experiment.task.model_dump_json()]
-    key = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd()])
-    if key not in _kept_rows:
-        _kept_rows[key] = _read_rows(experiment, teacher, say, with_unlabeled, augment)
-    return _kept_rows[key]
+    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key, *unchecked])
+    if kept not in _kept_rows:
+        _kept_rows[kept] = _read_rows(experiment, teacher, say, with_unlabeled, augment, key, unchecked)
+    return _kept_rows[kept]
 
 
 def _read_rows(
-    experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool, augment: str
+    experiment: Experiment,
+    teacher: ModelSource | None,
+    say: Say,
+    with_unlabeled: bool,
+    augment: str,
+    key: str,
+    unchecked: Collection[str],
 ) -> Rows:
     data, task = experiment.data, task_of(experiment)
     takes_unlabeled = with_unlabeled and data.unlabeled is not None
@@ -144,31 +160,38 @@ def _read_rows(
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
     known = _labels_of(teacher) if teacher is not None and task.fixed_labels is None else None
     labels = task.fixed_labels or known or Labels(())
-    tables: dict[str, pa.Table] = {}
+    splits: dict[str, RowSet] = {}
     if data.train is not None:
-        train = load_rows(data, "train", task, known if known is not None and known.named else None)
-        _say_skipped(train, say)
-        tables["train"], labels = train.table, train.labels
+        splits["train"] = load_rows(data, "train", task, known if known is not None and known.named else None)
+        labels = splits["train"].labels
     elif task.names_labels and not labels:
         raise ConfigError(
             "data.train: required, as without it the labels are those of teacher.model or task.labels, and neither is "
             "given"
         )
     if takes_unlabeled:
-        unlabeled = load_rows(data, "unlabeled", task, labels)
-        _say_skipped(unlabeled, say)
-        tables["unlabeled"] = unlabeled.table
-    evaluation = None
+        splits["unlabeled"] = load_rows(data, "unlabeled", task, labels)
+    tables = {name: rows.table for name, rows in splits.items()}
     if data.eval is not None:
-        evaluation = load_rows(data, "eval", task, labels)
-        _say_skipped(evaluation, say)
+        splits["eval"] = load_rows(data, "eval", task, labels)
+    checked = {name: rows for name, rows in splits.items() if name not in unchecked}
+    cautions = row_cautions(checked, data, task, experiment.task.metric, key)
+    for caution in cautions:
+        tell([caution], say)
+        if isinstance(caution, SkippedRows):
+            _say_skipped(splits[caution.split.rpartition(".")[2]], say)
     num_labelled = tables["train"].num_rows if "train" in tables else 0
     given = sum(table.num_rows for table in tables.values())
     if with_unlabeled and data.augment is not None:
         tables["augmented"] = _augmented(experiment, task, tables, say, augment)
     training = pa.concat_tables(tables.values())
     num_unlabeled, num_augmented = training.num_rows - num_labelled, training.num_rows - given
-    return Rows(training, num_labelled, num_unlabeled, evaluation, labels, num_augmented)
+    return Rows(training, num_labelled, num_unlabeled, splits.get("eval"), labels, num_augmented, cautions)
+
+
+def data_key(task: str | None) -> str:
+    """Where the experiment has the section `data` of a task, one of several by its name."""
+    return "data" if task is None else f"task.tasks.{task}.data"
 
 
 def _labels_of(teacher: ModelSource) -> Labels:
@@ -311,9 +334,7 @@ def finetune_config(experiment: Experiment) -> FinetuneConfig:
 
 
 def _say_skipped(rows: RowSet, say: Say) -> None:
-    if rows.skipped:
-        say(f"{rows.source}: left out {len(rows.skipped)} bad row{'s' if len(rows.skipped) > 1 else ''}")
-        for bad in rows.skipped[:10]:
-            say(f"  {bad}")
-        if len(rows.skipped) > 10:
-            say(f"  ... and {len(rows.skipped) - 10} more")
+    for bad in rows.skipped[:_SHOWN_SKIPPED]:
+        say(f"  {bad}")
+    if len(rows.skipped) > _SHOWN_SKIPPED:
+        say(f"  ... and {len(rows.skipped) - _SHOWN_SKIPPED} more")
