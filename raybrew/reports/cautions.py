@@ -44,7 +44,8 @@ def cautions_of(summary: Mapping[str, Any] | None) -> list[Caution]:
 def sentences_of(runs: Iterable[RunRecord]) -> list[str]:
     """The serious cautions of all these runs, each once."""
     texts = [each.text() for run in runs for each in cautions_of(run.summary) if each.serious]
-    return list(dict.fromkeys(f"{text[:1].upper()}{text[1:]}." for text in texts))
+    # Sentences begin with a dotted key, or with the name of a model.
+    return list(dict.fromkeys(f"{text if text[4:5] == '.' else text[:1].upper() + text[1:]}." for text in texts))
 
 
 def _recorded(facts: Any) -> Iterator[Any]:
