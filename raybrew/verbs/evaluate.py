@@ -75,7 +75,7 @@ class Evaluation:
     megabytes: float
     seconds: float
     latency_ms: dict[str, float] = dataclasses.field(default_factory=dict)
-    agreement: Agreement | None = None
+    agreement: Agreement | None = dataclasses.field(default=None, repr=False)
     """How the answers agree with the labels, from which cautions follow."""
     cautions: tuple[Caution, ...] = ()
     """What is doubtful about the model, or about the rows."""
