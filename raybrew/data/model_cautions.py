@@ -191,8 +191,8 @@ class WeakAnswers(Caution):
 
 def _confirmed(confirmed: bool) -> str:
     if confirmed:
-        return "its answers on data.eval agree with that"
-    return "no evaluation confirms that this is right"
+        return "its answers on evaluation rows agree with that"
+    return "no evaluation confirms it"
 
 
 def _metric(metric: str) -> str:

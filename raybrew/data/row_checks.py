@@ -10,9 +10,8 @@ import dataclasses
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +29,13 @@ from raybrew.data.row_cautions import (
     SharedRows,
     SkippedRows,
 )
-from raybrew.data.rows import RowSet, contradicting_places, places_of, row_ids
+from raybrew.data.rows import RowSet, Split, contradicting_places, places_of, row_ids
 from raybrew.tasks.base import Task
 
 __all__ = ["row_cautions"]
 
 #: Splits that models are judged by.
-_JUDGING = ("eval", "test")
+_JUDGING: tuple[Split, ...] = ("eval", "test")
 _SHOWN_EXAMPLES = 3
 _SHOWN_GROUPS = 5
 #: From this share on a label makes accuracy say little.
@@ -48,21 +47,28 @@ Places = npt.NDArray[np.int64]
 
 
 def row_cautions(
-    splits: Mapping[str, RowSet], data: DataConfig, task: Task, metric: str, key: str = "data"
+    splits: Mapping[Split, RowSet],
+    data: DataConfig,
+    task: Task,
+    metric: str,
+    key: str = "data",
+    about: Collection[Split] | None = None,
 ) -> tuple[Caution, ...]:
     """What is doubtful about the rows of `splits` (train, eval, ...), as `load_rows` read them from `data`.
 
-    `key` is the dotted key of `data`; `metric` is what models are judged by.
+    `key` is the dotted key of `data`; `metric` is what models are judged by. Only cautions `about` some of the splits
+    are wanted, default: about all.
     """
     checked = _Splits(splits, data, task, key)
+    chosen = {split: rows for split, rows in splits.items() if about is None or split in about}
     found: list[Caution] = []
-    for split in splits:
+    for split in chosen:
         found += checked.skipped(split)
-    found += _numbered(splits, task, key)
-    found += _alike(splits, task, key)
-    for split in splits:
+    found += _numbered(chosen, task, key)
+    found += _alike(chosen, task, key)
+    for split in chosen:
         found += [*checked.contradictory(split), *checked.repeated(split)]
-    for split in splits:
+    for split in chosen:
         if split in _JUDGING:
             found += checked.shared(split)
             found += _majority(splits[split], f"{key}.{split}", metric)
@@ -80,7 +86,7 @@ class _Numbered:
 class _Splits:
     """All splits, their examples numbered together."""
 
-    def __init__(self, splits: Mapping[str, RowSet], data: DataConfig, task: Task, key: str) -> None:
+    def __init__(self, splits: Mapping[Split, RowSet], data: DataConfig, task: Task, key: str) -> None:
         self._splits, self._data, self._task, self._key = splits, data, task, key
         self._ids = {name: row_ids(rows.table) for name, rows in splits.items()}
         numbers = _numbers_of(np.concatenate([*self._ids.values(), np.empty((0, 16), np.uint8)]))
@@ -98,16 +104,18 @@ class _Splits:
             for (name, rows), part in zip(splits.items(), np.split(numbers, borders), strict=True)
         }
 
-    def skipped(self, split: str) -> Iterator[Caution]:
+    def skipped(self, split: Split) -> Iterator[Caution]:
         rows = self._splits[split]
-        if rows.skipped:
+        # A share of the training rows lies in their file.
+        told = split == "test" and self._data.test_share is not None and "train" in self._splits
+        if rows.skipped and not told:
             columns = collections.Counter(bad.column for bad in rows.skipped)
             column, count = columns.most_common(1)[0]
             column = column if 2 * count > len(rows.skipped) else None
             name = None if column is None else str(column)
             yield SkippedRows(self._named(split), rows.source, len(rows.skipped), rows.num_read, name)
 
-    def contradictory(self, split: str) -> Iterator[Caution]:
+    def contradictory(self, split: Split) -> Iterator[Caution]:
         rows = self.rows[split]
         labelled = np.flatnonzero(rows.labels != _NO_LABEL)
         if not len(labelled):
@@ -122,18 +130,18 @@ class _Splits:
         shown = sorted(last, key=last.__getitem__)[:_SHOWN_EXAMPLES]
         ids = [bytes(self._ids[split][last[example]]) for example in shown]
         names = self._splits[split].labels.names
-        places = contradicting_places(self._data, self._source_of(split), self._task, ids, names)
+        places = contradicting_places(self._data, split, self._task, ids, names)
         shown_places = [[_place(place) for place in both] for both in places]
         lost = lost if self._task.names_labels else 0
         yield ContradictoryRows(self._named(split), len(doubtful), affected, lost, len(rows.examples), shown_places)
 
-    def repeated(self, split: str) -> Iterator[Caution]:
+    def repeated(self, split: Split) -> Iterator[Caution]:
         examples = self.rows[split].examples
         rows = len(examples) - len(np.unique(examples))
         if rows:
             yield RepeatedRows(self._named(split), rows, len(examples))
 
-    def shared(self, split: str) -> Iterator[Caution]:
+    def shared(self, split: Split) -> Iterator[Caution]:
         """Rows of `split` that training reads too, or another judging split that stands before it."""
         here = self.rows[split]
         judging = [name for name in self.rows if name in _JUDGING]
@@ -158,20 +166,16 @@ class _Splits:
         mine = _pairs(here, shared & (here.labels != _NO_LABEL))
         return sum(example in labels and label not in labels[example] for example, label in mine)
 
-    def _shared_places(self, split: str, other: str, shared: npt.NDArray[np.bool_]) -> list[list[str]]:
+    def _shared_places(self, split: Split, other: Split, shared: npt.NDArray[np.bool_]) -> list[list[str]]:
         there = self.rows[other].examples
         first = np.flatnonzero(np.isin(there, self.rows[split].examples[shared]))
         ids = list(dict.fromkeys(bytes(self._ids[other][place]) for place in first[: 4 * _SHOWN_EXAMPLES]))
         ids = ids[:_SHOWN_EXAMPLES]
-        both = [places_of(self._data, self._source_of(name), self._task, set(ids)) for name in (split, other)]
+        both = [places_of(self._data, name, self._task, set(ids)) for name in (split, other)]
         return [[_place(places[identity]) for places in both] for identity in ids if all(identity in p for p in both)]
 
-    def _named(self, split: str) -> str:
+    def _named(self, split: Split) -> str:
         return f"{self._key}.{split}"
-
-    def _source_of(self, split: str) -> Any:
-        """The split whose file holds the rows: a share such as `10%` lies in that of the training rows."""
-        return "train" if str(getattr(self._data, split, "")).strip().endswith("%") else split
 
 
 def _numbers_of(ids: npt.NDArray[np.uint8]) -> Places:
@@ -233,7 +237,7 @@ def _counts(rows: RowSet) -> dict[str, int]:
     return dict(zip(rows.labels.names, counts.tolist(), strict=True)) if len(counts) == len(rows.labels) else {}
 
 
-def _alike(splits: Mapping[str, RowSet], task: Task, key: str) -> Iterator[Caution]:
+def _alike(splits: Mapping[Split, RowSet], task: Task, key: str) -> Iterator[Caution]:
     rows = splits.get("train")
     if rows is None or not task.names_labels or task.fixed_labels is not None:
         return
@@ -267,7 +271,7 @@ def _majority(rows: RowSet, split: str, metric: str) -> Iterator[Caution]:
         yield MajorityLabel(split, label, counts[label], len(rows))
 
 
-def _numbered(splits: Mapping[str, RowSet], task: Task, key: str) -> Iterator[Caution]:
+def _numbered(splits: Mapping[Split, RowSet], task: Task, key: str) -> Iterator[Caution]:
     """Where `task.labels` gives the names, their order is what the user says that numbers mean."""
     numbered = [name for name, rows in splits.items() if rows.numbered]
     if numbered and task.fixed_labels is None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xxhash
 
 from raybrew.config import Experiment, TeacherConfig
-from raybrew.config.views import choose_task
+from raybrew.config.views import choose_task, task_views
 from raybrew.data.arrow import write_json
 from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.masking import EVALUATION, as_shown
+from raybrew.data.row_checks import row_cautions
+from raybrew.data.rows import RowSet, load_rows
+from raybrew.data.rows import Split as RowSplit
 from raybrew.distillers.ensemble import Average
-from raybrew.errors import ConfigError, RunError
+from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.inspection import count_parameters, measure_latency, model_megabytes
 from raybrew.models.loading import (
     ModelSource,
@@ -35,13 +39,24 @@ from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.agreement import Agreement, agreement_from, agreement_of
 from raybrew.tasks.base import Labels, Task
+from raybrew.tasks.scores import RowScores, load_scores, save_scores
 from raybrew.training.context import LocalContext
 from raybrew.training.evaluation import compute_logits
 from raybrew.training.precision import Precision
-from raybrew.training.run_folder import RunFolder
+from raybrew.training.run_folder import EVALUATED, NUMBER_OF_ROWS, RunFolder
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
 from raybrew.verbs.model_checks import model_cautions, whose
-from raybrew.verbs.prepare import Rows, check_teacher_labels, data_key, encode, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import (
+    Rows,
+    check_teacher_labels,
+    data_key,
+    data_of,
+    encode,
+    known_labels,
+    say_cautions,
+    task_of,
+    teacher_source,
+)
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = [
@@ -58,10 +73,12 @@ __all__ = [
     "pick_model",
 ]
 
+#: Labelled rows to evaluate on: `data.eval` or `data.test`.
+Split = Literal["eval", "test"]
 #: What the average of several teachers is called where one of their names may stand.
 AVERAGE = "average"
-#: Version of what is kept of an evaluation; older ones are computed again.
-_KEPT = 2
+#: Keys of `data` in which a finished model may differ from the experiment that evaluates it.
+_ANY_ROWS = EVALUATED | NUMBER_OF_ROWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +92,17 @@ class Evaluation:
     megabytes: float
     seconds: float
     latency_ms: dict[str, float] = dataclasses.field(default_factory=dict)
-    agreement: Agreement | None = dataclasses.field(default=None, repr=False)
+    scores: RowScores | None = dataclasses.field(default=None, compare=False, repr=False)
+    """What each row adds to the metrics."""
+    agreement: Agreement | None = dataclasses.field(default=None, compare=False, repr=False)
     """How the answers agree with the labels, from which cautions follow."""
     cautions: tuple[Caution, ...] = ()
     """What is doubtful about the model, or about the rows."""
 
     def plain(self) -> dict[str, Any]:
-        """Plain JSON types, without `agreement`."""
+        """All values but those of rows and labels, as plain JSON types."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["agreement"]
+        del fields["scores"], fields["agreement"]
         return fields | {"cautions": [caution.plain() for caution in self.cautions]}
 
 
@@ -93,14 +112,21 @@ def evaluate(
     model: str = "student",
     task: str | None = None,
     teacher: str | None = None,
+    data: str | None = None,
+    split: Split = "eval",
     run_id: str | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Metrics on `data.eval` of this experiment's `student` or `teacher`, or of a model folder or hub model.
+    """Metrics of this experiment's `student` or `teacher`, or of a model folder or hub model, on labelled rows.
 
-    `task` chooses one of several tasks, and `teacher` one of several teachers: one of their names, or `average`.
+    The rows are those of `data`, a source as `data.eval` names it, else of `data.eval` or, with `split="test"`, of
+    `data.test`. Nothing is trained: the model is that of the finished run of this configuration, whatever rows the
+    experiment now names for evaluation. `task` chooses one of several tasks, and `teacher` one of several teachers:
+    one of their names, or `average`.
     """
-    found = evaluate_all(experiment, model=model, task=task, teacher=teacher, run_id=run_id, reporter=reporter)
+    found = evaluate_all(
+        experiment, model=model, task=task, teacher=teacher, data=data, split=split, run_id=run_id, reporter=reporter
+    )
     if len(found) > 1:
         raise ConfigError(f"evaluate: several models are meant, choose one or evaluate_all: {', '.join(found)}")
     return next(iter(found.values()))
@@ -112,6 +138,8 @@ def evaluate_all(
     model: str = "student",
     task: str | None = None,
     teacher: str | None = None,
+    data: str | None = None,
+    split: Split = "eval",
     run_id: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Evaluation]:
@@ -119,11 +147,15 @@ def evaluate_all(
     reporter = reporter or QuietReporter()
     if teacher is not None and model != "teacher":
         raise ConfigError(f"--teacher: given {teacher!r}, which applies to --model teacher only")
+    tasks = chosen_tasks(experiment, task)
+    if data is not None and len(tasks) > 1:
+        names = ", ".join(map(str, tasks))
+        raise ConfigError(f"--data: names the rows of one task, and there are several: {names}; choose one with --task")
     found: dict[str, Evaluation] = {}
-    for name, view in chosen_tasks(experiment, task).items():
-        if view.data.eval is None:
-            raise ConfigError(f"{data_key(name)}.eval: required by this command; name labelled rows")
-        for label, one in _evaluated(experiment, name, view, model, teacher, run_id, reporter).items():
+    for name, view in tasks.items():
+        if data is not None:
+            view = view.model_copy(update={"data": data_of(view.data, data, "eval")})
+        for label, one in _evaluated(experiment, name, view, split, model, teacher, run_id, reporter).items():
             found["/".join(part for part in (name, label) if part)] = one
     return found
 
@@ -132,16 +164,19 @@ def _evaluated(
     experiment: Experiment,
     name: str | None,
     view: Experiment,
+    split: Split,
     model: str,
     teacher: str | None,
     run_id: str | None,
     reporter: Reporter,
 ) -> dict[str, Evaluation]:
-    """The evaluations of one task; a single one is labelled with nothing."""
+    """The evaluations of one task, on the rows of `view`; a single one is labelled with nothing."""
+    trained = task_views(experiment)[name]
     if model == "teacher" and view.teacher.members:
-        sources = {str(member): source for member, source in teacher_sources(view).items()}
+        sources = {str(member): source for member, source in teacher_sources(trained, None, _ANY_ROWS).items()}
         chosen = chosen_teachers([*sources, AVERAGE], teacher)
-        rows = _labelled_rows(view, next(iter(sources.values())), reporter, data_key(name))
+        rows = _labelled_rows(view, next(iter(sources.values())), split, data_key(name), trained)
+        say_cautions(rows.cautions, {split: rows.evaluation}, reporter.say)
         for source in sources.values():
             check_teacher_labels(source, rows.labels)
         averaged, members = evaluate_ensemble(view, sources, rows, reporter)
@@ -154,9 +189,10 @@ def _evaluated(
         }
     if teacher is not None:
         raise ConfigError(f"--teacher: given {teacher!r}, but there is one teacher only; leave it out")
-    source = teacher_source(view) if model == "teacher" else pick_model(experiment, model, run_id, name)
-    rows, encoded = evaluation_rows(view, source, reporter, data_key(name))
-    assert rows.evaluation is not None  # data.eval is given
+    source = pick_model(experiment, model, run_id, name)
+    rows, encoded = evaluation_rows(view, source, split, data_key(name), trained)
+    assert rows.evaluation is not None
+    say_cautions(rows.cautions, {split: rows.evaluation}, reporter.say)
     found = evaluate_rows(view, source, encoded, len(rows.evaluation), rows.labels, reporter)
     who = whose(name) if model == "teacher" else f"the model {source.model}"
     return {"": _doubted(found, who, source, rows, view.task.metric, reporter)}
@@ -172,22 +208,36 @@ def _doubted(
 
 
 def evaluation_rows(
-    view: Experiment, source: ModelSource, reporter: Reporter, key: str = "data"
+    view: Experiment,
+    source: ModelSource,
+    split: Split = "eval",
+    key: str = "data",
+    trained: Experiment | None = None,
 ) -> tuple[Rows, EncodedRows]:
-    """The rows of `data.eval` and their units for the model `source`, whose labels they must have."""
-    rows = _labelled_rows(view, source, reporter, key)
+    """The rows of `data.eval` or `data.test` and their units for the model `source`, whose labels they must have.
+
+    `key` is where the experiment has the section `data`. The cautions about the rows are not told. With the experiment
+    of which the model was `trained`, they are also compared with its training rows, where these can be read.
+    """
+    rows = _labelled_rows(view, source, split, key, trained)
     check_teacher_labels(source, rows.labels)
-    assert rows.evaluation is not None  # data.eval is given
+    assert rows.evaluation is not None
     return rows, encode(view, rows.evaluation.table, source)
 
 
-def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter, key: str) -> Rows:
-    if view.data.train is not None:
-        return read_rows(view, source, reporter.say, with_unlabeled=False, key=key)
-    # The evaluated model's labels count, not those that training rows would suggest.
-    data = view.data.model_copy(update={"train": view.data.eval, "train_rows": None})
-    view = view.model_copy(update={"data": data})
-    return read_rows(view, source, reporter.say, with_unlabeled=False, key=key, unchecked=("train",))
+def _labelled_rows(view: Experiment, source: ModelSource, split: Split, key: str, trained: Experiment | None) -> Rows:
+    """The rows of `data.<split>` as those to evaluate on, labelled as the model `source` labels."""
+    if getattr(view.data, split) is None:
+        raise ConfigError(f"{key}.{split}: required by this command; name labelled rows")
+    task = task_of(view)
+    found = load_rows(view.data, split, task, known_labels(view, source))
+    splits: dict[RowSplit, RowSet] = {}
+    if trained is not None and view.data.train is not None and trained.data.format == view.data.format:
+        with contextlib.suppress(ConfigError, DataError):  # training rows may be gone, or bad
+            splits["train"] = load_rows(view.data, "train", task, found.labels)
+    splits[split] = found
+    cautions = row_cautions(splits, view.data, task, view.task.metric, key, about=(split,))
+    return Rows(found.table, 0, 0, found, found.labels, cautions=cautions)
 
 
 def evaluate_rows(
@@ -205,11 +255,12 @@ def evaluate_rows(
     logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {name or Path(source.model).name}")
     task = task_of(experiment)
     metrics = task.metrics(logits, rows, rows.rows, labels)
+    scores = task.row_scores(logits, rows, rows.rows, labels)
+    agreement = agreement_of(task, logits, rows, rows.rows, labels)
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
-    agreement = agreement_of(task, logits, rows, rows.rows, labels)
     parameters = count_parameters(network)
-    return Evaluation(source.model, metrics, num_rows, parameters, size, seconds, agreement=agreement)
+    return Evaluation(source.model, metrics, num_rows, parameters, size, seconds, scores=scores, agreement=agreement)
 
 
 def evaluate_teacher(
@@ -218,32 +269,36 @@ def evaluate_teacher(
     """Metrics, size and latency of the teacher on the evaluation rows, computed once for all students."""
     assert rows.evaluation is not None  # the caller looked
     encoded = encode(experiment, rows.evaluation.table, teacher)
-    weights = hash_weights(load_model(teacher, experiment.task.kind))
-    key = xxhash.xxh3_128_hexdigest(f"{_KEPT} {weights} {encoded.key}".encode())
+    key = xxhash.xxh3_128_hexdigest(f"{hash_weights(load_model(teacher, experiment.task.kind))} {encoded.key}".encode())
     path = encoded.folder.parent / f"evaluation-{key}.json"
-    kept = _kept_evaluation(path)
-    if kept is not None:
-        return kept
+    known = _known(path)
+    if known is not None:
+        return known
     found = evaluate_rows(experiment, teacher, encoded, len(rows.evaluation), rows.labels, reporter, name)
     device = pick_device(experiment.train.device)
     length = max(2, int(np.median(encoded.lengths)))
     latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
     found = dataclasses.replace(found, latency_ms={f"batch_{size}": round(value, 4) for size, value in latency.items()})
-    _keep_evaluation(path, found)
+    _keep(path, found)
     return found
 
 
-def _kept_evaluation(path: Path) -> Evaluation | None:
-    """What `_keep_evaluation` wrote; None if it is not there, or not of this version."""
+def _known(path: Path) -> Evaluation | None:
+    """An evaluation that was kept at `path` with the scores of its rows; None if it was not, or by another version."""
+    scores = load_scores(path.with_suffix(".npz"))
+    if scores is None:
+        return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Evaluation(**values | {"agreement": agreement_from(values["agreement"])})
+        return Evaluation(**values | {"agreement": agreement_from(values["agreement"])}, scores=scores)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _keep_evaluation(path: Path, found: Evaluation) -> None:
+def _keep(path: Path, found: Evaluation) -> None:
     """Without cautions: they follow from the rest, and from names."""
+    if found.scores is not None:
+        save_scores(path.with_suffix(".npz"), found.scores)
     values = found.plain() | {"agreement": None if found.agreement is None else dataclasses.asdict(found.agreement)}
     del values["cautions"]
     write_json(path, values)
@@ -267,19 +322,19 @@ def evaluate_ensemble(
     }
     average = Average(weights, view.teacher.average, view.distill.temperature)
     rule = (view.teacher.average, view.distill.temperature if view.teacher.average == "probabilities" else None)
-    key = xxhash.xxh3_128_hexdigest(json.dumps([_KEPT, hashes, rule]).encode())
+    key = xxhash.xxh3_128_hexdigest(json.dumps([hashes, rule]).encode())
     path = next(iter(encoded.values())).folder.parent / f"evaluation-{key}.json"
-    kept = _kept_evaluation(path)
-    if kept is not None:
-        return kept, members
+    known = _known(path)
+    if known is not None:
+        return known, members
     said: dict[Signal, np.ndarray | list[np.ndarray]] = {}
     for name, source in sources.items():
         network = load_model(source, view.task.kind)
         logits = logits_of(view, network, source, encoded[name], reporter, f"evaluate {name} for the average")
         said[LOGITS.of(name)] = logits
     first = next(iter(encoded.values()))
-    task, outputs = task_of(view), _averaged(average, said)
-    metrics = task.metrics(outputs, first, first.rows, rows.labels)
+    task, logits = task_of(view), _averaged(average, said)
+    metrics = task.metrics(logits, first, first.rows, rows.labels)
     batches = dict.fromkeys(batch for member in members.values() for batch in member.latency_ms)
     found = Evaluation(
         average_name(view.teacher),
@@ -289,9 +344,10 @@ def evaluate_ensemble(
         round(sum(member.megabytes for member in members.values()), 2),
         round(sum(member.seconds for member in members.values()), 3),
         {batch: round(sum(m.latency_ms.get(batch, 0.0) for m in members.values()), 4) for batch in batches},
-        agreement_of(task, outputs, first, first.rows, rows.labels),
+        task.row_scores(logits, first, first.rows, rows.labels),
+        agreement_of(task, logits, first, first.rows, rows.labels),
     )
-    _keep_evaluation(path, found)
+    _keep(path, found)
     return found, members
 
 
@@ -352,9 +408,9 @@ def pick_model(experiment: Experiment, model: str, run_id: str | None = None, ta
     `task` is the name of the task that is meant, of several.
     """
     if model == "teacher":
-        return teacher_source(choose_task(experiment, task))
+        return teacher_source(choose_task(experiment, task), None, _ANY_ROWS)
     if model == "student":
-        run = RunFolder.of(experiment, "distill", run_id)
+        run = RunFolder.trained(experiment, "distill", run_id, _ANY_ROWS)
         folder = run.student / (task or "")
         if not folder.is_dir():
             raise RunError(

@@ -14,6 +14,7 @@ from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.prepare import Say, check_labels, data_key, encode, finetune_config, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
+from raybrew.verbs.scoring import score_run
 from raybrew.verbs.training import train_run
 
 __all__ = ["finetune", "finetune_all"]
@@ -104,7 +105,8 @@ def _finetune(task: str | None, experiment: Experiment, run_id: str | None, repo
         finished = run.summary()
         if finished is not None:
             run.prepare(experiment, "finetune", inputs.fingerprints(), None)
-            return RunResult(run.path, finished, already_done=True)
+            score_run(run.path, reporter, experiment)
+            return RunResult(run.path, run.summary() or finished, already_done=True)
         facts = {
             "role": "teacher",
             "teacher": None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
+from raybrew.config import DataConfig, Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
 from raybrew.data.row_cautions import SkippedRows
 from raybrew.data.row_checks import row_cautions
-from raybrew.data.rows import BadRow, RowSet, load_rows, places_of
+from raybrew.data.rows import BadRow, RowSet, Split, load_rows, places_of, rows_beside
+from raybrew.data.sources import format_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
-from raybrew.training.run_folder import RunFolder, make_storage
+from raybrew.training.run_folder import EVALUATED, RunFolder, make_storage
 from raybrew.verbs.augment import augmented_rows, likely_rows
 
 __all__ = [
@@ -32,11 +33,14 @@ __all__ = [
     "check_labels",
     "check_teacher_labels",
     "data_key",
+    "data_of",
     "encode",
     "keep_rows",
+    "known_labels",
     "read_rows",
     "rows_with",
     "same_tokens",
+    "say_cautions",
     "task_of",
     "teacher_source",
     "tokenizers_of",
@@ -64,6 +68,8 @@ class Rows:
     evaluation: RowSet | None
     labels: Labels
     num_augmented: int = 0
+    test: RowSet | None = None
+    """The rows of `data.test`, which nothing is chosen by."""
     cautions: tuple[Caution, ...] = ()
 
     def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
@@ -90,9 +96,12 @@ def task_of(experiment: Experiment) -> Task:
     return build_task(config, experiment.data.columns)
 
 
-def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:
+def teacher_source(
+    experiment: Experiment, run_id: str | None = None, other_rows: Collection[str] = EVALUATED
+) -> ModelSource:
     """Where the finished teacher is: `teacher.model`, or the student folder of its finetune run.
 
+    That run may differ from the experiment in the keys `other_rows` of `data`; see `RunFolder.trained`.
     RunError says which command makes it when it does not exist yet.
     """
     teacher = experiment.teacher
@@ -100,7 +109,7 @@ def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSo
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
     if teacher.finetune is None:
         return ModelSource(teacher.model, teacher.revision, teacher.trust_remote_code)
-    run = RunFolder.of(experiment, "finetune", run_id)
+    run = RunFolder.trained(experiment, "finetune", run_id, other_rows)
     if run.summary() is None:
         raise RunError(
             f"the teacher is not trained yet: {run.path} holds no finished run; run `raybrew finetune` with this "
@@ -128,31 +137,24 @@ def read_rows(
     with_unlabeled: bool = True,
     augment: Literal["make", "estimate"] = "make",
     key: str = "data",
-    unchecked: Collection[str] = (),
 ) -> Rows:
     """Training, unlabelled and evaluation rows with one set of labels; says what was skipped and what is doubtful.
 
     Rows of `data.augment` are among the unlabelled ones; `estimate` only has as many, of about the same lengths.
     Without `data.train` the unlabelled rows are all, and the labels are the teacher's. `key` is where the experiment
-    has the section `data`; splits that are `unchecked` only stand in for rows that are not given.
+    has the section `data`.
     """
     if _kept_rows is None or augment == "estimate":
-        return _read_rows(experiment, teacher, say, with_unlabeled, augment, key, unchecked)
+        return _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
     sections = [experiment.data.model_dump_json(), experiment.task.model_dump_json()]
-    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key, *unchecked])
+    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key])
     if kept not in _kept_rows:
-        _kept_rows[kept] = _read_rows(experiment, teacher, say, with_unlabeled, augment, key, unchecked)
+        _kept_rows[kept] = _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
     return _kept_rows[kept]
 
 
 def _read_rows(
-    experiment: Experiment,
-    teacher: ModelSource | None,
-    say: Say,
-    with_unlabeled: bool,
-    augment: str,
-    key: str,
-    unchecked: Collection[str],
+    experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool, augment: str, key: str
 ) -> Rows:
     data, task = experiment.data, task_of(experiment)
     takes_unlabeled = with_unlabeled and data.unlabeled is not None
@@ -160,38 +162,73 @@ def _read_rows(
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
     known = _labels_of(teacher) if teacher is not None and task.fixed_labels is None else None
     labels = task.fixed_labels or known or Labels(())
-    splits: dict[str, RowSet] = {}
+    splits: dict[Split, RowSet] = {}
+    set_aside = np.empty((0, 16), np.uint8)
     if data.train is not None:
         splits["train"] = load_rows(data, "train", task, known if known is not None and known.named else None)
-        labels = splits["train"].labels
+        labels, set_aside = splits["train"].labels, splits["train"].set_aside
     elif task.names_labels and not labels:
         raise ConfigError(
             "data.train: required, as without it the labels are those of teacher.model or task.labels, and neither is "
             "given"
         )
     if takes_unlabeled:
-        splits["unlabeled"] = load_rows(data, "unlabeled", task, labels)
-    tables = {name: rows.table for name, rows in splits.items()}
+        splits["unlabeled"] = _not_tested(load_rows(data, "unlabeled", task, labels), set_aside, data, say)
+    tables: dict[str, pa.Table] = {name: rows.table for name, rows in splits.items()}
     if data.eval is not None:
         splits["eval"] = load_rows(data, "eval", task, labels)
-    checked = {name: rows for name, rows in splits.items() if name not in unchecked}
-    cautions = row_cautions(checked, data, task, experiment.task.metric, key)
-    for caution in cautions:
-        tell([caution], say)
-        if isinstance(caution, SkippedRows):
-            _say_skipped(splits[caution.split.rpartition(".")[2]], say)
+    if data.test is not None:
+        splits["test"] = load_rows(data, "test", task, labels)
+    cautions = row_cautions(splits, data, task, experiment.task.metric, key)
+    say_cautions(cautions, splits, say)
     num_labelled = tables["train"].num_rows if "train" in tables else 0
     given = sum(table.num_rows for table in tables.values())
     if with_unlabeled and data.augment is not None:
         tables["augmented"] = _augmented(experiment, task, tables, say, augment)
     training = pa.concat_tables(tables.values())
     num_unlabeled, num_augmented = training.num_rows - num_labelled, training.num_rows - given
-    return Rows(training, num_labelled, num_unlabeled, splits.get("eval"), labels, num_augmented, cautions)
+    evaluation, test = splits.get("eval"), splits.get("test")
+    return Rows(training, num_labelled, num_unlabeled, evaluation, labels, num_augmented, test, cautions)
 
 
 def data_key(task: str | None) -> str:
     """Where the experiment has the section `data` of a task, one of several by its name."""
     return "data" if task is None else f"task.tasks.{task}.data"
+
+
+def _not_tested(unlabeled: RowSet, set_aside: npt.NDArray[np.uint8], data: DataConfig, say: Say) -> RowSet:
+    """The unlabelled rows without those that were set aside for `data.test`."""
+    table = rows_beside(unlabeled.table, set_aside)
+    lost = len(unlabeled) - table.num_rows
+    if lost:
+        say(f"data.unlabeled: left out {lost} of {len(unlabeled)} rows, which data.test={data.test} sets aside")
+    if not table.num_rows:
+        raise DataError(f"data.unlabeled: data.test={data.test} sets aside all {lost} rows; choose a smaller share")
+    return dataclasses.replace(unlabeled, table=table)
+
+
+def known_labels(experiment: Experiment, model: ModelSource) -> Labels | None:
+    """Label names that are known before any row is read: of the task, or of `model` where these are names."""
+    task = task_of(experiment)
+    if task.fixed_labels is not None:
+        return task.fixed_labels
+    labels = _labels_of(model)
+    return labels if labels.named else None
+
+
+def data_of(data: DataConfig, source: str, split: Literal["eval", "unlabeled"]) -> DataConfig:
+    """`data` with `source` as all rows of `split`. Its name may tell of another format than that of the other rows.
+
+    Numbers of columns are those of CoNLL files; other formats have them under their usual names.
+    """
+    known = format_of(Path(source))
+    changed: dict[str, Any] = {split: source, f"{split}_rows": None}
+    if known is not None and known != data.format:
+        changed["format"] = "auto"
+        usual = {name: name for name in ("tokens", "tags") if isinstance(getattr(data.columns, name), int)}
+        if known != "conll":
+            changed["columns"] = data.columns.model_copy(update=usual)
+    return data.model_copy(update=changed)
 
 
 def _labels_of(teacher: ModelSource) -> Labels:
@@ -333,8 +370,13 @@ def finetune_config(experiment: Experiment) -> FinetuneConfig:
     return experiment.teacher.finetune
 
 
-def _say_skipped(rows: RowSet, say: Say) -> None:
-    for bad in rows.skipped[:_SHOWN_SKIPPED]:
-        say(f"  {bad}")
-    if len(rows.skipped) > _SHOWN_SKIPPED:
-        say(f"  ... and {len(rows.skipped) - _SHOWN_SKIPPED} more")
+def say_cautions(cautions: Sequence[Caution], splits: Mapping[Any, RowSet | None], say: Say) -> None:
+    """Tell what is doubtful about the rows of `splits`, and which bad rows were left out."""
+    for caution in cautions:
+        tell([caution], say)
+        rows = splits[caution.split.rpartition(".")[2]] if isinstance(caution, SkippedRows) else None
+        skipped = rows.skipped if rows is not None else ()
+        for bad in skipped[:_SHOWN_SKIPPED]:
+            say(f"  {bad}")
+        if len(skipped) > _SHOWN_SKIPPED:
+            say(f"  ... and {len(skipped) - _SHOWN_SKIPPED} more")

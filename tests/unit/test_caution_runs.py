@@ -253,12 +253,39 @@ def test_rows_are_told_once_and_kept(trained: Path, tmp_path: Path) -> None:
     run = raybrew.distill(experiment, reporter=reporter)
     assert told() == first
     assert [caution["kind"] for caution in run.summary["cautions"]] == kinds
-    raybrew.evaluate(experiment, reporter=reporter)
-    assert told() == first
-    # Evaluation rows alone are no training rows.
-    alone = experiment_of(tmp_path, trained)
-    alone = alone.model_copy(update={"data": alone.data.model_copy(update={"train": None})})
-    assert raybrew.evaluate(alone, model="teacher", reporter=reporter).cautions == ()
+
+
+def test_evaluated_rows_that_were_trained_on(trained: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(tmp_path, trained)
+    fresh = write(tmp_path / "fresh.jsonl", [*rows_of(30, 3), *rows_of(10, 1)])
+    lines: list[str] = []
+    found = raybrew.evaluate(experiment, model="teacher", data=fresh, reporter=LineReporter(lines.append))
+    (shared,) = found.cautions
+    assert (shared.kind, shared.rows, shared.of) == ("shared rows", 10, 40)  # type: ignore[attr-defined]
+    assert [line for line in lines if shared.text() in line]
+    assert raybrew.evaluate(experiment, model="teacher").cautions == ()
+    Path(str(experiment.data.train)).unlink()
+    assert raybrew.evaluate(experiment, model="teacher", data=fresh).cautions == ()
+
+
+def test_test_rows_are_checked(trained: Path, tmp_path: Path) -> None:
+    test = write(tmp_path / "test.jsonl", [*rows_of(30, 3), *rows_of(2, 2), {"text": " "}])
+    run, cautions, lines = distilled(experiment_of(tmp_path, trained, data={"test": test, "on_bad_row": "skip"}))
+    assert [(each.kind, each.split, each.rows) for each in cautions] == [
+        ("skipped rows", "data.test", 1), ("shared rows", "data.test", 2)
+    ]  # fmt: skip
+    assert cautions[1].other == "data.eval"
+    assert run.summary["test"]["rows"] == 32
+    told = [sum(each.text() in line for line in lines) for each in cautions]
+    assert told == [1, 1], "told when the rows are read, and not again when they are scored"
+    # Bad rows of a file are counted once, though a share of it is the test split.
+    data = {
+        "train": write(tmp_path / "bad.jsonl", [*rows_of(64, 1), {"text": ""}]),
+        "test": "30%",
+        "on_bad_row": "skip",
+    }
+    _, cautions, _ = distilled(experiment_of(tmp_path, trained, data=data))
+    assert [(each.kind, each.split, each.rows, each.of) for each in cautions] == [("skipped rows", "data.train", 1, 65)]
 
 
 def test_evaluations_kept_by_other_versions_are_computed_again(trained: Path, tmp_path: Path) -> None:
