@@ -7,6 +7,7 @@ where `raybrew.reports.cautions` reads them.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -32,8 +33,9 @@ class Caution:
         raise NotImplementedError
 
     def plain(self) -> dict[str, Any]:
-        """For `summary.json`."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+        """As `summary.json` holds it."""
+        fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {"kind": self.kind, **fields}
 
 
 def tell(cautions: Iterable[Caution], say: Callable[[str], None]) -> None:
