@@ -27,6 +27,8 @@ class Labeller:
         self._names_of_source: tuple[str, ...] | None = None
         self._codes: dict[str | int | None, int] = {}
         self._names: dict[str, int] = {}
+        #: Whether a number was read as a position among names that the source does not give.
+        self.numbered = False
 
     def use_names(self, names: tuple[str, ...] | None) -> None:
         """Start of a file whose class names are `names`."""
@@ -43,7 +45,13 @@ class Labeller:
             if value is None:
                 raise BadValue(str(self._task.label_column), "no label")
             return value
-        return [self._code(name) for name in value] if isinstance(value, tuple) else self._code(value)
+        if isinstance(value, tuple):
+            if known and value and self._names_of_source is None:
+                # Tasks may have read numbers as positions already, in all rows or in none.
+                first = raw[self._task.label_column][0]  # type: ignore[index]
+                self.numbered |= isinstance(first, int) and value[0] == known[first % len(known)] != str(first)
+            return [self._code(name) for name in value]
+        return self._code(value)
 
     def _code(self, value: str | int | None) -> int:
         code = self._codes.get(value)
@@ -56,7 +64,11 @@ class Labeller:
 
     def _new_code(self, value: str | int | None) -> int:
         if self._known is not None:
-            return self._task.label_id(value, self._known, self._names_of_source)
+            code = self._task.label_id(value, self._known, self._names_of_source)
+            if code >= 0 and self._names_of_source is None:
+                name = self._known.names[code]
+                self.numbered |= str(value) == str(code) and name.casefold() != str(value).casefold()
+            return code
         return -1 if value is None else self._names.setdefault(str(value), len(self._names))
 
     def finish(self, source: str, num_rows: int) -> tuple[Labels, npt.NDArray[np.int32]]:

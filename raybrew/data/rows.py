@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ import xxhash
 
 from raybrew.config.data import DataConfig
 from raybrew.data.labels import Labeller
-from raybrew.data.records import BadRow
+from raybrew.data.records import BadRow, RawRow
 from raybrew.data.sources import open_source, resolve_source
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
@@ -24,6 +23,7 @@ __all__ = [
     "BadRow",
     "RowSet",
     "Split",
+    "contradicting_places",
     "example_id",
     "in_share",
     "load_rows",
@@ -55,21 +55,13 @@ class RowSet:
     source: str
     set_aside: npt.NDArray[np.uint8] = dataclasses.field(default_factory=lambda: np.empty((0, _ID_BYTES), np.uint8))
     """Ids of the rows of the source that belong to another split: of the training rows, those of `data.test`."""
+    num_read: int = 0
+    """Rows of the source, skipped ones and those outside of a subset included."""
+    numbered: bool = False
+    """Whether labels were numbers that were read as positions among names that the source does not give."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
-
-    @functools.cached_property
-    def conflicting(self) -> int:
-        """Number of examples that occur with more than one label."""
-        pairs = np.empty((len(self), 3), dtype="<u8")
-        pairs[:, :2] = row_ids(self.table).view("<u8")
-        pairs[:, 2] = [
-            xxhash.xxh3_64_intdigest(repr(label).encode()) for label in self.table.column("label").to_pylist()
-        ]
-        pairs = np.unique(pairs, axis=0)
-        _, counts = np.unique(pairs[:, :2], axis=0, return_counts=True)
-        return int((counts > 1).sum())
 
 
 def row_ids(table: pa.Table) -> npt.NDArray[np.uint8]:
@@ -136,25 +128,57 @@ def source_of(data: DataConfig, split: Split) -> str | None:
     return data.train if split == "test" and data.test_share is not None else getattr(data, split)
 
 
-def places_of(
-    data: DataConfig, split: Split, task: Task, ids: Collection[bytes]
-) -> dict[bytes, tuple[str, int, int | None]]:
-    """File, row and line (of text files) where the examples of these ids first stand, by reading the source again."""
-    text = source_of(data, split)
-    found: dict[bytes, tuple[str, int, int | None]] = {}
-    for reader in open_source(resolve_source(str(text), data.format, _named_by(data, split))):
-        for row, line, raw in reader.rows(task.columns, task.optional_columns):
+#: File, row and line (of text files), counted from 1.
+Place = tuple[str, int, int | None]
+
+
+def places_of(data: DataConfig, split: Split, task: Task, ids: Collection[bytes]) -> dict[bytes, Place]:
+    """Where the examples of these ids first stand, by reading the source again."""
+    found: dict[bytes, Place] = {}
+    for identity, place, _ in _placed(data, split, task, task.optional_columns, task.columns):
+        if identity in ids:
+            found.setdefault(identity, place)
+            if len(found) == len(ids):
+                break
+    return found
+
+
+def contradicting_places(
+    data: DataConfig, split: Split, task: Task, ids: Sequence[bytes], names: Sequence[str]
+) -> list[tuple[Place, Place]]:
+    """For each of these ids two rows of its example with different labels; fewer where the source has none."""
+    columns = (*task.columns, str(task.label_column)) if task.label_column not in task.columns else task.columns
+    first: dict[bytes, tuple[Place, str]] = {}
+    both: dict[bytes, tuple[Place, Place]] = {}
+    for identity, place, raw in _placed(data, split, task, task.optional_columns, columns):
+        if identity not in ids or identity in both:
+            continue
+        try:
+            value = task.raw_label(raw, names)
+        except BadValue:
+            continue
+        label = repr(sorted(map(str, value))) if isinstance(value, tuple) and len(value) > 1 else str(value)
+        before, known = first.setdefault(identity, (place, label))
+        if known != label:
+            both[identity] = (before, place)
+            if len(both) == len(set(ids)):
+                break
+    return [both[identity] for identity in ids if identity in both]
+
+
+def _placed(
+    data: DataConfig, split: Split, task: Task, optional: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[bytes, Place, RawRow]]:
+    """Id, place and content of each row of a source that can be read."""
+    text = str(source_of(data, split))
+    for reader in open_source(resolve_source(text, data.format, _named_by(data, split))):
+        for row, line, raw in reader.rows(columns, optional):
             if isinstance(raw, BadRow):
                 continue
             try:
-                identity = example_id(task.content(task.parse(raw)))
+                yield example_id(task.content(task.parse(raw))), (reader.name, row, line), raw
             except BadValue:
                 continue
-            if identity in ids:
-                found.setdefault(identity, (reader.name, row, line))
-                if len(found) == len(ids):
-                    return found
-    return found
 
 
 def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None) -> RowSet:
@@ -209,7 +233,8 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
     untrainable = task.untrainable(table, labels) if split == "train" else None
     if untrainable is not None:
         raise DataError(f"{source.name}: {untrainable}")
-    return RowSet(table, labels, tuple(bad), source.name, set_aside)
+    numbered = labeller is not None and labeller.numbered
+    return RowSet(table, labels, tuple(bad), source.name, set_aside, num_rows, numbered)
 
 
 def in_share(ids: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.bool_]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from raybrew.config.judge import LOSS
+from raybrew.reports.cautions import sentences_of
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import (
     ABSENT,
@@ -188,7 +189,7 @@ def _cautions(best: Row, comparison: Comparison) -> tuple[str, ...]:
     if unfinished:
         what = "One run has not finished and is" if unfinished == 1 else f"{unfinished} runs have not finished and are"
         found.append(f"{what} not part of this decision.")
-    return (*found, *comparison.notes)
+    return (*found, *sentences_of(best.runs), *comparison.notes)
 
 
 def _without_best(comparison: Comparison) -> Decision:

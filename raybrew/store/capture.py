@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from raybrew.models.loading import ModelSource
 from raybrew.nodes import check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
-from raybrew.store.find import check_element_type, checked_rows, identify
+from raybrew.store.find import captured_labels, check_element_type, checked_rows, identify
 from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import (
     EXAMPLES,
@@ -82,13 +82,15 @@ def capture(
     skip_bad_rows: bool = False,
     verify: bool = False,
     waiting: Waiting | None = None,
+    labels: Sequence[str] = (),
 ) -> Store:
     """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
     What it lacks is computed. `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored
     once. `auto` precision is decided on this machine, `auto` device by each worker. A row that the teacher cannot
     compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. `verify` reads what is stored
-    already and computes anew what does not hold the bytes that were written. While another capture writes this store,
+    already and computes anew what does not hold the bytes that were written. `labels` are noted as the names of the
+    outputs. While another capture writes this store,
     this one waits and `waiting` hears on whom, before it looks what is still lacking; without `waiting` that is a
     StoreError. Raises DataError, ModelError, ClusterError and StoreError, Interrupted after Ctrl-C.
     """
@@ -134,7 +136,8 @@ def capture(
                         "same command computes the others"
                     ) from None
                 pending.check()
-                publish(storage, known.parts, teacher.model, committed_shards(storage))
+                names = dict.fromkeys([*captured_labels(storage), *([tuple(labels)] if labels else [])])
+                publish(storage, known.parts, teacher.model, committed_shards(storage), list(names))
     mark_used(storage)
     return Store.open(storage, known.fingerprint, store.element_type)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,19 @@ from raybrew.store.fingerprint import store_parts, teacher_fingerprint
 from raybrew.store.layout import read_manifest
 from raybrew.store.lock import Waiting, await_store
 from raybrew.store.reader import Store
-from raybrew.store.storage import open_storage, stores_below
+from raybrew.store.storage import Storage, open_storage, stores_below
 from raybrew.store.usage import mark_used
 from raybrew.tasks.base import Task
 
-__all__ = ["StoreIdentity", "check_element_type", "checked_rows", "find_any", "find_store", "identify"]
+__all__ = [
+    "StoreIdentity",
+    "captured_labels",
+    "check_element_type",
+    "checked_rows",
+    "find_any",
+    "find_store",
+    "identify",
+]
 
 
 def find_store(
@@ -102,6 +111,17 @@ def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path
                 "its outputs are not those of this teacher"
             )
     return start
+
+
+def captured_labels(storage: Storage) -> tuple[tuple[str, ...], ...]:
+    """Names of the outputs at the captures that filled a store; none where it does not tell, being older or damaged."""
+    try:
+        labels = json.loads(storage.read("manifest.json"))["labels"]
+        return tuple(tuple(map(str, names)) for names in labels)
+    except StoreUnreachable:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)

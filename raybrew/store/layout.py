@@ -196,8 +196,13 @@ def problems_of_file(
     return ()
 
 
-def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Sequence[Shard]) -> None:
-    """Write the state files of all folders and then the manifest, which makes `shards` visible to readers."""
+def publish(
+    storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Sequence[Shard], labels: Sequence[Any] = ()
+) -> None:
+    """Write the state files of all folders and then the manifest, which makes `shards` visible to readers.
+
+    `labels`: the names of the outputs at each capture that added to the store, equal ones once.
+    """
     from raybrew.data.rows import rows_fingerprint
 
     folders = sorted({folder for shard in shards for folder in shard.files})
@@ -225,6 +230,7 @@ def publish(storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Se
         "fingerprint": fingerprint_of_parts(parts),
         "parts": dict(parts),
         "teacher": teacher,
+        "labels": [list(names) for names in labels],
         "rows": sum(shard.rows for shard in shards),
         "rows_fingerprint": rows_fingerprint(examples.table()),
         "index": {"bytes": index.bytes, "xxh3": index.xxh3},

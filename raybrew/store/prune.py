@@ -183,7 +183,7 @@ def _remove_signals(storage: Storage, folders: Collection[str]) -> None:
         if len(files) < len(shard.files):
             commit_shard(storage, shards[-1])
     if manifest is not None:
-        publish(storage, manifest["parts"], manifest["teacher"], shards)
+        publish(storage, manifest["parts"], manifest["teacher"], shards, manifest.get("labels", ()))
     gone = [name for name in storage.files() if name.rpartition("/")[0] in folders]
     storage.delete(gone)
     _remove_empty(storage, folders)

@@ -330,6 +330,7 @@ def describe(store: Store) -> dict[str, Any]:
         "path": store.location,
         "fingerprint": store.fingerprint,
         "teacher": store.manifest["teacher"],
+        "labels": store.manifest.get("labels", []),
         "parts": store.manifest["parts"],
         "rows": store.num_rows,
         "rows_fingerprint": store.manifest["rows_fingerprint"],

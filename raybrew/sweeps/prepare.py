@@ -31,7 +31,7 @@ from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.inputs import Inputs, TeacherInput
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, same_tokens
+from raybrew.verbs.prepare import Rows, check_teacher_labels, data_key, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.teachers import check_tokenizers, ready_teachers
 from raybrew.verbs.units import evaluation_units
@@ -87,18 +87,20 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
             key = canonical({section: parts[section] for section in ("teacher", "task", "data", "store")})
             groups.setdefault((name, key), []).append(_Member(values, experiment, view))
     passes: list[TeacherPass] = []
+    say_once = functools.cache(reporter.say)  # groups read the same rows
     problems: dict[str, Problem] = {}
     judged_by: dict[str | None, dict[str, dict[str, Any]]] = {}
     for (name, _), members in groups.items():
         # All trainings of a task divide among the groups, whose members share what the teacher says.
         count = sum(len(others) for (other, _), others in groups.items() if other == name)
         trainings = max(1, round(planned_trainings(base.sweep) * len(members) / count))
-        passes += _one_teacher(name, members, reporter, problems, trainings, judged_by.setdefault(name, {}))
+        losses = judged_by.setdefault(name, {})
+        passes += _one_teacher(name, members, reporter, say_once, problems, trainings, losses)
     raise_problems("sweep", list(problems.values()))
     return passes
 
 
-def control_epochs(base: Experiment, reporter: Reporter) -> int:
+def control_epochs(base: Experiment) -> int:
     """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
     views = task_views(base).values()
     alone = all(view.data.unlabeled is None and view.data.augment is None for view in views)
@@ -106,7 +108,8 @@ def control_epochs(base: Experiment, reporter: Reporter) -> int:
         return base.train.epochs
     labelled, unlabeled = 0, 0
     for view in views:
-        rows = read_rows(view, next(iter(teacher_sources(view, None).values()), None), reporter.say)
+        # `prepare_teachers` says what there is to say of them.
+        rows = read_rows(view, next(iter(teacher_sources(view, None).values()), None), lambda line: None)
         labelled += rows.num_labelled
         unlabeled += rows.num_unlabeled
     return max(1, round(base.train.epochs * (labelled + unlabeled) / labelled))
@@ -124,6 +127,7 @@ def _one_teacher(
     task: str | None,
     members: Sequence[_Member],
     reporter: Reporter,
+    say_once: Callable[[str], None],
     problems: dict[str, Problem],
     trainings: int,
     judged_by: dict[str, dict[str, Any]],
@@ -134,9 +138,9 @@ def _one_teacher(
     """
     first = members[0].view
     sources = teacher_sources(first, None)
+    rows = read_rows(first, next(iter(sources.values()), None), say_once, key=data_key(task))
     if not sources:
         return []
-    rows = read_rows(first, next(iter(sources.values())), reporter.say)
     asked = _asked(members, sources, rows, reporter, problems, judged_by)
     if len(judged_by) > 1:
         shown = [f"{loss} with {_shown(values)}" for loss, values in list(judged_by.items())[:2]]
@@ -220,7 +224,7 @@ def _asked(
             objective = likely_objective(view, sources, rows.labels.names, shape)
             request = sorted_signals(objective.teacher_union)
             if student not in tokens_of:
-                of_all = _rows_of_all(experiment, view, rows, reporter)
+                of_all = _rows_of_all(experiment, view, rows)
                 tokens_of[student] = student_tokens(experiment, shape, of_all, say_once)
             tokens = tokens_of[student]
             for name, source in sources.items():
@@ -249,13 +253,13 @@ def _shown(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
 
 
-def _rows_of_all(whole: Experiment, view: Experiment, rows: Rows, reporter: Reporter) -> list[tuple[Experiment, Any]]:
+def _rows_of_all(whole: Experiment, view: Experiment, rows: Rows) -> list[tuple[Experiment, Any]]:
     """The view of each task with its training rows, as far as the student's tokens depend on them."""
     views = task_views(whole)
     if None in views or whole.student.vocabulary is None:
         return [(view, rows.training)]
     sources = {name: next(iter(teacher_sources(one, None).values()), None) for name, one in views.items()}
-    return [(one, read_rows(one, sources[name], reporter.say).training) for name, one in views.items()]
+    return [(one, read_rows(one, sources[name], lambda line: None).training) for name, one in views.items()]
 
 
 class _Counting:

@@ -59,7 +59,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
         conductor = Conductor(
             experiment,
             ledger,
-            control_epochs=control_epochs(experiment, view),
+            control_epochs=control_epochs(experiment),
             objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
             older=_older(experiment),
         )

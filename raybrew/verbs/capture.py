@@ -13,6 +13,7 @@ import pyarrow as pa
 from raybrew.config import Experiment, StudentConfig
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views
+from raybrew.data.cautions import tell
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, DataError
@@ -21,13 +22,16 @@ from raybrew.models.students import empty_student
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
+from raybrew.store.find import captured_labels
 from raybrew.store.reader import Store
 from raybrew.store.storage import stores_root
+from raybrew.tasks.base import Labels
 from raybrew.training.run_folder import make_storage
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.functions import check_functions
+from raybrew.verbs.model_checks import renamed_outputs, unnamed_outputs, whose
 from raybrew.verbs.objective import objective_of
-from raybrew.verbs.prepare import Say, check_teacher_labels, read_rows, task_of
+from raybrew.verbs.prepare import Say, check_teacher_labels, data_key, read_rows, task_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.units import captured_units
 from raybrew.verbs.vocabulary import student_tokens
@@ -79,7 +83,7 @@ def capture_all(
             raise ConfigError(f"task.kind: masked_lm has nothing to capture: {WHY_LIVE}; distill runs the teacher live")
         sources = teacher_sources(view, teacher_run)
         chosen = chosen_teachers(list(sources), teacher)
-        rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
+        rows = read_rows(view, next(iter(sources.values()), None), reporter.say, key=data_key(name))
         request = request_of(view, sources, rows.labels.names, shape)
         asks = [each for each in sources if request_of_member(request, each, weight_of(view, each))]
         together = [*student, *(sources[each] for each in asks)]
@@ -95,7 +99,11 @@ def capture_all(
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
             units = captured_units(view, rows, source, *together).whole
-            found[label] = capture_table(one, source, units, asked or {LOGITS}, reporter, label, verify)
+            found[label] = capture_table(one, source, units, asked or {LOGITS}, rows.labels, reporter, label, verify)
+            captured = captured_labels(found[label].storage)
+            who = whose(name, member)
+            tell(unnamed_outputs(who, source, rows.labels), reporter.say)
+            tell(renamed_outputs(who, captured, rows.labels), reporter.say)
     if not found:
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
     return found
@@ -111,7 +119,8 @@ def _student_tokens(
     if experiment.student.vocabulary is not None:
         for view in task_views(experiment).values():
             teacher = next(iter(teacher_sources(view, teacher_run).values()), None)
-            tasks.append((view, read_rows(view, teacher, reporter.say).training))
+            # What there is to say of them is said when they are read for the teacher.
+            tasks.append((view, read_rows(view, teacher, lambda line: None).training))
     return [student_tokens(experiment, shape, tasks, reporter.say)]
 
 
@@ -120,6 +129,7 @@ def capture_table(
     teacher: ModelSource,
     rows: pa.Table,
     request: Collection[Signal],
+    labels: Labels,
     reporter: Reporter,
     label: str = "",
     verify: bool = False,
@@ -157,6 +167,7 @@ def capture_table(
             experiment.data.on_bad_row == "skip",
             verify,
             reporter.say,
+            labels.names if task_of(experiment).names_labels else (),
         )
     usable_rows(experiment, store, rows, request, reporter.say)
     return store

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment, TeacherConfig
+from raybrew.data.cautions import Caution, tell
 from raybrew.models.loading import ModelSource, has_head
 from raybrew.reports.rows import model_name
 from raybrew.signals import Signal
+from raybrew.store.find import captured_labels
+from raybrew.store.storage import open_storage
 from raybrew.verbs.evaluate import Evaluation, average_name, evaluate_ensemble, evaluate_teacher
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.job import joint_metrics
+from raybrew.verbs.model_checks import confirms_order, model_cautions, renamed_outputs, unnamed_outputs, whose
 from raybrew.verbs.prepare import Rows
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.scoring import keep_scores
@@ -40,7 +44,7 @@ class TaskPlan:
 def described_teachers(
     tasks: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter, run: Path | None = None
 ) -> dict[str, Any] | None:
-    """Facts of the only teacher; of several the average's, with each one's under `members`.
+    """Facts of the only teacher; of several the average's, with each one's under `members`. Tells what is doubtful.
 
     What each evaluation row adds to the teacher's metrics is kept in the folder of `run`.
 
@@ -83,12 +87,12 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter, run: Path | Non
     if None in task.sources:
         source = task.sources[None]
         facts: dict[str, Any] = {"model": source.model, "fingerprint": fingerprints.get(None)}
-        if not measure:
-            return facts
-        found = evaluate_teacher(task.view, source, task.rows, reporter)
-        if run is not None:
-            keep_scores(run, task.name, "teacher-eval", found)
-        return facts | _measured(found)
+        found = evaluate_teacher(task.view, source, task.rows, reporter) if measure else None
+        if found is not None:
+            facts |= _measured(found)
+            if run is not None:
+                keep_scores(run, task.name, "teacher-eval", found)
+        return facts | _doubtful(task, inputs, None, found, reporter)
     members: dict[str, dict[str, Any]] = {
         str(name): {
             "model": source.model,
@@ -103,6 +107,7 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter, run: Path | Non
         "average": task.view.teacher.average,
         "members": members,
     }
+    each: Mapping[str, Evaluation] = {}
     if measure:
         sources = {str(name): source for name, source in task.sources.items()}
         averaged, each = evaluate_ensemble(task.view, sources, task.rows, reporter)
@@ -111,7 +116,28 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter, run: Path | Non
             keep_scores(run, task.name, "teacher-eval", averaged)
         for name, found in each.items():
             members[name] |= _measured(found)
+    for name, known in members.items():
+        known |= _doubtful(task, inputs, name, each.get(name), reporter)
     return facts
+
+
+def _doubtful(
+    task: TaskPlan, inputs: Inputs, name: str | None, found: Evaluation | None, reporter: Reporter
+) -> dict[str, Any]:
+    """The cautions about one teacher, which are told: by its evaluation, if it has one, and by its names."""
+    who, source, labels = whose(task.name, name), task.sources[name], task.rows.labels
+    cautions: list[Caution] = []
+    if found is not None:
+        cautions += model_cautions(who, source, found.agreement, found.metrics, labels, task.view.task.metric)
+    elif task.request:
+        cautions += unnamed_outputs(who, source, labels)
+    confirmed = found is not None and confirms_order(found.agreement)
+    for teacher in inputs.teachers:
+        if teacher.name == name and teacher.store is not None:
+            captured = captured_labels(open_storage(teacher.store, task.view.store.cache))
+            cautions += renamed_outputs(who, captured, labels, confirmed)
+    tell(cautions, reporter.say)
+    return {"cautions": [caution.plain() for caution in cautions]} if cautions else {}
 
 
 def _measured(found: Evaluation) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from raybrew.verbs.prepare import (
     Rows,
     check_labels,
     check_teacher_labels,
+    data_key,
     encode,
     read_rows,
     same_tokens,
@@ -88,6 +89,7 @@ def distill(
             "role": "student" if any(task.has_teacher for task in tasks) else "control",
             "teacher": described_teachers(tasks, inputs, reporter, run.path),
             "distill": _described_losses(experiment, inputs),
+            "cautions": [caution.plain() for task in tasks for caution in task.rows.cautions],
         }
         if len(inputs) > 1:
             facts["tasks"] = {str(part.task): _described_task(part) for part in inputs}
@@ -117,7 +119,7 @@ def _read(
 ) -> TaskPlan:
     """What one task has: rows, teachers, and what is asked of them."""
     sources = teacher_sources(view, teacher_run)
-    rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
+    rows = read_rows(view, next(iter(sources.values()), None), reporter.say, key=data_key(name))
     request = request_of(view, sources, rows.labels.names, shape) if sources else ()
     for member, source in sources.items():
         if view.distill.trains_in_teacher or request_of_member(request, member, weight_of(view, member)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -16,11 +17,14 @@ import xxhash
 from raybrew.config import Experiment, TeacherConfig
 from raybrew.config.views import choose_task, task_views
 from raybrew.data.arrow import write_json
+from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.masking import EVALUATION, as_shown
-from raybrew.data.rows import load_rows
+from raybrew.data.row_checks import row_cautions
+from raybrew.data.rows import RowSet, load_rows
+from raybrew.data.rows import Split as RowSplit
 from raybrew.distillers.ensemble import Average
-from raybrew.errors import ConfigError, RunError
+from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.inspection import count_parameters, model_megabytes
 from raybrew.models.loading import (
     ModelSource,
@@ -33,6 +37,7 @@ from raybrew.models.loading import (
 )
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import hash_weights
+from raybrew.tasks.agreement import Agreement, agreement_from, agreement_of
 from raybrew.tasks.base import Labels, Task
 from raybrew.tasks.scores import RowScores, load_scores, save_scores
 from raybrew.training.context import LocalContext
@@ -40,13 +45,15 @@ from raybrew.training.evaluation import compute_logits
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import EVALUATED, NUMBER_OF_ROWS, RunFolder
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
+from raybrew.verbs.model_checks import model_cautions, whose
 from raybrew.verbs.prepare import (
     Rows,
     check_teacher_labels,
+    data_key,
     data_of,
     encode,
     known_labels,
-    say_skipped,
+    say_cautions,
     task_of,
     teacher_source,
 )
@@ -86,10 +93,16 @@ class Evaluation:
     seconds: float
     scores: RowScores | None = dataclasses.field(default=None, compare=False, repr=False)
     """What each row adds to the metrics."""
+    agreement: Agreement | None = dataclasses.field(default=None, compare=False, repr=False)
+    """How the answers agree with the labels, from which cautions follow."""
+    cautions: tuple[Caution, ...] = ()
+    """What is doubtful about the model, or about the rows."""
 
     def plain(self) -> dict[str, Any]:
-        """All values but those of rows, as plain JSON types."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "scores"}
+        """All values but those of rows and labels, as plain JSON types."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["scores"], fields["agreement"]
+        return fields | {"cautions": [caution.plain() for caution in self.cautions]}
 
 
 def evaluate(
@@ -161,36 +174,69 @@ def _evaluated(
     if model == "teacher" and view.teacher.members:
         sources = {str(member): source for member, source in teacher_sources(trained, None, _ANY_ROWS).items()}
         chosen = chosen_teachers([*sources, AVERAGE], teacher)
-        rows = _labelled_rows(view, next(iter(sources.values())), reporter, split)
+        rows = _labelled_rows(view, next(iter(sources.values())), split, data_key(name), trained)
+        say_cautions(rows.cautions, {split: rows.evaluation}, reporter.say)
         for source in sources.values():
             check_teacher_labels(source, rows.labels)
         averaged, members = evaluate_ensemble(view, sources, rows, reporter)
-        return {str(label): {**members, AVERAGE: averaged}[str(label)] for label in chosen}
+        every = {**members, AVERAGE: averaged}
+        return {
+            str(label): _doubted(
+                every[str(label)], whose(name, str(label)), sources.get(str(label)), rows, view.task.metric, reporter
+            )
+            for label in chosen
+        }
     if teacher is not None:
         raise ConfigError(f"--teacher: given {teacher!r}, but there is one teacher only; leave it out")
     source = pick_model(experiment, model, run_id, name)
-    rows, encoded = evaluation_rows(view, source, reporter, split)
+    rows, encoded = evaluation_rows(view, source, split, data_key(name), trained)
     assert rows.evaluation is not None
-    return {"": evaluate_rows(view, source, encoded, len(rows.evaluation), rows.labels, reporter)}
+    say_cautions(rows.cautions, {split: rows.evaluation}, reporter.say)
+    found = evaluate_rows(view, source, encoded, len(rows.evaluation), rows.labels, reporter)
+    who = whose(name) if model == "teacher" else f"the model {source.model}"
+    return {"": _doubted(found, who, source, rows, view.task.metric, reporter)}
+
+
+def _doubted(
+    found: Evaluation, who: str, source: ModelSource | None, rows: Rows, metric: str, reporter: Reporter
+) -> Evaluation:
+    """The evaluation with what is doubtful about the model, which is told, and about its rows, which was."""
+    cautions = model_cautions(who, source, found.agreement, found.metrics, rows.labels, metric)
+    tell(cautions, reporter.say)
+    return dataclasses.replace(found, cautions=(*rows.cautions, *cautions))
 
 
 def evaluation_rows(
-    view: Experiment, source: ModelSource, reporter: Reporter, split: Split = "eval"
+    view: Experiment,
+    source: ModelSource,
+    split: Split = "eval",
+    key: str = "data",
+    trained: Experiment | None = None,
 ) -> tuple[Rows, EncodedRows]:
-    """The rows of `data.eval` or `data.test` and their units for the model `source`, whose labels they must have."""
-    rows = _labelled_rows(view, source, reporter, split)
+    """The rows of `data.eval` or `data.test` and their units for the model `source`, whose labels they must have.
+
+    `key` is where the experiment has the section `data`. The cautions about the rows are not told. With the experiment
+    of which the model was `trained`, they are also compared with its training rows, where these can be read.
+    """
+    rows = _labelled_rows(view, source, split, key, trained)
     check_teacher_labels(source, rows.labels)
     assert rows.evaluation is not None
     return rows, encode(view, rows.evaluation.table, source)
 
 
-def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter, split: Split) -> Rows:
+def _labelled_rows(view: Experiment, source: ModelSource, split: Split, key: str, trained: Experiment | None) -> Rows:
     """The rows of `data.<split>` as those to evaluate on, labelled as the model `source` labels."""
     if getattr(view.data, split) is None:
-        raise ConfigError(f"data.{split}: required by this command; name labelled rows")
-    found = load_rows(view.data, split, task_of(view), known_labels(view, source))
-    say_skipped(found, reporter.say)
-    return Rows(found.table, 0, 0, found, found.labels)
+        raise ConfigError(f"{key}.{split}: required by this command; name labelled rows")
+    task = task_of(view)
+    found = load_rows(view.data, split, task, known_labels(view, source))
+    splits: dict[RowSplit, RowSet] = {}
+    if trained is not None and view.data.train is not None and trained.data.format == view.data.format:
+        with contextlib.suppress(ConfigError, DataError):  # training rows may be gone, or bad
+            splits["train"] = load_rows(view.data, "train", task, found.labels)
+    splits[split] = found
+    cautions = row_cautions(splits, view.data, task, view.task.metric, key, about=(split,))
+    return Rows(found.table, 0, 0, found, found.labels, cautions=cautions)
 
 
 def evaluate_rows(
@@ -209,10 +255,11 @@ def evaluate_rows(
     task = task_of(experiment)
     metrics = task.metrics(logits, rows, rows.rows, labels)
     scores = task.row_scores(logits, rows, rows.rows, labels)
+    agreement = agreement_of(task, logits, rows, rows.rows, labels)
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
     parameters = count_parameters(network)
-    return Evaluation(source.model, metrics, num_rows, parameters, size, seconds, scores=scores)
+    return Evaluation(source.model, metrics, num_rows, parameters, size, seconds, scores=scores, agreement=agreement)
 
 
 def evaluate_teacher(
@@ -237,15 +284,19 @@ def _known(path: Path) -> Evaluation | None:
     if scores is None:
         return None
     try:
-        return Evaluation(**json.loads(path.read_text(encoding="utf-8")), scores=scores)
-    except (OSError, ValueError, TypeError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Evaluation(**values | {"agreement": agreement_from(values["agreement"])}, scores=scores)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def _keep(path: Path, found: Evaluation) -> None:
+    """Without cautions: they follow from the rest, and from names."""
     if found.scores is not None:
         save_scores(path.with_suffix(".npz"), found.scores)
-    write_json(path, found.plain())
+    values = found.plain() | {"agreement": None if found.agreement is None else dataclasses.asdict(found.agreement)}
+    del values["cautions"]
+    write_json(path, values)
 
 
 def evaluate_ensemble(
@@ -287,6 +338,7 @@ def evaluate_ensemble(
         round(sum(member.megabytes for member in members.values()), 2),
         round(sum(member.seconds for member in members.values()), 3),
         task.row_scores(logits, first, first.rows, rows.labels),
+        agreement_of(task, logits, first, first.rows, rows.labels),
     )
     _keep(path, found)
     return found, members

@@ -31,6 +31,7 @@ from raybrew.tasks.base import Labels, build_task
 from raybrew.verbs.evaluate import evaluation_rows, labels_of_model
 from raybrew.verbs.exported import Exported, find_exported
 from raybrew.verbs.measured import Evaluated, measure_forms
+from raybrew.verbs.prepare import say_cautions
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.version import __version__
 
@@ -209,13 +210,14 @@ def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Rep
         return None
     data = found.view.data.model_copy(update={"cache": str(scratch / "rows")})
     try:
-        rows, encoded = evaluation_rows(found.view.model_copy(update={"data": data}), found.source, reporter)
+        rows, encoded = evaluation_rows(found.view.model_copy(update={"data": data}), found.source)
     except DataError as error:
         if needed:
             raise DataError(f"{error}; quality of int8 is measured on these rows: {hint}") from error
         reporter.say(f"quality is not measured: {error}")
         return None
     assert rows.evaluation is not None  # data.eval is given
+    say_cautions(rows.cautions, {"eval": rows.evaluation}, reporter.say)
     return Evaluated(rows.evaluation.table, encoded)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from raybrew.config import Experiment
 from raybrew.config.views import teacher_views
 from raybrew.errors import ConfigError
@@ -9,7 +11,7 @@ from raybrew.models.loading import ModelSource
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers
 from raybrew.verbs.inputs import Inputs
-from raybrew.verbs.prepare import check_labels, encode, finetune_config, read_rows
+from raybrew.verbs.prepare import Say, check_labels, data_key, encode, finetune_config, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
 from raybrew.verbs.scoring import score_run
@@ -35,7 +37,9 @@ def finetune(
     chosen = _to_train(experiment, task, teacher)
     if len(chosen) > 1:
         raise ConfigError(f"teacher: this experiment has several, choose one or finetune_all: {', '.join(chosen)}")
-    return _finetune(next(iter(chosen.values())), run_id, reporter or QuietReporter())
+    reporter = reporter or QuietReporter()
+    name, one = next(iter(chosen.values()))
+    return _finetune(name, one, run_id, reporter, reporter.say)
 
 
 def finetune_all(
@@ -55,28 +59,31 @@ def finetune_all(
     if run_id is not None and len(chosen) > 1:
         raise ConfigError(f"--run-id: names one run, but there are several teachers ({', '.join(chosen)}); choose one")
     found = {}
-    for label, one in chosen.items():
+    say_once = functools.cache(reporter.say)  # teachers of one task read the same rows
+    for label, (name, one) in chosen.items():
         if len(chosen) > 1:
             reporter.say(f"teacher {label}: {one.teacher.model}")
-        found[label] = _finetune(one, run_id, reporter)
+        found[label] = _finetune(name, one, run_id, reporter, say_once)
     return found
 
 
-def _to_train(experiment: Experiment, task: str | None, teacher: str | None) -> dict[str, Experiment]:
-    """Label -> experiment of one task and one teacher that has something to train; ConfigError if there is none."""
-    found: dict[str, Experiment] = {}
+def _to_train(
+    experiment: Experiment, task: str | None, teacher: str | None
+) -> dict[str, tuple[str | None, Experiment]]:
+    """Label -> name of the task, and experiment of it and one teacher to train; ConfigError if there is none."""
+    found: dict[str, tuple[str | None, Experiment]] = {}
     for name, view in chosen_tasks(experiment, task).items():
         teachers = teacher_views(view)
         for member in chosen_teachers(list(teachers), teacher):
             if teachers[member].teacher.finetune is not None:
-                found["/".join(part for part in (name, member) if part)] = teachers[member]
+                found["/".join(part for part in (name, member) if part)] = (name, teachers[member])
     if not found:
         finetune_config(experiment)  # says what is missing of a single teacher
         raise ConfigError("teacher.members: none of those chosen has `finetune`; there is nothing to train")
     return found
 
 
-def _finetune(experiment: Experiment, run_id: str | None, reporter: Reporter) -> RunResult:
+def _finetune(task: str | None, experiment: Experiment, run_id: str | None, reporter: Reporter, say: Say) -> RunResult:
     config = finetune_config(experiment)
     teacher = experiment.teacher
     if teacher.model is None:
@@ -85,7 +92,7 @@ def _finetune(experiment: Experiment, run_id: str | None, reporter: Reporter) ->
     run = RunFolder.of(experiment, "finetune", run_id)
     with run.locked():
         # Its own labels do not bind: a model that is fine-tuned gets a head for the data's.
-        rows = read_rows(experiment, None, reporter.say, with_unlabeled=False)
+        rows = read_rows(experiment, None, say, with_unlabeled=False, key=data_key(task))
         training = encode(experiment, rows.training, source)
         check_labels(experiment, rows, training, reporter.say)
         inputs = Inputs(
@@ -100,5 +107,10 @@ def _finetune(experiment: Experiment, run_id: str | None, reporter: Reporter) ->
             run.prepare(experiment, "finetune", inputs.fingerprints(), None)
             score_run(run.path, reporter, experiment)
             return RunResult(run.path, run.summary() or finished, already_done=True)
-        facts = {"role": "teacher", "teacher": None, "base_model": teacher.model}
+        facts = {
+            "role": "teacher",
+            "teacher": None,
+            "base_model": teacher.model,
+            "cautions": [caution.plain() for caution in rows.cautions],
+        }
         return train_run(experiment, "finetune", run, [inputs], source, config, reporter, facts, "teacher.finetune")

@@ -35,7 +35,7 @@ from raybrew.verbs.functions import check_functions
 from raybrew.verbs.plan_student import likely_vocabulary, student_plan
 from raybrew.verbs.plan_training import probe_inputs, together, training_plan
 from raybrew.verbs.planned import Plan, StorePlan, StudentPlan, TrainingPlan
-from raybrew.verbs.prepare import Rows, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import Rows, data_key, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.units import CapturedUnits, captured_units
 
@@ -99,7 +99,10 @@ def _read(task: str | None, view: Experiment, reporter: Reporter) -> _TaskRows:
     }
     given = {name: source for name, source in sources.items() if source is not None}
     return _TaskRows(
-        task, view, given, read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate")
+        task,
+        view,
+        given,
+        read_rows(view, next(iter(given.values()), None), reporter.say, augment="estimate", key=data_key(task)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import DataConfig, Experiment, FinetuneConfig, MultiTaskConfig
+from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
-from raybrew.data.rows import BadRow, RowSet, load_rows, places_of, rows_beside
+from raybrew.data.row_cautions import SkippedRows
+from raybrew.data.row_checks import row_cautions
+from raybrew.data.rows import BadRow, RowSet, Split, load_rows, places_of, rows_beside
 from raybrew.data.sources import format_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
@@ -29,6 +32,7 @@ __all__ = [
     "cache_folder",
     "check_labels",
     "check_teacher_labels",
+    "data_key",
     "data_of",
     "encode",
     "keep_rows",
@@ -36,7 +40,7 @@ __all__ = [
     "read_rows",
     "rows_with",
     "same_tokens",
-    "say_skipped",
+    "say_cautions",
     "task_of",
     "teacher_source",
     "tokenizers_of",
@@ -45,6 +49,8 @@ __all__ = [
 
 #: So many rows whose labels are lost are named.
 _SHOWN_LOST = 5
+#: So many bad rows that are left out are named.
+_SHOWN_SKIPPED = 10
 #: Takes one line for the user.
 Say = Callable[[str], None]
 
@@ -64,6 +70,7 @@ class Rows:
     num_augmented: int = 0
     test: RowSet | None = None
     """The rows of `data.test`, which nothing is chosen by."""
+    cautions: tuple[Caution, ...] = ()
 
     def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
         """The same without these training rows; DataError if none is left."""
@@ -129,23 +136,25 @@ def read_rows(
     *,
     with_unlabeled: bool = True,
     augment: Literal["make", "estimate"] = "make",
+    key: str = "data",
 ) -> Rows:
-    """Training, unlabelled and evaluation rows with one set of labels; says what was skipped.
+    """Training, unlabelled and evaluation rows with one set of labels; says what was skipped and what is doubtful.
 
     Rows of `data.augment` are among the unlabelled ones; `estimate` only has as many, of about the same lengths.
-    Without `data.train` the unlabelled rows are all, and the labels are the teacher's.
+    Without `data.train` the unlabelled rows are all, and the labels are the teacher's. `key` is where the experiment
+    has the section `data`.
     """
     if _kept_rows is None or augment == "estimate":
-        return _read_rows(experiment, teacher, say, with_unlabeled, augment)
+        return _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
     sections = [experiment.data.model_dump_json(), experiment.task.model_dump_json()]
-    key = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd()])
-    if key not in _kept_rows:
-        _kept_rows[key] = _read_rows(experiment, teacher, say, with_unlabeled, augment)
-    return _kept_rows[key]
+    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key])
+    if kept not in _kept_rows:
+        _kept_rows[kept] = _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
+    return _kept_rows[kept]
 
 
 def _read_rows(
-    experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool, augment: str
+    experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool, augment: str, key: str
 ) -> Rows:
     data, task = experiment.data, task_of(experiment)
     takes_unlabeled = with_unlabeled and data.unlabeled is not None
@@ -153,40 +162,41 @@ def _read_rows(
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
     known = _labels_of(teacher) if teacher is not None and task.fixed_labels is None else None
     labels = task.fixed_labels or known or Labels(())
-    tables: dict[str, pa.Table] = {}
+    splits: dict[Split, RowSet] = {}
     set_aside = np.empty((0, 16), np.uint8)
     if data.train is not None:
-        train = load_rows(data, "train", task, known if known is not None and known.named else None)
-        say_skipped(train, say)
-        tables["train"], labels, set_aside = train.table, train.labels, train.set_aside
+        splits["train"] = load_rows(data, "train", task, known if known is not None and known.named else None)
+        labels, set_aside = splits["train"].labels, splits["train"].set_aside
     elif task.names_labels and not labels:
         raise ConfigError(
             "data.train: required, as without it the labels are those of teacher.model or task.labels, and neither is "
             "given"
         )
     if takes_unlabeled:
-        unlabeled = load_rows(data, "unlabeled", task, labels)
-        say_skipped(unlabeled, say)
-        tables["unlabeled"] = _not_tested(unlabeled, set_aside, data, say)
-    evaluation = None
+        splits["unlabeled"] = _not_tested(load_rows(data, "unlabeled", task, labels), set_aside, data, say)
+    tables: dict[str, pa.Table] = {name: rows.table for name, rows in splits.items()}
     if data.eval is not None:
-        evaluation = load_rows(data, "eval", task, labels)
-        say_skipped(evaluation, say)
-    test = None
+        splits["eval"] = load_rows(data, "eval", task, labels)
     if data.test is not None:
-        test = load_rows(data, "test", task, labels)
-        if data.test_share is None:  # a share is read from the training rows, which were told of
-            say_skipped(test, say)
+        splits["test"] = load_rows(data, "test", task, labels)
+    cautions = row_cautions(splits, data, task, experiment.task.metric, key)
+    say_cautions(cautions, splits, say)
     num_labelled = tables["train"].num_rows if "train" in tables else 0
     given = sum(table.num_rows for table in tables.values())
     if with_unlabeled and data.augment is not None:
         tables["augmented"] = _augmented(experiment, task, tables, say, augment)
     training = pa.concat_tables(tables.values())
     num_unlabeled, num_augmented = training.num_rows - num_labelled, training.num_rows - given
-    return Rows(training, num_labelled, num_unlabeled, evaluation, labels, num_augmented, test)
+    evaluation, test = splits.get("eval"), splits.get("test")
+    return Rows(training, num_labelled, num_unlabeled, evaluation, labels, num_augmented, test, cautions)
 
 
-def _not_tested(unlabeled: RowSet, set_aside: npt.NDArray[np.uint8], data: DataConfig, say: Say) -> pa.Table:
+def data_key(task: str | None) -> str:
+    """Where the experiment has the section `data` of a task, one of several by its name."""
+    return "data" if task is None else f"task.tasks.{task}.data"
+
+
+def _not_tested(unlabeled: RowSet, set_aside: npt.NDArray[np.uint8], data: DataConfig, say: Say) -> RowSet:
     """The unlabelled rows without those that were set aside for `data.test`."""
     table = rows_beside(unlabeled.table, set_aside)
     lost = len(unlabeled) - table.num_rows
@@ -194,7 +204,7 @@ def _not_tested(unlabeled: RowSet, set_aside: npt.NDArray[np.uint8], data: DataC
         say(f"data.unlabeled: left out {lost} of {len(unlabeled)} rows, which data.test={data.test} sets aside")
     if not table.num_rows:
         raise DataError(f"data.unlabeled: data.test={data.test} sets aside all {lost} rows; choose a smaller share")
-    return table
+    return dataclasses.replace(unlabeled, table=table)
 
 
 def known_labels(experiment: Experiment, model: ModelSource) -> Labels | None:
@@ -360,11 +370,13 @@ def finetune_config(experiment: Experiment) -> FinetuneConfig:
     return experiment.teacher.finetune
 
 
-def say_skipped(rows: RowSet, say: Say) -> None:
-    """Tell which bad rows were left out."""
-    if rows.skipped:
-        say(f"{rows.source}: left out {len(rows.skipped)} bad row{'s' if len(rows.skipped) > 1 else ''}")
-        for bad in rows.skipped[:10]:
+def say_cautions(cautions: Sequence[Caution], splits: Mapping[Any, RowSet | None], say: Say) -> None:
+    """Tell what is doubtful about the rows of `splits`, and which bad rows were left out."""
+    for caution in cautions:
+        tell([caution], say)
+        rows = splits[caution.split.rpartition(".")[2]] if isinstance(caution, SkippedRows) else None
+        skipped = rows.skipped if rows is not None else ()
+        for bad in skipped[:_SHOWN_SKIPPED]:
             say(f"  {bad}")
-        if len(rows.skipped) > 10:
-            say(f"  ... and {len(rows.skipped) - 10} more")
+        if len(skipped) > _SHOWN_SKIPPED:
+            say(f"  ... and {len(skipped) - _SHOWN_SKIPPED} more")

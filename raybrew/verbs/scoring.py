@@ -70,7 +70,7 @@ def scored(experiment: Experiment, summary: Mapping[str, Any], folder: Path, rep
                 f"{source.model} does not exist, so the student cannot be scored on data.test; train it again"
             )
     rows: dict[str | None, tuple[Rows, EncodedRows]] = {
-        name: evaluation_rows(view, students[name], reporter, "test") for name, view in views.items()
+        name: evaluation_rows(view, students[name], "test") for name, view in views.items()
     }
     key = " ".join(encoded.key for _, encoded in rows.values())
     known = summary.get("test") or {}

@@ -16,6 +16,7 @@ from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
+from raybrew.tasks.base import Labels
 from raybrew.verbs.capture import capture_table, store_root, usable_rows
 from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
@@ -68,7 +69,7 @@ def ready_teachers(
         given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
         if not _is_live(one, source, student, units.whole, asked[name], len(rows.labels), reporter, trainings):
             label = "/".join(part for part in (task, name) if part)
-            store = _store(one, source, units.whole, asked[name], reporter, label)
+            store = _store(one, source, units.whole, asked[name], rows.labels, reporter, label)
             bad |= ~usable_rows(one, store, units.whole, asked[name])[: len(bad)]
             given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint)
         found.append(given)
@@ -135,12 +136,13 @@ def _store(
     teacher: ModelSource,
     rows: pa.Table,
     request: tuple[Signal, ...],
+    labels: Labels,
     reporter: Reporter,
     label: str,
 ) -> Store:
     """The store that the student reads: as it is for `source: store`, completed first for `auto`. `rows` are units."""
     if one.teacher.source == "auto":
-        return capture_table(one, teacher, rows, request, reporter, label)
+        return capture_table(one, teacher, rows, request, labels, reporter, label)
     store = find_store(
         rows,
         task_of(one),

@@ -55,13 +55,12 @@ def test_row_ids_follow_slices_and_chunks(tmp_path: Path) -> None:
     assert row_ids(table.slice(0, 0)).shape == (0, 16)
 
 
-def test_duplicates_are_kept_and_conflicting_ones_counted(tmp_path: Path) -> None:
+def test_duplicates_are_kept(tmp_path: Path) -> None:
     source = [("same", 0), ("same", 0), ("both", 0), ("both", 1), ("both", 1), ("other", 1), ("two", 1), ("two", 0)]
     write_jsonl(tmp_path / "r.jsonl", [{"text": text, "label": label} for text, label in source])
     rows = load(tmp_path / "r.jsonl")
     assert len(rows) == 8
     assert len(set(column(rows, "id"))) == 4
-    assert rows.conflicting == 2
 
 
 @pytest.mark.parametrize("split", ["train", "eval", "unlabeled"])

@@ -16,7 +16,6 @@ from raybrew.reports.collect import load_run
 from raybrew.reports.rows import evaluation_key
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
 from raybrew.sweeps.prepare import control_epochs
-from raybrew.verbs.reporter import QuietReporter
 
 TEACHERS: dict[str, Any] = {
     "name": "teachers",
@@ -233,4 +232,4 @@ def test_a_sweep_without_labelled_rows_has_no_controls(tmp_path: Path) -> None:
     assert "sweep.controls: given true, but there is no data.train" in problems(several)
     # No row is read for the length of controls that will not be.
     without = build_experiment({**values, "sweep": {**values["sweep"], "controls": False}}, check_files=False)
-    assert control_epochs(without, QuietReporter()) == without.train.epochs
+    assert control_epochs(without) == without.train.epochs
