@@ -13,10 +13,12 @@ from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
-from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
+from raybrew.reports.controls import against_control, by_shape
+from raybrew.reports.evidence import SPLITS, Split
+from raybrew.reports.rows import Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
 
-__all__ = ["Comparison", "compare", "control_of"]
+__all__ = ["Comparison", "compare"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,17 @@ class Comparison:
     """The finished student of the highest mean; without students the best control, else the best teacher."""
     notes: tuple[str, ...]
     """What a reader must know to compare these rows."""
+    candidates: tuple[Row, ...] = ()
+    """The configurations among which `best` was chosen in the end."""
+    tried: int = 0
+    """How many configurations were compared on the evaluation rows, those included that were stopped early."""
+    cost: str = ""
+    """What finding the best took, in a few words."""
+
+    @property
+    def split(self) -> Split:
+        """The rows that the values shown first come from: of the best if there is one."""
+        return self.best.split if self.best is not None else "eval"
 
     @property
     def teacher(self) -> Row | None:
@@ -63,8 +76,11 @@ class Comparison:
         return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)
 
 
-def compare(runs: Sequence[RunRecord]) -> Comparison:
-    """Group `runs` and relate the groups to one another."""
+def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
+    """Group `runs` and relate the groups to one another.
+
+    `also_tried`: configurations that were judged on the same rows, but are not among these runs.
+    """
     notes: list[str] = []
     groups = group_runs(runs, notes)
     rows = _like_finished([row_of(group) for group in groups])
@@ -73,9 +89,9 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
     ]
     rows = _time_by_architecture(rows)
     rows += _teachers_by_facts(rows)
-    controls = _by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
+    controls = by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
-    rows = [_against_teacher(_against_control(row, controls), teachers) for row in rows]
+    rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
     named = Counter(row.metric for row in rows if row.quality is not None)
     metric = named.most_common(1)[0][0] if named else rows[0].metric if rows else "accuracy"
     rows.sort(key=lambda row: _order(row, metric))
@@ -91,7 +107,19 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
     if len({run.machine for run in runs if run.machine}) > 1:
         notes.append("The runs come from different machines: their times do not compare.")
-    return Comparison(tuple(rows), metric, best, tuple(notes))
+    candidates = tuple(row for row in finished if row.role == "student")
+    return Comparison(tuple(rows), metric, best, tuple(notes), candidates, len(candidates) + also_tried)
+
+
+def _with_tries(rows: Sequence[Row], also_tried: int) -> list[Row]:
+    """`rows`, each with how many configurations were compared on its rows."""
+    judged = Counter(evaluation_key(row.runs[0]) for row in rows if row.role == "student" and row.done and row.runs)
+    tested = sum(row.role == "student" and row.test is not None for row in rows)
+    found = []
+    for row in rows:
+        count = judged[evaluation_key(row.runs[0])] + also_tried if row.runs else 1
+        found.append(dataclasses.replace(row, tries={"test": max(1, tested), "eval": max(1, count)}))
+    return found
 
 
 def _like_finished(rows: list[Row]) -> list[Row]:
@@ -180,6 +208,8 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
             continue
         metrics = {str(name): number(value) for name, value in dict_at(facts, "metrics").items()}
         stats = {name: Stat((value,)) for name, value in metrics.items() if value is not None and name != "rows"}
+        on_test = {str(name): number(value) for name, value in dict_at(facts, "test", "metrics").items()}
+        tested = {name: Stat((value,)) for name, value in on_test.items() if value is not None and name != "rows"}
         found.setdefault(
             str(facts.get("fingerprint") or model),
             Row(
@@ -197,6 +227,10 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 latency_ms={},
                 steps=None,
                 wall_seconds=None,
+                test=tested.get(row.metric),
+                test_metrics=tested,
+                test_rows=integer(dict_at(facts, "test").get("rows")),
+                told_by=row.runs[0],
             ),
         )
     # A control knows its teacher by name alone; students of the same teacher know it better.
@@ -217,82 +251,6 @@ def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:
     return same and len(sizes) <= 1 and evaluation_key(teacher.runs[0]) == evaluation_key(student.runs[0])
 
 
-Shapes = dict[str, list[tuple[int, Row]]]
-
-
-def _by_shape(controls: Sequence[Row]) -> Shapes:
-    """Finished controls, with their places, under keys by which students of the same shape find them."""
-    found: Shapes = {}
-    for place, row in enumerate(controls):
-        settings, size = _shape_keys(row)
-        for key in (f"by size {size}", f"by settings {settings}" if settings else f"by size alone {size}"):
-            found.setdefault(key, []).append((place, row))
-    return found
-
-
-def _shape_keys(row: Row) -> tuple[str, str]:
-    """What `_same_shape` compares: settings, empty where they are not known, and size."""
-    student = dict_at(settings_of(row.runs[0]), "student")
-    known = student.get("model") or student.get("shape")
-    settings = [student.get(name) for name in ("model", "revision", "shape")]
-    size = json.dumps([row.parameters, row.label])
-    return json.dumps(settings, sort_keys=True, default=str) if known else "", size
-
-
-def _with_shape_of(row: Row, controls: Shapes) -> list[tuple[int, Row]]:
-    """The controls that `_same_shape` may hold for."""
-    settings, size = _shape_keys(row)
-    if not settings:
-        return controls.get(f"by size {size}", [])
-    return [*controls.get(f"by settings {settings}", ()), *controls.get(f"by size alone {size}", ())]
-
-
-def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
-    return _control_among(row, _by_shape([other for other in rows if other.role == "control" and other.done]))
-
-
-def _control_among(row: Row, controls: Shapes) -> Row | None:
-    if row.role != "student" or not row.done or row.quality is None:
-        return None
-    candidates = [
-        (len(_differences(row, other)), -other.quality.mean, index, other)
-        for index, other in _with_shape_of(row, controls)
-        if other.quality and other.metric == row.metric
-        if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
-    ]
-    # Among equally close controls the strongest, so that the gain is not flattered.
-    return min(candidates)[3] if candidates else None
-
-
-def _against_control(row: Row, controls: Shapes) -> Row:
-    """`row` with its gain over its control."""
-    control = _control_among(row, controls)
-    if control is None:
-        return row
-    assert row.quality is not None
-    assert control.quality is not None
-    mine, theirs = _by_seed(row), _by_seed(control)
-    paired = bool(mine) and set(mine) == set(theirs)
-    sd: float | None = None
-    wins: int | None = None
-    if paired:
-        gains = Stat(tuple(mine[seed] - theirs[seed] for seed in mine))
-        mean, sd, wins = gains.mean, gains.sd, sum(gain > 0 for gain in gains.values)
-    else:
-        mean = row.quality.mean - control.quality.mean
-        if row.quality.sd is not None and control.quality.sd is not None:
-            sd = (row.quality.sd**2 + control.quality.sd**2) ** 0.5
-    count = min(row.quality.n, control.quality.n)
-    return dataclasses.replace(row, gain=Gain(mean, sd, count, paired, wins, _differences(row, control)))
-
-
-def _by_seed(row: Row) -> dict[int, float]:
-    """Quality by seed; empty unless every run has both."""
-    found = {run.seed: run.best.value for run in row.runs if run.seed is not None and run.best is not None}
-    return found if len(found) == len(row.runs) else {}
-
-
 def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
     """`row` with what it keeps of its teacher, and how much smaller and faster it is."""
     if row.role == "teacher" or not row.runs:
@@ -307,19 +265,33 @@ def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
         )
     if teacher is None and not facts and len(teachers) == 1 and _may_compare(teachers[0], row):
         teacher = teachers[0]
-    reports = [dict_at(run.summary or {}, "teacher", "metrics").get(row.metric) for run in row.runs]
-    measured = Stat.of(number(report) for report in reports)
-    quality = measured.mean if measured else None
-    if quality is None and teacher is not None and teacher.metric == row.metric and teacher.quality:
-        quality = teacher.quality.mean if _may_compare(teacher, row) else None
+    on, quality = _teacher_quality(row, teacher)
+    mine = row.on(on)
     parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
     return dataclasses.replace(
         row,
         teacher_quality=quality,
-        kept=row.quality.mean / quality if row.quality and row.done and quality and quality > 0 else None,
+        teacher_on=on,
+        teacher=teacher,
+        kept=mine.mean / quality if mine and row.done and quality and quality > 0 else None,
         smaller=parameters / row.parameters if parameters and row.parameters else None,
         faster=(_faster(row, teacher) if teacher else {}) or _faster_than_facts(row, facts),
     )
+
+
+def _teacher_quality(row: Row, teacher: Row | None) -> tuple[Split, float | None]:
+    """The teacher's value on the rows of data.test if both were scored on them, else of data.eval, and which it is."""
+    for split in SPLITS:
+        if split == "test" and row.test is None:
+            continue
+        keys = ("teacher", "test", "metrics") if split == "test" else ("teacher", "metrics")
+        measured = Stat.of(number(dict_at(run.summary or {}, *keys).get(row.metric)) for run in row.runs)
+        if measured is not None:
+            return split, measured.mean
+        stat = None if teacher is None or teacher.metric != row.metric else teacher.on(split)
+        if stat is not None and teacher is not None and _may_compare(teacher, row):
+            return split, stat.mean
+    return "eval", None
 
 
 def _faster(row: Row, teacher: Row) -> dict[str, float]:
@@ -350,28 +322,6 @@ def _bench(run: RunRecord) -> tuple[Any, ...]:
 
 def _may_compare(teacher: Row, row: Row) -> bool:
     return not teacher.runs or evaluation_key(teacher.runs[0]) == evaluation_key(row.runs[0])
-
-
-def _same_shape(row: Row, other: Row) -> bool:
-    one, two = (dict_at(settings_of(item.runs[0]), "student") for item in (row, other))
-    if one and two and (one.get("model") or one.get("shape")):
-        return all(one.get(name) == two.get(name) for name in ("model", "revision", "shape"))
-    return row.parameters is not None and (row.parameters, row.label) == (other.parameters, other.label)
-
-
-def _differences(row: Row, control: Row) -> tuple[str, ...]:
-    """Dotted keys of `student`, `train` and the labelled rows in which the two differ."""
-    one, two = settings_of(row.runs[0]), settings_of(control.runs[0])
-    found = []
-    for section in ("student", "train", "data"):
-        mine, theirs = dict_at(one, section), dict_at(two, section)
-        found += [f"{section}.{key}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
-    # More unlabelled rows are what a teacher is for; a control cannot use them, and takes as many steps by more epochs.
-    expected = {"data.unlabeled", "data.unlabeled_rows", "data.augment"}
-    same_steps = row.steps and control.steps and abs(row.steps - control.steps) <= 0.01 * row.steps
-    if same_steps and {"data.unlabeled", "data.augment"} & set(found):
-        expected.add("train.epochs")
-    return tuple(key for key in found if key not in expected)
 
 
 def _order(row: Row, metric: str) -> tuple[Any, ...]:

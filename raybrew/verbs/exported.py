@@ -14,7 +14,8 @@ from raybrew.errors import ConfigError, ModelError, RunError
 from raybrew.exports.card import summary_of_task
 from raybrew.models.loading import ModelSource, load_config, max_tokens
 from raybrew.reports.collect import RunRecord, is_run, load_run, load_runs
-from raybrew.reports.compare import compare, control_of
+from raybrew.reports.compare import compare
+from raybrew.reports.controls import control_of
 from raybrew.reports.sweep_tables import best_run
 from raybrew.reports.sweeps import find_sweeps, is_sweep, load_sweep
 
