@@ -88,7 +88,7 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
     rows = _time_by_architecture(rows)
-    rows += _teachers_by_facts(rows)
+    rows = _teachers_on_test(rows) + _teachers_by_facts(rows)
     controls = by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
@@ -236,6 +236,22 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     # A control knows its teacher by name alone; students of the same teacher know it better.
     known = {row.label for row in found.values() if row.parameters is not None}
     return [row for row in found.values() if row.parameters is not None or row.label not in known]
+
+
+def _teachers_on_test(rows: Sequence[Row]) -> list[Row]:
+    """`rows`, teachers that were not scored on data.test themselves with what their students' summaries say of it."""
+    found = []
+    for row in rows:
+        if row.role == "teacher" and row.done and row.test is None:
+            for other in rows:
+                facts = dict_at((other.runs[0].summary or {}) if other.runs else {}, "teacher")
+                value = number(dict_at(facts, "test", "metrics").get(row.metric))
+                if value is not None and _made(row, other, facts):
+                    rows_of_test = integer(dict_at(facts, "test").get("rows"))
+                    row = dataclasses.replace(row, test=Stat((value,)), test_rows=rows_of_test, told_by=other.runs[0])
+                    break
+        found.append(row)
+    return found
 
 
 def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:

@@ -82,7 +82,7 @@ def against_control(row: Row, controls: Shapes) -> Row:
             sd = (ours.sd**2 + others.sd**2) ** 0.5
     count = min(ours.n, others.n)
     gain = Gain(mean, sd, count, paired, wins, _differences(row, control), on, (row, control))
-    return dataclasses.replace(row, gain=gain)
+    return dataclasses.replace(row, gain=gain, control=control)
 
 
 def _same_test(row: Row, control: Row) -> bool:

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,14 +19,24 @@ from raybrew.reports.numbers import PERCENT_METRICS
 if TYPE_CHECKING:
     from raybrew.tasks.scores import RowScores
 
-__all__ = ["SPLITS", "Split", "rows_of", "sample_of_runs", "sample_of_teacher", "scores_of", "value_on"]
+__all__ = [
+    "CHUNK",
+    "SPLITS",
+    "Split",
+    "resampled_metrics",
+    "rows_of",
+    "sample_of_runs",
+    "sample_of_teacher",
+    "scores_of",
+    "value_on",
+]
 
 #: `test` chose nothing; `eval` chose checkpoints and configurations.
 Split = Literal["test", "eval"]
 SPLITS: tuple[Split, ...] = ("test", "eval")
 
 #: Weights that are multiplied at once.
-_CHUNK = 4_000_000
+CHUNK = 4_000_000
 #: Row scores that differ from the summary by more were written by something else.
 _CLOSE = 1e-3
 #: Kind of task -> its metric that is the share of rows that are right.
@@ -56,7 +66,6 @@ def sample_of_runs(runs: Sequence[RunRecord], split: Split, metric: str, fixed: 
     return _sample(
         metric,
         tuple(value for _, value in found),
-        tuple(run.seed for run, _ in found),
         rows_of(found[0][0], split),
         resampled,
         _SHARES.get(str(dict_at(found[0][0].config, "task").get("kind") or "classification")) == metric,
@@ -74,7 +83,7 @@ def sample_of_teacher(run: RunRecord, split: Split, metric: str) -> Sample | Non
     rows = rows_of(run, split) if split == "eval" else integer(dict_at(facts, "test").get("rows"))
     resampled = _matching(_resampled_of(run, f"teacher-{split}"), metric, value)
     share = _SHARES.get(str(dict_at(run.config, "task").get("kind") or "classification")) == metric
-    return _sample(metric, (value,), (None,), rows, [resampled], share, fixed=True)
+    return _sample(metric, (value,), rows, [resampled], share, fixed=True)
 
 
 def scores_of(run: RunRecord, name: str) -> dict[str, RowScores]:
@@ -99,7 +108,6 @@ class _Resampled:
 def _sample(
     metric: str,
     values: tuple[float, ...],
-    seeds: tuple[int | None, ...],
     rows: int | None,
     resampled: Sequence[_Resampled | None],
     share: bool,
@@ -107,7 +115,7 @@ def _sample(
 ) -> Sample:
     bounded = metric in PERCENT_METRICS or share
     known = [one for one in resampled if one is not None]
-    plain = Sample(values, seeds, rows, share=share, bounded=bounded, fixed=fixed)
+    plain = Sample(values, rows, share=share, bounded=bounded, fixed=fixed)
     if len(known) < len(values) or len({one.key for one in known}) > 1:
         return plain
     return dataclasses.replace(
@@ -179,6 +187,6 @@ def _resampled(files: tuple[tuple[str, str, int], ...], own: str) -> _Resampled 
 def resampled_metrics(scores: RowScores, salt: str = "") -> dict[str, Array]:
     """Each metric on the resamples of `row_weights`, a part of them at a time."""
     weights = row_weights(len(scores), salt)
-    size = max(1, _CHUNK // max(1, len(scores)))
+    size = max(1, CHUNK // max(1, len(scores)))
     parts = [scores.metrics(weights[start : start + size]) for start in range(0, len(weights), size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -2,12 +2,12 @@
 
 Two things make a measured difference uncertain: which rows were drawn, and which seeds. The part of the rows comes from
 a bootstrap in which all models see the same resamples, so that what the models share cancels out. The part of the seeds
-comes from their spread. Both add up:
+comes from their spread. Both add up,
 
-    SE² = SE_rows² + sd_seeds² / seeds
+    SE² = SE_rows² + sd_seeds² / seeds - what both contain
 
-and the interval is the difference ± t SE, with Satterthwaite's degrees of freedom. The rows' part contains a little of
-the seeds' part, so intervals are rather too wide than too narrow. With one seed only the rows' part is known.
+and the interval is the difference ± t SE, with Satterthwaite's degrees of freedom. Both contain that seeds differ on
+single rows: the bootstrap tells by how much, and it is counted once. With one seed only the rows' part is known.
 
 Numbers are on the stored scale. Nothing here reads files or knows of runs.
 """
@@ -87,7 +87,6 @@ class Sample:
     """A metric of one configuration over its seeds, all judged on the same rows."""
 
     values: tuple[float, ...]
-    seeds: tuple[int | None, ...]
     rows: int | None
     key: str | None = None
     """Equal for samples of the same rows; None where the scores of rows are not known."""
@@ -124,15 +123,17 @@ class Sample:
 
 def interval(sample: Sample, tries: int = 1) -> Interval:
     """The interval of one configuration's metric."""
-    rows = _Part.of_rows(sample.row_variance, sample.rows)
-    found = _combined(sample.mean, rows, _of_seeds(sample), sample.rows, len(sample.values), tries)
+    seeds = _of_seeds(sample.values, sample.drawn)
+    found = _combined(sample.mean, sample.row_variance, [seeds], sample.rows, len(sample.values), tries)
     if not sample.bounded or found.low is None or found.high is None:
         return dataclasses.replace(found, p=None)
     return dataclasses.replace(found, low=max(0.0, found.low), high=min(1.0, found.high), p=None)
 
 
 def difference(one: Sample, other: Sample, tries: int = 1) -> Interval:
-    """`one` less `other`. Paired by rows where both know the scores of the same rows, and by seeds where they agree.
+    """`one` less `other`, paired by rows where both know the scores of the same rows.
+
+    Seeds of two trainings are taken as independent: what equal seeds share makes the interval too wide at most.
 
     `tries`: how many configurations were compared with their controls on these rows.
     """
@@ -147,15 +148,16 @@ def difference(one: Sample, other: Sample, tries: int = 1) -> Interval:
     counts = [len(side.values) for side in (one, other) if not side.fixed]
     known = [side.rows for side in (one, other) if side.rows is not None]
     rows = min(known) if known else None
-    found = _combined(
-        one.mean - other.mean, _Part.of_rows(variance, rows), _between_seeds(one, other), rows, min(counts or [1]), tries
-    )
+    seeds = _between_seeds(one, other, paired)
+    found = _combined(one.mean - other.mean, variance, seeds, rows, min(counts or [1]), tries)
     if paired and len(one.values) == len(other.values) == 1 and one.correct is not None and other.correct is not None:
         return dataclasses.replace(found, p=_for_all(mcnemar(one.correct, other.correct), tries))
     return found
 
 
-def linear(samples: Sequence[Sample], weights: Sequence[float], spread: tuple[float, float], tries: int = 1) -> Interval:
+def linear(
+    samples: Sequence[Sample], weights: Sequence[float], spread: tuple[float, float], tries: int = 1
+) -> Interval:
     """The sum of weighted means of configurations, such as a slope over the values of a key.
 
     `spread`: the variance of that sum by what else differs between configurations, and its degrees of freedom.
@@ -167,9 +169,8 @@ def linear(samples: Sequence[Sample], weights: Sequence[float], spread: tuple[fl
         drawn = sum(weight * sample.mean_drawn for weight, sample in zip(weights, samples, strict=True))  # type: ignore[operator]
         variance = float(np.var(drawn))
     rows = samples[0].rows
-    part = _Part.of_rows(variance, rows)
-    found = _combined(value, part, _Part(*spread), rows, min(len(one.values) for one in samples), tries)
-    return found if part is not None else dataclasses.replace(found, basis="configurations")
+    found = _combined(value, variance, [_Part(*spread)], rows, min(len(one.values) for one in samples), tries)
+    return found if variance is not None else dataclasses.replace(found, basis="configurations")
 
 
 def sidak(tries: int, level: float = LEVEL) -> float:
@@ -204,51 +205,67 @@ class _Part:
 
     variance: float
     freedom: float
-
-    @classmethod
-    def of_rows(cls, variance: float | None, rows: int | None) -> _Part | None:
-        return None if variance is None or not rows else cls(variance, max(1, rows - 1))
+    by_rows: float = 0.0
+    """How much of it the rows' part contains: single rows on which seeds differ."""
 
 
-def _of_seeds(sample: Sample) -> _Part | None:
-    count = len(sample.values)
-    return _Part(statistics.variance(sample.values) / count, count - 1) if count > 1 else None
-
-
-def _between_seeds(one: Sample, other: Sample) -> _Part | None:
-    """The seeds' part of a difference; None where neither side has several."""
-    if other.fixed or one.fixed:
-        return _of_seeds(one if other.fixed else other)
-    if None not in one.seeds and set(one.seeds) == set(other.seeds) and len(set(one.seeds)) == len(one.seeds):
-        theirs = dict(zip(other.seeds, other.values, strict=True))
-        gaps = [value - theirs[seed] for seed, value in zip(one.seeds, one.values, strict=True)]
-        return _Part(statistics.variance(gaps) / len(gaps), len(gaps) - 1) if len(gaps) > 1 else None
-    mine, theirs_ = _of_seeds(one), _of_seeds(other)
-    if mine is not None and theirs_ is not None:
-        return _Part(mine.variance + theirs_.variance, _freedom([mine, theirs_]))
-    several = mine or theirs_
-    if several is None:
+def _of_seeds(values: Sequence[float], drawn: Array | None = None) -> _Part | None:
+    """Of a mean over seeds; `drawn` (seeds, resamples) tells what the choice of rows alone spreads them."""
+    count = len(values)
+    if count < 2:
         return None
+    by_rows = 0.0
+    if drawn is not None:
+        spread = np.cov(drawn)
+        shared = (spread.sum() - np.trace(spread)) / (count * (count - 1))
+        by_rows = max(0.0, float(np.trace(spread) / count - shared)) / count
+    return _Part(statistics.variance(values) / count, count - 1, by_rows)
+
+
+def _between_seeds(one: Sample, other: Sample, paired: bool) -> list[_Part | None]:
+    """The seeds' parts of a difference; None where no spread is known."""
+    drawn = (one.drawn, other.drawn) if paired else (None, None)
+    if other.fixed or one.fixed:
+        return [_of_seeds(one.values, drawn[0]) if other.fixed else _of_seeds(other.values, drawn[1])]
+    mine, theirs = _of_seeds(one.values, drawn[0]), _of_seeds(other.values, drawn[1])
+    several = mine or theirs
+    if several is None or (mine is not None and theirs is not None):
+        return [mine, theirs]
     # A single run is taken to vary as the seeds of the other side do.
     count = int(several.freedom) + 1
-    return _Part(several.variance * (1 + count), several.freedom)
+    alike = dataclasses.replace(several, variance=several.variance * (1 + count), by_rows=several.by_rows * (1 + count))
+    return [alike]
 
 
 def _combined(
-    value: float, rows: _Part | None, seeds: _Part | None, num_rows: int | None, num_seeds: int, tries: int
+    value: float,
+    row_variance: float | None,
+    seeds: Sequence[_Part | None],
+    rows: int | None,
+    num_seeds: int,
+    tries: int,
 ) -> Interval:
     from scipy.stats import t
 
-    parts = [part for part in (rows, seeds) if part is not None]
+    spreads = [part for part in seeds if part is not None]
+    parts = [
+        # Seeds vary at least as much as the rows make them.
+        part if part.variance >= part.by_rows else _Part(part.by_rows, part.freedom * max(1, (rows or 2) - 1))
+        for part in spreads
+    ]
+    if row_variance is not None and rows:
+        rest = max(0.0, row_variance - sum(part.by_rows for part in spreads))
+        parts.append(_Part(rest, max(1, rows - 1)))
+    by_rows = row_variance is not None and bool(rows)
+    basis: Basis = "rows and seeds" if by_rows and spreads else "rows" if by_rows else "seeds" if spreads else "unknown"
     level = sidak(tries)
-    basis: Basis = "rows and seeds" if len(parts) == 2 else "rows" if rows else "seeds" if seeds else "unknown"
     if not parts:
-        return Interval(value, None, None, num_rows, num_seeds, basis, level)
+        return Interval(value, None, None, rows, num_seeds, basis, level)
     error = math.sqrt(sum(part.variance for part in parts))
     freedom = _freedom(parts)
     half = float(t.ppf((1 + level) / 2, freedom)) * error
     p = _for_all(float(2 * t.sf(abs(value) / error, freedom)) if error else float(value == 0), tries)
-    return Interval(value, value - half, value + half, num_rows, num_seeds, basis, level, p)
+    return Interval(value, value - half, value + half, rows, num_seeds, basis, level, p)
 
 
 def _freedom(parts: Sequence[_Part]) -> float:

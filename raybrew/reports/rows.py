@@ -50,12 +50,15 @@ class Row:
     """On the rows of `teacher_on`."""
     teacher_on: Split = "eval"
     teacher: Row | None = dataclasses.field(default=None, repr=False, compare=False)
+    control: Row | None = dataclasses.field(default=None, repr=False, compare=False)
     test: Stat | None = None
     """The metric on data.test, which chose nothing, over the seeds that were scored on it."""
     test_metrics: dict[str, Stat] = dataclasses.field(default_factory=dict)
     test_rows: int | None = None
+    counted: frozenset[str] | None = None
+    """Names of the run folders that count on data.eval: those that were chosen for their value do not. None: all."""
     told_by: RunRecord | None = dataclasses.field(default=None, repr=False, compare=False)
-    """Of a teacher without runs: the run of a student whose summary has its figures."""
+    """Of a teacher: the run of a student whose summary has figures that the teacher's own runs lack."""
     tries: dict[Split, int] = dataclasses.field(default_factory=lambda: {"test": 1, "eval": 1})
     """How many configurations were compared on these rows."""
 
@@ -80,12 +83,12 @@ class Row:
     @functools.cached_property
     def samples(self) -> dict[Split, Sample | None]:
         """What was measured on the rows of each split, as intervals are made of."""
-        found: dict[Split, Sample | None] = {}
-        for split in SPLITS:
-            if self.told_by is not None and not self.runs:
-                found[split] = sample_of_teacher(self.told_by, split, self.metric)
-            else:
-                found[split] = sample_of_runs(self.runs, split, self.metric, fixed=self.role == "teacher")
+        counted = [run for run in self.runs if self.counted is None or run.folder.name in self.counted]
+        runs: dict[Split, Sequence[RunRecord]] = {"test": self.runs, "eval": counted}
+        found = {split: sample_of_runs(runs[split], split, self.metric, self.role == "teacher") for split in SPLITS}
+        if self.told_by is not None:
+            told = {split: sample_of_teacher(self.told_by, split, self.metric) for split in SPLITS}
+            found = {split: found[split] or told[split] for split in SPLITS}
         return found
 
     @functools.cached_property
