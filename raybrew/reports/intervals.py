@@ -156,20 +156,23 @@ def difference(one: Sample, other: Sample, tries: int = 1) -> Interval:
 
 
 def linear(
-    samples: Sequence[Sample], weights: Sequence[float], spread: tuple[float, float], tries: int = 1
+    samples: Sequence[Sample], weights: Sequence[float], spread: tuple[float, float] | None, tries: int = 1
 ) -> Interval:
     """The sum of weighted means of configurations, such as a slope over the values of a key.
 
-    `spread`: the variance of that sum by what else differs between configurations, and its degrees of freedom.
+    `spread`: the variance of that sum by what else differs between configurations, and its degrees of freedom. No
+    interval is known without.
     """
     value = sum(weight * sample.mean for weight, sample in zip(weights, samples, strict=True))
+    rows, seeds = samples[0].rows, min(len(one.values) for one in samples)
+    if spread is None:
+        return Interval(value, None, None, rows, seeds, "unknown", sidak(tries))
+    drawn = [sample.mean_drawn for sample in samples if sample.mean_drawn is not None]
     keys = {sample.key for sample in samples}
     variance = None
-    if len(keys) == 1 and None not in keys:
-        drawn = sum(weight * sample.mean_drawn for weight, sample in zip(weights, samples, strict=True))  # type: ignore[operator]
-        variance = float(np.var(drawn))
-    rows = samples[0].rows
-    found = _combined(value, variance, [_Part(*spread)], rows, min(len(one.values) for one in samples), tries)
+    if len(keys) == 1 and len(drawn) == len(samples):
+        variance = float(np.var(np.tensordot(np.array(weights), np.stack(drawn), axes=1)))
+    found = _combined(value, variance, [_Part(*spread)], rows, seeds, tries)
     return found if variance is not None else dataclasses.replace(found, basis="configurations")
 
 

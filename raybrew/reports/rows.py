@@ -55,8 +55,6 @@ class Row:
     """The metric on data.test, which chose nothing, over the seeds that were scored on it."""
     test_metrics: dict[str, Stat] = dataclasses.field(default_factory=dict)
     test_rows: int | None = None
-    counted: frozenset[str] | None = None
-    """Names of the run folders that count on data.eval: those that were chosen for their value do not. None: all."""
     told_by: RunRecord | None = dataclasses.field(default=None, repr=False, compare=False)
     """Of a teacher: the run of a student whose summary has figures that the teacher's own runs lack."""
     tries: dict[Split, int] = dataclasses.field(default_factory=lambda: {"test": 1, "eval": 1})
@@ -83,9 +81,7 @@ class Row:
     @functools.cached_property
     def samples(self) -> dict[Split, Sample | None]:
         """What was measured on the rows of each split, as intervals are made of."""
-        counted = [run for run in self.runs if self.counted is None or run.folder.name in self.counted]
-        runs: dict[Split, Sequence[RunRecord]] = {"test": self.runs, "eval": counted}
-        found = {split: sample_of_runs(runs[split], split, self.metric, self.role == "teacher") for split in SPLITS}
+        found = {split: sample_of_runs(self.runs, split, self.metric, self.role == "teacher") for split in SPLITS}
         if self.told_by is not None:
             told = {split: sample_of_teacher(self.told_by, split, self.metric) for split in SPLITS}
             found = {split: found[split] or told[split] for split in SPLITS}
