@@ -88,7 +88,7 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
     rows = _time_by_architecture(rows)
-    rows = _teachers_on_test(rows) + _teachers_by_facts(rows)
+    rows = _teachers_apart(_teachers_on_test(rows) + _teachers_by_facts(rows))
     controls = by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
@@ -147,6 +147,11 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
                 # A run on its own is told from its group by its seed.
                 seed = "" if rows[index].done else f"seed {groups[index][0].seed}"
                 variants[index] = ", ".join(part for part in (name, seed) if part)
+            # What settings do not tell apart are runs that do not say what they computed.
+            often = Counter(variants[index] for index in members)
+            for index in members:
+                if often[variants[index]] > 1:
+                    variants[index] = ", ".join(filter(None, [variants[index], groups[index][0].run_id]))
     return variants
 
 
@@ -236,6 +241,18 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     # A control knows its teacher by name alone; students of the same teacher know it better.
     known = {row.label for row in found.values() if row.parameters is not None}
     return [row for row in found.values() if row.parameters is not None or row.label not in known]
+
+
+def _teachers_apart(rows: Sequence[Row]) -> list[Row]:
+    """`rows`, teachers of one name that no run made told apart by their fingerprints."""
+    often = Counter(row.label for row in rows if row.role == "teacher")
+    found = []
+    for row in rows:
+        if row.told_by is not None and not row.runs and often[row.label] > 1:
+            facts = dict_at(row.told_by.summary or {}, "teacher")
+            row = dataclasses.replace(row, variant=str(facts.get("fingerprint") or facts.get("model"))[:12])
+        found.append(row)
+    return found
 
 
 def _teachers_on_test(rows: Sequence[Row]) -> list[Row]:

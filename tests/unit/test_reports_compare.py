@@ -191,6 +191,8 @@ def test_rows_of_one_model_are_told_apart_by_their_settings(tmp_path: Path) -> N
         ([{"m": [{"loss": "cos"}, {"loss": "pkd"}]}, {"m": []}], ["m=cos+pkd", "m=none"]),
         ([{"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 2, "b": 2, "c": 2, "d": 2}],
          ["a=1, b=1, c=1, +1 more", "a=2, b=2, c=2, +1 more"]),
+        ([{"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 1, "b": 1, "c": 1, "d": 2}, {"a": 2, "b": 2, "c": 2, "d": 2}],
+         ["a=1, b=1, c=1, d=1", "a=1, b=1, c=1, d=2", "a=2, b=2, c=2, +1 more"]),
         ([{"a": 1}, {"a": 1}], ["", ""]),
     ],
 )  # fmt: skip
@@ -283,7 +285,9 @@ def test_the_decision(tmp_path: Path) -> None:
 def test_a_decision_says_what_is_missing(tmp_path: Path) -> None:
     make_run(tmp_path, teacher_accuracy=None, latency=None)
     decision = decide(comparison(tmp_path))
-    assert decision.headline.startswith("Best student: BERT 4x312 reaches 90.0 ± 2.0 accuracy on 872 rows of data.eval;")
+    assert decision.headline.startswith(
+        "Best student: BERT 4x312 reaches 90.0 ± 2.0 accuracy on 872 rows of data.eval;"
+    )
     missing = {tile.label for tile in decision.tiles if tile.missing}
     assert missing == {"kept of the teacher", "time per example", "over labels only"}
     assert any("One seed only" in caution for caution in decision.cautions)
