@@ -10,7 +10,7 @@ from raybrew.reports.collect import dict_at
 from raybrew.reports.evidence import Split, value_on
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, settings_of
 
-__all__ = ["against_control", "by_shape", "control_of"]
+__all__ = ["against_control", "by_shape"]
 
 Shapes = dict[str, list[tuple[int, Row]]]
 
@@ -42,12 +42,8 @@ def _with_shape_of(row: Row, controls: Shapes) -> list[tuple[int, Row]]:
     return [*controls.get(f"by settings {settings}", ()), *controls.get(f"by size alone {size}", ())]
 
 
-def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
-    return _control_among(row, by_shape([other for other in rows if other.role == "control" and other.done]))
-
-
 def _control_among(row: Row, controls: Shapes) -> Row | None:
+    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
     if row.role != "student" or not row.done or row.quality is None:
         return None
     candidates = [
