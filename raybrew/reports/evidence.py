@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
-from raybrew.reports.intervals import Array, Sample, row_weights
+from raybrew.reports.intervals import Sample, row_weights
 from raybrew.reports.numbers import PERCENT_METRICS
 
 if TYPE_CHECKING:
+    from raybrew.reports.intervals import Array
     from raybrew.tasks.scores import RowScores
 
 __all__ = [
@@ -113,6 +112,8 @@ def _sample(
     share: bool,
     fixed: bool,
 ) -> Sample:
+    import numpy as np
+
     bounded = metric in PERCENT_METRICS or share
     known = [one for one in resampled if one is not None]
     plain = Sample(values, rows, share=share, bounded=bounded, fixed=fixed)
@@ -157,6 +158,8 @@ def _own_metrics(run: RunRecord) -> dict[str, str]:
 @functools.lru_cache(maxsize=1024)
 def _resampled(files: tuple[tuple[str, str, int], ...], own: str) -> _Resampled | None:
     """Metrics on resamples, of several tasks under `task.metric`, and their `mean`."""
+    import numpy as np
+
     from raybrew.tasks.scores import load_scores
 
     scores = {task: load_scores(Path(path)) for task, path, _ in files}
@@ -186,6 +189,8 @@ def _resampled(files: tuple[tuple[str, str, int], ...], own: str) -> _Resampled 
 
 def resampled_metrics(scores: RowScores, salt: str = "") -> dict[str, Array]:
     """Each metric on the resamples of `row_weights`, a part of them at a time."""
+    import numpy as np
+
     weights = row_weights(len(scores), salt)
     size = max(1, CHUNK // max(1, len(scores)))
     parts = [scores.metrics(weights[start : start + size]) for start in range(0, len(weights), size)]

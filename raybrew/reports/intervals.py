@@ -19,10 +19,12 @@ import functools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
 
 __all__ = [
     "LEVEL",
@@ -35,8 +37,6 @@ __all__ = [
     "row_weights",
     "sidak",
 ]
-
-Array = npt.NDArray[Any]
 
 #: Of an interval; of all intervals together where several configurations were tried on the same rows.
 LEVEL = 0.95
@@ -163,6 +163,8 @@ def linear(
     `spread`: the variance of that sum by what else differs between configurations, and its degrees of freedom. No
     interval is known without.
     """
+    import numpy as np
+
     value = sum(weight * sample.mean for weight, sample in zip(weights, samples, strict=True))
     rows, seeds = samples[0].rows, min(len(one.values) for one in samples)
     if spread is None:
@@ -194,6 +196,8 @@ def mcnemar(one: Array, other: Array) -> float:
 @functools.lru_cache(maxsize=4)
 def row_weights(rows: int, salt: str = "") -> Array:
     """(resamples, rows) uint16: how often each row is drawn; the same for every model, so that models are paired."""
+    import numpy as np
+
     resamples = int(min(RESAMPLES, max(200, _MOST_WEIGHTS // max(1, rows))))
     rng = np.random.default_rng([rows, *salt.encode()])
     drawn = np.empty((resamples, rows), np.uint16)
@@ -214,6 +218,8 @@ class _Part:
 
 def _of_seeds(values: Sequence[float], drawn: Array | None = None) -> _Part | None:
     """Of a mean over seeds; `drawn` (seeds, resamples) tells what the choice of rows alone spreads them."""
+    import numpy as np
+
     count = len(values)
     if count < 2:
         return None

@@ -11,12 +11,13 @@ import numpy as np
 
 from raybrew.reports.collect import RunRecord
 from raybrew.reports.evidence import CHUNK, Split, scores_of, value_on
-from raybrew.reports.intervals import Array, Interval, Sample, difference, row_weights
+from raybrew.reports.intervals import Interval, Sample, difference, row_weights
 from raybrew.reports.numbers import ABSENT, count_of
 from raybrew.reports.rows import Row
 from raybrew.reports.words import rows_text, show_difference
 
 if TYPE_CHECKING:
+    from raybrew.reports.intervals import Array
     from raybrew.tasks.scores import RowScores
 
 __all__ = ["LabelLine", "LabelTable", "label_tables"]
