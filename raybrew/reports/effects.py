@@ -104,6 +104,7 @@ def effect_of(
 def _between(high: Sequence[Configuration], low: Sequence[Configuration], key: str, tries: int) -> Interval:
     twins = {_others(one.values, key): one for one in low}
     pairs = [(one, twins[other]) for one in high if (other := _others(one.values, key)) in twins]
+    spread: tuple[float, float] | None
     if len(pairs) == len(high) == len(low) and len(pairs) > 1:
         gaps = [one.quality - other.quality for one, other in pairs]
         spread = (statistics.variance(gaps) / len(gaps), len(gaps) - 1.0)

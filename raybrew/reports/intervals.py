@@ -180,7 +180,7 @@ def linear(
 
 def sidak(tries: int, level: float = LEVEL) -> float:
     """The level of each of `tries` intervals, so that all of them together hold with `level`."""
-    return level ** (1 / max(1, tries))
+    return float(level ** (1 / max(1, tries)))
 
 
 def mcnemar(one: Array, other: Array) -> float:
