@@ -14,7 +14,7 @@ from raybrew.config.distill import DistillConfig
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.controls import against_control, by_shape
-from raybrew.reports.evidence import SPLITS, Split
+from raybrew.reports.evidence import SPLITS, Split, teacher_value
 from raybrew.reports.rows import Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
 from raybrew.reports.variants import name_variants
 
@@ -88,7 +88,7 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
     rows = _time_by_architecture(rows)
-    rows = _teachers_apart(_teachers_on_test(rows) + _teachers_by_facts(rows))
+    rows = _teachers_apart(_teachers_on_test(rows + _teachers_by_facts(rows)))
     controls = by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
@@ -213,8 +213,6 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
             continue
         metrics = {str(name): number(value) for name, value in dict_at(facts, "metrics").items()}
         stats = {name: Stat((value,)) for name, value in metrics.items() if value is not None and name != "rows"}
-        on_test = {str(name): number(value) for name, value in dict_at(facts, "test", "metrics").items()}
-        tested = {name: Stat((value,)) for name, value in on_test.items() if value is not None and name != "rows"}
         found.setdefault(
             str(facts.get("fingerprint") or model),
             Row(
@@ -232,9 +230,6 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 latency_ms={},
                 steps=None,
                 wall_seconds=None,
-                test=tested.get(row.metric),
-                test_metrics=tested,
-                test_rows=integer(dict_at(facts, "test").get("rows")),
                 told_by=row.runs[0],
             ),
         )
@@ -255,17 +250,24 @@ def _teachers_apart(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def _is_told(teacher: Row, run: RunRecord) -> bool:
+    """Whether the summary of `run` describes the same teacher as the one that told of `teacher`."""
+    if teacher.told_by is None:
+        return False
+    one, other = (dict_at(each.summary or {}, "teacher") for each in (teacher.told_by, run))
+    return (one.get("fingerprint") or one.get("model")) == (other.get("fingerprint") or other.get("model"))
+
+
 def _teachers_on_test(rows: Sequence[Row]) -> list[Row]:
     """`rows`, teachers that were not scored on data.test themselves with what their students' summaries say of it."""
     found = []
     for row in rows:
         if row.role == "teacher" and row.done and row.test is None:
-            for other in rows:
-                facts = dict_at((other.runs[0].summary or {}) if other.runs else {}, "teacher")
-                value = number(dict_at(facts, "test", "metrics").get(row.metric))
-                if value is not None and _made(row, other, facts):
+            for student, run in ((each, run) for each in rows for run in each.runs):
+                facts, value = dict_at(run.summary or {}, "teacher"), teacher_value(run, "test", row.metric)
+                if value is not None and (_made(row, student, facts) if row.runs else _is_told(row, run)):
                     rows_of_test = integer(dict_at(facts, "test").get("rows"))
-                    row = dataclasses.replace(row, test=Stat((value,)), test_rows=rows_of_test, told_by=other.runs[0])
+                    row = dataclasses.replace(row, test=Stat((value,)), test_rows=rows_of_test, told_by=run)
                     break
         found.append(row)
     return found
@@ -317,8 +319,7 @@ def _teacher_quality(row: Row, teacher: Row | None) -> tuple[Split, float | None
     for split in SPLITS:
         if split == "test" and row.test is None:
             continue
-        keys = ("teacher", "test", "metrics") if split == "test" else ("teacher", "metrics")
-        measured = Stat.of(number(dict_at(run.summary or {}, *keys).get(row.metric)) for run in row.runs)
+        measured = Stat.of(teacher_value(run, split, row.metric) for run in row.runs)
         if measured is not None:
             return split, measured.mean
         stat = None if teacher is None or teacher.metric != row.metric else teacher.on(split)

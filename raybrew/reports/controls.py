@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from raybrew.reports.collect import dict_at
-from raybrew.reports.evidence import Split, value_on
+from raybrew.reports.evidence import Split, test_of, value_on
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, settings_of
 
 __all__ = ["against_control", "by_shape"]
@@ -85,7 +85,7 @@ def _same_test(row: Row, control: Row) -> bool:
     """Whether both were scored on the same rows of data.test."""
     if row.test is None or control.test is None:
         return False
-    one, other = (dict_at(item.runs[0].summary or {}, "test") for item in (row, control))
+    one, other = test_of(row.runs), test_of(control.runs)
     return all(one.get(name) == other.get(name) for name in ("source", "rows"))
 
 

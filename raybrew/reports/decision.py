@@ -15,6 +15,7 @@ from raybrew.reports.numbers import (
     show_range,
     show_seconds,
     show_share,
+    show_value,
 )
 from raybrew.reports.optimism import Optimism, optimism_of
 from raybrew.reports.rows import Row
@@ -25,7 +26,6 @@ from raybrew.reports.words import (
     plain_metric,
     points,
     rows_text,
-    show_difference,
     show_measured,
     untold,
 )
@@ -117,7 +117,7 @@ def _answers(best: Row, rivals: tuple[Row, ...], comparison: Comparison) -> tupl
 def _which(best: Row, rivals: tuple[Row, ...], comparison: Comparison) -> str:
     text = best.name
     if comparison.tried > 1 and best.role == "student":
-        text += f", chosen among {comparison.tried:,} configurations by {rows_text('eval', best.eval_rows)}"
+        text += f", of {comparison.tried:,} configurations by {rows_text('eval', best.eval_rows)}"
     if rivals:
         text += f"; {count_of(len(rivals), 'other')} cannot be told apart from it"
     return text
@@ -128,13 +128,12 @@ def _how_sure(best: Row) -> str:
     rows = rows_text(best.split, best.leading_rows)
     text = f"{show_measured(best)} {plain_metric(best.metric)} on {rows}"
     if found is not None and found.low is not None and found.high is not None:
-        text = f"95 % interval {show_range(best.metric, found.low, found.high, rows=found.rows)} from {rows} and "
-        text += count_of(found.seeds, "seed")
+        text = f"{show_range(best.metric, found.low, found.high, rows=found.rows)} (95 %), from "
+        text += f"{count_of(found.seeds, 'seed')} and {rows}"
     if best.test is None:
-        return f"{text}; chosen on these rows, so expect less on new ones"
-    if best.quality is None:
-        return f"{text}, which chose nothing"
-    return f"{text}, which chose nothing; {show_measured(best, 'eval')} on data.eval, which chose the checkpoint"
+        return f"{text}, which chose it: expect less on new rows"
+    text += ", which chose nothing"
+    return f"{text}; {show_measured(best, 'eval')} on data.eval, which chose it" if best.quality is not None else text
 
 
 def _cost(best: Row, comparison: Comparison) -> str:
@@ -149,7 +148,7 @@ def _cost(best: Row, comparison: Comparison) -> str:
 
 def _compared(best: Row) -> str:
     control = over_control(best).replace(f" over {LABELS_ONLY}", "")
-    parts = [f"labels alone: {control}" if control else "no control: distill.kd_weight=0 distill.hard_label_weight=1"]
+    parts = [f"labels only: {control}" if control else "no control: distill.kd_weight=0 distill.hard_label_weight=1"]
     if best.role == "control":
         parts = []
     teacher = over_teacher(best)
@@ -185,7 +184,8 @@ def _quality_tile(row: Row) -> Tile:
         note += f"; ±: 95 % interval over {over}{count_of(found.seeds, 'seed')}"
     if row.test is not None and row.quality is not None:
         note += f"; on data.eval (chose the checkpoint) {show_measured(row, 'eval')}"
-    return Tile(metric_title(row.metric), show_measured(row), note)
+    title = metric_title(row.metric)
+    return Tile(f"test {title}" if row.split == "test" else title, show_measured(row), note)
 
 
 def _kept_tile(row: Row) -> Tile:
@@ -233,7 +233,8 @@ def _gain_tile(row: Row) -> Tile:
     note = over_control(row).split(": ", 1)[1]
     if row.gain.wins is not None and row.gain.n > 1:
         note += f"; higher in {row.gain.wins} of {count_of(row.gain.n, 'seed')}"
-    return Tile(label, show_difference(row.metric, found), note)
+    value = show_value(row.metric, found.value, found.half, rows=found.rows, signed=True)
+    return Tile(label, value, note)
 
 
 def _cautions(best: Row, comparison: Comparison, optimism: Optimism | None) -> tuple[str, ...]:

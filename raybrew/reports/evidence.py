@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.intervals import Sample, row_weights
@@ -27,6 +27,8 @@ __all__ = [
     "sample_of_runs",
     "sample_of_teacher",
     "scores_of",
+    "teacher_value",
+    "test_of",
     "value_on",
 ]
 
@@ -72,13 +74,24 @@ def sample_of_runs(runs: Sequence[RunRecord], split: Split, metric: str, fixed: 
     )
 
 
-def sample_of_teacher(run: RunRecord, split: Split, metric: str) -> Sample | None:
-    """What the teacher of `run` measured on the rows of `run`, by the summary of that run."""
-    facts = dict_at(run.summary or {}, "teacher")
-    metrics = dict_at(facts, "metrics") if split == "eval" else dict_at(facts, "test", "metrics")
-    value = number(metrics.get(metric))
-    if value is None:
+def test_of(runs: Sequence[RunRecord]) -> Mapping[str, Any]:
+    """What the first of `runs` that was scored on data.test says of it; empty if none was."""
+    return next((test for run in runs if (test := dict_at(run.summary or {}, "test"))), {})
+
+
+def teacher_value(run: RunRecord, split: Split, metric: str) -> float | None:
+    """What the teacher of `run` reaches on its rows, by the summary of `run`."""
+    keys = ("teacher", "metrics") if split == "eval" else ("teacher", "test", "metrics")
+    return number(dict_at(run.summary or {}, *keys).get(metric))
+
+
+def sample_of_teacher(runs: Sequence[RunRecord], split: Split, metric: str) -> Sample | None:
+    """What the teacher of `runs` measured on their rows, by the first summary that says so."""
+    run = next((run for run in runs if teacher_value(run, split, metric) is not None), None)
+    value = None if run is None else teacher_value(run, split, metric)
+    if run is None or value is None:
         return None
+    facts = dict_at(run.summary or {}, "teacher")
     rows = rows_of(run, split) if split == "eval" else integer(dict_at(facts, "test").get("rows"))
     resampled = _matching(_resampled_of(run, f"teacher-{split}"), metric, value)
     share = _SHARES.get(str(dict_at(run.config, "task").get("kind") or "classification")) == metric
@@ -172,8 +185,9 @@ def _resampled(files: tuple[tuple[str, str, int], ...], own: str) -> _Resampled 
         prefix = f"{task}." if task else ""
         values |= {f"{prefix}{name}": value for name, value in one.metrics().items()}
         drawn |= {f"{prefix}{name}": value for name, value in resampled_metrics(one, task).items()}
-    means = [f"{task}.{metric}" for task, metric in json.loads(own).items()]
-    if means and all(name in drawn for name in means):
+    # Tasks without rows have no part in the mean.
+    means = [f"{task}.{metric}" for task, metric in json.loads(own).items() if task in known]
+    if len(means) == len(known) and all(name in drawn for name in means):
         values["mean"] = sum(values[name] for name in means) / len(means)
         shortest = min(len(drawn[name]) for name in means)
         drawn["mean"] = np.mean([drawn[name][:shortest] for name in means], axis=0)

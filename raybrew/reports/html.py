@@ -154,7 +154,11 @@ def _table(comparison: Comparison) -> dict[str, Any]:
         (f"{title} on data.eval", "which chose the checkpoint", on_eval),
         ("over control", "less the same student trained on labels only", [_gain(row, comparison) for row in rows]),
         ("over teacher", "less the teacher", [_over_teacher(row, comparison) for row in rows]),
-        ("kept", "share of the teacher's quality", [show_share(row.kept) for row in rows]),
+        (
+            "kept",
+            "share of the teacher's quality",
+            [show_share(row.kept) if row.teacher_on == split else ABSENT for row in rows],
+        ),
         ("para\u00admeters", "", [show_count(row.parameters) for row in rows]),
         ("size", "MB of 10^6 bytes", [show_bytes(row.megabytes) for row in rows]),
     ]

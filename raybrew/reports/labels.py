@@ -104,7 +104,8 @@ def label_tables(best: Row | None, control: Row | None) -> list[LabelTable]:
     split = best.split
     students = _of_runs(best.runs, split, best.metric)
     controls = _of_runs(control.runs, split, best.metric) if control is not None else []
-    teacher = scores_of(best.runs[0], f"teacher-{split}")
+    told = (found for run in best.runs if (found := scores_of(run, f"teacher-{split}")))
+    teacher: dict[str, RowScores] = next(told, {})
     tables = []
     for task in students[0] if students else ():
         scores = [found[task] for found in students if task in found]

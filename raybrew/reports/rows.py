@@ -83,7 +83,7 @@ class Row:
         """What was measured on the rows of each split, as intervals are made of."""
         found = {split: sample_of_runs(self.runs, split, self.metric, self.role == "teacher") for split in SPLITS}
         if self.told_by is not None:
-            told = {split: sample_of_teacher(self.told_by, split, self.metric) for split in SPLITS}
+            told = {split: sample_of_teacher([self.told_by], split, self.metric) for split in SPLITS}
             found = {split: found[split] or told[split] for split in SPLITS}
         return found
 
@@ -103,7 +103,7 @@ class Row:
         if self.teacher_quality is None or not self.runs or not self.done:
             return None
         one = self.samples[self.teacher_on]
-        other = sample_of_teacher(self.runs[0], self.teacher_on, self.metric)
+        other = sample_of_teacher(self.runs, self.teacher_on, self.metric)
         if other is None and self.teacher is not None:
             other = self.teacher.samples[self.teacher_on]
         return None if one is None or other is None else difference(one, other, self.tries[self.teacher_on])

@@ -195,7 +195,7 @@ def importance(
 
 
 def parallel_coordinates(record: SweepRecord, configurations: Configurations) -> Plot | None:
-    """One line per configuration through all keys to its metric; darker is higher."""
+    """One line per configuration through all keys to its metric; darker is nearer to the top."""
     keys = [key for key in record.space if any(key in values for values, *_ in configurations)]
     if len(configurations) < 3 or len(keys) < 2:
         return None
@@ -224,8 +224,8 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
                 },
                 marker={"size": 5},
                 opacity=1 if is_best else 0.75,
-                name="highest" if is_best else "configurations",
-                legendgroup="highest" if is_best else "configurations",
+                name="top" if is_best else "configurations",
+                legendgroup="top" if is_best else "configurations",
                 showlegend=index in (order[0], order[-1]),
                 text=[safe(f"{_short(values)}: {quality * scale:.2f}")] * (len(keys) + 1),
                 hovertemplate="%{text}<extra></extra>",
@@ -244,8 +244,8 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
     )  # fmt: skip
     figure.update_yaxes(visible=False, range=[-0.08, 1.12])
     legend = (
-        LegendEntry("highest", COLORS[1], "solid", "highest"),
-        LegendEntry("others, darker is higher", _SEQUENTIAL[3], "solid", "configurations"),
+        LegendEntry("top", COLORS[1], "solid", "top"),
+        LegendEntry("others, darker is nearer to the top", _SEQUENTIAL[3], "solid", "configurations"),
     )
     shown = f"{len(order)} of {len(everything)} configurations, from the worst to the best."
     caption = shown if len(order) < len(everything) else ""

@@ -81,6 +81,10 @@ def _gain(row: Row, comparison: Comparison) -> str:
     return f"{text} *" if row.gain.differences else text
 
 
+def _kept(row: Row, comparison: Comparison) -> str:
+    return show_share(row.kept) if row.teacher_on == comparison.split else ABSENT
+
+
 def _seeds(row: Row, _: Comparison) -> str:
     return str(len(row.runs)) if row.runs and row.done else ABSENT
 
@@ -108,7 +112,7 @@ COLUMNS = (
     Column(quality_head, _quality, 0),
     Column(_head("on data.eval"), _on_eval, 1),
     Column(_head("over control"), _gain, 0),
-    Column(_head("kept"), lambda row, _: show_share(row.kept), 1),
+    Column(_head("kept"), _kept, 1),
     Column(_head("ms b1"), _ms("batch_1"), 2),
     Column(_head("ms b32"), _ms("batch_32"), 2),
     Column(_head("steps"), lambda row, _: ABSENT if row.steps is None else str(row.steps), 5),
@@ -198,7 +202,7 @@ def meanings(comparison: Comparison) -> list[str]:
     if intervals:
         several = any(found.seeds > 1 for found in intervals)
         lines.append(f"±: half of the 95 % interval over the choice of rows{' and of seeds' if several else ''}")
-    tries = {row.tries[row.gain.on] for row in comparison.rows if row.gain}
+    tries = {row.tries[row.gain.on] for row in comparison.rows if row.gain and row.gain.on == comparison.split}
     if tries and max(tries) > 1:
         lines.append(f"the intervals over control are corrected for {max(tries)} configurations on the same rows")
     return lines

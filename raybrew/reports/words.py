@@ -83,7 +83,7 @@ def over_control(row: Row) -> str:
     text = f"{show_difference(row.metric, found)} over {LABELS_ONLY}{_on(row, row.gain.on)}"
     if not found.shown:
         return f"{text}: {not_shown(found)}"
-    return f"{text}: {'a gain' if found.value > 0 else 'distillation made it worse'} ({counted(found)})"
+    return f"{text}: {'a gain' if found.value > 0 else 'distillation made it worse'}"
 
 
 def over_teacher(row: Row) -> str:
@@ -94,7 +94,7 @@ def over_teacher(row: Row) -> str:
     text = f"{show_difference(row.metric, found)}{_on(row, row.teacher_on)}"
     if not found.shown:
         return f"{text}: {not_shown(found)}"
-    return f"{text}: {'beats' if found.value > 0 else 'falls short of'} its teacher ({counted(found)})"
+    return f"{text}: {'beats' if found.value > 0 else 'falls short of'} its teacher"
 
 
 def untold(best: Row, others: tuple[Row, ...]) -> tuple[Row, ...]:

@@ -14,7 +14,7 @@ from raybrew.reports.sweep_tables import cost_of, leaderboard, trial_rows
 from raybrew.reports.sweeps import load_sweep
 from raybrew.tracking.wandb import WandbTracker
 
-__all__ = ["mirror_summary"]
+__all__ = ["best_values", "mirror_summary"]
 
 logger = logging.getLogger("raybrew.tracking")
 
@@ -42,7 +42,7 @@ def mirror_summary(experiment: Experiment, folder: Path) -> None:
         cost = cost_of(record)
         tracker.summarise(
             {
-                **(_best_values(best) if best is not None else {}),
+                **(best_values(best) if best is not None else {}),
                 "tried": board.tried,
                 "cost/wall_seconds": cost.wall_seconds,
                 "cost/gpu_hours": cost.gpu_hours,
@@ -55,7 +55,7 @@ def mirror_summary(experiment: Experiment, folder: Path) -> None:
         logger.warning("W&B has no summary of the sweep (the ledger has): %s: %s", type(error).__name__, text)
 
 
-def _best_values(best: Row) -> dict[str, Any]:
+def best_values(best: Row) -> dict[str, Any]:
     """The best configuration, first on the rows that chose nothing; `eval/` values were chosen on their rows."""
     values: dict[str, Any] = {}
     for split in SPLITS:
