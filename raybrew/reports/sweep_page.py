@@ -8,7 +8,16 @@ from typing import Any
 from raybrew.config.space import show_value_of
 from raybrew.reports.collect import RunRecord, dict_at
 from raybrew.reports.compare import Comparison
-from raybrew.reports.numbers import ABSENT, metric_title, show_bytes, show_count, show_ms, show_seconds, show_value
+from raybrew.reports.numbers import (
+    ABSENT,
+    count_of,
+    metric_title,
+    show_bytes,
+    show_count,
+    show_ms,
+    show_seconds,
+    show_value,
+)
 from raybrew.reports.population import round_cells, round_heads
 from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import Cost, cost_of, rule_of, trial_rows
@@ -70,7 +79,7 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         ("wall time", show_seconds(cost.wall_seconds)),
         ("trial time", f"{show_seconds(cost.trial_seconds)} in all, {speed:.1f} trials at a time"),
         ("overhead per trial", overhead),
-        ("teacher", f"{cost.teacher_rows} rows read once for all trials" if record.teachers else ""),
+        ("teacher", f"{count_of(cost.teacher_rows, 'row')} read once for all trials" if record.teachers else ""),
         ("signals", _signals(record)),
         (
             "steps saved by early stops",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
-from raybrew.config.space import space_notes
+from raybrew.config.space import planned_trainings, space_notes
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
@@ -48,6 +48,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
     folder = sweep_folder(experiment)
     ledger = Ledger(folder)
     with ledger.locked(), _told_how_to_go_on(ledger):
+        began = bool(ledger.records())
         if not ledger.records():
             ledger.write("sweep", name=experiment.name, experiment=experiment.plain(), command=command_line())
         conductor = Conductor(
@@ -61,6 +62,9 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
             if not (folder / _REPORT).is_file():
                 _report(folder)  # the last session was stopped while it wrote it
             return SweepResult.load(folder, already_done=True)
+        if began:
+            done = sum(trial.role == CANDIDATE and trial.status == "done" for trial in conductor.trials.values())
+            view.say(f"{done} of {max(done, planned_trainings(experiment.sweep))} trials done, continuing")
         reason = _run(experiment, conductor, view)
     result = SweepResult.load(folder)
     if reason == "interrupted":
