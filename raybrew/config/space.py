@@ -230,7 +230,8 @@ def show_value_of(value: Any) -> str:
     if isinstance(value, Mapping):
         if "loss" in value:
             layers = value.get("layers", "even")
-            rule = "" if layers == "even" else f" {layers}" if isinstance(layers, str) else f" {len(layers)} pair{'' if len(layers) == 1 else 's'}"
+            pairs = f"{len(layers)} pair{'' if len(layers) == 1 else 's'}"
+            rule = "" if layers == "even" else f" {layers}" if isinstance(layers, str) else f" {pairs}"
             weight = value.get("weight", 1.0)
             return f"{value['loss']}{rule}" + (f" x{weight:g}" if weight != 1 else "")
         if "layers" in value and set(value) <= {"layers", "hidden", "heads", "feed_forward"}:

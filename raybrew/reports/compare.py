@@ -14,8 +14,9 @@ from raybrew.config.distill import DistillConfig
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.controls import against_control, by_shape
-from raybrew.reports.evidence import SPLITS, Split, teacher_value
+from raybrew.reports.evidence import Split
 from raybrew.reports.rows import Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
+from raybrew.reports.teachers import made, may_compare, teacher_quality, teachers_apart, teachers_on_test
 from raybrew.reports.variants import name_variants
 
 __all__ = ["Comparison", "compare"]
@@ -88,7 +89,7 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
     rows = _time_by_architecture(rows)
-    rows = _teachers_apart(_teachers_on_test(rows + _teachers_by_facts(rows)))
+    rows = teachers_apart(teachers_on_test(rows + _teachers_by_facts(rows)))
     controls = by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
@@ -209,7 +210,7 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         facts = dict_at((row.runs[0].summary or {}) if row.runs else {}, "teacher")
         model = str(facts.get("model") or "")
-        if row.role == "teacher" or not model or any(_made(other, row, facts) for other in teachers):
+        if row.role == "teacher" or not model or any(made(other, row, facts) for other in teachers):
             continue
         metrics = {str(name): number(value) for name, value in dict_at(facts, "metrics").items()}
         stats = {name: Stat((value,)) for name, value in metrics.items() if value is not None and name != "rows"}
@@ -238,69 +239,21 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     return [row for row in found.values() if row.parameters is not None or row.label not in known]
 
 
-def _teachers_apart(rows: Sequence[Row]) -> list[Row]:
-    """`rows`, teachers of one name that no run made told apart by their fingerprints."""
-    often = Counter(row.label for row in rows if row.role == "teacher")
-    found = []
-    for row in rows:
-        if row.told_by is not None and not row.runs and often[row.label] > 1:
-            facts = dict_at(row.told_by.summary or {}, "teacher")
-            row = dataclasses.replace(row, variant=str(facts.get("fingerprint") or facts.get("model"))[:12])
-        found.append(row)
-    return found
-
-
-def _is_told(teacher: Row, run: RunRecord) -> bool:
-    """Whether the summary of `run` describes the same teacher as the one that told of `teacher`."""
-    if teacher.told_by is None:
-        return False
-    one, other = (dict_at(each.summary or {}, "teacher") for each in (teacher.told_by, run))
-    return (one.get("fingerprint") or one.get("model")) == (other.get("fingerprint") or other.get("model"))
-
-
-def _teachers_on_test(rows: Sequence[Row]) -> list[Row]:
-    """`rows`, teachers that were not scored on data.test themselves with what their students' summaries say of it."""
-    found = []
-    for row in rows:
-        if row.role == "teacher" and row.done and row.test is None:
-            for student, run in ((each, run) for each in rows for run in each.runs):
-                facts, value = dict_at(run.summary or {}, "teacher"), teacher_value(run, "test", row.metric)
-                if value is not None and (_made(row, student, facts) if row.runs else _is_told(row, run)):
-                    rows_of_test = integer(dict_at(facts, "test").get("rows"))
-                    row = dataclasses.replace(row, test=Stat((value,)), test_rows=rows_of_test, told_by=run)
-                    break
-        found.append(row)
-    return found
-
-
-def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:
-    """Whether the runs of row `teacher` made the teacher that `facts` of `student` describe."""
-    if teacher.role != "teacher" or not teacher.runs:
-        return False
-    parts = str(facts.get("model") or "").replace("\\", "/").split("/")
-    if any(run.folder.name in parts for run in teacher.runs):
-        return True
-    # Copied or renamed: the same experiment and evaluation, and a model of the same size.
-    same = any(run.experiment == student.runs[0].experiment for run in teacher.runs)
-    sizes = {teacher.parameters, integer(facts.get("parameters"))} - {None}
-    return same and len(sizes) <= 1 and evaluation_key(teacher.runs[0]) == evaluation_key(student.runs[0])
-
-
 def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
     """`row` with what it keeps of its teacher, and how much smaller and faster it is."""
     if row.role == "teacher" or not row.runs:
         return row
     facts = dict_at(row.runs[0].summary or {}, "teacher")
     teachers = [other for other in all_teachers if other.done]
-    teacher = next((other for other in teachers if facts and _made(other, row, facts)), None)
+    teacher = next((other for other in teachers if facts and made(other, row, facts)), None)
     if teacher is None and facts:
         teacher = next(
             (other for other in teachers if not other.runs and other.label == model_name(str(facts.get("model")))),
             None,
         )
-    if teacher is None and not facts and len(teachers) == 1 and _may_compare(teachers[0], row):
+    if teacher is None and not facts and len(teachers) == 1 and may_compare(teachers[0], row):
         teacher = teachers[0]
-    on, quality = _teacher_quality(row, teacher)
+    on, quality = teacher_quality(row, teacher)
     mine = row.on(on)
     parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
     return dataclasses.replace(
@@ -312,20 +265,6 @@ def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
         smaller=parameters / row.parameters if parameters and row.parameters else None,
         faster=(_faster(row, teacher) if teacher else {}) or _faster_than_facts(row, facts),
     )
-
-
-def _teacher_quality(row: Row, teacher: Row | None) -> tuple[Split, float | None]:
-    """The teacher's value on the rows of data.test if both were scored on them, else of data.eval, and which it is."""
-    for split in SPLITS:
-        if split == "test" and row.test is None:
-            continue
-        measured = Stat.of(teacher_value(run, split, row.metric) for run in row.runs)
-        if measured is not None:
-            return split, measured.mean
-        stat = None if teacher is None or teacher.metric != row.metric else teacher.on(split)
-        if stat is not None and teacher is not None and _may_compare(teacher, row):
-            return split, stat.mean
-    return "eval", None
 
 
 def _faster(row: Row, teacher: Row) -> dict[str, float]:
@@ -352,10 +291,6 @@ def _bench(run: RunRecord) -> tuple[Any, ...]:
     """What must agree for two latencies to compare."""
     summary = run.summary or {}
     return run.machine, summary.get("device"), dict_at(summary, "latency_ms").get("tokens")
-
-
-def _may_compare(teacher: Row, row: Row) -> bool:
-    return not teacher.runs or evaluation_key(teacher.runs[0]) == evaluation_key(row.runs[0])
 
 
 def _order(row: Row, metric: str) -> tuple[Any, ...]:
