@@ -215,6 +215,10 @@ def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
     return all(kind == "mse" or (kind == "auto" and TASK_KD_LOSSES[view.task.kind][0] == "mse") for view in views)
 
 
+def _layers(count: int) -> str:
+    return f"{count} layer{'' if count == 1 else 's'}"
+
+
 def show_value_of(value: Any) -> str:
     """A value of the space in a few characters, for tables, figures and messages."""
     if value is None:
@@ -226,11 +230,12 @@ def show_value_of(value: Any) -> str:
     if isinstance(value, Mapping):
         if "loss" in value:
             layers = value.get("layers", "even")
-            rule = "" if layers == "even" else f" {layers}" if isinstance(layers, str) else f" {len(layers)} pairs"
+            pairs = f"{len(layers)} pair{'' if len(layers) == 1 else 's'}"
+            rule = "" if layers == "even" else f" {layers}" if isinstance(layers, str) else f" {pairs}"
             weight = value.get("weight", 1.0)
             return f"{value['loss']}{rule}" + (f" x{weight:g}" if weight != 1 else "")
         if "layers" in value and set(value) <= {"layers", "hidden", "heads", "feed_forward"}:
-            return f"{value['layers']}x{value['hidden']}" if value.get("hidden") else f"{value['layers']} layers"
+            return f"{value['layers']}x{value['hidden']}" if value.get("hidden") else _layers(value["layers"])
         return ", ".join(f"{key}={show_value_of(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return " + ".join(show_value_of(item) for item in value) if value else "none"

@@ -28,6 +28,8 @@ def model_card(summary: Mapping[str, Any]) -> str:
     `summary` is a run's summary.json. Read if there: `name`, `run_id`, `verb`, `seed`, `student`, `teacher`, `best`,
     `steps`, `epochs`, `rows`, `latency`, `distill`, and further `task` (kind), `labels`, `license`, `command`,
     `versions` (name -> version), `control` (`metrics`, `run_id` of the same student trained without a teacher),
+    `test` (of the run, its teacher and its control: `metrics` on rows that chose nothing), `chosen` (`rows`,
+    `checkpoints` and, of a sweep, `configurations`), `compared` (sentences about control and teacher),
     `config` (settings that are not the defaults), `repository` (on the hub), `export` (the content of
     `raybrew.json`). What is not there is left out.
     """
@@ -49,19 +51,22 @@ def summary_of_task(summary: Mapping[str, Any], task: str | None) -> dict[str, A
     if task is None:
         return dict(summary)
     own = {**summary, "name": f"{summary.get('name')}: {task}"}
-    for key in ("best", "last", "teacher"):
-        section = summary.get(key)
-        if section and section.get("metrics"):
-            metrics = {
-                name.removeprefix(f"{task}."): value
-                for name, value in section["metrics"].items()
-                if name.startswith(f"{task}.")
-            }
-            own[key] = {**section, "metrics": metrics}
+    for key in ("best", "last", "teacher", "test"):
+        own[key] = _metrics_of_task(summary.get(key), task)
     teacher = ((summary.get("teacher") or {}).get("members") or {}).get(task)
+    tested = _metrics_of_task((summary.get("teacher") or {}).get("test"), task)
     if teacher is not None:
-        own["teacher"] = teacher
-    return own
+        own["teacher"] = {**teacher, "test": tested} if tested else teacher
+    elif tested:
+        own["teacher"] = {**own["teacher"], "test": tested}
+    return {name: value for name, value in own.items() if name in summary or value is not None}
+
+
+def _metrics_of_task(section: Mapping[str, Any] | None, task: str) -> Mapping[str, Any] | None:
+    if not section or not section.get("metrics"):
+        return section
+    own = {name: value for name, value in section["metrics"].items() if name.startswith(f"{task}.")}
+    return {**section, "metrics": {name.removeprefix(f"{task}."): value for name, value in own.items()}}
 
 
 def _metadata(summary: Mapping[str, Any]) -> str:
@@ -100,22 +105,24 @@ def _introduction(summary: Mapping[str, Any]) -> str:
 
 
 def _figures(summary: Mapping[str, Any]) -> str:
-    """Student, teacher and control side by side; columns only for what is known."""
-    columns = {"student": _metrics((summary.get("best") or summary.get("last") or {}).get("metrics"))}
-    columns["teacher"] = _metrics((summary.get("teacher") or {}).get("metrics"))
-    columns["same student without teacher"] = _metrics((summary.get("control") or {}).get("metrics"))
-    columns = {name: values for name, values in columns.items() if values}
-    parts = []
-    if columns:
-        names = list(dict.fromkeys(metric for values in columns.values() for metric in values))
-        rows = [
-            [escape(name), *(f"{values[name]:.4f}" if name in values else "" for values in columns.values())]
-            for name in names
-        ]
-        parts.append(table(["metric", *columns], rows))
-        evaluated = (summary.get("rows") or {}).get("eval")
-        if evaluated:
-            parts.append(f"Measured on {evaluated:,} evaluation rows, on which the best checkpoint was chosen too.")
+    """Student, teacher and control side by side, first on the rows that chose nothing."""
+    teacher, control, test = (summary.get(key) or {} for key in ("teacher", "control", "test"))
+    parts = _side_by_side(
+        "metric, data.test",
+        test.get("metrics"),
+        (teacher.get("test") or {}).get("metrics"),
+        (control.get("test") or {}).get("metrics"),
+    )
+    if parts:
+        counted = f"{test['rows']:,} rows" if test.get("rows") else "rows"
+        parts.append(f"Measured on {counted} of data.test, which chose nothing.")
+    best = summary.get("best") or summary.get("last") or {}
+    on_eval = _side_by_side(
+        "metric, data.eval" if parts else "metric", best.get("metrics"), teacher.get("metrics"), control.get("metrics")
+    )
+    chosen = _chosen(summary)
+    parts += [*on_eval, *([chosen] if on_eval and chosen else [])]
+    parts += [escape(f"{text[0].upper()}{text[1:]}.") for text in summary.get("compared") or () if text]
     sizes = _sizes(summary)
     if sizes:
         parts.append(sizes)
@@ -135,6 +142,32 @@ def _latency(latency: Mapping[str, Any]) -> str:
     conditions = f"{latency['tokens']} tokens, {latency['precision']}, {threads} CPU thread{'s' if threads > 1 else ''}"
     note = f"Milliseconds per example on {escape(latency['device'])}: {conditions}."
     return table(["latency", *columns], rows) + "\n\n" + note
+
+
+def _side_by_side(title: str, student: Any, teacher: Any, control: Any) -> list[str]:
+    """A table with a column for each of the three that is known; no table if none is."""
+    named = {"student": student, "teacher": teacher, "same student without teacher": control}
+    columns = {name: _metrics(values) for name, values in named.items() if _metrics(values)}
+    names = list(dict.fromkeys(metric for values in columns.values() for metric in values))
+    rows = [
+        [escape(name), *(f"{values[name]:.4f}" if name in values else "" for values in columns.values())]
+        for name in names
+    ]
+    return [table([title, *columns], rows)] if columns else []
+
+
+def _chosen(summary: Mapping[str, Any]) -> str:
+    """What the evaluation rows chose: values on them are those of the luckiest as well as of the best."""
+    chosen = summary.get("chosen") or {}
+    rows = chosen.get("rows") or (summary.get("rows") or {}).get("eval")
+    if not rows:
+        return ""
+    counts = [(chosen.get(f"{noun}s") or 0, noun) for noun in ("configuration", "checkpoint")]
+    best = " and ".join(f"best of {count:,} {noun}s" for count, noun in counts if count > 1)
+    where = f"{rows:,} rows of data.eval" if rows != 1 else "1 row of data.eval"
+    if not best:
+        return f"Measured on {where}, which could choose the checkpoint."
+    return f"{best[0].upper()}{best[1:]}, chosen on {where}: values on these rows are too high rather than too low."
 
 
 def format_rows(facts: Mapping[str, Any]) -> list[list[str]]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from raybrew.config.base import identity_of
@@ -14,12 +14,15 @@ from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.reports.controls import against_control, by_shape
+from raybrew.reports.evidence import Split
 from raybrew.reports.numbers import kept_share
 from raybrew.reports.row_times import mark_times, share_times, teacher_ms, time_teachers
-from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
+from raybrew.reports.rows import Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
+from raybrew.reports.teachers import made, may_compare, teacher_quality, teachers_apart, teachers_on_test
 from raybrew.reports.variants import name_variants
 
-__all__ = ["LOSSES_DIFFER", "Comparison", "compare", "control_of"]
+__all__ = ["LOSSES_DIFFER", "Comparison", "compare"]
 
 #: A note of comparisons whose runs are judged by their evaluation losses.
 LOSSES_DIFFER = (
@@ -40,6 +43,17 @@ class Comparison:
     students are judged by losses that do not compare."""
     notes: tuple[str, ...]
     """What a reader must know to compare these rows."""
+    candidates: tuple[Row, ...] = ()
+    """The configurations among which `best` was chosen in the end."""
+    tried: int = 0
+    """How many configurations were compared on the evaluation rows, those included that were stopped early."""
+    cost: str = ""
+    """What finding the best took, in a few words."""
+
+    @property
+    def split(self) -> Split:
+        """The rows that the values shown first come from: of the best if there is one."""
+        return self.best.split if self.best is not None else "eval"
 
     @property
     def teacher(self) -> Row | None:
@@ -73,8 +87,11 @@ class Comparison:
         return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)
 
 
-def compare(runs: Sequence[RunRecord]) -> Comparison:
-    """Group `runs` and relate the groups to one another."""
+def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
+    """Group `runs` and relate the groups to one another.
+
+    `also_tried`: configurations that were judged on the same rows, but are not among these runs.
+    """
     notes: list[str] = []
     groups = group_runs(runs, notes)
     rows = _like_finished([row_of(group) for group in groups])
@@ -82,12 +99,12 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         dataclasses.replace(row, variant=variant) for row, variant in zip(rows, _variants(groups, rows), strict=True)
     ]
     rows = share_times(rows)
-    rows += _teachers_by_facts(rows)
+    rows = teachers_apart(teachers_on_test(rows + _teachers_by_facts(rows)))
     known = [row for row in rows if row.role == "teacher"]
     rows = mark_times(time_teachers(rows, lambda row: _teacher_of(row, known)), notes)
-    controls = _by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
+    controls = by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
-    rows = [_against_teacher(_against_control(row, controls), teachers) for row in rows]
+    rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
     named = Counter(row.metric for row in rows if row.quality is not None)
     metric = named.most_common(1)[0][0] if named else rows[0].metric if rows else "accuracy"
     rows.sort(key=lambda row: _order(row, metric))
@@ -106,7 +123,19 @@ def compare(runs: Sequence[RunRecord]) -> Comparison:
         notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
     if len({run.machine for run in runs if run.machine}) > 1:
         notes.append("The runs come from different machines: their training times do not compare.")
-    return Comparison(tuple(rows), metric, best, tuple(notes))
+    candidates = tuple(row for row in finished if row.role == "student")
+    return Comparison(tuple(rows), metric, best, tuple(notes), candidates, len(candidates) + also_tried)
+
+
+def _with_tries(rows: Sequence[Row], also_tried: int) -> list[Row]:
+    """`rows`, each with how many configurations were compared on its rows."""
+    judged = Counter(evaluation_key(row.runs[0]) for row in rows if row.role == "student" and row.done and row.runs)
+    tested = sum(row.role == "student" and row.test is not None for row in rows)
+    found = []
+    for row in rows:
+        count = judged[evaluation_key(row.runs[0])] + also_tried if row.runs else 1
+        found.append(dataclasses.replace(row, tries={"test": max(1, tested), "eval": max(1, count)}))
+    return found
 
 
 def _like_finished(rows: list[Row]) -> list[Row]:
@@ -134,6 +163,11 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
                 # A run on its own is told from its group by its seed.
                 seed = "" if rows[index].done else f"seed {groups[index][0].seed}"
                 variants[index] = ", ".join(part for part in (name, seed) if part)
+            # What settings do not tell apart are runs that do not say what they computed.
+            often = Counter(variants[index] for index in members)
+            for index in members:
+                if often[variants[index]] > 1:
+                    variants[index] = ", ".join(filter(None, [variants[index], groups[index][0].run_id]))
     return variants
 
 
@@ -165,7 +199,7 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         facts = dict_at((row.runs[0].summary or {}) if row.runs else {}, "teacher")
         model = str(facts.get("model") or "")
-        if row.role == "teacher" or not model or any(_made(other, row, facts) for other in teachers):
+        if row.role == "teacher" or not model or any(made(other, row, facts) for other in teachers):
             continue
         metrics = {str(name): number(value) for name, value in dict_at(facts, "metrics").items()}
         stats = {name: Stat((value,)) for name, value in metrics.items() if value is not None and name != "rows"}
@@ -185,100 +219,12 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 megabytes=number(facts.get("megabytes")),
                 steps=None,
                 wall_seconds=None,
+                told_by=row.runs[0],
             ),
         )
     # A control knows its teacher by name alone; students of the same teacher know it better.
     known = {row.label for row in found.values() if row.parameters is not None}
     return [row for row in found.values() if row.parameters is not None or row.label not in known]
-
-
-def _made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:
-    """Whether the runs of row `teacher` made the teacher that `facts` of `student` describe."""
-    if teacher.role != "teacher" or not teacher.runs:
-        return False
-    parts = str(facts.get("model") or "").replace("\\", "/").split("/")
-    if any(run.folder.name in parts for run in teacher.runs):
-        return True
-    # Copied or renamed: the same experiment and evaluation, and a model of the same size.
-    same = any(run.experiment == student.runs[0].experiment for run in teacher.runs)
-    sizes = {teacher.parameters, integer(facts.get("parameters"))} - {None}
-    return same and len(sizes) <= 1 and evaluation_key(teacher.runs[0]) == evaluation_key(student.runs[0])
-
-
-Shapes = dict[str, list[tuple[int, Row]]]
-
-
-def _by_shape(controls: Sequence[Row]) -> Shapes:
-    """Finished controls, with their places, under keys by which students of the same shape find them."""
-    found: Shapes = {}
-    for place, row in enumerate(controls):
-        settings, size = _shape_keys(row)
-        for key in (f"by size {size}", f"by settings {settings}" if settings else f"by size alone {size}"):
-            found.setdefault(key, []).append((place, row))
-    return found
-
-
-def _shape_keys(row: Row) -> tuple[str, str]:
-    """What `_same_shape` compares: settings, empty where they are not known, and size."""
-    student = dict_at(settings_of(row.runs[0]), "student")
-    known = student.get("model") or student.get("shape")
-    settings = [student.get(name) for name in ("model", "revision", "shape")]
-    size = json.dumps([row.parameters, row.label])
-    return json.dumps(settings, sort_keys=True, default=str) if known else "", size
-
-
-def _with_shape_of(row: Row, controls: Shapes) -> list[tuple[int, Row]]:
-    """The controls that `_same_shape` may hold for."""
-    settings, size = _shape_keys(row)
-    if not settings:
-        return controls.get(f"by size {size}", [])
-    return [*controls.get(f"by settings {settings}", ()), *controls.get(f"by size alone {size}", ())]
-
-
-def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
-    return _control_among(row, _by_shape([other for other in rows if other.role == "control" and other.done]))
-
-
-def _control_among(row: Row, controls: Shapes) -> Row | None:
-    if row.role != "student" or not row.done or row.quality is None:
-        return None
-    candidates = [
-        (len(_differences(row, other)), -other.quality.mean, index, other)
-        for index, other in _with_shape_of(row, controls)
-        if other.quality and other.metric == row.metric
-        if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
-    ]
-    # Among equally close controls the strongest, so that the gain is not flattered.
-    return min(candidates)[3] if candidates else None
-
-
-def _against_control(row: Row, controls: Shapes) -> Row:
-    """`row` with its gain over its control."""
-    control = _control_among(row, controls)
-    if control is None:
-        return row
-    assert row.quality is not None
-    assert control.quality is not None
-    mine, theirs = _by_seed(row), _by_seed(control)
-    paired = bool(mine) and set(mine) == set(theirs)
-    sd: float | None = None
-    wins: int | None = None
-    if paired:
-        gains = Stat(tuple(mine[seed] - theirs[seed] for seed in mine))
-        mean, sd, wins = gains.mean, gains.sd, sum(gain > 0 for gain in gains.values)
-    else:
-        mean = row.quality.mean - control.quality.mean
-        if row.quality.sd is not None and control.quality.sd is not None:
-            sd = (row.quality.sd**2 + control.quality.sd**2) ** 0.5
-    count = min(row.quality.n, control.quality.n)
-    return dataclasses.replace(row, gain=Gain(mean, sd, count, paired, wins, _differences(row, control)))
-
-
-def _by_seed(row: Row) -> dict[int, float]:
-    """Quality by seed; empty unless every run has both."""
-    found = {run.seed: run.best.value for run in row.runs if run.seed is not None and run.best is not None}
-    return found if len(found) == len(row.runs) else {}
 
 
 def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
@@ -287,16 +233,15 @@ def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
         return row
     facts = dict_at(row.runs[0].summary or {}, "teacher")
     teacher = _teacher_of(row, all_teachers)
-    reports = [dict_at(run.summary or {}, "teacher", "metrics").get(row.metric) for run in row.runs]
-    measured = Stat.of(number(report) for report in reports)
-    quality = measured.mean if measured else None
-    if quality is None and teacher is not None and teacher.metric == row.metric and teacher.quality:
-        quality = teacher.quality.mean if _may_compare(teacher, row) else None
+    on, quality = teacher_quality(row, teacher)
+    mine = row.on(on)
     parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
     return dataclasses.replace(
         row,
         teacher_quality=quality,
-        kept=kept_share(row.quality.mean, quality) if row.quality and row.done else None,
+        teacher_on=on,
+        teacher=teacher,
+        kept=kept_share(mine.mean, quality) if mine and row.done else None,
         smaller=parameters / row.parameters if parameters and row.parameters else None,
         teacher_ms=teacher_ms(row, teacher) if teacher else {},
     )
@@ -308,41 +253,15 @@ def _teacher_of(row: Row, all_teachers: Sequence[Row]) -> Row | None:
         return None
     facts = dict_at(row.runs[0].summary or {}, "teacher")
     teachers = [other for other in all_teachers if other.done]
-    teacher = next((other for other in teachers if facts and _made(other, row, facts)), None)
+    teacher = next((other for other in teachers if facts and made(other, row, facts)), None)
     if teacher is None and facts:
         teacher = next(
             (other for other in teachers if not other.runs and other.label == model_name(str(facts.get("model")))),
             None,
         )
-    if teacher is None and not facts and len(teachers) == 1 and _may_compare(teachers[0], row):
+    if teacher is None and not facts and len(teachers) == 1 and may_compare(teachers[0], row):
         teacher = teachers[0]
     return teacher
-
-
-def _may_compare(teacher: Row, row: Row) -> bool:
-    return not teacher.runs or evaluation_key(teacher.runs[0]) == evaluation_key(row.runs[0])
-
-
-def _same_shape(row: Row, other: Row) -> bool:
-    one, two = (dict_at(settings_of(item.runs[0]), "student") for item in (row, other))
-    if one and two and (one.get("model") or one.get("shape")):
-        return all(one.get(name) == two.get(name) for name in ("model", "revision", "shape"))
-    return row.parameters is not None and (row.parameters, row.label) == (other.parameters, other.label)
-
-
-def _differences(row: Row, control: Row) -> tuple[str, ...]:
-    """Dotted keys of `student`, `train` and the labelled rows in which the two differ."""
-    one, two = settings_of(row.runs[0]), settings_of(control.runs[0])
-    found = []
-    for section in ("student", "train", "data"):
-        mine, theirs = dict_at(one, section), dict_at(two, section)
-        found += [f"{section}.{key}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
-    # More unlabelled rows are what a teacher is for; a control cannot use them, and takes as many steps by more epochs.
-    expected = {"data.unlabeled", "data.unlabeled_rows", "data.augment"}
-    same_steps = row.steps and control.steps and abs(row.steps - control.steps) <= 0.01 * row.steps
-    if same_steps and {"data.unlabeled", "data.augment"} & set(found):
-        expected.add("train.epochs")
-    return tuple(key for key in found if key not in expected)
 
 
 def _order(row: Row, metric: str) -> tuple[Any, ...]:

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from raybrew.config.judge import LOSS
 from raybrew.reports.cautions import sentences_of
 from raybrew.reports.compare import Comparison
 from raybrew.reports.numbers import (
     ABSENT,
-    metric_scale,
+    count_of,
     metric_title,
     show_bytes,
     show_count,
     show_factor,
     show_ms,
+    show_range,
+    show_seconds,
     show_share,
     show_value,
 )
+from raybrew.reports.optimism import Optimism, optimism_of
 from raybrew.reports.rows import Row
+from raybrew.reports.words import (
+    LABELS_ONLY,
+    over_control,
+    over_teacher,
+    plain_metric,
+    points,
+    rows_text,
+    show_measured,
+    untold,
+)
 
-__all__ = ["Decision", "Tile", "decide"]
+__all__ = ["Answer", "Decision", "Tile", "decide"]
 
 NOT_MEASURED = "not measured"
+#: The best is compared with so many other configurations.
+_MOST_RIVALS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +51,14 @@ class Tile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answer:
+    """One of the four questions that a decision answers first: which, how sure, at what cost, compared with what."""
+
+    question: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Decision:
     """Plain text only. `cautions` limit what the numbers say."""
 
@@ -44,6 +66,7 @@ class Decision:
     detail: str
     tiles: tuple[Tile, ...]
     cautions: tuple[str, ...]
+    answers: tuple[Answer, ...] = ()
 
 
 def decide(comparison: Comparison) -> Decision:
@@ -54,28 +77,87 @@ def decide(comparison: Comparison) -> Decision:
     if best.role == "teacher":
         students = any(row.done and row.role != "teacher" for row in comparison.rows)
         return Decision(
-            f"The teacher {best.name} reaches {_quality(best, comparison)} {_metric(best)}.",
+            f"The teacher {best.name} reaches {_reached(best)}.",
             "The students that have finished were not evaluated." if students else "No student has finished yet.",
-            (_quality_tile(best, comparison), _size_tile(best), *_time_tiles(best)),
-            _cautions(best, comparison),
+            (_quality_tile(best), _size_tile(best), *_time_tiles(best)),
+            _cautions(best, comparison, None),
         )
-    tiles = (
-        _quality_tile(best, comparison),
-        _kept_tile(best, comparison),
-        _size_tile(best),
-        *_time_tiles(best),
-        _gain_tile(best, comparison),
+    tiles = (_quality_tile(best), _kept_tile(best), _size_tile(best), *_time_tiles(best), _gain_tile(best))
+    rivals = untold(best, comparison.candidates[:_MOST_RIVALS])
+    measured = best.test is None and best.metric != LOSS
+    optimism = optimism_of(best, comparison.candidates) if measured else None
+    return Decision(
+        _headline(best, bool(rivals)),
+        _detail(best),
+        tiles,
+        _cautions(best, comparison, optimism),
+        _answers(best, rivals, comparison),
     )
-    return Decision(_headline(best, comparison), _detail(best), tiles, _cautions(best, comparison))
 
 
-def _headline(best: Row, comparison: Comparison) -> str:
-    who = "Best student" if best.role == "student" else "Best control (trained without a teacher)"
-    if best.kept is None:
-        return f"{who}: {best.name}, {_quality(best, comparison)} {_metric(best)}."
-    if best.kept > 1:
-        return f"{who}: {best.name} beats its teacher, with {show_share(best.kept)} of its {_metric(best)}."
-    return f"{who}: {best.name} keeps {show_share(best.kept)} of the teacher's {_metric(best)}."
+def _headline(best: Row, has_rivals: bool) -> str:
+    word = "Chosen" if has_rivals else "Best"
+    who = f"{word} student" if best.role == "student" else f"{word} control (trained without a teacher)"
+    text = f"{who}: {best.name} reaches {_reached(best)}"
+    if best.role == "control":
+        return f"{text}."
+    return f"{text}; {over_control(best) or 'without a control, what distillation adds is not known'}."
+
+
+def _reached(row: Row) -> str:
+    """`87.1 ± 1.2 accuracy on 4,000 test rows`."""
+    return f"{show_measured(row)} {plain_metric(row.metric)} on {rows_text(row.split, row.leading_rows)}"
+
+
+def _answers(best: Row, rivals: tuple[Row, ...], comparison: Comparison) -> tuple[Answer, ...]:
+    return (
+        Answer("Which", _which(best, rivals, comparison)),
+        Answer("How sure", _how_sure(best)),
+        Answer("At what cost", _cost(best, comparison)),
+        Answer("Compared with", _compared(best)),
+    )
+
+
+def _which(best: Row, rivals: tuple[Row, ...], comparison: Comparison) -> str:
+    text = best.name
+    if comparison.tried > 1 and best.role == "student":
+        text += f", of {comparison.tried:,} configurations by {rows_text('eval', best.eval_rows)}"
+    if rivals:
+        text += f"; {count_of(len(rivals), 'other')} cannot be told apart from it"
+    return text
+
+
+def _how_sure(best: Row) -> str:
+    found = best.interval
+    rows = rows_text(best.split, best.leading_rows)
+    text = f"{show_measured(best)} {plain_metric(best.metric)} on {rows}"
+    if found is not None and found.low is not None and found.high is not None:
+        text = f"{show_range(best.metric, found.low, found.high, rows=found.rows)} (95 %), from "
+        text += f"{count_of(found.seeds, 'seed')} and {rows}"
+    if best.test is None:
+        return f"{text}, which chose it: expect less on new rows"
+    text += ", which chose nothing"
+    return f"{text}; {show_measured(best, 'eval')} on data.eval, which chose it" if best.quality is not None else text
+
+
+def _cost(best: Row, comparison: Comparison) -> str:
+    parts = [f"{show_count(best.parameters)} parameters" if best.parameters is not None else ""]
+    parts.append(show_bytes(best.megabytes) if best.megabytes is not None else "")
+    parts.append(_detail(best).removeprefix("It is ").removesuffix("."))
+    if best.wall_seconds is not None:
+        parts.append(f"{show_seconds(best.wall_seconds.mean)} of training a seed")
+    parts.append(comparison.cost)
+    return "; ".join(part for part in parts if part) or "not measured"
+
+
+def _compared(best: Row) -> str:
+    control = over_control(best).replace(f" over {LABELS_ONLY}", "")
+    parts = [f"labels only: {control}" if control else "no control: distill.kd_weight=0 distill.hard_label_weight=1"]
+    if best.role == "control":
+        parts = []
+    teacher = over_teacher(best)
+    parts.append(f"teacher: {teacher}" if teacher else "the teacher was not evaluated on these rows")
+    return "; ".join(parts)
 
 
 def _detail(best: Row) -> str:
@@ -98,23 +180,28 @@ def _is_one(factor: float) -> bool:
     return show_factor(factor) == show_factor(1.0)
 
 
-def _quality_tile(row: Row, comparison: Comparison) -> Tile:
-    count = row.quality.n if row.quality else 0
-    note = "one seed" if count == 1 else f"mean ± standard deviation of {count} seeds"
-    if row.teacher_quality is not None:
-        note += f"; teacher {show_value(row.metric, row.teacher_quality, rows=comparison.eval_rows)}"
-    return Tile(metric_title(row.metric), _quality(row, comparison), note)
+def _quality_tile(row: Row) -> Tile:
+    found, rows = row.interval, rows_text(row.split, row.leading_rows)
+    note = f"on {rows}" if row.split == "test" else f"chosen on these {rows}"
+    if found is not None and found.half is not None:
+        over = "" if found.basis == "seeds" else "rows and "
+        note += f"; ±: 95 % interval over {over}{count_of(found.seeds, 'seed')}"
+    if row.test is not None and row.quality is not None:
+        note += f"; on data.eval (chose the checkpoint) {show_measured(row, 'eval')}"
+    title = metric_title(row.metric)
+    return Tile(f"test {title}" if row.split == "test" else title, show_measured(row), note)
 
 
-def _kept_tile(row: Row, comparison: Comparison) -> Tile:
+def _kept_tile(row: Row) -> Tile:
     if row.kept is None:
         note = "the teacher was not evaluated on these rows"
         if row.teacher_quality is not None:
-            teacher = show_value(row.metric, row.teacher_quality, rows=row.eval_rows)
-            note = f"the teacher's {_metric(row)} is {teacher}: a share of it says nothing"
+            teacher = show_value(row.metric, row.teacher_quality, rows=row.leading_rows)
+            note = f"the teacher's {plain_metric(row.metric)} is {teacher}: a share of it says nothing"
             return Tile("kept of the teacher", ABSENT, note, missing=True)
         return Tile("kept of the teacher", NOT_MEASURED, note, missing=True)
-    return Tile("kept of the teacher", show_share(row.kept), f"{_metric(row)} of the student over the teacher's")
+    note = over_teacher(row) or f"{plain_metric(row.metric)} of the student over the teacher's"
+    return Tile("kept of the teacher", show_share(row.kept), note)
 
 
 def _size_tile(row: Row) -> Tile:
@@ -145,32 +232,28 @@ def _time_tiles(row: Row) -> tuple[Tile, ...]:
     return (Tile("per example", f"{show_ms(first.mean)} ms", f"{times}{where}{reason}"),)
 
 
-def _gain_tile(row: Row, comparison: Comparison) -> Tile:
+def _gain_tile(row: Row) -> Tile:
     if row.role == "control":
-        return Tile("gain by distillation", NOT_MEASURED, "no distilled student has finished", missing=True)
-    if row.gain is None:
+        return Tile("over labels only", NOT_MEASURED, "no distilled student has finished", missing=True)
+    if row.gain is None or row.gain.interval is None:
         note = "no finished control: the same student with distill.kd_weight=0 and distill.hard_label_weight=1"
-        return Tile("gain by distillation", NOT_MEASURED, note, missing=True)
-    gain = row.gain
-    value = show_value(row.metric, gain.mean, gain.sd, rows=comparison.eval_rows, signed=True)
-    if gain.wins is not None and gain.n > 1:
-        note = f"better than the same student without a teacher in {gain.wins} of {gain.n} seeds"
-    elif gain.n > 1:
-        note = f"over the same student without a teacher, {gain.n} seeds or more each"
-    else:
-        note = "over the same student without a teacher, one seed"
-    return Tile("gain by distillation", value, note)
+        return Tile("over labels only", NOT_MEASURED, note, missing=True)
+    found = row.gain.interval
+    label = "gain by distillation" if found.shown and found.value > 0 else "over labels only"
+    note = over_control(row).split(": ", 1)[1]
+    if row.gain.wins is not None and row.gain.n > 1:
+        note += f"; higher in {row.gain.wins} of {count_of(row.gain.n, 'seed')}"
+    value = show_value(row.metric, found.value, found.half, rows=found.rows, signed=True)
+    return Tile(label, value, note)
 
 
-def _cautions(best: Row, comparison: Comparison) -> tuple[str, ...]:
+def _cautions(best: Row, comparison: Comparison, optimism: Optimism | None) -> tuple[str, ...]:
     found = []
+    if best.leading is not None and best.leading.n == 1 and best.role != "teacher":
+        found.append("One seed only: intervals count the rows alone. Repeat with other values of train.seed.")
     gain = best.gain
-    if best.quality is not None and best.quality.n == 1:
-        found.append("One seed only: repeat with other values of train.seed before you rely on small differences.")
-    if gain is not None and gain.mean <= 0:
-        found.append("Distillation did not help here: the same student without a teacher is as good or better.")
-    elif gain is not None and gain.sd is not None and gain.mean <= gain.sd:
-        found.append("The gain by distillation is no larger than its spread over seeds.")
+    if gain is not None and gain.interval is not None and gain.interval.shown and gain.mean < 0:
+        found.append("Distillation made it worse here: the same student trained on labels only is better.")
     if gain is not None and gain.differences:
         found.append(f"Student and control also differ in {', '.join(gain.differences)}.")
     if best.metric == LOSS:
@@ -178,18 +261,29 @@ def _cautions(best: Row, comparison: Comparison) -> tuple[str, ...]:
             "Nothing trains the head of this student: the evaluation loss says how close its layers come to its "
             "teacher's, and metrics of the task say nothing yet."
         )
-    rows, quality = best.eval_rows, best.quality.mean if best.quality else None
-    if best.metric == "accuracy" and rows and quality is not None and 0 < quality < 1:
-        error = metric_scale(best.metric) * math.sqrt(quality * (1 - quality) / rows)
-        found.append(
-            f"The evaluation has {rows} rows: by the choice of rows alone, accuracy is uncertain by about "
-            f"± {error:.1f} points (standard error)."
-        )
+    if optimism is not None and best.quality is not None:
+        found.append(_chosen_here(best, optimism))
     unfinished = sum(not row.done for row in comparison.rows)
     if unfinished:
         what = "One run has not finished and is" if unfinished == 1 else f"{unfinished} runs have not finished and are"
         found.append(f"{what} not part of this decision.")
     return (*found, *sentences_of(best.runs), *comparison.notes)
+
+
+def _chosen_here(best: Row, optimism: Optimism) -> str:
+    """That the value was chosen on its own rows, and by how much that flatters it."""
+    parts = []
+    for count, noun, value in (
+        (optimism.num_configurations, "configuration", optimism.configurations),
+        (optimism.num_checkpoints, "checkpoint", optimism.checkpoints),
+    ):
+        if count > 1:
+            known = f"about {points(best.metric, value)}" if value is not None else "by an unknown amount"
+            parts.append(f"choosing among {count_of(count, noun)} {known}")
+    text = f"Chosen on these rows: {rows_text('eval', best.eval_rows)} chose what they judge"
+    if parts:
+        text += f", which flatters the value ({', '.join(parts)})"
+    return f"{text}. Set data.test, whose rows choose nothing."
 
 
 def _without_best(comparison: Comparison) -> Decision:
@@ -210,17 +304,7 @@ def _without_best(comparison: Comparison) -> Decision:
     row = max(so_far, key=lambda row: row.score)
     return Decision(
         "No run has finished yet.",
-        f"Best so far: {row.name}, {_quality(row, comparison)} {_metric(row)}.",
+        f"Best so far: {row.name}, {show_measured(row)} {plain_metric(row.metric)}.",
         (),
         ("Values so far come from unfinished runs.", *comparison.notes),
     )
-
-
-def _quality(row: Row, comparison: Comparison) -> str:
-    if row.quality is None:
-        return NOT_MEASURED
-    return show_value(row.metric, row.quality.mean, row.quality.sd, rows=comparison.eval_rows)
-
-
-def _metric(row: Row) -> str:
-    return metric_title(row.metric).removesuffix(" %")

@@ -18,6 +18,8 @@ from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
 from raybrew.reports.compare import Comparison, compare
 from raybrew.reports.decision import decide
+from raybrew.reports.evidence import Split
+from raybrew.reports.labels import LabelTable, label_tables
 from raybrew.reports.numbers import (
     ABSENT,
     metric_title,
@@ -34,6 +36,8 @@ from raybrew.reports.sweep_page import sweep_section
 from raybrew.reports.sweep_plots import sweep_plots
 from raybrew.reports.sweep_tables import leaderboard
 from raybrew.reports.sweeps import SweepRecord
+from raybrew.reports.tables import meanings, quality_head
+from raybrew.reports.words import show_difference, show_measured
 from raybrew.version import __version__
 
 __all__ = ["MAX_RUNS", "comparison_of", "render_report", "write_report"]
@@ -97,6 +101,7 @@ def render_report(
         decision=decide(comparison),
         comparison=comparison,
         table=_table(comparison),
+        labels=[_labels(table) for table in label_tables(comparison.best, comparison.best and comparison.best.control)],
         plots=[_plot(plot) for plot in all_plots(comparison, of_sweep=bool(sweeps))],
         sweeps=[_sweep(record, records) for record in sweeps],
         runs=[_run(run) for run in shown],
@@ -110,6 +115,11 @@ def comparison_of(runs: Sequence[RunRecord], sweeps: Sequence[SweepRecord]) -> C
     if len(sweeps) == 1 and {run.folder.name for run in runs} <= {trial.run for trial in sweeps[0].trials}:
         return leaderboard(sweeps[0], runs)
     return compare(runs)
+
+
+def _labels(table: LabelTable) -> dict[str, Any]:
+    heads, rows = table.cells()
+    return {"task": table.task, "sentence": table.sentence, "heads": heads, "rows": rows}
 
 
 def _sweep(record: SweepRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -134,13 +144,21 @@ def _templates() -> jinja2.Environment:
 def _table(comparison: Comparison) -> dict[str, Any]:
     """Heads and cells of the comparison; columns without any value are left out."""
     others = dict.fromkeys(name for row in comparison.rows for name in row.metrics if name != comparison.metric)
-    rows = comparison.rows
-    main = metric_title(comparison.metric)
+    rows, split = comparison.rows, comparison.split
+    title = metric_title(comparison.metric)
+    measured = [_quality(row, comparison, split) for row in rows]
+    on_eval = [_quality(row, comparison, "eval") if split == "test" else ABSENT for row in rows]
     columns: list[tuple[str, str, list[str]]] = [
         ("seeds", "", [str(len(row.runs)) if row.runs else ABSENT for row in rows]),
-        (main, "of the best checkpoint", [_quality(row, comparison) for row in rows]),
-        ("gain", "over the same student trained without a teacher", [_gain(row, comparison) for row in rows]),
-        ("kept", "share of the teacher's quality", [show_share(row.kept) for row in rows]),
+        (quality_head(comparison), "of the best checkpoint", measured),
+        (f"{title} on data.eval", "which chose the checkpoint", on_eval),
+        ("over control", "less the same student trained on labels only", [_gain(row, comparison) for row in rows]),
+        ("over teacher", "less the teacher", [_over_teacher(row, comparison) for row in rows]),
+        (
+            "kept",
+            "share of the teacher's quality",
+            [show_share(row.kept) if row.teacher_on == split else ABSENT for row in rows],
+        ),
         ("para\u00admeters", "", [show_count(row.parameters) for row in rows]),
         ("size", "MB of 10^6 bytes, weights in float32", [show_bytes(row.megabytes) for row in rows]),
     ]
@@ -151,36 +169,37 @@ def _table(comparison: Comparison) -> dict[str, Any]:
     wall = [show_seconds(row.wall_seconds.mean if row.wall_seconds else None) for row in rows]
     columns.append(("time", "training and evaluation, mean over seeds", wall))
     for name in others:
-        stats = [row.metrics.get(name) for row in rows]
-        cells = [show_value(name, stat.mean, stat.sd, rows=comparison.eval_rows) if stat else ABSENT for stat in stats]
-        columns.append((metric_title(name), "of the best checkpoint", cells))
+        stats = [(row.test_metrics if split == "test" else row.metrics).get(name) for row in rows]
+        cells = [show_value(name, stat.mean, rows=comparison.eval_rows) if stat else ABSENT for stat in stats]
+        columns.append((f"test {metric_title(name)}" if split == "test" else metric_title(name), "mean", cells))
     columns = [column for column in columns if any(cell != ABSENT for cell in column[2])]
     entries: list[dict[str, Any]] = [
         {"row": row, "best": row is comparison.best, "cells": [column[2][index] for column in columns]}
         for index, row in enumerate(rows)
     ]
     heads = [(head, hint) for head, hint, _ in columns]
-    key = {
-        "±": "±: standard deviation over seeds.",
-        "gain": "Gain: over the same student trained without a teacher.",
-        "ms": "ms: per example.",
-        ABSENT: f"{ABSENT}: not measured.",
-    }
     seen = " ".join([*(head for head, _ in heads), *(cell for entry in entries for cell in entry["cells"])])
-    return {"heads": heads, "rows": entries, "key": [text for sign, text in key.items() if sign in seen]}
+    key = [f"{line[0].upper()}{line[1:]}." for line in meanings(comparison)]
+    signs = {"ms": "ms: per example.", ABSENT: f"{ABSENT}: not measured."}
+    key += [text for sign, text in signs.items() if sign in seen]
+    return {"heads": heads, "rows": entries, "key": key}
 
 
-def _quality(row: Row, comparison: Comparison) -> str:
-    if row.quality is None or row.metric != comparison.metric:
+def _quality(row: Row, comparison: Comparison, split: Split) -> str:
+    if row.on(split) is None or row.metric != comparison.metric:
         return ABSENT
-    text = show_value(row.metric, row.quality.mean, row.quality.sd, rows=comparison.eval_rows)
+    text = show_measured(row, split)
     return text if row.done else f"{text} so far"
 
 
 def _gain(row: Row, comparison: Comparison) -> str:
-    if row.gain is None:
+    if row.gain is None or row.gain.on != comparison.split:
         return ABSENT
-    return show_value(row.metric, row.gain.mean, row.gain.sd, rows=comparison.eval_rows, signed=True)
+    return show_difference(row.metric, row.gain.interval)
+
+
+def _over_teacher(row: Row, comparison: Comparison) -> str:
+    return show_difference(row.metric, row.over_teacher) if row.teacher_on == comparison.split else ABSENT
 
 
 def _plot(plot: Plot) -> dict[str, Any]:
@@ -219,6 +238,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
     if best is None:
         problems.append("there is no evaluation")
     metrics = best.metrics if best else {}
+    tested = {name: value for name, value in dict_at(summary, "test", "metrics").items() if name != "rows"}
     quality = f"{show_value(best.metric, best.value, rows=run.eval_rows)} {_plain_metric(best.metric)}" if best else ""
     return {
         "id": run.run_id,
@@ -228,6 +248,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "final": best.final if best else False,
         "best_at": _position(best.step, best.epoch) if best else "",
         "metrics": [(metric_title(name), show_value(name, metrics[name], rows=run.eval_rows)) for name in metrics],
+        "test": [(metric_title(name), show_value(name, number(value))) for name, value in tested.items()],
         "facts": [(name, _text(value)) for name, value in facts if value is not None],
         "versions": versions,
         "command": run.command,

@@ -10,6 +10,7 @@ __all__ = [
     "ABSENT",
     "LOWEST_TEACHER",
     "PERCENT_METRICS",
+    "count_of",
     "kept_share",
     "metric_scale",
     "metric_title",
@@ -17,6 +18,7 @@ __all__ = [
     "show_count",
     "show_factor",
     "show_ms",
+    "show_range",
     "show_seconds",
     "show_share",
     "show_value",
@@ -61,17 +63,32 @@ def show_value(
 ) -> str:
     """`91.3 ± 0.4`, on the metric's scale.
 
-    An evaluation of up to 2000 rows cannot tell more than one decimal; a spread that would round to zero gets one more.
+    An evaluation of up to 10,000 rows cannot tell more than one decimal; a spread that would round to zero gets one
+    more.
     """
     if value is None:
         return ABSENT
-    decimals = 1 if rows is None or rows <= 2000 else 2
-    decimals += 0 if metric in PERCENT_METRICS else 2
+    decimals = _decimals(metric, rows)
     scale = metric_scale(metric)
     if spread and round(spread * scale, decimals) == 0:
         decimals += 1
     text = _fixed(value * scale, decimals, signed)
     return text if spread is None else f"{text} ± {_fixed(spread * scale, decimals)}"
+
+
+def show_range(metric: str, low: float, high: float, *, rows: int | None = None, signed: bool = False) -> str:
+    """`−0.4 to +1.8`, on the metric's scale."""
+    scale, decimals = metric_scale(metric), _decimals(metric, rows)
+    return f"{_fixed(low * scale, decimals, signed)} to {_fixed(high * scale, decimals, signed)}"
+
+
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 layer`, `4,000 rows`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def _decimals(metric: str, rows: int | None) -> int:
+    return (1 if rows is None or rows <= 10_000 else 2) + (0 if metric in PERCENT_METRICS else 2)
 
 
 def show_count(value: float | None) -> str:

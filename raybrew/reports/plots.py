@@ -14,9 +14,11 @@ import plotly.graph_objects as go
 
 from raybrew.reports.collect import RunRecord
 from raybrew.reports.compare import Comparison
+from raybrew.reports.evidence import Split
 from raybrew.reports.numbers import metric_scale, metric_title, show_bytes, show_count, show_ms, show_value
 from raybrew.reports.plot_parts import INK, Points, add_lines, log_axis, new_figure, plain_number, safe, series, thin
 from raybrew.reports.rows import Row
+from raybrew.reports.words import show_measured
 
 __all__ = [
     "COLORS",
@@ -34,7 +36,12 @@ __all__ = [
 #: Order is by how well neighbours tell apart; the tests check the contrast with both cards.
 COLORS = ("#3b82f6", "#d97706", "#0f9d76", "#c04fa5", "#7c6cf0", "#d94f4f", "#5f8a1e", "#138fae")
 DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = {"teacher": "square", "student": "circle", "control": "x"}
+#: Of points, by role; students whose colours repeat take the next one.
+SYMBOLS = {
+    "teacher": ("square",),
+    "student": ("circle", "diamond", "triangle-up", "triangle-down", "star", "pentagon", "hexagon", "cross"),
+    "control": ("x",),
+}
 #: More lines than this hide one another; captions say what is left out.
 MAX_LINES = 16
 MAX_LOSS_FIGURES = 6
@@ -173,11 +180,14 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
     Points on the front are those that no other one beats in quality without costing more. None where costs are equal.
     """
     metric, scale = comparison.metric, metric_scale(comparison.metric)
+    judged = [row for row in comparison.rows if row.done and row.metric == metric and row.quality is not None]
+    # One figure shows values of the same rows.
+    split: Split = "test" if judged and all(row.test is not None for row in judged) else "eval"
     points = []
-    for row in comparison.rows:
-        cost = cost_of_row(row, against)
-        if row.done and row.metric == metric and row.quality is not None and cost is not None and cost > 0:
-            points.append((row, cost, row.quality.mean))
+    for row in judged:
+        cost, quality = cost_of_row(row, against), row.on(split)
+        if quality is not None and cost is not None and cost > 0:
+            points.append((row, cost, quality.mean))
     costs = [cost for _, cost, _ in points]
     if not costs or max(costs) < 1.02 * min(costs):
         return None
@@ -186,7 +196,7 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
     title = {"parameters": "parameters", "megabytes": "size of the weights"}.get(
         against, f"ms per example, batch {against.removeprefix('batch_')}"
     )
-    figure = new_figure(title, metric_title(metric))
+    figure = new_figure(title, f"{'test ' if split == 'test' else ''}{metric_title(metric)}")
     legend: list[LegendEntry] = []
     figure.update_xaxes(**log_axis(costs, show))
     front = pareto_front([(cost, value) for _, cost, value in points])
@@ -207,7 +217,8 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
         if len(points) > MAX_NAMED and index not in ringed:
             continue
         color, _ = _look(row, comparison)
-        spread = row.quality.sd if row.quality else None
+        interval = row.intervals[split]
+        spread = interval.half if interval is not None else None
         traces.append(
             go.Scatter(
                 x=[cost],
@@ -217,16 +228,16 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
                 marker={
                     "color": color,
                     "size": 13 if index in ringed else 10,
-                    "symbol": SYMBOLS[row.role],
+                    "symbol": _symbol(row, comparison),
                     "line": {"width": 2 if index in ringed else 0, "color": INK},
                 },
                 name=safe(_who(row)),
                 legendgroup=_who(row),
-                text=[_point_text(row, metric, value, show(cost))],
+                text=[_point_text(row, split, show(cost))],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-        legend.append(LegendEntry(_who(row), color, SYMBOLS[row.role], _who(row)))
+        legend.append(LegendEntry(_who(row), color, _symbol(row, comparison), _who(row)))
     for role in SYMBOLS if len(points) > MAX_NAMED else ():
         others = [point for index, point in enumerate(points) if index not in ringed and point[0].role == role]
         if others:
@@ -236,20 +247,21 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
                     x=[cost for _, cost, _ in others],
                     y=[value * scale for *_, value in others],
                     mode="markers",
-                    marker={"color": COLORS[0], "size": 7, "opacity": 0.45, "symbol": SYMBOLS[role]},
+                    marker={"color": COLORS[0], "size": 7, "opacity": 0.45, "symbol": SYMBOLS[role][0]},
                     name=name,
                     legendgroup=name,
-                    text=[_point_text(row, metric, value, show(cost)) for row, cost, value in others],
+                    text=[_point_text(row, split, show(cost)) for row, cost, _ in others],
                     hovertemplate="%{text}<extra></extra>",
                 )
             )
-            legend.append(LegendEntry(name, COLORS[0], SYMBOLS[role], name))
+            legend.append(LegendEntry(name, COLORS[0], SYMBOLS[role][0], name))
     # All at once: each call looks at what is there already.
     figure.add_traces(traces)
     legend.append(LegendEntry("Pareto front", INK, "dot", "Pareto front"))
     names = {"parameters": "Quality against parameters", "megabytes": "Quality against bytes"}
     name = names.get(against, f"Quality against time, batch {against[6:]}")
-    caption = "Up and to the left is better. Ringed: nothing else is better at no more cost."
+    where = "data.test" if split == "test" else "data.eval, which chose the checkpoints"
+    caption = f"On {where}; bars: 95 % intervals. Ringed: nothing else is higher at no more cost."
     return _finish(f"pareto-{against}", name, caption, figure, legend)
 
 
@@ -267,9 +279,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _point_text(row: Row, metric: str, value: float, cost: str) -> str:
-    shown = show_value(metric, value, row.quality.sd if row.quality else None, rows=row.eval_rows)
-    return safe(f"{_who(row)}: {shown}, {cost}")
+def _point_text(row: Row, split: Split, cost: str) -> str:
+    return safe(f"{_who(row)}: {show_measured(row, split)}, {cost}")
 
 
 def _who(row: Row) -> str:
@@ -302,7 +313,13 @@ def _look(row: Row, comparison: Comparison) -> tuple[str, str]:
     color = COLORS[index % len(COLORS)]
     if row.role == "control":
         return color, "dash"
-    return color, "solid" if index < len(COLORS) else "dashdot"
+    return color, ("solid", "dashdot", "longdash")[index // len(COLORS) % 3]
+
+
+def _symbol(row: Row, comparison: Comparison) -> str:
+    """Symbol of a row's point: with its colour it is that of no other row of its role, up to 64."""
+    symbols = SYMBOLS[row.role]
+    return symbols[comparison.place_of(row) // len(COLORS) % len(symbols)]
 
 
 def _left_out(count: int, limit: int, what: str = "lines") -> str:

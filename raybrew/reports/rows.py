@@ -1,7 +1,8 @@
 """Rows of a comparison: runs grouped by configuration, with their values over seeds.
 
-Only finished runs are grouped; an unfinished run is a row of its own with its best so far. `±` is the standard
-deviation over seeds (n - 1 in the denominator), absent for a single seed.
+Only finished runs are grouped; an unfinished run is a row of its own with its best so far. `sd` is the standard
+deviation over seeds (n - 1 in the denominator), absent for a single seed. Configurations are chosen by `quality`, the
+value on data.eval; what is shown first is the value on data.test, where there is one.
 """
 
 from __future__ import annotations
@@ -10,58 +11,17 @@ import dataclasses
 import functools
 import json
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybrew.config.judge import quality
 from raybrew.reports.collect import Role, RunRecord, RunStatus, dict_at, integer, number
+from raybrew.reports.evidence import SPLITS, Split, rows_of, sample_of_runs, sample_of_teacher, value_on
+from raybrew.reports.gain import Gain, Stat
+from raybrew.reports.intervals import Interval, Sample, difference, interval
 from raybrew.reports.timing import Timing, alike, faster, timing_of
 
 __all__ = ["Gain", "Row", "Stat", "evaluation_key", "group_runs", "model_name", "row_of", "settings_of"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stat:
-    """Values over seeds."""
-
-    values: tuple[float, ...]
-
-    @functools.cached_property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @functools.cached_property
-    def sd(self) -> float | None:
-        """Standard deviation of single runs; None for one run."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Stat | None:
-        """Over the values that exist; None where there is none."""
-        found = tuple(value for value in values if value is not None)
-        return cls(found) if found else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Gain:
-    """Quality of a student less that of the same student trained without a teacher."""
-
-    mean: float
-    sd: float | None
-    """Spread of one seed's gain: of the differences seed by seed if `paired`, else sqrt(sd^2 + sd^2) of both sides."""
-    n: int
-    """Seeds on the side with fewer."""
-    paired: bool
-    """Whether both sides ran the same seeds."""
-    wins: int | None
-    """In how many seeds the student is better; None if not paired."""
-    differences: tuple[str, ...]
-    """Settings other than the distillation losses in which student and control differ, as dotted keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +49,22 @@ class Row:
     smaller: float | None = None
     """The teacher's parameters divided by this model's."""
     teacher_quality: float | None = None
+    """On the rows of `teacher_on`."""
     teacher_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     """The teacher's time in the rounds of `timings`; empty if its own row tells another time."""
     timed_alike: bool = True
     """Whether the times compare with those of most rows, as they were measured under the same conditions."""
+    teacher_on: Split = "eval"
+    teacher: Row | None = dataclasses.field(default=None, repr=False, compare=False)
+    control: Row | None = dataclasses.field(default=None, repr=False, compare=False)
+    test: Stat | None = None
+    """The metric on data.test, which chose nothing, over the seeds that were scored on it."""
+    test_metrics: dict[str, Stat] = dataclasses.field(default_factory=dict)
+    test_rows: int | None = None
+    told_by: RunRecord | None = dataclasses.field(default=None, repr=False, compare=False)
+    """Of a teacher: the run of a student whose summary has figures that the teacher's own runs lack."""
+    tries: dict[Split, int] = dataclasses.field(default_factory=lambda: {"test": 1, "eval": 1})
+    """How many configurations were compared on these rows."""
 
     @functools.cached_property
     def latency_ms(self) -> dict[str, Stat]:
@@ -105,6 +77,54 @@ class Row:
     def faster(self) -> dict[str, float]:
         """The teacher's time per example divided by this model's, by batch size, where both were timed in turn."""
         return faster(self.timings)
+
+    @property
+    def split(self) -> Split:
+        """Where the value that is shown first comes from."""
+        return "test" if self.test is not None else "eval"
+
+    def on(self, split: Split) -> Stat | None:
+        """The metric on the rows of `split`."""
+        return self.test if split == "test" else self.quality
+
+    @property
+    def leading(self) -> Stat | None:
+        """The value that is shown first."""
+        return self.test if self.test is not None else self.quality
+
+    @property
+    def leading_rows(self) -> int | None:
+        return self.test_rows if self.test is not None else self.eval_rows
+
+    @functools.cached_property
+    def samples(self) -> dict[Split, Sample | None]:
+        """What was measured on the rows of each split, as intervals are made of."""
+        found = {split: sample_of_runs(self.runs, split, self.metric, self.role == "teacher") for split in SPLITS}
+        if self.told_by is not None:
+            told = {split: sample_of_teacher([self.told_by], split, self.metric) for split in SPLITS}
+            found = {split: found[split] or told[split] for split in SPLITS}
+        return found
+
+    @functools.cached_property
+    def intervals(self) -> dict[Split, Interval | None]:
+        """Of the metric on each split."""
+        return {split: None if sample is None else interval(sample) for split, sample in self.samples.items()}
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the value that is shown first; None for a run that has not finished."""
+        return self.intervals[self.split] if self.done else None
+
+    @functools.cached_property
+    def over_teacher(self) -> Interval | None:
+        """The metric less the teacher's, on the rows of `teacher_on`."""
+        if self.teacher_quality is None or not self.runs or not self.done:
+            return None
+        one = self.samples[self.teacher_on]
+        other = sample_of_teacher(self.runs, self.teacher_on, self.metric)
+        if other is None and self.teacher is not None:
+            other = self.teacher.samples[self.teacher_on]
+        return None if one is None or other is None else difference(one, other, self.tries[self.teacher_on])
 
     @property
     def name(self) -> str:
@@ -126,7 +146,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values at full precision, on the stored scale, for CSV and JSON; None where nothing was measured."""
-        quality, gain, wall = self.quality, self.gain, self.wall_seconds
+        quality, gain, wall = self.leading, self.gain, self.wall_seconds
+        over_control = gain.interval if gain is not None else None
         return {
             "model": self.label,
             "variant": self.variant or None,
@@ -138,10 +159,19 @@ class Row:
             "value": quality.mean if quality else None,
             "value_sd": quality.sd if quality else None,
             "value_n": quality.n if quality else 0,
+            **_columns("value", self.interval, self.split if quality else None, self.leading_rows),
+            "eval_value": self.quality.mean if self.quality else None,
+            "eval_rows": self.eval_rows,
             "gain": gain.mean if gain else None,
             "gain_sd": gain.sd if gain else None,
             "gain_n": gain.n if gain else 0,
+            **_columns("gain", over_control, gain.on if gain else None),
+            "gain_p": over_control.p if over_control else None,
+            "gain_shown": over_control.shown if over_control else None,
             "kept": self.kept,
+            "over_teacher": self.over_teacher.value if self.over_teacher else None,
+            **_columns("over_teacher", self.over_teacher, self.teacher_on if self.over_teacher else None),
+            "over_teacher_p": self.over_teacher.p if self.over_teacher else None,
             "parameters": self.parameters,
             "megabytes": self.megabytes,
             "smaller": self.smaller,
@@ -151,7 +181,21 @@ class Row:
             "steps": self.steps,
             "wall_seconds": wall.mean if wall else None,
             "metrics": {name: {"mean": stat.mean, "sd": stat.sd, "n": stat.n} for name, stat in self.metrics.items()},
-        }
+            "test_metrics": {name: {"mean": stat.mean, "sd": stat.sd, "n": stat.n}
+                             for name, stat in self.test_metrics.items()},
+        }  # fmt: skip
+
+
+def _columns(name: str, found: Interval | None, on: Split | None, rows: int | None = None) -> dict[str, Any]:
+    """The interval of a value: low, high, its level, and the rows and seeds that it counts."""
+    return {
+        f"{name}_low": found.low if found else None,
+        f"{name}_high": found.high if found else None,
+        f"{name}_level": found.level if found and found.low is not None else None,
+        f"{name}_on": on,
+        f"{name}_rows": found.rows if found else rows,
+        f"{name}_seeds": found.seeds if found else None,
+    }
 
 
 #: Sections of a config that decide what a run computes, for run folders without an identity.
@@ -218,6 +262,9 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
     metric = next((best.metric for best in bests if best), configured)
     names = dict.fromkeys(name for best in bests if best for name in best.metrics if name != "rows")
     metrics = {name: Stat.of(best.metrics.get(name) for best in bests if best) for name in names}
+    tests = [dict_at(summary, "test", "metrics") for summary in summaries]
+    tested = dict.fromkeys(name for test in tests for name in test if name != "rows")
+    test_metrics = {str(name): Stat.of(number(test.get(name)) for test in tests) for name in tested}
     lines = [record for record in (*first.train, *first.evals) if integer(record.get("step")) is not None]
     steps = integer(summaries[0].get("steps"))
     return Row(
@@ -235,6 +282,9 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
         timings=alike(timing for run in runs if (timing := timing_of(run)) is not None),
         steps=steps if steps is not None else max((record["step"] for record in lines), default=None),
         wall_seconds=Stat.of(number(summary.get("wall_seconds")) for summary in summaries),
+        test=Stat.of(value_on(run, "test", metric) for run in runs),
+        test_metrics={name: stat for name, stat in test_metrics.items() if stat},
+        test_rows=next((rows for run in runs if (rows := rows_of(run, "test")) is not None), None),
     )
 
 

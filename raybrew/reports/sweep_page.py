@@ -8,11 +8,21 @@ from typing import Any
 from raybrew.config.space import show_value_of
 from raybrew.reports.collect import RunRecord, dict_at
 from raybrew.reports.compare import Comparison
-from raybrew.reports.numbers import ABSENT, metric_title, show_bytes, show_count, show_ms, show_seconds, show_value
+from raybrew.reports.numbers import (
+    ABSENT,
+    count_of,
+    metric_title,
+    show_bytes,
+    show_count,
+    show_ms,
+    show_seconds,
+    show_value,
+)
 from raybrew.reports.population import round_cells, round_heads
 from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import Cost, cost_of, rule_of, trial_rows
 from raybrew.reports.sweeps import SweepRecord
+from raybrew.reports.words import show_difference
 
 __all__ = ["sweep_section"]
 
@@ -69,8 +79,8 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         ("wall time", show_seconds(cost.wall_seconds)),
         ("trial time", f"{show_seconds(cost.trial_seconds)} in all, {speed:.1f} trials at a time"),
         ("overhead per trial", overhead),
-        ("teacher", f"{cost.teacher_rows} rows read once for all trials" if record.teachers else ""),
-        ("signals", ", ".join(str(name) for one in record.teachers for name in one.get("signals") or ())),
+        ("teacher", f"{count_of(cost.teacher_rows, 'row')} read once for all trials" if record.teachers else ""),
+        ("signals", _signals(record)),
         (
             "steps saved by early stops",
             f"{100 * cost.saved_share:.0f} %" if cost.num_stopped and not record.rounds else "",
@@ -78,6 +88,11 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         ("GPU-hours", f"{cost.gpu_hours:.2f}" if cost.gpu_hours else ""),
         ("cost", f"{cost.money:.2f}" if cost.money is not None else ""),
     ]
+
+
+def _signals(record: SweepRecord) -> str:
+    """Each signal once: every session asks each teacher again."""
+    return ", ".join(dict.fromkeys(str(name) for one in record.teachers for name in one.get("signals") or ()))
 
 
 def _population(record: SweepRecord) -> str:
@@ -96,7 +111,9 @@ def _space_text(value: Any) -> str:
 
 def _heads(record: SweepRecord) -> list[str]:
     keys = [key.rsplit(".", 1)[-1] if key.count(".") else key for key in record.space]
-    return [*keys, "seed", metric_title(record.metric), "gain", "parameters", "size", "ms, b1", "ms, b32", "time"]
+    metric = metric_title(record.metric)
+    rest = ["over control", "parameters", "size", "ms, b1", "ms, b32", "time"]
+    return [*keys, "seed", f"{metric} on data.eval", f"test {metric}", *rest]
 
 
 def _trial(
@@ -112,6 +129,7 @@ def _trial(
         *(row[key] if row[key] is not None else ABSENT for key in record.space),
         str(row["seed"]),
         shown,
+        show_value(metric, row["test"], rows=row["test_rows"]),
         gain,
         show_count(row["parameters"]),
         show_bytes(row["megabytes"]),
@@ -133,7 +151,8 @@ def _trial(
 
 
 def _gain_of(row: Row | None, comparison: Comparison) -> str:
-    """Gain of the configuration over its control, of all its seeds."""
+    """The difference of the configuration to its control, of all its seeds."""
     if row is None or row.gain is None:
         return ABSENT
-    return show_value(row.metric, row.gain.mean, row.gain.sd, rows=comparison.eval_rows, signed=True)
+    on = "" if row.gain.on == comparison.split else " on data.eval"
+    return f"{show_difference(row.metric, row.gain.interval)}{on}"

@@ -16,11 +16,13 @@ from raybrew.config.judge import value_of_quality
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
 from raybrew.reports.compare import Comparison
+from raybrew.reports.effects import Effect, configurations_of, effect_of
 from raybrew.reports.numbers import metric_scale, metric_title
 from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe, sample
 from raybrew.reports.plots import COLORS, LegendEntry, Plot
 from raybrew.reports.population import course_plots
 from raybrew.reports.sweeps import CANDIDATE, SweepRecord, TrialRecord
+from raybrew.reports.words import plain_metric
 
 __all__ = ["effect", "importance", "importances", "parallel_coordinates", "sweep_plots", "trial_curves"]
 
@@ -46,8 +48,16 @@ def sweep_plots(record: SweepRecord, comparison: Comparison) -> list[Plot]:
         return course_plots(record, chosen.folder.name if chosen else None)
     configurations = _configurations(record)
     keys = sorted(record.space, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
-    plots = [effect(record, configurations, key) for key in keys]
-    plots += [importance(record, configurations), parallel_coordinates(record, configurations), trial_curves(record)]
+    measured = configurations_of(record, comparison)
+    effects = {
+        key: effect_of(measured, key, ParameterConfig.model_validate(record.space[key]), len(keys)) for key in keys
+    }
+    plots = [effect(record, configurations, key, effects[key]) for key in keys]
+    plots += [
+        importance(record, configurations, effects),
+        parallel_coordinates(record, configurations),
+        trial_curves(record),
+    ]
     return [plot for plot in plots if plot is not None]
 
 
@@ -66,8 +76,11 @@ def _configurations(record: SweepRecord) -> Configurations:
     ]
 
 
-def effect(record: SweepRecord, configurations: Configurations, key: str) -> Plot | None:
-    """The metric of every configuration by the value of one key, and the mean of each value."""
+def effect(record: SweepRecord, configurations: Configurations, key: str, found: Effect | None = None) -> Plot | None:
+    """The metric of every configuration by the value of one key, and the mean of each value.
+
+    It is called an effect only if that is shown.
+    """
     rows = [(values[key], quality, values) for values, quality, _ in configurations if key in values]
     if len({json.dumps(value, default=str) for value, *_ in rows}) < 2:
         return None
@@ -116,9 +129,11 @@ def effect(record: SweepRecord, configurations: Configurations, key: str) -> Plo
         )
     elif parameter.kind == "loguniform":
         figure.update_xaxes(type="log")
-    caption = "The other keys vary as well: a difference is an effect of this key as far as the rest is balanced."
-    title = {"distill.temperature": "Effect of temperature", "distill.matches": "Effect of each match set"}
-    name = title.get(key, f"Effect of {key}")
+    caption = found.sentence(record.metric) if found is not None else ""
+    short = {"distill.temperature": "temperature", "distill.matches": "each match set"}.get(key, key)
+    metric = plain_metric(record.metric)
+    shown = found is not None and found.shown
+    name = f"Effect of {short}" if shown else f"{metric[0].upper()}{metric[1:]} by {short}"
     return _finish(f"effect-{key.replace('.', '-')}", name, caption, figure, legend)
 
 
@@ -152,19 +167,22 @@ def importances(record: SweepRecord, configurations: Configurations | None = Non
     return {key: float(share) for key, share in found.items()}, len(rows)
 
 
-def importance(record: SweepRecord, configurations: Configurations) -> Plot | None:
-    """Bars of `importances`."""
+def importance(
+    record: SweepRecord, configurations: Configurations, effects: Mapping[str, Effect | None]
+) -> Plot | None:
+    """Bars of `importances`, grey for keys whose effect is not shown."""
     shares, count = importances(record, configurations)
     if not shares:
         return None
     keys = sorted(shares, key=lambda key: shares[key])
+    shown = {key for key, found in effects.items() if found is not None and found.shown}
     figure = new_figure("share of the variation explained, %", None)
     figure.add_trace(
         go.Bar(
             x=[100 * shares[key] for key in keys],
             y=[safe(key) for key in keys],
             orientation="h",
-            marker={"color": COLORS[0]},
+            marker={"color": [COLORS[0] if key in shown else INK for key in keys]},
             width=0.5,
             name="importance",
             legendgroup="importance",
@@ -175,12 +193,13 @@ def importance(record: SweepRecord, configurations: Configurations) -> Plot | No
     )
     few = " That is few: take it as a hint." if count < 30 else ""
     part = f" of {len(configurations)}" if count == _MOST_FOR_IMPORTANCE < len(configurations) else ""
-    caption = f"fANOVA over n = {count}{part} configurations (means over seeds).{few}"
-    return _finish("importance", "Importance of each key", caption, figure, (), height=120 + 44 * len(keys))
+    grey = "" if shown.issuperset(keys) else " Grey: no effect of this key could be shown."
+    caption = f"fANOVA over n = {count}{part} configurations (means over seeds).{few}{grey}"
+    return _finish("importance", "Share of the variation by key", caption, figure, (), height=120 + 44 * len(keys))
 
 
 def parallel_coordinates(record: SweepRecord, configurations: Configurations) -> Plot | None:
-    """One line per configuration through all keys to its metric; darker is better."""
+    """One line per configuration through all keys to its metric; darker is nearer to the top."""
     keys = [key for key in record.space if any(key in values for values, *_ in configurations)]
     if len(configurations) < 3 or len(keys) < 2:
         return None
@@ -209,8 +228,8 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
                 },
                 marker={"size": 5},
                 opacity=1 if is_best else 0.75,
-                name="best" if is_best else "configurations",
-                legendgroup="best" if is_best else "configurations",
+                name="top" if is_best else "configurations",
+                legendgroup="top" if is_best else "configurations",
                 showlegend=index in (order[0], order[-1]),
                 text=[safe(f"{_short(values)}: {value * scale:.2f}")] * (len(keys) + 1),
                 hovertemplate="%{text}<extra></extra>",
@@ -229,8 +248,8 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
     )  # fmt: skip
     figure.update_yaxes(visible=False, range=[-0.08, 1.12])
     legend = (
-        LegendEntry("best", COLORS[1], "solid", "best"),
-        LegendEntry("others, darker is better", _SEQUENTIAL[3], "solid", "configurations"),
+        LegendEntry("top", COLORS[1], "solid", "top"),
+        LegendEntry("others, darker is nearer to the top", _SEQUENTIAL[3], "solid", "configurations"),
     )
     shown = f"{len(order)} of {len(everything)} configurations, from the worst to the best."
     caption = shown if len(order) < len(everything) else ""

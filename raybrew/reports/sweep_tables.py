@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 from raybrew.config.judge import LOSS
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
 from raybrew.reports.compare import LOSSES_DIFFER, Comparison, compare
-from raybrew.reports.numbers import metric_title
+from raybrew.reports.evidence import rows_of, value_on
+from raybrew.reports.numbers import count_of, metric_title, show_seconds
 from raybrew.reports.rows import Row
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
+from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord, TrialRecord
 from raybrew.reports.timing import timing_of
 
 __all__ = ["Cost", "best_row", "best_run", "cost_of", "leaderboard", "rule_of", "trial_rows", "trials_csv"]
@@ -58,13 +60,45 @@ def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) ->
     done = {trial.run for trial in record.trials if trial.status == "done"}
     found = [run for run in (record.runs() if runs is None else runs) if run.folder.name in done]
     roles = {trial.run: trial.role for trial in record.trials}
-    comparison = compare(found)
+    comparison = compare(found, also_tried=len(stopped_configurations(record)))
     rows = tuple(_named(row, roles) for row in comparison.rows)
     best = best_row(rows, record)
     # A sweep starts only if the losses of its trials compare.
     told = [note for note in comparison.notes if note != LOSSES_DIFFER]
     notes = [*told, *_latency_notes(record, found), rule_of(record.metric, bool(record.finalists()))]
-    return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes))
+    candidates = last_candidates(record, rows)
+    cost = cost_text(record)
+    return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes), candidates=candidates, cost=cost)
+
+
+def stopped_configurations(record: SweepRecord) -> set[str]:
+    """Configurations that the scheduler stopped in each of their trials: they were judged on the same rows as well."""
+    tried = [trial for trial in record.trials if trial.role == CANDIDATE]
+    done = {_configuration(trial) for trial in tried if trial.status == "done"}
+    return {_configuration(trial) for trial in tried if trial.status == "stopped"} - done
+
+
+def last_candidates(record: SweepRecord, rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows of the configurations that the last choice was among: those run again with more seeds, if any were."""
+    runs = record.finalists() or {trial.run for trial in record.trials if trial.role == CANDIDATE}
+    return tuple(row for row in rows if row.done and row.quality and any(run.folder.name in runs for run in row.runs))
+
+
+def cost_text(record: SweepRecord) -> str:
+    """What the sweep took, in a few words."""
+    cost = cost_of(record)
+    configurations = {_configuration(trial) for trial in record.trials if trial.role == CANDIDATE}
+    parts = [
+        f"the sweep took {show_seconds(cost.wall_seconds)} for {count_of(len(configurations), 'configuration')} "
+        f"({count_of(cost.num_trials, 'trial')})",
+        f"{cost.gpu_hours:.2f} GPU-hours" if cost.gpu_hours else "",
+        f"cost {cost.money:.2f}" if cost.money is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _configuration(trial: TrialRecord) -> str:
+    return json.dumps(trial.values, sort_keys=True, default=str)
 
 
 def _latency_notes(record: SweepRecord, runs: Sequence[RunRecord]) -> list[str]:
@@ -103,7 +137,8 @@ def best_run(record: SweepRecord) -> str | None:
 def _named(row: Row, roles: dict[str, str]) -> Row:
     found = {roles.get(run.folder.name) for run in row.runs}
     if found == {KD_ONLY}:
-        return dataclasses.replace(row, variant="control: KD only, without labels")
+        # Of several shapes: what tells them apart stays.
+        return dataclasses.replace(row, variant=", ".join(filter(None, ["KD only, without labels", row.variant])))
     if found == {CONTROL}:
         return dataclasses.replace(row, variant=row.variant or "labels only")
     return row
@@ -135,6 +170,9 @@ def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict
                 "status": "interrupted" if trial.status == "running" and record.closed is not None else trial.status,
                 "metric": record.metric,
                 "value": best.value if best is not None else None,
+                "eval_rows": run.eval_rows if run is not None else None,
+                "test": value_on(run, "test", record.metric) if run is not None else None,
+                "test_rows": rows_of(run, "test") if run is not None else None,
                 "share_of_steps": round(trial.share, 4),
                 "parameters": number(dict_at(summary, "student").get("parameters")),
                 "megabytes": number(dict_at(summary, "student").get("megabytes")),

@@ -25,8 +25,19 @@ from raybrew.reports.numbers import (
     show_value,
 )
 from raybrew.reports.rows import Row
+from raybrew.reports.words import plain_metric, show_measured
 
-__all__ = ["COLUMNS", "Column", "caption_lines", "comparison_table", "csv_text", "json_rows", "table_text"]
+__all__ = [
+    "COLUMNS",
+    "Column",
+    "caption_lines",
+    "comparison_table",
+    "csv_text",
+    "json_rows",
+    "meanings",
+    "quality_head",
+    "table_text",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +56,33 @@ def _role(row: Row, _: Comparison) -> str:
 
 
 def _quality(row: Row, comparison: Comparison) -> str:
-    if row.quality is None:
+    """The value on the rows that the comparison shows first."""
+    if row.on(comparison.split) is None:
         return ABSENT
-    text = show_value(row.metric, row.quality.mean, row.quality.sd, rows=comparison.eval_rows)
+    text = show_measured(row, comparison.split)
     if row.metric != comparison.metric:
         text = f"{text} {metric_title(row.metric)}"
     return text if row.done else f"{text} so far"
 
 
-def _gain(row: Row, comparison: Comparison) -> str:
-    if row.gain is None:
+def _on_eval(row: Row, comparison: Comparison) -> str:
+    """The value on data.eval where it is not the one that is shown first."""
+    if comparison.split == "eval" or row.quality is None:
         return ABSENT
-    text = show_value(row.metric, row.gain.mean, row.gain.sd, rows=comparison.eval_rows, signed=True)
+    text = show_value(row.metric, row.quality.mean, rows=row.eval_rows)
+    return text if row.done else f"{text} so far"
+
+
+def _gain(row: Row, comparison: Comparison) -> str:
+    if row.gain is None or row.gain.on != comparison.split:
+        return ABSENT
+    found = row.gain.interval
+    text = show_value(row.metric, row.gain.mean, found.half if found else None, rows=row.leading_rows, signed=True)
     return f"{text} *" if row.gain.differences else text
+
+
+def _kept(row: Row, comparison: Comparison) -> str:
+    return show_share(row.kept) if row.teacher_on == comparison.split else ABSENT
 
 
 def _seeds(row: Row, _: Comparison) -> str:
@@ -72,15 +97,22 @@ def _head(text: str) -> Callable[[Comparison], str]:
     return lambda _: text
 
 
+def quality_head(comparison: Comparison) -> str:
+    """`test accuracy %`, or `accuracy %` of data.eval."""
+    title = metric_title(comparison.metric)
+    return f"test {title}" if comparison.split == "test" else title
+
+
 COLUMNS = (
     Column(_head("model"), lambda row, _: f"{row.label}\n{row.variant}".strip(), 0, left=True),
     Column(_head("role"), _role, 0, left=True),
     Column(_head("seeds"), _seeds, 3),
     Column(_head("params"), lambda row, _: show_count(row.parameters), 0),
     Column(_head("MB"), lambda row, _: ABSENT if row.megabytes is None else f"{row.megabytes:.1f}", 4),
-    Column(lambda comparison: metric_title(comparison.metric), _quality, 0),
-    Column(_head("gain"), _gain, 0),
-    Column(_head("kept"), lambda row, _: show_share(row.kept), 1),
+    Column(quality_head, _quality, 0),
+    Column(_head("on data.eval"), _on_eval, 1),
+    Column(_head("over control"), _gain, 0),
+    Column(_head("kept"), _kept, 1),
     Column(_head("ms b1"), _ms("batch_1"), 2),
     Column(_head("ms b32"), _ms("batch_32"), 2),
     Column(_head("steps"), lambda row, _: ABSENT if row.steps is None else str(row.steps), 5),
@@ -98,8 +130,8 @@ _ASCII_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii
 def comparison_table(comparison: Comparison, width: int = 100, *, plain: bool = False) -> Table:
     """A rich table of at most `width` characters, the best row in bold; `plain` keeps its lines to ASCII.
 
-    Where it is too narrow, time, steps, MB, seeds, latencies and what is kept are left out, in that order: they stay in
-    `json_rows`.
+    Where it is too narrow, time, steps, MB, seeds, latencies, what is kept and values on data.eval are left out, in
+    that order: they stay in `json_rows`.
     """
     columns = known_columns(comparison)
     while _width(columns, comparison) > width and any(column.rank for column in columns):
@@ -145,11 +177,7 @@ def _table(columns: Sequence[Column], comparison: Comparison, plain: bool) -> Ta
 
 def caption_lines(comparison: Comparison) -> list[str]:
     """What to print under the table: what its signs mean, and what limits the comparison."""
-    lines = []
-    if any(row.gain for row in comparison.rows):
-        lines.append("gain: over the same student trained without a teacher")
-    if any(row.quality and row.quality.sd is not None for row in comparison.rows):
-        lines.append("±: standard deviation over seeds")
+    lines = meanings(comparison)
     alike: dict[tuple[str, ...], list[str]] = {}
     for row in comparison.rows:
         if row.gain and row.gain.differences:
@@ -158,6 +186,26 @@ def caption_lines(comparison: Comparison) -> list[str]:
         who = f"{names[0]} and its control" if len(names) == 1 else f"{len(names)} students and their controls"
         lines.append(f"* {who} also differ in {', '.join(differences)}")
     return [*lines, *comparison.notes]
+
+
+def meanings(comparison: Comparison) -> list[str]:
+    """What the values are, on which rows they were measured, and which of these rows chose something."""
+    lines, metric = [], plain_metric(comparison.metric)
+    measured = [row for row in comparison.rows if row.leading is not None]
+    if comparison.split == "test":
+        lines.append(f"test {metric}: on data.test, which chose nothing")
+    elif any(row.done for row in measured):
+        lines.append(f"{metric}: on data.eval; checkpoints and configurations were chosen on these rows")
+    if any(row.gain for row in comparison.rows):
+        lines.append("over control: less the same student trained on labels only")
+    intervals = [row.interval for row in measured if row.interval is not None and row.interval.half is not None]
+    if intervals:
+        several = any(found.seeds > 1 for found in intervals)
+        lines.append(f"±: half of the 95 % interval over the choice of rows{' and of seeds' if several else ''}")
+    tries = {row.tries[row.gain.on] for row in comparison.rows if row.gain and row.gain.on == comparison.split}
+    if tries and max(tries) > 1:
+        lines.append(f"the intervals over control are corrected for {max(tries)} configurations on the same rows")
+    return lines
 
 
 def table_text(comparison: Comparison, width: int = 100) -> str:
@@ -180,10 +228,11 @@ def csv_text(comparison: Comparison) -> str:
     """CSV with a head; numbers at full precision, empty where nothing was measured."""
     rows = []
     for row in json_rows(comparison):
-        metrics = row.pop("metrics")
+        metrics, on_test = row.pop("metrics"), row.pop("test_metrics")
         flat = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
         for name, stat in metrics.items():
             flat |= {name: stat["mean"], f"{name}_sd": stat["sd"]}
+        flat |= {f"test_{name}": stat["mean"] for name, stat in on_test.items()}
         rows.append(flat)
     stream = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["name_variants"]
 
-#: More settings than this are counted rather than spelled out.
+#: More settings than this are counted rather than spelled out, unless it takes more to tell apart.
 MAX_SETTINGS = 3
 
 
@@ -20,12 +21,18 @@ def name_variants(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     # A list that differs in its losses says so itself; its elements need not.
     differing = [key for key in differing if not any(key.startswith(f"{other}[") for other in differing)]
     short = _short_keys(differing)
-    names = []
-    for entry in flat:
-        words = [f"{short[key]}={entry.get(key, 'none')}" for key in differing]
-        rest = len(words) - MAX_SETTINGS
-        names.append(", ".join(words[:MAX_SETTINGS] + ([f"+{rest} more"] if rest > 0 else [])))
+    spelled = [[f"{short[key]}={entry.get(key, 'none')}" for key in differing] for entry in flat]
+    names = [_cut(words, MAX_SETTINGS) for words in spelled]
+    for count in range(MAX_SETTINGS + 1, len(differing) + 1):
+        # Names that others have too get more words, until they tell apart.
+        often = Counter(names)
+        names = [_cut(words, count) if often[name] > 1 else name for words, name in zip(spelled, names, strict=True)]
     return names
+
+
+def _cut(words: Sequence[str], count: int) -> str:
+    rest = len(words) - count
+    return ", ".join([*words[:count], *([f"+{rest} more"] if rest > 0 else [])])
 
 
 def _with_courses(flat: dict[str, str], settings: Mapping[str, Any]) -> dict[str, str]:

@@ -8,11 +8,13 @@ from typing import Any
 
 from raybrew.config import Experiment
 from raybrew.config.scrub import scrub
+from raybrew.reports.evidence import SPLITS
+from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import cost_of, leaderboard, trial_rows
 from raybrew.reports.sweeps import load_sweep
 from raybrew.tracking.wandb import WandbTracker
 
-__all__ = ["mirror_summary"]
+__all__ = ["best_values", "mirror_summary"]
 
 logger = logging.getLogger("raybrew.tracking")
 
@@ -26,26 +28,49 @@ def mirror_summary(experiment: Experiment, folder: Path) -> None:
     if config is None:
         return
     record = load_sweep(folder)
-    best = leaderboard(record).best
+    board = leaderboard(record)
+    best = board.best
     if config.group is None:
         config = config.model_copy(update={"group": f"{record.name}-{record.sweep_id}"})
     tracker = WandbTracker(config, experiment=experiment.name, job_type="sweep")
     try:
         tracker.start(record.sweep_id, experiment.plain(), folder, resume=True)
         tracker.log_table("trials", trial_rows(record))
-        tracker.log_table("leaderboard", [row.to_dict() for row in leaderboard(record).rows])
+        tracker.log_table("leaderboard", [row.to_dict() for row in board.rows])
         if (folder / "report.html").is_file():
             tracker.log_page("report", folder / "report.html")
         cost = cost_of(record)
-        values: dict[str, Any] = {
-            "cost/wall_seconds": cost.wall_seconds,
-            "cost/gpu_hours": cost.gpu_hours,
-            "trials": cost.num_trials,
-        }
-        if best is not None and best.quality is not None:
-            values |= {f"best/{record.metric}": best.quality.mean, "best/configuration": best.name}
-        tracker.summarise(values)
+        tracker.summarise(
+            {
+                **(best_values(best) if best is not None else {}),
+                "tried": board.tried,
+                "cost/wall_seconds": cost.wall_seconds,
+                "cost/gpu_hours": cost.gpu_hours,
+                "trials": cost.num_trials,
+            }
+        )
         tracker.finish("done")
     except Exception as error:
         text = " ".join(str(scrub(str(error))).split())[:300]
         logger.warning("W&B has no summary of the sweep (the ledger has): %s: %s", type(error).__name__, text)
+
+
+def best_values(best: Row) -> dict[str, Any]:
+    """The best configuration, first on the rows that chose nothing; `eval/` values were chosen on their rows."""
+    values: dict[str, Any] = {}
+    for split in SPLITS:
+        stat, found = best.on(split), best.intervals[split]
+        if stat is not None:
+            values[f"{split}/{best.metric}"] = stat.mean
+            if found is not None and found.low is not None:
+                values |= {f"{split}/{best.metric}_low": found.low, f"{split}/{best.metric}_high": found.high}
+    for name, difference in (
+        ("over_control", best.gain.interval if best.gain is not None else None),
+        ("over_teacher", best.over_teacher),
+    ):
+        if difference is not None:
+            values[name] = difference.value
+            values |= {f"{name}_low": difference.low, f"{name}_high": difference.high, f"{name}_p": difference.p}
+    if best.quality is not None:
+        values |= {f"best/{best.metric}": best.quality.mean, "best/configuration": best.name}
+    return {key: value for key, value in values.items() if value is not None}

@@ -143,8 +143,10 @@ class Sweep:
     def _repr_html_(self) -> str:
         """Decision and leaderboard, for notebooks."""
         decision = decide(self.leaderboard)
+        lines = [f"<b>{answer.question}</b>: {html.escape(answer.text)}" for answer in decision.answers]
+        answers = f"<p>{'<br>'.join(lines or [html.escape(decision.detail)])}</p>"
         return (
-            f"<h3>{html.escape(decision.headline)}</h3><p>{html.escape(decision.detail)}</p>"
+            f"<h3>{html.escape(decision.headline)}</h3>{answers}"
             f"{self.leaderboard._repr_html_()}<p>{html.escape(str(self.report))}</p>"
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from raybrew.config import Experiment
 from raybrew.config.judge import LOSS, quality
-from raybrew.config.space import space_notes
+from raybrew.config.space import planned_trainings, space_notes
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
@@ -51,6 +51,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
     folder = sweep_folder(experiment)
     ledger = Ledger(folder)
     with ledger.locked(), _told_how_to_go_on(ledger):
+        began = bool(ledger.records())
         if not ledger.records():
             judge = sweep_judge(experiment)
             ledger.write(
@@ -67,6 +68,9 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
             if not (folder / _REPORT).is_file():
                 _report(folder)  # the last session was stopped while it wrote it
             return SweepResult.load(folder, already_done=True)
+        if began:
+            done = sum(trial.role == CANDIDATE and trial.status == "done" for trial in conductor.trials.values())
+            view.say(f"{done} of {max(done, planned_trainings(experiment.sweep))} trials done, continuing")
         reason = _run(experiment, conductor, view)
     result = SweepResult.load(folder)
     if reason == "interrupted":

@@ -16,7 +16,7 @@ from raybrew.config.scrub import scrub
 from raybrew.config.tracking import WandbConfig
 from raybrew.tracking.base import Status, scalars
 
-__all__ = ["WandbTracker", "has_key"]
+__all__ = ["WandbTracker", "add_test", "has_key"]
 
 logger = logging.getLogger("raybrew.tracking")
 
@@ -184,6 +184,23 @@ class WandbTracker:
             reinit="create_new",
             settings=wandb.Settings(**{name: value for name, value in options.items() if name in known}),
         )
+
+
+def add_test(config: WandbConfig, *, experiment: str, job_type: str, folder: Path, test: Mapping[str, Any]) -> None:
+    """Add what a finished run reaches on data.test to the summary of its W&B run, as `test/<metric>`.
+
+    Nothing where W&B does not know the run. It never fails a run that is done.
+    """
+    if not (folder / "wandb" / ID_FILE).is_file():
+        return
+    tracker = WandbTracker(config, experiment=experiment, job_type=job_type)
+    try:
+        tracker.start(folder.name, {}, folder, resume=True)
+        values = {f"test/{name}": value for name, value in test["metrics"].items()}
+        tracker.summarise({f"test/{test['metric']}": test["value"], **values, "test/rows": test["rows"]})
+        tracker.finish("done")
+    except Exception as error:
+        logger.warning("W&B has no values on data.test (summary.json has): %s", _one_line(error))
 
 
 def _cell(value: Any) -> Any:

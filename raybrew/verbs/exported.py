@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from raybrew.errors import ConfigError, ModelError, RunError
 from raybrew.exports.card import summary_of_task
 from raybrew.models.loading import ModelSource, load_config, max_tokens
 from raybrew.reports.collect import RunRecord, is_run, load_run, load_runs
-from raybrew.reports.compare import compare, control_of
-from raybrew.reports.sweep_tables import best_run
+from raybrew.reports.compare import compare
+from raybrew.reports.rows import Row
+from raybrew.reports.sweep_tables import best_run, leaderboard
 from raybrew.reports.sweeps import find_sweeps, is_sweep, load_sweep
+from raybrew.reports.words import over_control, over_teacher, plain_metric
 
 __all__ = ["Exported", "find_exported"]
 
@@ -40,6 +42,10 @@ class Exported:
     run: RunRecord | None = None
     control: RunRecord | None = None
     task_name: str | None = None
+    compared: tuple[str, ...] = ()
+    """How the configuration stands to its control and its teacher, in sentences."""
+    configurations: int | None = None
+    """Among how many a sweep chose it."""
 
     @property
     def source(self) -> ModelSource:
@@ -64,7 +70,11 @@ class Exported:
         facts["command"] = self.run.command
         if self.control is not None and self.control.best is not None:
             best = summary_of_task({"best": {"metrics": self.control.best.metrics}}, self.task_name)["best"]
-            facts["control"] = {"run_id": self.control.run_id, "metrics": best["metrics"]}
+            test = summary_of_task({"test": (self.control.summary or {}).get("test")}, self.task_name)["test"]
+            facts["control"] = {"run_id": self.control.run_id, "metrics": best["metrics"], "test": test}
+        facts["compared"] = list(self.compared)
+        if self.configurations is not None:
+            facts["chosen"] = {**(facts.get("chosen") or {}), "configurations": self.configurations}
         return facts
 
 
@@ -78,7 +88,10 @@ def find_exported(path: Path, task: str | None = None, experiment: Experiment | 
         raise RunError(f"{path.absolute()} does not exist; name a run's folder, a sweep's, or a model's")
     if (path / "config.json").is_file():
         run = _run_of_folder(path)
-        return _model(path, experiment) if run is None else _student(path, run, task, experiment)
+        if run is None:
+            return _model(path, experiment)
+        above = path.resolve().parent
+        return _student(path, run, task, experiment, above if is_sweep(above) else None)
     if is_run(path):
         return _student(path / "student", load_run(path), task, experiment)
     sweeps = find_sweeps([path])
@@ -91,7 +104,7 @@ def find_exported(path: Path, task: str | None = None, experiment: Experiment | 
         raise RunError(f"{sweep}: no trial has finished with an evaluation, so there is no best student yet")
     run = load_run(sweep.parent / run_name)
     best = sweep / "best"
-    return _student(best if best.is_dir() else run.folder / "student", run, task, experiment)
+    return _student(best if best.is_dir() else run.folder / "student", run, task, experiment, sweep)
 
 
 def _run_of_folder(folder: Path) -> RunRecord | None:
@@ -105,7 +118,9 @@ def _run_of_folder(folder: Path) -> RunRecord | None:
     return None
 
 
-def _student(folder: Path, run: RunRecord, task: str | None, experiment: Experiment | None) -> Exported:
+def _student(
+    folder: Path, run: RunRecord, task: str | None, experiment: Experiment | None, sweep: Path | None = None
+) -> Exported:
     if run.summary is None:
         raise RunError(f"{run.folder} is not finished ({run.status}); the command that began it continues it")
     whole = experiment or Experiment.model_validate(run.config)
@@ -117,24 +132,43 @@ def _student(folder: Path, run: RunRecord, task: str | None, experiment: Experim
             f"command that made it: {run.command}"
         )
     assert view.task.kind != "multi"  # choose_task gives one of them
-    return Exported(folder, view.task, view, run, _control_of(run), task)
+    row, tried = _row_of(run, sweep)
+    control = _control_of(run, row)
+    compared = tuple(_sentences(row)) if row is not None and task is None else ()
+    return Exported(folder, view.task, view, run, control, task, compared, tried)
 
 
-def _control_of(run: RunRecord) -> RunRecord | None:
-    """The run of the same student without a teacher that stands beside it: of the same seed, else the best one."""
+def _row_of(run: RunRecord, sweep: Path | None) -> tuple[Row | None, int | None]:
+    """The configuration of `run` among the runs beside it, and of a sweep how many it was chosen among."""
+    if sweep is not None:
+        found = leaderboard(load_sweep(sweep))
+        return found.best, found.tried
     if run.role != "student":
-        return None
+        return None, None
     others = [other for other in load_runs([run.folder.parent]) if other.status == "done"]
-    rows = compare(others).rows
     here = run.folder.resolve()
-    own = next((row for row in rows if any(each.folder.resolve() == here for each in row.runs)), None)
-    control = control_of(own, rows) if own is not None else None
+    rows = compare(others).rows
+    return next((row for row in rows if any(each.folder.resolve() == here for each in row.runs)), None), None
+
+
+def _control_of(run: RunRecord, row: Row | None) -> RunRecord | None:
+    """The run of the same student without a teacher that stands beside it: of the same seed, else the best one."""
+    control = row.control if row is not None else None
     if control is None:
         return None
     measured = [other for other in control.runs if other.best is not None]
     return max(
         measured, key=lambda other: (other.seed == run.seed, other.best.value if other.best else 0.0), default=None
     )
+
+
+def _sentences(row: Row) -> Iterator[str]:
+    """How a configuration stands to its control and its teacher, over all its seeds."""
+    metric = plain_metric(row.metric)
+    if control := over_control(row):
+        yield f"{metric} over seeds: {control}"
+    if teacher := over_teacher(row):
+        yield f"{metric} less the teacher's: {teacher}"
 
 
 def _model(folder: Path, experiment: Experiment | None) -> Exported:

@@ -28,13 +28,15 @@ from raybrew.models.students import new_model
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
 from raybrew.training.precision import Precision
+from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
 from raybrew.verbs.capture import request_of, store_root
 from raybrew.verbs.choose import view_of_student_teacher, weight_of
 from raybrew.verbs.functions import check_functions
+from raybrew.verbs.plan_finetune import finetune_plan, is_to_train
 from raybrew.verbs.plan_student import likely_vocabulary, student_plan
 from raybrew.verbs.plan_training import probe_inputs, together, training_plan
-from raybrew.verbs.planned import Plan, StorePlan, StudentPlan, TrainingPlan
+from raybrew.verbs.planned import FinetunePlan, Plan, StorePlan, StudentPlan, TrainingPlan
 from raybrew.verbs.prepare import Rows, data_key, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.units import CapturedUnits, captured_units
@@ -75,12 +77,22 @@ def plan(
         if has_student:
             student, vocabulary = _student(experiment, shape, tasks, Path(scratch) / "vocabulary", reporter)
         stores, trainings = _measured(experiment, shape, tasks, vocabulary, has_student, reporter)
+    finetunes = _finetunes(experiment, tasks, reporter)
     training = together(experiment, trainings) if trainings else None
     problems = [*_disk_problems(stores), *_machine_problems(experiment, bool(stores))]
     live_because = _live_because(experiment)
     inside = experiment.distill.trains_in_teacher
     return Plan(
-        experiment.name, trials, tuple(stores), training, price_per_hour, tuple(problems), live_because, inside, student
+        experiment.name,
+        trials,
+        tuple(stores),
+        training,
+        price_per_hour,
+        tuple(problems),
+        live_because,
+        inside,
+        student,
+        finetunes,
     )
 
 
@@ -148,6 +160,20 @@ def _measured(
             reporter.say("measuring the student ...")
             trainings.append(training_plan(view, shape, labels, rows.training, given, vocabulary))
     return stores, trainings
+
+
+def _finetunes(experiment: Experiment, tasks: Sequence[_TaskRows], reporter: Reporter) -> tuple[FinetunePlan, ...]:
+    """The teachers that are not trained yet; equal ones are trained once."""
+    found: dict[Path, FinetunePlan] = {}
+    for task, view, _, rows in tasks:
+        for name, one in teacher_views(view).items():
+            run = RunFolder.of(one, "finetune").path if is_to_train(one) else None
+            if run is not None and run not in found:
+                reporter.say(f"measuring the fine-tuning of {one.teacher.model} ...")
+                label = "/".join(part for part in (task, name) if part) or experiment.name
+                labelled = rows.training.slice(0, rows.num_labelled)
+                found[run] = finetune_plan(one, rows.labels.names, labelled, label)
+    return tuple(found.values())
 
 
 def _live_because(experiment: Experiment) -> str | None:

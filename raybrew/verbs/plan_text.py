@@ -9,33 +9,31 @@ from typing import TYPE_CHECKING
 from raybrew.verbs.amounts import Sizes
 
 if TYPE_CHECKING:
-    from raybrew.verbs.planned import Plan, StorePlan, StudentPlan
+    from raybrew.verbs.planned import FinetunePlan, Plan, StorePlan, StudentPlan, TrainingPlan
 
 __all__ = ["plan_html", "plan_tables"]
 
 
 def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Title and rows of each store, and of the training."""
-    tables = [_store(store) for store in plan.stores]
+    """Title and rows of each teacher that is to be trained, of each store, and of the training."""
+    tables = [*map(_finetune, plan.finetunes), *map(_store, plan.stores)]
     training = plan.training
-    devices = {store.device for store in plan.stores} | ({training.device} if training is not None else set())
+    trained = [each.training for each in plan.finetunes] + ([training] if training is not None else [])
+    devices = {store.device for store in plan.stores} | {each.device for each in trained}
     device = "GPU" if "cuda" in devices else "CPU"
     rows: list[tuple[str, str]] = []
     if plan.student is not None:
         rows += _student(plan.student)
     if training is not None:
         rows += [
-            (
-                f"{training.unit_name}, steps",
-                f"{training.rows} {training.unit_name}, {training.steps} steps in {round(training.epochs, 2):g} "
-                f"epoch{'' if training.epochs == 1 else 's'}",
-            ),
+            _amount(training),
             ("a step", f"{1000 * training.step_seconds:.1f} ms (student alone, {device})"),
             ("an epoch", f"{_time(training.epoch_seconds)} (workers: {training.workers})"),
             ("one training", _time(training.worker_seconds / training.workers)),
         ]
         if plan.stores:
             rows.append(("reads", f"{Sizes.text(round(plan.read_rate))} a second from a store"))
+    finetune = "finetune and " if plan.finetunes else ""
     for name, seconds in (("with a store", plan.stored_seconds), ("teacher live", plan.live_seconds)):
         if plan.stores and not (plan.live_because and name == "with a store"):
             price = ""
@@ -43,13 +41,33 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
                 price = f", price {seconds / 3600 * plan.price_per_hour:.2f}"
             rows.append(
                 (
-                    f"{plan.trials} training{'s' if plan.trials > 1 else ''}, {name}",
+                    f"{finetune}{plan.trials} training{'s' if plan.trials > 1 else ''}, {name}",
                     f"{_time(seconds)} of one {device} worker ({seconds / 3600:.2f} {device} hours{price})",
                 )
             )
     if plan.stores and not plan.live_because:
         rows.append(("break-even", f"1 pass over the rows; here are {round(plan.passes, 2):g}"))
     return [*tables, (f"training {plan.name}", rows)]
+
+
+def _amount(training: TrainingPlan) -> tuple[str, str]:
+    epochs = f"{round(training.epochs, 2):g} epoch{'' if training.epochs == 1 else 's'}"
+    return (
+        f"{training.unit_name}, steps",
+        f"{training.rows} {training.unit_name}, {training.steps} steps in {epochs}",
+    )
+
+
+def _finetune(plan: FinetunePlan) -> tuple[str, list[tuple[str, str]]]:
+    training = plan.training
+    device = "GPU" if training.device == "cuda" else "CPU"
+    rows = [
+        ("teacher", plan.teacher),
+        _amount(training),
+        ("a step", f"{1000 * training.step_seconds:.1f} ms ({device})"),
+        ("in all", f"{_time(training.worker_seconds / training.workers)} (workers: {training.workers})"),
+    ]
+    return f"finetune of {plan.label}", rows
 
 
 def plan_html(plan: Plan) -> str:

@@ -32,7 +32,7 @@ from raybrew.verbs.planned import TrainingPlan
 from raybrew.verbs.prepare import task_of, units_of
 from raybrew.verbs.vocabulary import tokenizer_source
 
-__all__ = ["probe_inputs", "together", "training_plan"]
+__all__ = ["probe_inputs", "step_seconds", "together", "training_plan"]
 
 _PROBE_STEPS = 6
 
@@ -63,7 +63,7 @@ def training_plan(
     for stage, losses, start, end in zip(objective.stages, view.distill.parts, (0, *ends[:-1]), ends, strict=True):
         wanted = stage.student_request or frozenset({LOGITS})
         run = None if losses.theseus is None else _hybrid(view, student.model, sources[None], losses.theseus, device)
-        one = _step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device, run)
+        one = step_seconds(view, student.model, order, wanted, lengths, sample.items is not None, device, run)
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
@@ -71,7 +71,7 @@ def training_plan(
     return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
 
 
-def _step_seconds(
+def step_seconds(
     view: Experiment,
     student: Any,
     order: Order,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-__all__ = ["Plan", "StorePlan", "StudentPlan", "TrainingPlan"]
+__all__ = ["FinetunePlan", "Plan", "StorePlan", "StudentPlan", "TrainingPlan"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,15 @@ class TrainingPlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class FinetunePlan:
+    """The training of a teacher that is not fine-tuned yet, as `raybrew finetune` runs it."""
+
+    label: str
+    teacher: str
+    training: TrainingPlan
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What an experiment will take. Device seconds add up what all actors and workers are busy."""
 
@@ -100,6 +109,13 @@ class Plan:
     live_because: str | None = None  #: why no store can hold what is asked
     trains_in_teacher: bool = False
     student: StudentPlan | None = None
+    finetunes: tuple[FinetunePlan, ...] = ()
+    """Teachers that are to be trained first; each is trained once, whatever the number of trials."""
+
+    @property
+    def finetune_seconds(self) -> float:
+        """Device seconds of training the teachers."""
+        return sum(each.training.worker_seconds for each in self.finetunes)
 
     @property
     def passes(self) -> float:
@@ -118,13 +134,13 @@ class Plan:
 
     @property
     def stored_seconds(self) -> float:
-        """Device seconds with one pass of the teacher."""
-        return self.teacher_seconds + self.student_seconds
+        """Device seconds with one pass of the teacher, its training included."""
+        return self.finetune_seconds + self.teacher_seconds + self.student_seconds
 
     @property
     def live_seconds(self) -> float:
-        """Device seconds with the teacher in every step."""
-        return self.passes * self.teacher_seconds + self.student_seconds
+        """Device seconds with the teacher in every step, its training included."""
+        return self.finetune_seconds + self.passes * self.teacher_seconds + self.student_seconds
 
     @property
     def read_rate(self) -> float:
@@ -156,8 +172,14 @@ class Plan:
             return "run the teacher live (teacher.source=live): its outputs would be read once only"
         return (
             f"store: the teacher runs once instead of {round(self.passes, 2):g} times{self._trials_text}, "
-            f"{self.live_seconds / max(self.stored_seconds, 1e-9):.1f} times less device time than live"
+            f"{self._live_ratio:.1f} times less device time than live"
         )
+
+    @property
+    def _live_ratio(self) -> float:
+        """Live over stored; the teacher's own training is the same in both."""
+        mine = self.finetune_seconds
+        return (self.live_seconds - mine) / max(self.stored_seconds - mine, 1e-9)
 
     @property
     def _trials_text(self) -> str:
@@ -190,6 +212,7 @@ class Plan:
                 | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
                 for store in self.stores
             ],
+            "finetune": [dataclasses.asdict(each) for each in self.finetunes],
             "student": None if self.student is None else dataclasses.asdict(self.student),
             "training": None
             if training is None

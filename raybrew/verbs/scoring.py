@@ -20,6 +20,7 @@ from raybrew.exports.folder import write_card
 from raybrew.models.loading import ModelSource, has_head
 from raybrew.reports.collect import load_run
 from raybrew.tasks.scores import save_scores
+from raybrew.tracking.wandb import add_test
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.choose import teacher_sources
 from raybrew.verbs.evaluate import Evaluation, evaluate_ensemble, evaluate_rows, evaluate_teacher, evaluation_rows
@@ -27,7 +28,7 @@ from raybrew.verbs.job import joint_metrics
 from raybrew.verbs.prepare import Rows
 from raybrew.verbs.reporter import Reporter
 
-__all__ = ["keep_scores", "score_run", "scored", "write_cards"]
+__all__ = ["keep_scores", "mirror_test", "score_run", "scored", "write_cards"]
 
 
 def score_run(folder: Path, reporter: Reporter, experiment: Experiment | None = None) -> dict[str, Any] | None:
@@ -48,6 +49,7 @@ def score_run(folder: Path, reporter: Reporter, experiment: Experiment | None = 
         whole = {**summary, **found}
         write_cards(experiment, run, whole, load_run(folder).command or "")
         run.finish(whole)
+        mirror_test(experiment, run, whole)
     test: dict[str, Any] = found["test"]
     return test
 
@@ -101,6 +103,13 @@ def scored(experiment: Experiment, summary: Mapping[str, Any], folder: Path, rep
     }
     teacher = _teacher(views, summary, {name: each for name, (each, _) in rows.items()}, folder, reporter)
     return {"test": test} | ({} if teacher is None else {"teacher": {**summary["teacher"], "test": teacher}})
+
+
+def mirror_test(experiment: Experiment, run: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Add the values on data.test to the summary of the run's W&B run, where it has one."""
+    config, test = experiment.tracking.wandb, summary.get("test")
+    if config is not None and test:
+        add_test(config, experiment=experiment.name, job_type=str(summary.get("verb")), folder=run.path, test=test)
 
 
 def keep_scores(folder: Path, task: str | None, name: str, found: Evaluation) -> None:

@@ -22,7 +22,7 @@ from raybrew.verbs.job import run_job
 from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.reporter import Reporter, follow_metrics
 from raybrew.verbs.result import RunResult
-from raybrew.verbs.scoring import scored, write_cards
+from raybrew.verbs.scoring import mirror_test, scored, write_cards
 from raybrew.verbs.timing import student_latency, timed_inputs
 
 __all__ = ["command_line", "facts_of_model", "train_run"]
@@ -106,6 +106,7 @@ def train_run(
         summary |= scored(experiment, summary, run.path, reporter)
     write_cards(experiment, run, summary, command)
     run.finish(summary)
+    mirror_test(experiment, run, summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()
     return RunResult(run.path, summary)

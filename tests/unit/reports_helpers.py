@@ -7,10 +7,14 @@ import json
 import math
 import random
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+
+from raybrew.tasks.scores import answers_key, label_counts, one_hot, save_scores
 
 TEACHER_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG: dict[str, Any] = {
@@ -175,3 +179,47 @@ def _write_metrics(
     if done:
         lines.append({"step": steps, "time": 0.19 * steps, "kind": "event", "event": "finished", "message": "finished"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def add_answers(folder: Path, name: str, truth: Sequence[int], answers: Sequence[int], labels: Sequence[str]) -> float:
+    """Row scores `name` of a classifier in a run folder, and its accuracy."""
+    size, gold, given = len(labels), np.asarray(truth), np.asarray(answers)
+    scores = label_counts(
+        "classes",
+        labels,
+        right=one_hot(np.where(gold == given, gold, -1), size),
+        named=one_hot(given, size),
+        true=one_hot(gold, size),
+        key=answers_key(gold),
+    )
+    save_scores(folder / "scores" / f"{name}.npz", scores)
+    return scores.metrics()["accuracy"]
+
+
+def judged_run(
+    root: Path,
+    role: str,
+    truth: Sequence[int],
+    answers: dict[str, Sequence[int]],
+    labels: Sequence[str] = ("no", "yes"),
+    **options: Any,
+) -> Path:
+    """A run with row scores: `answers` by name (`eval`, `test`, `teacher-eval`, `teacher-test`), all to `truth`."""
+    means = {name: float(np.mean(np.asarray(truth) == np.asarray(given))) for name, given in answers.items()}
+    facts: dict[str, Any] = {"rows": {"train": 3200, "unlabeled": 0, "eval": len(truth)}}
+    if "test" in answers:
+        metrics = {"accuracy": means["test"]}
+        facts["test"] = {"metrics": metrics, "value": means["test"], "metric": "accuracy", "rows": len(truth),
+                         "source": "test.tsv"}  # fmt: skip
+    if "teacher-test" in answers:
+        facts["teacher"] = {
+            "model": TEACHER_MODEL,
+            "parameters": SIZES["teacher"]["parameters"],
+            "metrics": {"accuracy": means.get("teacher-eval", means["teacher-test"])},
+            "test": {"metrics": {"accuracy": means["teacher-test"]}, "rows": len(truth)},
+        }
+    options = {"teacher_accuracy": means.get("teacher-eval"), **options}
+    folder = make_run(root, role, accuracy=means["eval"], summary=facts | options.pop("summary", {}), **options)
+    for name, given in answers.items():
+        add_answers(folder, name, truth, given, labels)
+    return folder

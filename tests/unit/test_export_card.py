@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybrew.exports.card import model_card
+from raybrew.exports.card import model_card, summary_of_task
 
 SUMMARY: dict[str, Any] = {
     "verb": "distill",
@@ -92,7 +92,7 @@ def test_card_says_what_is_known() -> None:
     assert "| accuracy | 0.9100 | 0.9300 | 0.8800 |" in card
     assert "| macro\\_f1 |  | 0.9250 |  |" in card
     assert "eval/rows" not in card
-    assert "872 evaluation rows" in card
+    assert "Measured on 872 rows of data.eval" in card
     assert "13.3 % of the teacher's 108,000,000 parameters" in card
     assert "| latency | student | teacher |" in card
     assert "| batch 32 | 0.75 | 4.50 |" in card
@@ -106,6 +106,39 @@ def test_card_says_what_is_known() -> None:
     assert "Labels, in the order of the outputs: negative, positive." in card
     assert card.endswith("\n")
     assert "None" not in card
+
+
+def test_a_card_leads_with_rows_that_chose_nothing_and_tells_what_was_chosen() -> None:
+    known = {
+        "test": {"metric": "accuracy", "value": 0.89, "metrics": {"accuracy": 0.89}, "rows": 4000},
+        "teacher": {**SUMMARY["teacher"], "test": {"metrics": {"accuracy": 0.925}, "rows": 4000}},
+        "control": {**SUMMARY["control"], "test": {"metrics": {"accuracy": 0.87}}},
+        "chosen": {"rows": 872, "checkpoints": 12, "configurations": 16},
+        "compared": ["accuracy over seeds: +2.0 (+0.5 to +3.5): a gain"],
+    }
+    card = model_card(SUMMARY | known)
+    first, second = card.index("| metric, data.test |"), card.index("| metric, data.eval |")
+    assert first < second
+    assert "| accuracy | 0.8900 | 0.9250 | 0.8700 |" in card
+    assert "Measured on 4,000 rows of data.test, which chose nothing." in card
+    assert "Best of 16 configurations and best of 12 checkpoints, chosen on 872 rows of data.eval" in card
+    assert "Accuracy over seeds" in card
+    plain = model_card(SUMMARY | {"chosen": {"rows": 872, "checkpoints": 12}})
+    assert "Best of 12 checkpoints, chosen on 872 rows of data.eval" in plain
+    assert "data.test" not in plain
+
+
+def test_the_card_of_one_task_tells_its_own_test_rows() -> None:
+    whole = {
+        "name": "both",
+        "test": {"metrics": {"mean": 0.8, "a.accuracy": 0.9, "b.f1": 0.7}, "rows": 10},
+        "teacher": {"metrics": {"a.accuracy": 0.95}, "members": {"a": {"model": "t"}},
+                    "test": {"metrics": {"a.accuracy": 0.94}, "rows": 10}},
+    }  # fmt: skip
+    own = summary_of_task(whole, "a")
+    assert own["test"]["metrics"] == {"accuracy": 0.9}
+    assert own["teacher"]["test"]["metrics"] == {"accuracy": 0.94}
+    assert summary_of_task({"name": "x"}, "a") == {"name": "x: a"}
 
 
 def test_the_hub_reads_the_metadata() -> None:

@@ -139,7 +139,21 @@ def test_a_plan_before_the_teacher_is_trained(project: Path, tmp_path: Path) -> 
     experiment = load_experiment(
         project, ["teacher.finetune={epochs: 1}", f"store.storage_path={tmp_path}", "distill.matches=[]"]
     )
-    assert set(plan(experiment).stores[0].bytes) == {"examples", "logits", "index"}
+    found = plan(experiment)
+    assert set(found.stores[0].bytes) == {"examples", "logits", "index"}
+    ((finetune,), training) = (found.finetunes, found.training)
+    assert training is not None
+    # 100 rows in batches of 32, once.
+    assert (finetune.training.rows, finetune.training.steps, finetune.training.epochs) == (100, 4, 1.0)
+    assert finetune.training.worker_seconds > 0
+    rest = found.teacher_seconds + found.student_seconds
+    assert found.stored_seconds == pytest.approx(rest + finetune.training.worker_seconds)
+    assert found.plain()["finetune"][0]["training"]["steps"] == 4
+    assert any(title.startswith("finetune of") for title, _ in plan_tables(found))
+
+
+def test_a_teacher_that_is_trained_is_not_planned_again(project: Path) -> None:
+    assert plan(load_experiment(project)).finetunes == ()
 
 
 def made(bytes_: int = 100, free: int | None = 1000, epochs: float = 3.0, trials: int = 1) -> Plan:

@@ -18,6 +18,7 @@ from raybrew.sweeps import run as module
 from raybrew.sweeps import tuning
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.tuning import _Brain, _Listener
+from raybrew.verbs.reporter import QuietReporter
 
 SWEEP = {"space": {"distill.temperature": [1, 2]}, "search": "grid", "controls": False}
 INFO = RayInfo(True, "here", None, 2.0, 0.0)
@@ -84,7 +85,15 @@ def test_stopped_anywhere_it_is_interrupted_and_goes_on(
     folder = module.sweep_folder(experiment)
     closed = {"steps are counted": None, "report": "finished"}.get(at, "interrupted")
     assert load_sweep(folder).closed == closed
-    result = module.sweep(experiment)
+    said: list[str] = []
+
+    class Told(QuietReporter):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    result = module.sweep(experiment, reporter=Told())
+    told = [line for line in said if "continuing" in line]
+    assert told == ([] if at == "report" else [f"{done} of 2 trials done, continuing"])
     assert load_sweep(folder).closed == "finished"
     assert len(result.record.trials_of("done")) == 2
     assert reports == [folder], "once, by the second call"

@@ -172,10 +172,10 @@ def test_reports_take_sweeps_runs_and_both(folder: Path, tmp_path: Path) -> None
     page = report([folder], tmp_path / "r.html")
     text = page.read_text()
     for part in ("Sweep sweep-x", "Effect of temperature", "Effect of each match set", "Parallel coordinates", "n = 12",
-                 "3200 rows read once for all trials", "raybrew sweep e.yaml", "Best: the highest accuracy",
+                 "3,200 rows read once for all trials", "raybrew sweep e.yaml", "Best: the highest accuracy",
                  "Quality against parameters"):  # fmt: skip
         assert part in text, part
-    assert text.index("Best student") < text.index("Comparison") < text.index("Search") < text.index("Trials</h2>")
+    assert text.index("Chosen student") < text.index("Comparison") < text.index("Search") < text.index("Trials</h2>")
     assert text.count("plotly.js v") <= 2, "plotly stands in the page once"
     own = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"(src|href)=\"https?:", own)

@@ -16,7 +16,7 @@ from raybrew.config.tracking import TrackingConfig, WandbConfig
 from raybrew.tracking.base import Tracker, scalars
 from raybrew.tracking.tensorboard import TensorBoardTracker
 from raybrew.tracking.trackers import SafeTrackers, build_trackers
-from raybrew.tracking.wandb import WandbTracker
+from raybrew.tracking.wandb import WandbTracker, add_test
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 
@@ -173,6 +173,28 @@ def test_wandb_offline_says_how_to_sync_and_continues_its_run(
     assert b"do-not-send-this" not in data
     assert b"train/loss/kd" in data
     assert b"best/accuracy" in data
+
+
+@needs_wandb
+def test_values_on_test_rows_join_the_wandb_run_of_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = WandbConfig(mode="offline", project="tests")
+    test = {"metric": "accuracy", "value": 0.875, "metrics": {"accuracy": 0.875, "mcc": 0.5}, "rows": 400}
+    add_test(config, experiment="exp", job_type="distill", folder=tmp_path, test=test)
+    assert not (tmp_path / "wandb").exists(), "W&B does not know the run"
+    tracker = WandbTracker(config, experiment="exp", job_type="distill")
+    tracker.start(tmp_path.name, {}, tmp_path, resume=False)
+    tracker.finish("done")
+    add_test(config, experiment="exp", job_type="distill", folder=tmp_path, test=test)
+    runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    data = b"".join(path.read_bytes() for path in runs[1].rglob("*.wandb"))
+    assert b"test/accuracy" in data
+    assert b"test/mcc" in data
+    same = json.loads((tmp_path / "wandb" / "raybrew-run.json").read_text())["id"]
+    assert all(same in path.name for path in runs)
 
 
 @needs_wandb
