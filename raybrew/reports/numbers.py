@@ -49,6 +49,10 @@ def show_value(
     """
     if value is None:
         return ABSENT
+    if metric == LOSS:
+        # Losses of layers may be of any size.
+        text = f"{value:+.4g}" if signed else f"{value:.4g}"
+        return text.replace("-", "−") if spread is None else f"{text} ± {spread:.2g}"
     decimals = 1 if rows is None or rows <= 2000 else 2
     decimals += 0 if metric in PERCENT_METRICS else 2
     scale = metric_scale(metric)
