@@ -45,7 +45,8 @@ SCHEDULERS = {
     "median": "a trial stops when its best is below the median of the others' averages up to the same share of steps",
 }
 OBJECTIVES = {
-    "quality": "`task.metric` of the best checkpoint, as high as possible",
+    "quality": "`task.metric` of the best checkpoint, as high as possible; where nothing trains the head its "
+    "evaluation loss, as low as possible",
     "parameters": "number of the student's parameters, as low as possible",
     "megabytes": "size of the student's weights, as low as possible",
     "latency": "the student's time for one example divided by its teacher's, as low as possible; each trial times both "
@@ -178,7 +179,8 @@ class ResourcesConfig(Section):
 
 
 class SweepConfig(Section):
-    """What `raybrew sweep` tries. `quality` is `task.metric`; trials are runs of `raybrew distill`."""
+    """What `raybrew sweep` tries. `quality` is `task.metric`, or, where nothing trains the head, minus the evaluation
+    loss; trials are runs of `raybrew distill`."""
 
     space: dict[str, ParameterConfig] = Field(default_factory=dict)
     """Dotted key -> its values: `distill.temperature: [1, 4, 8]`, `train.learning_rate: {loguniform: [1e-5, 1e-3]}`,

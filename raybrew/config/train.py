@@ -16,9 +16,10 @@ class EarlyStoppingConfig(Section):
     """End training when evaluations stop getting better."""
 
     patience: int = Field(default=3, ge=1)
-    """End after so many evaluations in a row without a better value of `task.metric`."""
+    """End after so many evaluations in a row without a better value of `task.metric`, or, where nothing trains the head
+    in the last stage, of the evaluation loss."""
     min_delta: float = Field(default=0.0, ge=0)
-    """A value is better if it exceeds the best one so far by more than this."""
+    """A value counts as better if it beats the best one so far by more than this."""
 
 
 class TrainConfig(Section):

@@ -68,6 +68,10 @@ def show_value(
     """
     if value is None:
         return ABSENT
+    if metric == LOSS:
+        # Losses of layers may be of any size.
+        text = f"{value:+.4g}" if signed else f"{value:.4g}"
+        return text.replace("-", "−") if spread is None else f"{text} ± {spread:.2g}"
     decimals = _decimals(metric, rows)
     scale = metric_scale(metric)
     if spread and round(spread * scale, decimals) == 0:

@@ -31,7 +31,7 @@ from raybrew.training.context import LocalContext
 from raybrew.verbs.distill import distill
 
 #: What the cases train, in turn: with dropout, projections, accumulation, early stopping, any rhythm of checkpoints,
-#: and in stages.
+#: in stages, and without a loss on logits.
 VARIANTS = (
     ("teacher.source=live", "train.checkpoint_steps=1"),
     ("teacher.source=store", "train.checkpoint_steps=3", "train.micro_batch_size=5", "train.eval_steps=7"),
@@ -49,6 +49,15 @@ VARIANTS = (
         "train.micro_batch_size=5",
         "distill.method=theseus",
         "distill.matches=[]",
+    ),
+    (  # judged by the evaluation loss of the layers
+        "teacher.source=store",
+        "train.checkpoint_steps=2",
+        "train.eval_steps=3",
+        "distill.kd_weight=0",
+        "distill.hard_label_weight=0",
+        "train.learning_rate=0.05",
+        "train.early_stopping={patience: 4, min_delta: 0.0001}",
     ),
 )
 #: Values that depend on the clock and the machine.
