@@ -26,6 +26,8 @@ __all__ = ["confirms_order", "model_cautions", "renamed_outputs", "unnamed_outpu
 
 #: Another order is told of if chance alone would give one that fits so well this rarely.
 _CHANCE = 1e-3
+#: How much more often it must be right about the labels that it moves.
+_CLEARLY = 1.5
 #: With more labels the best order takes too long to find.
 _MOST_LABELS = 2000
 #: Correlation from which on numbers follow the labels, on whatever scale.
@@ -98,7 +100,7 @@ def better_order(counts: LabelCounts) -> tuple[int, ...] | None:
     """Label of each output in the order that fits best, if it is clearly better than the one in use.
 
     It must gain more than the best of all orders could by chance (McNemar's exact test, times the number of orders), be
-    right twice as often about the labels that move, and beat the answer that reads no text.
+    right clearly more often about the labels that move, and beat the answer that reads no text.
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.special import gammaln
@@ -116,7 +118,7 @@ def better_order(counts: LabelCounts) -> tuple[int, ...] | None:
     if not len(moved):
         return None
     gained, lost = int(matrix[order[moved], moved].sum()), int(matrix[moved, moved].sum())
-    if gained < 2 * lost:
+    if gained < _CLEARLY * lost:
         return None
     if binom.logsf(gained - 1, gained + lost, 0.5) + gammaln(size + 1) > math.log(_CHANCE):
         return None

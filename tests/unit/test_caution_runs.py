@@ -22,6 +22,7 @@ from raybrew.reports.cautions import cautions_of, sentences_of
 from raybrew.reports.collect import load_run
 from raybrew.reports.compare import compare
 from raybrew.reports.decision import decide
+from raybrew.sweeps.prepare import prepare_teachers
 from raybrew.verbs.reporter import LineReporter
 
 NAMES = ("bad", "good")
@@ -253,6 +254,35 @@ def test_rows_are_told_once_and_kept(trained: Path, tmp_path: Path) -> None:
     run = raybrew.distill(experiment, reporter=reporter)
     assert told() == first
     assert [caution["kind"] for caution in run.summary["cautions"]] == kinds
+
+
+def test_rows_of_several_teachers_and_tasks(trained: Path, tmp_path: Path) -> None:
+    """Told once for all teachers of a task, with the key of the task; a sweep tells them before its trials."""
+    doubtful = write(tmp_path / "doubtful.jsonl", [*rows_of(30, 1), *rows_of(5, 1)])
+    finetune = {"epochs": 1, "max_steps": 1, "threads": 1}
+    members = {name: {"model": str(trained), "finetune": {**finetune, "seed": seed}} for seed, name in enumerate("ab")}
+    lines: list[str] = []
+    reporter = LineReporter(lines.append)
+    experiment = experiment_of(tmp_path, trained, data={"train": doubtful}, teacher={"model": None, "members": members})
+    assert len(raybrew.finetune_all(experiment, reporter=reporter)) == 2
+    assert len([line for line in lines if "data.train:" in line]) == 1
+    lines.clear()
+    part = {"data": {"train": doubtful, "eval": str(experiment.data.eval)}, "teacher": {"model": str(trained)}}
+    several = build_experiment(
+        {
+            "name": "several",
+            "task": {"kind": "multi", "tasks": {"one": part, "two": part}},
+            "student": {"shape": {"layers": 1}},
+            "train": {"max_steps": 1, "batch_size": 16, "threads": 1},
+            "store": {"storage_path": str(tmp_path / "runs"), "launcher": "local"},
+            "sweep": {"space": {"distill.temperature": [1.0, 2.0], "train.batch_size": [8, 16]}},
+        }
+    )
+    keys = ["task.tasks.one.data.train", "task.tasks.two.data.train"]
+    _, cautions, _ = distilled(several)
+    assert [caution.split for caution in cautions] == keys
+    prepare_teachers(several, 4, reporter)
+    assert [line.split(":")[1].strip() for line in lines if ".data.train:" in line] == keys
 
 
 def test_evaluated_rows_that_were_trained_on(trained: Path, tmp_path: Path) -> None:
