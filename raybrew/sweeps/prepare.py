@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from raybrew.config import Experiment
+from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.views import one_teacher, task_views
+from raybrew.data.multi_task import TaskSchedule
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RaybrewError
 from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.reader import Store, describe
+from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
+from raybrew.training.encoded import Epochs, build_order, evaluation_steps, total_steps
 from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
@@ -32,7 +36,7 @@ from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.teachers import check_tokenizers, ready_teachers
 from raybrew.verbs.vocabulary import student_tokens
 
-__all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
+__all__ = ["TeacherPass", "control_steps", "likely_values", "prepare_teachers"]
 
 #: Configurations that `random` is going to draw are known; more than this many are not drawn twice for it.
 _MANY = 2000
@@ -92,18 +96,52 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
     return passes
 
 
-def control_epochs(base: Experiment, reporter: Reporter) -> int:
-    """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
-    views = task_views(base).values()
-    alone = all(view.data.unlabeled is None and view.data.augment is None for view in views)
-    if alone or base.sweep is None or not base.sweep.controls:
-        return base.train.epochs
-    labelled, unlabeled = 0, 0
-    for view in views:
-        rows = read_rows(view, next(iter(teacher_sources(view, None).values()), None), reporter.say)
-        labelled += rows.num_labelled
-        unlabeled += rows.num_unlabeled
-    return max(1, round(base.train.epochs * (labelled + unlabeled) / labelled))
+def control_steps(reporter: Reporter) -> StepsOf:
+    """A function that gives a control of fewer rows the steps and evaluations of its student.
+
+    Without it more evaluations of a control, each after fewer steps, would choose its best checkpoint from more.
+    """
+
+    def steps_of(candidate: Experiment, control: Experiment) -> dict[str, Any]:
+        theirs, own = _epochs_of(candidate, reporter), _epochs_of(control, reporter)
+        train = candidate.train
+        steps = total_steps(theirs, train)
+        every = train.eval_steps
+        if every is None:
+            evaluations = evaluation_steps(theirs, train)
+            every = theirs.first_step(train.eval_epochs or 1)
+            if math.ceil(steps / every) != len(evaluations):  # epochs by tokens differ in length
+                every = math.ceil(steps / len(evaluations))
+        return {
+            "train.epochs": own.epoch_of(steps - 1) + 1,
+            "train.max_steps": steps,
+            "train.eval_steps": every,
+            "train.eval_epochs": None,
+            "train.checkpoint_epochs": None,
+        }
+
+    return steps_of
+
+
+def _epochs_of(experiment: Experiment, reporter: Reporter) -> Epochs:
+    """How the steps of a student's training divide into epochs."""
+    shape = student_teacher(experiment)
+    tasks = []
+    for name, view in task_views(experiment).items():
+        sources = teacher_sources(view)
+        rows = read_rows(view, next(iter(sources.values()), None), reporter.say)
+        request = request_of(view, sources, rows.labels.names, shape) if sources else ()
+        asked = [one for member, one in sources.items() if request_of_member(request, member, weight_of(view, member))]
+        tasks.append((name, view, rows, asked))
+    tokens = student_tokens(experiment, shape, [(view, rows.training) for _, view, rows, _ in tasks], reporter.say)
+    orders = {
+        name or "": build_order(encode(view, rows.training, tokens, *asked).lengths, experiment.train)
+        for name, view, rows, asked in tasks
+    }
+    task = experiment.task
+    if isinstance(task, MultiTaskConfig):
+        return TaskSchedule(orders, task.tau, experiment.train.seed)
+    return orders[""]
 
 
 class _Member(NamedTuple):

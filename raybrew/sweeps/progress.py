@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raybrew.reports.numbers import metric_scale, metric_title, show_seconds
-from raybrew.reports.sweeps import CANDIDATE, TrialRecord
+from raybrew.reports.trials import CANDIDATE, TrialRecord
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.trials import OVER, value_of
 from raybrew.verbs.reporter import QuietReporter, Reporter

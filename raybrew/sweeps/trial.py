@@ -60,15 +60,16 @@ def run_trial(config: Mapping[str, Any]) -> None:
     before = _trained_seconds(folder)
     try:
         pause = _has_paused(folder, until, metric)
-        outcome = {"status": "paused", **pause} if pause else _distill(experiment, spec["command"], report, metric)
+        if pause:
+            outcome = {"status": "paused", **pause}
+        else:
+            outcome = _distill(experiment, spec["command"], report, metric, spec["needs_student"])
     except Interrupted as error:
         if stopped.is_set():
             # As Tune ends a function itself: a return would make it report once more, and nobody listens any more.
             raise SystemExit(0) from None
-        outcome = {"status": "interrupted", "error": str(error)}
-        if pause is not None:
-            training = max(0.0, _trained_seconds(folder) - before)
-            outcome = {"status": "paused", **pause, "training_seconds": training}
+        outcome = {"status": "interrupted", "error": str(error)} if pause is None else {"status": "paused", **pause}
+        outcome["training_seconds"] = max(0.0, _trained_seconds(folder) - before)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {first}"[:500]}
@@ -83,7 +84,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     tune.report(outcome)
 
 
-def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> dict[str, Any]:
+def _distill(experiment: Experiment, command: str, report: Any, metric: str, needs_student: bool) -> dict[str, Any]:
     from raybrew.verbs.distill import distill
     from raybrew.verbs.prepare import keep_rows
 
@@ -98,7 +99,14 @@ def _distill(experiment: Experiment, command: str, report: Any, metric: str) -> 
     names = stage_names(experiment.distill)
     with _stop_workers(folder, report, metric, names[-1] if names else None) if several else _nothing():
         result = _when_unlocked(
-            lambda: distill(experiment, report=False, command=command, on_evaluation=None if several else report)
+            lambda: distill(
+                experiment,
+                report=False,
+                command=command,
+                on_evaluation=None if several else report,
+                needs_student=needs_student,
+                score_test=False,  # by the sweep, once all choices are made
+            )
         )
     summary = result.summary
     best = summary.get("best") or {}
@@ -143,11 +151,12 @@ def _when_unlocked(call: Any) -> Any:
 
 
 def _trained_seconds(folder: Path) -> float:
-    """Training time that an unfinished run has behind it."""
+    """Training time that an unfinished run has behind it: up to its last checkpoint, from which it goes on."""
     from raybrew.tracking.jsonl import read_metrics
 
-    times = [record["time"] for record in read_metrics(folder / "metrics.jsonl") if "time" in record]
-    return float(max(times, default=0.0))
+    reached = max(Checkpoints(folder / "checkpoints", 1).steps(), default=0)
+    records = [record for record in read_metrics(folder / "metrics.jsonl") if "time" in record]
+    return float(max((record["time"] for record in records if record["step"] <= reached), default=0.0))
 
 
 @contextmanager
