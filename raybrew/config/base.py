@@ -43,6 +43,10 @@ class Section(BaseModel):
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), use_attribute_docstrings=True
     )
 
+    def is_identity(self, name: str) -> bool:
+        """Whether the value of field `name` decides what a run computes, where its mark alone does not tell."""
+        return True
+
 
 def identity_of(section: Section) -> dict[str, Any]:
     """The plain values of `section` that decide what a run computes.
@@ -55,6 +59,8 @@ def identity_of(section: Section) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("identity") is False:
             continue
         value = getattr(section, name)
+        if not section.is_identity(name):
+            continue
         if isinstance(extra, dict) and extra.get("identity") == "when_set" and value == field.default:
             continue
         result[name] = _plain(value)

@@ -60,10 +60,18 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Probl
 
 def _data(data: DataConfig) -> list[Problem]:
     problems = []
-    for rows, source in (("train_rows", data.train), ("eval_rows", data.eval), ("unlabeled_rows", data.unlabeled)):
-        name = rows.removesuffix("_rows")
-        if getattr(data, rows) is not None and source is None:
+    for name in ("train", "eval", "test", "unlabeled"):
+        rows = f"{name}_rows"
+        if getattr(data, rows) is not None and getattr(data, name) is None:
             problems.append(Problem(f"data.{rows}", f"given {getattr(data, rows)}, but data.{name} names no source"))
+    if data.test_share is not None and data.train is None:
+        problems.append(
+            Problem(
+                "data.test",
+                f"given {data.test!r}, a share of data.train, which names no source; allowed without data.train: a "
+                "file, a folder or a hub name",
+            )
+        )
     return problems
 
 
@@ -401,9 +409,9 @@ def _store_url(url: str) -> list[Problem]:
 
 def _missing_data(data: DataConfig) -> list[Problem]:
     problems = []
-    for key in ("train", "eval", "unlabeled"):
+    for key in ("train", "eval", "test", "unlabeled"):
         source = getattr(data, key)
-        if source is None or data.format == "hub":
+        if source is None or data.format == "hub" or (key == "test" and data.test_share is not None):
             continue
         path = Path(source).expanduser()
         meant_as_file = path.is_absolute() or source.startswith((".", "~")) or source.lower().endswith(_FILE_ENDINGS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Section
@@ -29,6 +30,9 @@ FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
         ".arrow": "arrow",
     }
 )
+
+
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 class Columns(Section):
@@ -60,7 +64,11 @@ class DataConfig(Section):
     train: str | None = None
     """Labelled rows to train on: a file, a folder, or a hub name such as `glue/sst2`, optionally `:split`."""
     eval: str | None = None
-    """Labelled rows that choose the best checkpoint."""
+    """Labelled rows that choose the best checkpoint and, in a sweep, the best student."""
+    test: str | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """Labelled rows that choose nothing: teacher, students and controls are scored on them once, at the end. A source
+    like `eval`, or a share of `train` such as `10%`, which nothing is trained on. The share holds the same rows for
+    every seed and every order of the file, and grows with the percentage."""
     unlabeled: str | None = None
     """Further rows that need no labels; the teacher's outputs are their targets. Without `train` they are
     all there is."""
@@ -72,6 +80,8 @@ class DataConfig(Section):
     """Use only this many training rows: a random subset that is the same for every seed."""
     eval_rows: int | None = Field(default=None, ge=1)
     """Use only this many evaluation rows."""
+    test_rows: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Use only this many test rows."""
     unlabeled_rows: int | None = Field(default=None, ge=1)
     """Use only this many unlabelled rows."""
     augment: AugmentConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
@@ -80,3 +90,25 @@ class DataConfig(Section):
     """`error` stops at bad rows, naming file, row and column; `skip` counts and lists what was left out."""
     cache: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Folder for encoded rows. Default: `<store.storage_path>/.cache`."""
+
+    @field_validator("test")
+    @classmethod
+    def _possible_share(cls, test: str | None) -> str | None:
+        share = _share_in(test)
+        if share is not None and not 0 < share < 1:
+            raise ValueError("a file, a folder, a hub name, or a share of data.train above 0% and below 100%")
+        return test
+
+    @property
+    def test_share(self) -> float | None:
+        """The share of `train` that is set aside for `test`, in (0, 1); None where `test` is a source of its own."""
+        return _share_in(self.test)
+
+    def is_identity(self, name: str) -> bool:
+        """Rows of their own that only score a model are no part of what it is; a share of `train` is."""
+        return name != "test" or self.test_share is not None
+
+
+def _share_in(test: str | None) -> float | None:
+    found = _SHARE.fullmatch(test) if test is not None else None
+    return float(found[1]) / 100 if found is not None else None

@@ -50,6 +50,8 @@ _FIXED = {
     "task.kind": "students must be judged by one metric",
     "data.eval": "students must be judged on the same rows",
     "data.eval_rows": "students must be judged on the same rows",
+    "data.test": "students must be scored on the same rows",
+    "data.test_rows": "students must be scored on the same rows",
     "data.cache": "it does not change what is learnt",
 }
 

@@ -34,6 +34,7 @@ _SET: Mapping[str, Any] = {
     "name": "my-experiment",
     "data.train": "train.jsonl",
     "data.eval": "eval.jsonl",
+    "data.test": "10%",
     "teacher.model": "path/or/hub-name",
     "teacher.finetune": {"epochs": 3, "learning_rate": 3.0e-5},
     "student.shape": "T3",

@@ -25,14 +25,17 @@ __all__ = [
     "RowSet",
     "Split",
     "example_id",
+    "in_share",
     "load_rows",
     "places_of",
     "row_ids",
+    "rows_beside",
     "rows_fingerprint",
+    "source_of",
     "subset_indices",
 ]
 
-Split = Literal["train", "eval", "unlabeled"]
+Split = Literal["train", "eval", "test", "unlabeled"]
 
 _ID_BYTES = 16
 _CHUNK_ROWS = 8192
@@ -50,6 +53,8 @@ class RowSet:
     labels: Labels
     skipped: tuple[BadRow, ...]
     source: str
+    set_aside: npt.NDArray[np.uint8] = dataclasses.field(default_factory=lambda: np.empty((0, _ID_BYTES), np.uint8))
+    """Ids of the rows of the source that belong to another split: of the training rows, those of `data.test`."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -77,6 +82,18 @@ def row_ids(table: pa.Table) -> npt.NDArray[np.uint8]:
     return np.concatenate(parts)
 
 
+def rows_beside(table: pa.Table, ids: npt.NDArray[np.uint8]) -> pa.Table:
+    """The rows of `table` whose ids (rows, 16) are not among `ids`."""
+    if not len(ids):
+        return table
+    known = np.unique(_as_keys(ids))
+    return table.filter(pa.array(~np.isin(_as_keys(row_ids(table)), known)))
+
+
+def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(ids).view(f"V{_ID_BYTES}").ravel()
+
+
 def rows_fingerprint(table: pa.Table) -> str:
     """32 hex digits that name the examples of `table`: the same for any order of rows and any labels."""
     halves = row_ids(table).view("<u8")
@@ -92,19 +109,21 @@ def subset_indices(num_rows: int, size: int) -> npt.NDArray[np.int64]:
 
 
 def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None = None) -> RowSet:
-    """The rows of `data.train`, `data.eval` or `data.unlabeled`.
+    """The rows of `data.train`, `data.eval`, `data.test` or `data.unlabeled`.
+
+    With a share of `data.train` as `data.test` the rows of that share are those of `test`, and none of `train`.
 
     Label names are those of `task.labels`, else `labels` (a teacher's, or those of the training rows), else the
     source's own class names, else the distinct labels of the training rows, sorted (numbers by value). Unlabelled rows
     have what the task puts where there is no label. DataError names file, row, line and column of the first bad rows,
     or says why the source as a whole cannot be used.
     """
-    text = getattr(data, split)
+    text = source_of(data, split)
     if text is None:
         raise ConfigError(f"data.{split} is not set; it names a file, a folder or a hub dataset")
     fixed = task.fixed_labels
     known = fixed if fixed is not None else labels or None
-    if known is None and split == "eval" and data.train is not None:
+    if known is None and split in ("eval", "test") and data.train is not None:
         known = load_rows(data, "train", task).labels
     try:
         return _read(data, split, text, task, known)
@@ -112,13 +131,18 @@ def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None 
         raise DataError(f"data.{split}: {error}") from error.__cause__
 
 
+def source_of(data: DataConfig, split: Split) -> str | None:
+    """What names the rows of a split: that of `data.train` where `data.test` is a share of it."""
+    return data.train if split == "test" and data.test_share is not None else getattr(data, split)
+
+
 def places_of(
     data: DataConfig, split: Split, task: Task, ids: Collection[bytes]
 ) -> dict[bytes, tuple[str, int, int | None]]:
     """File, row and line (of text files) where the examples of these ids first stand, by reading the source again."""
-    text = getattr(data, split)
+    text = source_of(data, split)
     found: dict[bytes, tuple[str, int, int | None]] = {}
-    for reader in open_source(resolve_source(text, data.format, split)):
+    for reader in open_source(resolve_source(str(text), data.format, _named_by(data, split))):
         for row, line, raw in reader.rows(task.columns, task.optional_columns):
             if isinstance(raw, BadRow):
                 continue
@@ -136,7 +160,7 @@ def places_of(
 def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None) -> RowSet:
     label_column = task.label_column if split != "unlabeled" else None
     columns = task.columns if label_column is None else (*task.columns, label_column)
-    source = resolve_source(text, data.format, split)
+    source = resolve_source(text, data.format, _named_by(data, split))
     skip = data.on_bad_row == "skip"
     rows = _Rows(task)
     labeller = Labeller(task, known) if label_column is not None else None
@@ -168,13 +192,34 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
         if task.names_labels:
             label = _renumbered(table.column("label").combine_chunks(), place)
             table = table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), label)
+    set_aside = np.empty((0, _ID_BYTES), np.uint8)
+    if data.test_share is not None and split in ("train", "test"):
+        ids = row_ids(table)
+        held = in_share(ids, data.test_share)
+        table = table.filter(pa.array(held if split == "test" else ~held))
+        set_aside = set_aside if split == "test" else ids[held]
+        if not table.num_rows:
+            raise DataError(
+                f"{source.name}: data.test={data.test} leaves no rows for data.{split}: {int(held.sum())} of "
+                f"{len(ids)} rows are in that share; choose another share, or name a file of test rows"
+            )
     size = getattr(data, f"{split}_rows")
     if size is not None and size < table.num_rows:
         table = table.take(subset_indices(table.num_rows, size))
     untrainable = task.untrainable(table, labels) if split == "train" else None
     if untrainable is not None:
         raise DataError(f"{source.name}: {untrainable}")
-    return RowSet(table, labels, tuple(bad), source.name)
+    return RowSet(table, labels, tuple(bad), source.name, set_aside)
+
+
+def in_share(ids: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.bool_]:
+    """Which of the ids (rows, 16) belong to a share of all texts; a smaller share lies within a larger one."""
+    # Ids are hashes of content, so half of one is a number drawn evenly.
+    return np.ascontiguousarray(ids[:, 8:]).view("<u8").ravel() < np.uint64(min(share * 2.0**64, 2.0**64 - 2048))
+
+
+def _named_by(data: DataConfig, split: Split) -> Split:
+    return "train" if split == "test" and data.test_share is not None else split
 
 
 class _Rows:

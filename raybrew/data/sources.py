@@ -23,7 +23,9 @@ from raybrew.errors import DataError
 __all__ = ["DEFAULT_SPLITS", "Source", "format_of", "open_source", "resolve_source"]
 
 #: Key of `data` -> the split that is read where the source has several and names none.
-DEFAULT_SPLITS: Mapping[str, str] = MappingProxyType({"train": "train", "eval": "validation", "unlabeled": "train"})
+DEFAULT_SPLITS: Mapping[str, str] = MappingProxyType(
+    {"train": "train", "eval": "validation", "test": "test", "unlabeled": "train"}
+)
 
 _TEXT_FORMATS = ("csv", "tsv", "jsonl", "conll")
 _SPLIT_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:\[[^\[\]]*\])?"

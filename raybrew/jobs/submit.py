@@ -272,6 +272,8 @@ def _named_files(config: Experiment) -> list[tuple[str, str]]:
     for task, view in task_views(config).items():
         prefix = f"task.tasks.{task}." if task is not None else ""
         found += [(f"{prefix}data.{key}", getattr(view.data, key)) for key in ("train", "eval", "unlabeled")]
+        if view.data.test_share is None:
+            found.append((f"{prefix}data.test", view.data.test))
         found.append((f"{prefix}teacher.model", view.teacher.model))
         found += [(f"{prefix}teacher.members.{name}.model", one.model) for name, one in view.teacher.members.items()]
     return [(key, value) for key, value in found if value is not None]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from raybrew.config import Columns, TaskConfig
     from raybrew.tasks.heads import Head
+    from raybrew.tasks.scores import RowScores
 
 __all__ = ["TASKS", "BadValue", "Labels", "Masking", "Task", "Units", "build_task"]
 
@@ -176,6 +177,10 @@ class Task(Protocol):
         `outputs` is what `outputs` of the head makes of the logits of units in order: (units, classes), or a list of
         (items, classes) for each.
         """
+        ...
+
+    def row_scores(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> RowScores:
+        """What each source row adds to the metrics. Takes what `metrics` takes; its `metrics()` are the same."""
         ...
 
     @property

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raybrew.tasks.heads import Head
+    from raybrew.tasks.scores import RowScores
 
 __all__ = ["Classification"]
 
@@ -73,6 +74,15 @@ class Classification(TextTask):
             "macro_f1": float(f1_score(label_ids, predicted, average="macro", labels=classes, zero_division=0.0)),
             "mcc": float(matthews_corrcoef(label_ids, predicted)),
         }
+
+    def row_scores(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> RowScores:
+        """Counts of each class."""
+        from raybrew.tasks.scores import answers_key, label_counts, one_hot
+
+        truth = units.values("label")
+        true, named = one_hot(truth, len(labels)), one_hot(outputs.argmax(axis=-1), len(labels))
+        key = answers_key(labels.names, units.values("id"), truth)
+        return label_counts("classes", labels.names, right=true.multiply(named), named=named, true=true, key=key)
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
         """The best label of each row with its probability, and the probability of every label."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raybrew.tasks.heads import Head
+    from raybrew.tasks.scores import RowScores
 
 __all__ = ["MaskedLM"]
 
@@ -153,6 +154,17 @@ class MaskedLM:
             "log_likelihood": log_likelihood,
             "perplexity": float(np.exp(min(-log_likelihood, 700.0))),
         }
+
+    def row_scores(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> RowScores:
+        """Of each text its hidden tokens, how many of them are guessed, and their summed log-probability."""
+        from raybrew.tasks.scores import answers_key, mean_scores
+
+        of_row = np.asarray(units.values("row"))
+        sums = np.zeros((int(of_row[-1]) + 1, 3))  # log-probability, right guesses, hidden tokens
+        for row, items in zip(of_row, outputs, strict=True):
+            sums[row] += [*items[:, :2].astype(np.float64).sum(axis=0), len(items)]
+        columns = {"accuracy": sums[:, 1], "log_likelihood": sums[:, 0], "tokens": sums[:, 2]}
+        return mean_scores("tokens", columns, answers_key(units.values("id"), sums[:, 2]))
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
         """`masks`: for each mask token of a text the best tokens, each with its probability. `labels`: all tokens.

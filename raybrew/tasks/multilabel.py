@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raybrew.tasks.heads import Head
+    from raybrew.tasks.scores import RowScores
 
 __all__ = ["Multilabel"]
 
@@ -81,15 +82,24 @@ class Multilabel(TextTask):
         """Micro and macro F1 over labels, and the share of rows whose set is right, by scikit-learn."""
         from sklearn.metrics import accuracy_score, f1_score
 
-        truth = np.zeros(outputs.shape, np.int8)
-        for row, present in zip(truth, units.values("label"), strict=True):
-            row[present] = 1
+        truth = self._truth(outputs, units)
         predicted = self._chosen(outputs).astype(np.int8)
         return {
             "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0.0)),
             "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
             "subset_accuracy": float(accuracy_score(truth, predicted)),
         }
+
+    def row_scores(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> RowScores:
+        """Counts of each label, and whether the set of a row is right."""
+        from raybrew.tasks.scores import answers_key, label_counts
+
+        truth, named = self._truth(outputs, units), self._chosen(outputs).astype(np.int8)
+        exact = (truth == named).all(axis=1)
+        key = answers_key(labels.names, units.values("id"), truth)
+        return label_counts(
+            "label sets", labels.names, right=truth * named, named=named, true=truth, key=key, others={"exact": exact}
+        )
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
         """`labels` whose probability reaches `task.threshold`, and `scores`, the probability of every label."""
@@ -104,6 +114,12 @@ class Multilabel(TextTask):
             }
             for probabilities, chosen in zip(expit(outputs), self._chosen(outputs), strict=True)
         ]
+
+    def _truth(self, outputs: Any, units: Units) -> Any:
+        truth = np.zeros(outputs.shape, np.int8)
+        for row, present in zip(truth, units.values("label"), strict=True):
+            row[present] = 1
+        return truth
 
     def _chosen(self, outputs: Any) -> Any:
         from scipy.special import expit

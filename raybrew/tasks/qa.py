@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raybrew.tasks.heads import Head
+    from raybrew.tasks.scores import RowScores
 
 __all__ = ["QuestionAnswering"]
 
@@ -275,15 +276,25 @@ class QuestionAnswering:
 
     def metrics(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> dict[str, float]:
         """F1 and exact match in [0, 1] by the rule of `task.scoring`, mean over questions."""
+        exact, f1 = np.mean(self._pairs(outputs, units, rows, labels), axis=0)
+        return {"f1": float(f1), "exact_match": float(exact)}
+
+    def row_scores(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> RowScores:
+        """F1 and exact match of each question."""
+        from raybrew.tasks.scores import answers_key, mean_scores
+
+        exact, f1 = self._pairs(outputs, units, rows, labels).T
+        assert rows is not None  # keeps_rows
+        key = answers_key(rows.column("question").to_pylist(), rows.column("scored").to_pylist())
+        return mean_scores("means", {"f1": f1, "exact_match": exact}, key)
+
+    def _pairs(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> Any:
+        """Exact match and F1 of each question, (questions, 2)."""
         assert rows is not None  # keeps_rows
         score = SCORERS[self.config.scoring]
         found = self.predictions(outputs, units, rows, labels)
-        pairs = [
-            score(answer["answer"], truths)
-            for answer, truths in zip(found, rows.column("scored").to_pylist(), strict=True)
-        ]
-        exact, f1 = np.mean(np.array(pairs), axis=0)
-        return {"f1": float(f1), "exact_match": float(exact)}
+        truths = rows.column("scored").to_pylist()
+        return np.array([score(answer["answer"], true) for answer, true in zip(found, truths, strict=True)])
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
         """`answer` with `start` and `end` in characters of the context, its `score`, and `n_best` answers.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raybrew.tasks.heads import Head
+    from raybrew.tasks.scores import RowScores
 
 __all__ = ["Regression"]
 
@@ -81,6 +82,13 @@ class Regression(TextTask):
             "spearman": float(spearmanr(truth, predicted).statistic) if varied else 0.0,
             "mse": float(((truth - predicted) ** 2).mean()),
         }
+
+    def row_scores(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> RowScores:
+        """Moments of true and predicted numbers and of their ranks."""
+        from raybrew.tasks.scores import answers_key, number_scores
+
+        truth = units.values("label").astype(float)
+        return number_scores(truth, outputs[:, 0].astype(float), answers_key(units.values("id"), truth))
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
         """`score`, the number."""

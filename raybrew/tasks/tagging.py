@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raybrew.tasks.heads import Head
+    from raybrew.tasks.scores import RowScores
 
 __all__ = ["Tagging", "glues_words"]
 
@@ -223,6 +224,14 @@ class Tagging:
         precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="micro", zero_division=0)
         spans = {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
         return {**spans, "accuracy": accuracy, "macro_f1": macro}
+
+    def row_scores(self, outputs: Any, units: Units, rows: pa.Table | None, labels: Labels) -> RowScores:
+        """Counts of each span type, as seqeval finds spans, and of each tag; without spans of each tag alone."""
+        from raybrew.tasks.scores import tag_scores
+
+        predicted = _whole_rows([logits.argmax(axis=-1) for logits in outputs], units, labels.names)
+        truth = _whole_rows(units.values("label"), units, labels.names)
+        return tag_scores(truth, predicted, labels.names, spans=self.config.scheme != "none")
 
     def predictions(self, outputs: Any, units: Units, rows: pa.Table, labels: Labels) -> list[dict[str, Any]]:
         """`tags` of the words and, with a scheme, `spans`: type, words from `start` to `end` (exclusive), their mean

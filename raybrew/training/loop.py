@@ -178,6 +178,7 @@ class Outcome:
     seconds: float
     best: dict[str, Any] | None
     last: dict[str, float]
+    judged: int = 0  #: evaluations that could have chosen the best student
     ended_by: str | None = None  #: `early_stopping`, if that ended it before its last step
 
 
@@ -202,6 +203,7 @@ def train(
     best: dict[str, Any] | None = None
     last_metrics: dict[str, float] = {}
     ended_by: str | None = None
+    num_judged = 0
     step, elapsed_before = 0, 0.0
     if state is not None:
         load_full_state(trainee, state["trainee"])
@@ -211,7 +213,7 @@ def train(
         if state["window"]["num_steps"]:
             window.load(state["window"], on_this_rank=context.rank == 0)
         best, last_metrics, elapsed_before = state["best"], state["last_metrics"], state["seconds"]
-        step, ended_by = state["step"], state["ended_by"]
+        step, ended_by, num_judged = state["step"], state["ended_by"], state.get("judged", 0)
     module = context.wrap(trainee, find_unused=program.find_unused)
     weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
     started = saved_at = time.monotonic()
@@ -230,7 +232,9 @@ def train(
         }
         if context.rank == 0:
             own = {"scaler": precision.scaler.state_dict(), "best": best, "last_metrics": last_metrics}
-            hooks.save(step, parts | own | {"step": step, "ended_by": ended_by, "seconds": seconds()})
+            hooks.save(
+                step, parts | own | {"step": step, "ended_by": ended_by, "judged": num_judged, "seconds": seconds()}
+            )
 
     for batch in program.steps() if ended_by is None else ():
         if stages.begins_at(batch.step):
@@ -290,6 +294,7 @@ def train(
             window.check(context, precision.is_scaled, program.example_ids)
             last_metrics = hooks.evaluate(trainee.student)
             metric = program.metric
+            num_judged += judged and bool(last_metrics)
             is_best = judged and bool(last_metrics) and (best is None or last_metrics[metric] > best["value"])
             if is_best:
                 best = position | {"metric": metric, "value": last_metrics[metric], "metrics": last_metrics}
@@ -311,7 +316,7 @@ def train(
         if ended_by:
             break
 
-    return Outcome(step, program.epochs_after(step), seconds(), best, last_metrics, ended_by)
+    return Outcome(step, program.epochs_after(step), seconds(), best, last_metrics, num_judged, ended_by)
 
 
 def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:

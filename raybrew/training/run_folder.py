@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,13 @@ from raybrew.data.arrow import write_json
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.version import __version__
 
-__all__ = ["PRUNED", "RunFolder", "describe_environment", "make_storage"]
+__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
 
+
+#: Keys of `data` that say on which rows a model is evaluated.
+EVALUATED = frozenset({"eval", "eval_rows"})
+#: And those that say how many rows it is trained on, which an evaluation of a finished model does not need to know.
+NUMBER_OF_ROWS = frozenset({"train_rows", "unlabeled_rows"})
 #: Key of a summary whose run has lost its student to a sweep: `{"by": the sweep, if known, "date": when}`.
 PRUNED = "pruned"
 
@@ -42,6 +47,34 @@ class RunFolder:
         """The folder of `verb` on `experiment`: by default named by a hash of all that decides its result."""
         name = run_id or experiment.run_id(verb)
         return cls(Path(experiment.store.storage_path).absolute() / experiment.name / name, name)
+
+    @classmethod
+    def trained(
+        cls, experiment: Experiment, verb: str, run_id: str | None = None, other_rows: Collection[str] = EVALUATED
+    ) -> RunFolder:
+        """The folder of a finished run whose model `experiment` means.
+
+        That is the run of just this configuration, else the only finished run that differs from it in nothing but keys
+        of `data` in `other_rows`: which rows a model is evaluated on is no part of what it is. Without such a run the
+        folder of this configuration. RunError if several runs differ so.
+        """
+        exact = cls.of(experiment, verb, run_id)
+        if run_id is not None or (exact.path / "summary.json").is_file() or not exact.path.parent.is_dir():
+            return exact
+        identity = experiment.identity(verb)
+        found = {}
+        for marker in sorted(exact.path.parent.glob(f"{verb}-*/summary.json")):
+            keys = _keys_that_differ(marker.with_name("identity.json"), identity)
+            if keys and all(_row_key(key) in other_rows for key in keys):
+                found[marker.parent] = keys
+        if len(found) > 1:
+            names = "; ".join(f"{folder.name} ({', '.join(keys)})" for folder, keys in found.items())
+            raise RunError(
+                f"{exact.path.parent}: no run has just this configuration, and {len(found)} differ in the rows only: "
+                f"{names}; choose one with --run-id"
+            )
+        folder = next(iter(found), exact.path)
+        return cls(folder, folder.name)
 
     @property
     def student(self) -> Path:
@@ -200,6 +233,23 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield from _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             yield name, before, after
+
+
+def _keys_that_differ(identity_file: Path, identity: Mapping[str, Any]) -> list[str]:
+    """Dotted keys in which a run differs from `identity`; empty for what cannot be read."""
+    try:
+        there = json.loads(identity_file.read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    # Keys that the file lacks are those that were not set.
+    plain = json.loads(json.dumps(identity, ensure_ascii=False))
+    return [name for name, _, _ in _differences(there, plain)]
+
+
+def _row_key(key: str) -> str:
+    """The last part of a key of `data`, of one task or of several; empty for other keys."""
+    *section, name = key.split(".")
+    return name if section == ["data"] or (section[:2] == ["task", "tasks"] and section[3:] == ["data"]) else ""
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from raybrew.config import Experiment
 from raybrew.config.problems import near_match
 from raybrew.config.views import choose_task, one_teacher, task_views, teacher_views
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource
+from raybrew.training.run_folder import EVALUATED
 from raybrew.verbs.prepare import teacher_source
 
 __all__ = [
@@ -38,13 +39,15 @@ def chosen_teachers(names: Sequence[str | None], name: str | None) -> list[str |
     raise ConfigError(f"--teacher: given {name!r}; allowed: {', '.join(known)}{near_match(name, known)}")
 
 
-def teacher_sources(view: Experiment, teacher_run: str | None = None) -> dict[str | None, ModelSource]:
+def teacher_sources(
+    view: Experiment, teacher_run: str | None = None, other_rows: Collection[str] = EVALUATED
+) -> dict[str | None, ModelSource]:
     """Name -> where that teacher of a task is; a single one is named None. RunError where one is not trained yet."""
     views = teacher_views(view)
     if teacher_run is not None and len(views) > 1:
         names = ", ".join(map(str, views))
         raise ConfigError(f"teacher_run: names one finetune run, but there are several teachers: {names}")
-    return {name: teacher_source(one, teacher_run) for name, one in views.items()}
+    return {name: teacher_source(one, teacher_run, other_rows) for name, one in views.items()}
 
 
 def student_teacher(experiment: Experiment, teacher_run: str | None = None) -> ModelSource | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment, TeacherConfig
@@ -15,6 +16,7 @@ from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.job import joint_metrics
 from raybrew.verbs.prepare import Rows
 from raybrew.verbs.reporter import Reporter
+from raybrew.verbs.scoring import keep_scores
 
 __all__ = ["TaskPlan", "described_teachers"]
 
@@ -36,14 +38,16 @@ class TaskPlan:
 
 
 def described_teachers(
-    tasks: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter
+    tasks: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter, run: Path | None = None
 ) -> dict[str, Any] | None:
     """Facts of the only teacher; of several the average's, with each one's under `members`.
+
+    What each evaluation row adds to the teacher's metrics is kept in the folder of `run`.
 
     Of several tasks, `members` are the tasks' teachers, and the whole is what they come to together: the same metrics
     as the student's, and the sum of sizes.
     """
-    found = {task.name or "": _of_task(task, part, reporter) for task, part in zip(tasks, inputs, strict=True)}
+    found = {task.name or "": _of_task(task, part, reporter, run) for task, part in zip(tasks, inputs, strict=True)}
     if "" in found:
         return found[""]
     members = {name: facts for name, facts in found.items() if facts is not None}
@@ -68,7 +72,7 @@ def _short_name(teacher: TeacherConfig) -> str:
     return average_name(teacher) if teacher.members else model_name(teacher.model or "")
 
 
-def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, Any] | None:
+def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter, run: Path | None) -> dict[str, Any] | None:
     if not task.sources:
         return None
     measure = task.rows.evaluation is not None and task.has_teacher
@@ -79,7 +83,12 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, An
     if None in task.sources:
         source = task.sources[None]
         facts: dict[str, Any] = {"model": source.model, "fingerprint": fingerprints.get(None)}
-        return facts | (_measured(evaluate_teacher(task.view, source, task.rows, reporter)) if measure else {})
+        if not measure:
+            return facts
+        found = evaluate_teacher(task.view, source, task.rows, reporter)
+        if run is not None:
+            keep_scores(run, task.name, "teacher-eval", found)
+        return facts | _measured(found)
     members: dict[str, dict[str, Any]] = {
         str(name): {
             "model": source.model,
@@ -98,6 +107,8 @@ def _of_task(task: TaskPlan, inputs: Inputs, reporter: Reporter) -> dict[str, An
         sources = {str(name): source for name, source in task.sources.items()}
         averaged, each = evaluate_ensemble(task.view, sources, task.rows, reporter)
         facts |= _measured(averaged)
+        if run is not None:
+            keep_scores(run, task.name, "teacher-eval", averaged)
         for name, found in each.items():
             members[name] |= _measured(found)
     return facts

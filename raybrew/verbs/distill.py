@@ -27,6 +27,7 @@ from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.prepare import check_labels, check_teacher_labels, encode, read_rows, same_tokens
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
+from raybrew.verbs.scoring import score_run
 from raybrew.verbs.teachers import ready_teachers
 from raybrew.verbs.training import train_run
 from raybrew.verbs.vocabulary import student_tokens
@@ -43,6 +44,7 @@ def distill(
     reporter: Reporter | None = None,
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
+    score_test: bool = True,
     needs_student: bool = True,
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
@@ -50,7 +52,8 @@ def distill(
     `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
     step. The same call continues an interrupted run and returns a finished one at once; one whose student a sweep has
     removed is trained again, unless `needs_student` is false. `on_evaluation` hears of each evaluation and may end the
-    training of one worker; `command` is what the run notes as its command. Raises ConfigError, DataError, ModelError,
+    training of one worker; `command` is what the run notes as its command. With `score_test` the best student and its
+    teacher are scored on `data.test` in the end. Raises ConfigError, DataError, ModelError,
     StoreError before training, and Interrupted when asked to stop (the state is saved).
     """
     reporter = reporter or QuietReporter()
@@ -70,12 +73,14 @@ def distill(
         if finished is not None:
             run.prepare(experiment, "distill", fingerprints_of(inputs), None)
             if done:
-                return RunResult(run.path, finished, already_done=True)
+                if score_test:
+                    score_run(run.path, reporter, experiment)
+                return RunResult(run.path, run.summary() or finished, already_done=True)
             reporter.say(f"{run.lost_student}; it is trained again")
             run.mark_pruned(None)
         facts = {
             "role": "student" if any(task.has_teacher for task in tasks) else "control",
-            "teacher": described_teachers(tasks, inputs, reporter),
+            "teacher": described_teachers(tasks, inputs, reporter, run.path),
             "distill": _described_losses(experiment, inputs),
         }
         if len(inputs) > 1:
@@ -93,6 +98,7 @@ def distill(
             command,
             on_evaluation,
             Path(tokens.model) if experiment.student.vocabulary is not None else None,
+            score_test,
         )
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")

@@ -7,17 +7,18 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xxhash
 
 from raybrew.config import Experiment, TeacherConfig
-from raybrew.config.views import choose_task
+from raybrew.config.views import choose_task, task_views
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.masking import EVALUATION, as_shown
+from raybrew.data.rows import load_rows
 from raybrew.distillers.ensemble import Average
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.inspection import count_parameters, measure_latency, model_megabytes
@@ -33,12 +34,22 @@ from raybrew.models.loading import (
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.base import Labels, Task
+from raybrew.tasks.scores import RowScores, load_scores, save_scores
 from raybrew.training.context import LocalContext
 from raybrew.training.evaluation import compute_logits
 from raybrew.training.precision import Precision
-from raybrew.training.run_folder import RunFolder
+from raybrew.training.run_folder import EVALUATED, NUMBER_OF_ROWS, RunFolder
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
-from raybrew.verbs.prepare import Rows, check_teacher_labels, encode, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import (
+    Rows,
+    check_teacher_labels,
+    data_of,
+    encode,
+    known_labels,
+    say_skipped,
+    task_of,
+    teacher_source,
+)
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = [
@@ -55,8 +66,12 @@ __all__ = [
     "pick_model",
 ]
 
+#: Labelled rows to evaluate on: `data.eval` or `data.test`.
+Split = Literal["eval", "test"]
 #: What the average of several teachers is called where one of their names may stand.
 AVERAGE = "average"
+#: Keys of `data` in which a finished model may differ from the experiment that evaluates it.
+_ANY_ROWS = EVALUATED | NUMBER_OF_ROWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +85,12 @@ class Evaluation:
     megabytes: float
     seconds: float
     latency_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    scores: RowScores | None = dataclasses.field(default=None, compare=False, repr=False)
+    """What each row adds to the metrics."""
 
     def plain(self) -> dict[str, Any]:
-        """All values as plain JSON types."""
-        return dataclasses.asdict(self)
+        """All values but those of rows, as plain JSON types."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "scores"}
 
 
 def evaluate(
@@ -82,14 +99,21 @@ def evaluate(
     model: str = "student",
     task: str | None = None,
     teacher: str | None = None,
+    data: str | None = None,
+    split: Split = "eval",
     run_id: str | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Metrics on `data.eval` of this experiment's `student` or `teacher`, or of a model folder or hub model.
+    """Metrics of this experiment's `student` or `teacher`, or of a model folder or hub model, on labelled rows.
 
-    `task` chooses one of several tasks, and `teacher` one of several teachers: one of their names, or `average`.
+    The rows are those of `data`, a source as `data.eval` names it, else of `data.eval` or, with `split="test"`, of
+    `data.test`. Nothing is trained: the model is that of the finished run of this configuration, whatever rows the
+    experiment now names for evaluation. `task` chooses one of several tasks, and `teacher` one of several teachers:
+    one of their names, or `average`.
     """
-    found = evaluate_all(experiment, model=model, task=task, teacher=teacher, run_id=run_id, reporter=reporter)
+    found = evaluate_all(
+        experiment, model=model, task=task, teacher=teacher, data=data, split=split, run_id=run_id, reporter=reporter
+    )
     if len(found) > 1:
         raise ConfigError(f"evaluate: several models are meant, choose one or evaluate_all: {', '.join(found)}")
     return next(iter(found.values()))
@@ -101,6 +125,8 @@ def evaluate_all(
     model: str = "student",
     task: str | None = None,
     teacher: str | None = None,
+    data: str | None = None,
+    split: Split = "eval",
     run_id: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Evaluation]:
@@ -108,13 +134,15 @@ def evaluate_all(
     reporter = reporter or QuietReporter()
     if teacher is not None and model != "teacher":
         raise ConfigError(f"--teacher: given {teacher!r}, which applies to --model teacher only")
+    tasks = chosen_tasks(experiment, task)
+    if data is not None and len(tasks) > 1:
+        names = ", ".join(map(str, tasks))
+        raise ConfigError(f"--data: names the rows of one task, and there are several: {names}; choose one with --task")
     found: dict[str, Evaluation] = {}
-    for name, view in chosen_tasks(experiment, task).items():
-        if view.data.eval is None:
-            key = "data" if name is None else f"task.tasks.{name}.data"
-            raise ConfigError(f"{key}.eval: required by this command; name labelled rows")
-        view = _with_training_rows(view)
-        for label, one in _evaluated(experiment, name, view, model, teacher, run_id, reporter).items():
+    for name, view in tasks.items():
+        if data is not None:
+            view = view.model_copy(update={"data": data_of(view.data, data, "eval")})
+        for label, one in _evaluated(experiment, name, view, split, model, teacher, run_id, reporter).items():
             found["/".join(part for part in (name, label) if part)] = one
     return found
 
@@ -123,46 +151,47 @@ def _evaluated(
     experiment: Experiment,
     name: str | None,
     view: Experiment,
+    split: Split,
     model: str,
     teacher: str | None,
     run_id: str | None,
     reporter: Reporter,
 ) -> dict[str, Evaluation]:
-    """The evaluations of one task; a single one is labelled with nothing."""
+    """The evaluations of one task, on the rows of `view`; a single one is labelled with nothing."""
+    trained = task_views(experiment)[name]
     if model == "teacher" and view.teacher.members:
-        sources = {str(member): source for member, source in teacher_sources(view).items()}
+        sources = {str(member): source for member, source in teacher_sources(trained, None, _ANY_ROWS).items()}
         chosen = chosen_teachers([*sources, AVERAGE], teacher)
-        rows = _labelled_rows(view, next(iter(sources.values())), reporter)
+        rows = _labelled_rows(view, next(iter(sources.values())), reporter, split)
         for source in sources.values():
             check_teacher_labels(source, rows.labels)
         averaged, members = evaluate_ensemble(view, sources, rows, reporter)
         return {str(label): {**members, AVERAGE: averaged}[str(label)] for label in chosen}
     if teacher is not None:
         raise ConfigError(f"--teacher: given {teacher!r}, but there is one teacher only; leave it out")
-    source = teacher_source(view) if model == "teacher" else pick_model(experiment, model, run_id, name)
-    rows, encoded = evaluation_rows(view, source, reporter)
-    assert rows.evaluation is not None  # data.eval is given
+    source = pick_model(experiment, model, run_id, name)
+    rows, encoded = evaluation_rows(view, source, reporter, split)
+    assert rows.evaluation is not None
     return {"": evaluate_rows(view, source, encoded, len(rows.evaluation), rows.labels, reporter)}
 
 
-def evaluation_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> tuple[Rows, EncodedRows]:
-    """The rows of `data.eval` and their units for the model `source`, whose labels they must have."""
-    rows = _labelled_rows(_with_training_rows(view), source, reporter)
+def evaluation_rows(
+    view: Experiment, source: ModelSource, reporter: Reporter, split: Split = "eval"
+) -> tuple[Rows, EncodedRows]:
+    """The rows of `data.eval` or `data.test` and their units for the model `source`, whose labels they must have."""
+    rows = _labelled_rows(view, source, reporter, split)
     check_teacher_labels(source, rows.labels)
-    assert rows.evaluation is not None  # data.eval is given
+    assert rows.evaluation is not None
     return rows, encode(view, rows.evaluation.table, source)
 
 
-def _with_training_rows(view: Experiment) -> Experiment:
-    """`view` with some: the evaluated model's labels count, not those that training rows would suggest."""
-    if view.data.train is not None:
-        return view
-    data = view.data.model_copy(update={"train": view.data.eval, "train_rows": None})
-    return view.model_copy(update={"data": data})
-
-
-def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter) -> Rows:
-    return read_rows(view, source, reporter.say, with_unlabeled=False)
+def _labelled_rows(view: Experiment, source: ModelSource, reporter: Reporter, split: Split) -> Rows:
+    """The rows of `data.<split>` as those to evaluate on, labelled as the model `source` labels."""
+    if getattr(view.data, split) is None:
+        raise ConfigError(f"data.{split}: required by this command; name labelled rows")
+    found = load_rows(view.data, split, task_of(view), known_labels(view, source))
+    say_skipped(found, reporter.say)
+    return Rows(found.table, 0, 0, found, found.labels)
 
 
 def evaluate_rows(
@@ -178,10 +207,13 @@ def evaluate_rows(
     started = time.monotonic()
     network = load_model(source, experiment.task.kind)
     logits = logits_of(experiment, network, source, rows, reporter, f"evaluate {name or Path(source.model).name}")
-    metrics = task_of(experiment).metrics(logits, rows, rows.rows, labels)
+    task = task_of(experiment)
+    metrics = task.metrics(logits, rows, rows.rows, labels)
+    scores = task.row_scores(logits, rows, rows.rows, labels)
     seconds = round(time.monotonic() - started, 3)
     size = round(model_megabytes(network), 2)
-    return Evaluation(source.model, metrics, num_rows, count_parameters(network), size, seconds)
+    parameters = count_parameters(network)
+    return Evaluation(source.model, metrics, num_rows, parameters, size, seconds, scores=scores)
 
 
 def evaluate_teacher(
@@ -192,17 +224,33 @@ def evaluate_teacher(
     encoded = encode(experiment, rows.evaluation.table, teacher)
     key = xxhash.xxh3_128_hexdigest(f"{hash_weights(load_model(teacher, experiment.task.kind))} {encoded.key}".encode())
     path = encoded.folder.parent / f"evaluation-{key}.json"
-    try:
-        return Evaluation(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass  # not computed yet, or by another version
+    known = _known(path)
+    if known is not None:
+        return known
     found = evaluate_rows(experiment, teacher, encoded, len(rows.evaluation), rows.labels, reporter, name)
     device = pick_device(experiment.train.device)
     length = max(2, int(np.median(encoded.lengths)))
     latency = measure_latency(load_model(teacher, experiment.task.kind), length=length, device=device)
     found = dataclasses.replace(found, latency_ms={f"batch_{size}": round(value, 4) for size, value in latency.items()})
-    write_json(path, found.plain())
+    _keep(path, found)
     return found
+
+
+def _known(path: Path) -> Evaluation | None:
+    """An evaluation that was kept at `path` with the scores of its rows; None if it was not, or by another version."""
+    scores = load_scores(path.with_suffix(".npz"))
+    if scores is None:
+        return None
+    try:
+        return Evaluation(**json.loads(path.read_text(encoding="utf-8")), scores=scores)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _keep(path: Path, found: Evaluation) -> None:
+    if found.scores is not None:
+        save_scores(path.with_suffix(".npz"), found.scores)
+    write_json(path, found.plain())
 
 
 def evaluate_ensemble(
@@ -225,17 +273,17 @@ def evaluate_ensemble(
     rule = (view.teacher.average, view.distill.temperature if view.teacher.average == "probabilities" else None)
     key = xxhash.xxh3_128_hexdigest(json.dumps([hashes, rule]).encode())
     path = next(iter(encoded.values())).folder.parent / f"evaluation-{key}.json"
-    try:
-        return Evaluation(**json.loads(path.read_text(encoding="utf-8"))), members
-    except (OSError, ValueError, TypeError):
-        pass  # not computed yet, or by another version
+    known = _known(path)
+    if known is not None:
+        return known, members
     said: dict[Signal, np.ndarray | list[np.ndarray]] = {}
     for name, source in sources.items():
         network = load_model(source, view.task.kind)
         logits = logits_of(view, network, source, encoded[name], reporter, f"evaluate {name} for the average")
         said[LOGITS.of(name)] = logits
     first = next(iter(encoded.values()))
-    metrics = task_of(view).metrics(_averaged(average, said), first, first.rows, rows.labels)
+    task, logits = task_of(view), _averaged(average, said)
+    metrics = task.metrics(logits, first, first.rows, rows.labels)
     batches = dict.fromkeys(batch for member in members.values() for batch in member.latency_ms)
     found = Evaluation(
         average_name(view.teacher),
@@ -245,8 +293,9 @@ def evaluate_ensemble(
         round(sum(member.megabytes for member in members.values()), 2),
         round(sum(member.seconds for member in members.values()), 3),
         {batch: round(sum(m.latency_ms.get(batch, 0.0) for m in members.values()), 4) for batch in batches},
+        task.row_scores(logits, first, first.rows, rows.labels),
     )
-    write_json(path, found.plain())
+    _keep(path, found)
     return found, members
 
 
@@ -307,9 +356,9 @@ def pick_model(experiment: Experiment, model: str, run_id: str | None = None, ta
     `task` is the name of the task that is meant, of several.
     """
     if model == "teacher":
-        return teacher_source(choose_task(experiment, task))
+        return teacher_source(choose_task(experiment, task), None, _ANY_ROWS)
     if model == "student":
-        run = RunFolder.of(experiment, "distill", run_id)
+        run = RunFolder.trained(experiment, "distill", run_id, _ANY_ROWS)
         folder = run.student / (task or "")
         if run.summary() is not None and not run.has_student:
             raise RunError(f"{run.why_no_student()}, or name a model folder with --model")

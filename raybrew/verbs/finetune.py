@@ -12,6 +12,7 @@ from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.prepare import check_labels, encode, finetune_config, read_rows
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.result import RunResult
+from raybrew.verbs.scoring import score_run
 from raybrew.verbs.training import train_run
 
 __all__ = ["finetune", "finetune_all"]
@@ -97,6 +98,7 @@ def _finetune(experiment: Experiment, run_id: str | None, reporter: Reporter) ->
         finished = run.summary()
         if finished is not None:
             run.prepare(experiment, "finetune", inputs.fingerprints(), None)
-            return RunResult(run.path, finished, already_done=True)
+            score_run(run.path, reporter, experiment)
+            return RunResult(run.path, run.summary() or finished, already_done=True)
         facts = {"role": "teacher", "teacher": None, "base_model": teacher.model}
         return train_run(experiment, "finetune", run, [inputs], source, config, reporter, facts, "teacher.finetune")

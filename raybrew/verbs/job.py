@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from raybrew.errors import DivergenceError, Interrupted
 from raybrew.exports.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
+from raybrew.tasks.scores import RowScores, save_scores
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers
 from raybrew.training.checkpoints import Checkpoints
@@ -78,6 +79,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "best": outcome.best,
         "last": {"metrics": outcome.last},
+        "judged": outcome.judged,
         "ended_by": outcome.ended_by,
         "workers": context.world_size,
         "precision": precision.name,
@@ -130,6 +132,7 @@ class _RunHooks:
         self.precision = precision
         self.metrics = MetricsLog(run.metrics)
         self.trackers: Any = None
+        self.scores: dict[str, Callable[[], RowScores]] = {}  #: of the last evaluation, by task
         self.step = 0
 
     @contextlib.contextmanager
@@ -202,7 +205,9 @@ class _RunHooks:
             part.name: part.metrics(student, self.parts.tokenizer, self.context, self.precision)
             for part in self.parts.tasks
         }
-        return joint_metrics(found, {part.name: part.view.task.metric for part in self.parts.tasks})
+        self.scores = {name: scores for name, (_, scores) in found.items() if scores is not None}
+        metrics = {name: each for name, (each, _) in found.items()}
+        return joint_metrics(metrics, {part.name: part.view.task.metric for part in self.parts.tasks})
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         for part in self.parts.tasks:
@@ -210,6 +215,8 @@ class _RunHooks:
             if isinstance(student, MultiTaskStudent):
                 model, own = student[part.name], student.weights_of(part.name, weights)
             save_student(model, self.parts.tokenizer, self.run.student / part.name, "", own)
+            if part.name in self.scores:
+                save_scores(self.run.path / "scores" / part.name / "eval.npz", self.scores[part.name]())
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.step = step

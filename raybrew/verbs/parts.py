@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from raybrew.models.theseus import Hybrid
 from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
 from raybrew.store.reader import Store
+from raybrew.tasks.scores import RowScores
 from raybrew.training.context import Context
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
 from raybrew.training.evaluation import compute_logits
@@ -63,15 +64,18 @@ class Part:
         """The task's name among several, empty for an only one."""
         return self.inputs.task or ""
 
-    def metrics(self, student: nn.Module, tokenizer: Any, context: Context, precision: Precision) -> dict[str, float]:
-        """Metrics of the student on this task's evaluation rows; empty without any."""
+    def metrics(
+        self, student: nn.Module, tokenizer: Any, context: Context, precision: Precision
+    ) -> tuple[dict[str, float], Callable[[], RowScores] | None]:
+        """Metrics of the student on this task's evaluation rows, and what each row adds; nothing without any."""
         rows = self.inputs.evaluation
         if rows is None:
-            return {}
+            return {}, None
         model, task = student[self.name] if isinstance(student, MultiTaskStudent) else student, task_of(self.view)
         shown = as_shown(rows, task, tokenizer, *EVALUATION)
         logits = compute_logits(model, shown, tokenizer.pad_token_id, context, precision, task.head)
-        return task.metrics(logits, rows, rows.rows, self.inputs.labels)
+        found = task.metrics(logits, rows, rows.rows, self.inputs.labels)
+        return found, lambda: task.row_scores(logits, rows, rows.rows, self.inputs.labels)
 
 
 class Parts(NamedTuple):

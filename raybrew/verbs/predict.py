@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import DataConfig, Experiment
+from raybrew.config import Experiment
 from raybrew.config.views import choose_task
 from raybrew.data.rows import load_rows
-from raybrew.data.sources import format_of
 from raybrew.errors import DataError, EnvironmentProblem
 from raybrew.models.loading import load_model
 from raybrew.verbs.evaluate import labels_of_model, logits_of, pick_model
-from raybrew.verbs.prepare import encode, task_of
+from raybrew.verbs.prepare import data_of, encode, task_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = ["predict", "write_predictions"]
@@ -37,7 +36,7 @@ def predict(
     reporter = reporter or QuietReporter()
     view = choose_task(experiment, task)
     chosen = pick_model(experiment, model, run_id, task)
-    view = view.model_copy(update={"data": _data_of(view.data, source)})
+    view = view.model_copy(update={"data": data_of(view.data, source, "unlabeled")})
     data, kind = view.data, task_of(view)
     labels = labels_of_model(chosen, kind)
     try:
@@ -55,21 +54,6 @@ def predict(
     content = rows.table.drop_columns(sorted(hidden)).to_pylist()
     predictions = kind.predictions(logits, encoded, rows.table, labels)
     return [row | found for row, found in zip(content, predictions, strict=True)]
-
-
-def _data_of(data: DataConfig, source: str) -> DataConfig:
-    """`data` with `source` to predict, whose name may tell of another format than that of the training rows.
-
-    Numbers of columns are those of CoNLL files; other formats have them under their usual names.
-    """
-    known = format_of(Path(source))
-    changed: dict[str, Any] = {"unlabeled": source, "unlabeled_rows": None}
-    if known is not None and known != data.format:
-        changed["format"] = "auto"
-        usual = {name: name for name in ("tokens", "tags") if isinstance(getattr(data.columns, name), int)}
-        if known != "conll":
-            changed["columns"] = data.columns.model_copy(update=usual)
-    return data.model_copy(update=changed)
 
 
 def write_predictions(predictions: list[dict[str, Any]], path: Path) -> None:

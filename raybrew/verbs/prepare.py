@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raybrew.config import Experiment, FinetuneConfig, MultiTaskConfig
+from raybrew.config import DataConfig, Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
-from raybrew.data.rows import BadRow, RowSet, load_rows, places_of
+from raybrew.data.rows import BadRow, RowSet, load_rows, places_of, rows_beside
+from raybrew.data.sources import format_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
-from raybrew.training.run_folder import RunFolder, make_storage
+from raybrew.training.run_folder import EVALUATED, RunFolder, make_storage
 from raybrew.verbs.augment import augmented_rows, likely_rows
 
 __all__ = [
@@ -28,11 +29,14 @@ __all__ = [
     "cache_folder",
     "check_labels",
     "check_teacher_labels",
+    "data_of",
     "encode",
     "keep_rows",
+    "known_labels",
     "read_rows",
     "rows_with",
     "same_tokens",
+    "say_skipped",
     "task_of",
     "teacher_source",
     "tokenizers_of",
@@ -58,6 +62,8 @@ class Rows:
     evaluation: RowSet | None
     labels: Labels
     num_augmented: int = 0
+    test: RowSet | None = None
+    """The rows of `data.test`, which nothing is chosen by."""
 
     def without(self, bad: npt.NDArray[np.bool_]) -> Rows:
         """The same without these training rows; DataError if none is left."""
@@ -83,9 +89,12 @@ def task_of(experiment: Experiment) -> Task:
     return build_task(config, experiment.data.columns)
 
 
-def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSource:
+def teacher_source(
+    experiment: Experiment, run_id: str | None = None, other_rows: Collection[str] = EVALUATED
+) -> ModelSource:
     """Where the finished teacher is: `teacher.model`, or the student folder of its finetune run.
 
+    That run may differ from the experiment in the keys `other_rows` of `data`; see `RunFolder.trained`.
     RunError says which command makes it when it does not exist yet.
     """
     teacher = experiment.teacher
@@ -93,7 +102,7 @@ def teacher_source(experiment: Experiment, run_id: str | None = None) -> ModelSo
         raise ConfigError("teacher.model: required by this command; name a folder or a hub model")
     if teacher.finetune is None:
         return ModelSource(teacher.model, teacher.revision, teacher.trust_remote_code)
-    run = RunFolder.of(experiment, "finetune", run_id)
+    run = RunFolder.trained(experiment, "finetune", run_id, other_rows)
     if run.summary() is None:
         raise RunError(
             f"the teacher is not trained yet: {run.path} holds no finished run; run `raybrew finetune` with this "
@@ -145,10 +154,11 @@ def _read_rows(
     known = _labels_of(teacher) if teacher is not None and task.fixed_labels is None else None
     labels = task.fixed_labels or known or Labels(())
     tables: dict[str, pa.Table] = {}
+    set_aside = np.empty((0, 16), np.uint8)
     if data.train is not None:
         train = load_rows(data, "train", task, known if known is not None and known.named else None)
-        _say_skipped(train, say)
-        tables["train"], labels = train.table, train.labels
+        say_skipped(train, say)
+        tables["train"], labels, set_aside = train.table, train.labels, train.set_aside
     elif task.names_labels and not labels:
         raise ConfigError(
             "data.train: required, as without it the labels are those of teacher.model or task.labels, and neither is "
@@ -156,19 +166,59 @@ def _read_rows(
         )
     if takes_unlabeled:
         unlabeled = load_rows(data, "unlabeled", task, labels)
-        _say_skipped(unlabeled, say)
-        tables["unlabeled"] = unlabeled.table
+        say_skipped(unlabeled, say)
+        tables["unlabeled"] = _not_tested(unlabeled, set_aside, data, say)
     evaluation = None
     if data.eval is not None:
         evaluation = load_rows(data, "eval", task, labels)
-        _say_skipped(evaluation, say)
+        say_skipped(evaluation, say)
+    test = None
+    if data.test is not None:
+        test = load_rows(data, "test", task, labels)
+        if data.test_share is None:  # a share is read from the training rows, which were told of
+            say_skipped(test, say)
     num_labelled = tables["train"].num_rows if "train" in tables else 0
     given = sum(table.num_rows for table in tables.values())
     if with_unlabeled and data.augment is not None:
         tables["augmented"] = _augmented(experiment, task, tables, say, augment)
     training = pa.concat_tables(tables.values())
     num_unlabeled, num_augmented = training.num_rows - num_labelled, training.num_rows - given
-    return Rows(training, num_labelled, num_unlabeled, evaluation, labels, num_augmented)
+    return Rows(training, num_labelled, num_unlabeled, evaluation, labels, num_augmented, test)
+
+
+def _not_tested(unlabeled: RowSet, set_aside: npt.NDArray[np.uint8], data: DataConfig, say: Say) -> pa.Table:
+    """The unlabelled rows without those that were set aside for `data.test`."""
+    table = rows_beside(unlabeled.table, set_aside)
+    lost = len(unlabeled) - table.num_rows
+    if lost:
+        say(f"data.unlabeled: left out {lost} of {len(unlabeled)} rows, which data.test={data.test} sets aside")
+    if not table.num_rows:
+        raise DataError(f"data.unlabeled: data.test={data.test} sets aside all {lost} rows; choose a smaller share")
+    return table
+
+
+def known_labels(experiment: Experiment, model: ModelSource) -> Labels | None:
+    """Label names that are known before any row is read: of the task, or of `model` where these are names."""
+    task = task_of(experiment)
+    if task.fixed_labels is not None:
+        return task.fixed_labels
+    labels = _labels_of(model)
+    return labels if labels.named else None
+
+
+def data_of(data: DataConfig, source: str, split: Literal["eval", "unlabeled"]) -> DataConfig:
+    """`data` with `source` as all rows of `split`. Its name may tell of another format than that of the other rows.
+
+    Numbers of columns are those of CoNLL files; other formats have them under their usual names.
+    """
+    known = format_of(Path(source))
+    changed: dict[str, Any] = {split: source, f"{split}_rows": None}
+    if known is not None and known != data.format:
+        changed["format"] = "auto"
+        usual = {name: name for name in ("tokens", "tags") if isinstance(getattr(data.columns, name), int)}
+        if known != "conll":
+            changed["columns"] = data.columns.model_copy(update=usual)
+    return data.model_copy(update=changed)
 
 
 def _labels_of(teacher: ModelSource) -> Labels:
@@ -310,7 +360,8 @@ def finetune_config(experiment: Experiment) -> FinetuneConfig:
     return experiment.teacher.finetune
 
 
-def _say_skipped(rows: RowSet, say: Say) -> None:
+def say_skipped(rows: RowSet, say: Say) -> None:
+    """Tell which bad rows were left out."""
     if rows.skipped:
         say(f"{rows.source}: left out {len(rows.skipped)} bad row{'s' if len(rows.skipped) > 1 else ''}")
         for bad in rows.skipped[:10]:

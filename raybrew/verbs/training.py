@@ -11,8 +11,6 @@ from typing import Any
 from raybrew.config import Experiment, TrainConfig
 from raybrew.config.views import task_views
 from raybrew.errors import Interrupted
-from raybrew.exports.card import model_card, summary_of_task
-from raybrew.exports.folder import write_card
 from raybrew.models.inspection import count_parameters, describe, measure_latency, model_megabytes
 from raybrew.models.loading import ModelSource, load_model, pick_device
 from raybrew.training.checkpoints import Checkpoints
@@ -24,6 +22,7 @@ from raybrew.verbs.job import run_job
 from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.reporter import Reporter, follow_metrics
 from raybrew.verbs.result import RunResult
+from raybrew.verbs.scoring import scored, write_cards
 
 __all__ = ["command_line", "facts_of_model", "train_run"]
 
@@ -44,12 +43,14 @@ def train_run(
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
     vocabulary: Path | None = None,
+    score_test: bool = True,
 ) -> RunResult:
     """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
 
     `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
     `vocabulary` is the folder of a student's trimmed tokenizer.
     `command` is what the run notes as its command; default: the command line of this process.
+    With `score_test` the best model is scored on `data.test` in the end.
     """
     command = command or command_line()
     run.prepare(experiment, verb, fingerprints_of(inputs), command)
@@ -76,6 +77,11 @@ def train_run(
         "seed": config.seed,
         "student": facts_of_model(run.student, experiment, inputs, config.device, key),
         "best": result["best"],
+        "chosen": {
+            "rows": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
+            "checkpoints": result["judged"],
+            "by": experiment.task.metric,
+        },
         "last": result["last"],
         "steps": result["steps"],
         "ended_by": result["ended_by"],
@@ -93,10 +99,9 @@ def train_run(
         **facts,
     }
     summary["latency_ms"] = summary["student"].pop("latency_ms")
-    views = task_views(experiment)
-    for part in inputs:
-        known = {"command": command, "task": views[part.task].task.kind}
-        write_card(run.student / (part.task or ""), model_card(summary_of_task(summary, part.task) | known))
+    if score_test:
+        summary |= scored(experiment, summary, run.path, reporter)
+    write_cards(experiment, run, summary, command)
     run.finish(summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()

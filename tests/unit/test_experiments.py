@@ -121,7 +121,9 @@ def test_overrides_for_local_files_read_them(
     for view in task_views(load_experiment(path, overrides)).values():
         data, task = view.data, task_of(view)
         train = load_rows(data, "train", task)
-        assert len(load_rows(data, "eval", task, train.labels)) == len(train) == ROWS_READ
+        assert len(load_rows(data, "eval", task, train.labels)) == ROWS_READ
+        tested = load_rows(data, "test", task, train.labels) if data.test is not None else ()
+        assert len(train) + len(tested) * (data.test_share is not None) == ROWS_READ
         if data.unlabeled is not None:
             assert len(load_rows(data, "unlabeled", task, train.labels)) == ROWS_READ
 

@@ -1,0 +1,148 @@
+"""Finished models scored on `data.test`, the rows that choose nothing.
+
+A run is scored once, after its best checkpoint is known; a sweep's finalists and controls after its best configuration
+is. What each row adds to the metrics stays in `<run>/scores/`, so that reports can compare models row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raybrew.config import Experiment
+from raybrew.config.loading import load_experiment
+from raybrew.config.views import task_views
+from raybrew.data.encoded import EncodedRows
+from raybrew.errors import RunError
+from raybrew.exports.card import model_card, summary_of_task
+from raybrew.exports.folder import write_card
+from raybrew.models.loading import ModelSource, has_head
+from raybrew.reports.collect import load_run
+from raybrew.tasks.scores import save_scores
+from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.choose import teacher_sources
+from raybrew.verbs.evaluate import Evaluation, evaluate_ensemble, evaluate_rows, evaluate_teacher, evaluation_rows
+from raybrew.verbs.job import joint_metrics
+from raybrew.verbs.prepare import Rows
+from raybrew.verbs.reporter import Reporter
+
+__all__ = ["keep_scores", "score_run", "scored", "write_cards"]
+
+
+def score_run(folder: Path, reporter: Reporter, experiment: Experiment | None = None) -> dict[str, Any] | None:
+    """Score the finished run in `folder` on `data.test` and note it in its summary; returns `summary["test"]`.
+
+    None without `data.test`. What was scored on the same rows before is not scored again. `experiment` is the run's
+    own configuration by default. RunError if the run has not finished, or if its student is gone.
+    """
+    run = RunFolder(folder, folder.name)
+    summary = run.summary()
+    if summary is None:
+        raise RunError(f"{folder}: the run has not finished, so there is no student to score on data.test")
+    experiment = experiment or load_experiment(folder / "config.yaml", check_files=False)
+    found = scored(experiment, summary, folder, reporter)
+    if not found:
+        return None
+    if any(summary.get(name) != value for name, value in found.items()):
+        whole = {**summary, **found}
+        write_cards(experiment, run, whole, load_run(folder).command or "")
+        run.finish(whole)
+    test: dict[str, Any] = found["test"]
+    return test
+
+
+def scored(experiment: Experiment, summary: Mapping[str, Any], folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """`test` for a run's summary and, with what the teacher reaches on the same rows, `teacher`.
+
+    Empty without `data.test`. `summary` is what is known of the run so far; its student must be in `folder`.
+    """
+    views = {name: view for name, view in task_views(experiment).items() if view.data.test is not None}
+    if not views:
+        return {}
+    students = {name: ModelSource(str(folder / "student" / (name or ""))) for name in views}
+    for source in students.values():
+        if not Path(source.model).is_dir():
+            raise RunError(
+                f"{source.model} does not exist, so the student cannot be scored on data.test; train it again"
+            )
+    rows: dict[str | None, tuple[Rows, EncodedRows]] = {
+        name: evaluation_rows(view, students[name], reporter, "test") for name, view in views.items()
+    }
+    key = " ".join(encoded.key for _, encoded in rows.values())
+    known = summary.get("test") or {}
+    if known.get("key") == key and all(_score_file(folder, name, "test").is_file() for name in views):
+        return {"test": known}
+    found = {
+        name: evaluate_rows(
+            view,
+            students[name],
+            rows[name][1],
+            len(rows[name][0].training),
+            rows[name][0].labels,
+            reporter,
+            "data.test",
+        )
+        for name, view in views.items()
+    }
+    for name, each in found.items():
+        keep_scores(folder, name, "test", each)
+    metrics, metric = _joint(views, found), experiment.task.metric
+    test = {
+        "metric": metric,
+        "value": metrics[metric],
+        "metrics": metrics,
+        "rows": sum(len(each.training) for each, _ in rows.values()),
+        "source": ", ".join(dict.fromkeys(str(view.data.test) for view in views.values())),
+        "key": key,
+    }
+    teacher = _teacher(views, summary, {name: each for name, (each, _) in rows.items()}, folder, reporter)
+    return {"test": test} | ({} if teacher is None else {"teacher": {**summary["teacher"], "test": teacher}})
+
+
+def keep_scores(folder: Path, task: str | None, name: str, found: Evaluation) -> None:
+    """Keep what each row adds to the metrics with a run: `name` is `eval`, `test`, `teacher-eval` or `teacher-test`."""
+    if found.scores is not None:
+        save_scores(_score_file(folder, task, name), found.scores)
+
+
+def write_cards(experiment: Experiment, run: RunFolder, summary: Mapping[str, Any], command: str) -> None:
+    """The model card of each task's student, telling what `summary` tells."""
+    for name, view in task_views(experiment).items():
+        known = {"command": command, "task": view.task.kind}
+        write_card(run.student / (name or ""), model_card(summary_of_task(summary, name) | known))
+
+
+def _score_file(folder: Path, task: str | None, name: str) -> Path:
+    return folder / "scores" / (task or "") / f"{name}.npz"
+
+
+def _joint(views: Mapping[str | None, Experiment], found: Mapping[str | None, Evaluation]) -> dict[str, float]:
+    return joint_metrics(
+        {name or "": each.metrics for name, each in found.items()},
+        {name or "": view.task.metric for name, view in views.items()},
+    )
+
+
+def _teacher(
+    views: Mapping[str | None, Experiment],
+    summary: Mapping[str, Any],
+    rows: Mapping[str | None, Rows],
+    folder: Path,
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    """What the teacher of a student reaches on the test rows; None where a teacher has no trained head."""
+    if summary.get("role") != "student" or not summary.get("teacher"):
+        return None
+    found: dict[str | None, Evaluation] = {}
+    for name, view in views.items():
+        sources = teacher_sources(view)
+        if not sources or not all(has_head(source, view.task.kind) for source in sources.values()):
+            return None
+        if None in sources:
+            found[name] = evaluate_teacher(view, sources[None], rows[name], reporter)
+        else:
+            members = {str(member): source for member, source in sources.items()}
+            found[name], _ = evaluate_ensemble(view, members, rows[name], reporter)
+        keep_scores(folder, name, "teacher-test", found[name])
+    return {"metrics": _joint(views, found), "rows": sum(each.rows for each in found.values())}
