@@ -9,12 +9,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from raybrew.config.controls import is_searched
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
 from raybrew.reports.compare import Comparison, compare
 from raybrew.reports.numbers import metric_scale
-from raybrew.reports.ranking import recommended, rule_of, standings
+from raybrew.reports.ranking import Standing, recommended, rule_of, standings
 from raybrew.reports.rows import Row
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
+from raybrew.reports.trials import canonical
 
 __all__ = ["Cost", "best_run", "cost_of", "leaderboard", "rows_by_run", "rule_of", "trial_rows", "trials_csv"]
 
@@ -48,12 +50,13 @@ class Cost:
 def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) -> Comparison:
     """The finished trials of a sweep compared, and its best by the rule. What was stopped or failed is left out.
 
-    Of configurations that were run again with more seeds only the further seeds count; notes tell the others.
+    Of configurations that were run again with more seeds only the further seeds count; notes tell the others. A control
+    that was run again stands for those of its shape that were not.
     """
     counted = {
         trial.run
         for role in (CANDIDATE, CONTROL, KD_ONLY)
-        for standing in standings(record.trials, role)
+        for standing in _shown(record, role)
         for trial in standing.counted
     }
     counted |= {trial.run for trial in record.trials if trial.counts and trial.value is None}
@@ -71,6 +74,19 @@ def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) ->
         rule_of(record.metric, bool(record.finalists())),
     ]
     return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes))
+
+
+def _shown(record: SweepRecord, role: str) -> list[Standing]:
+    """Configurations of the leaderboard; of controls that differ in how they are optimised those that were chosen."""
+    found = standings(record.trials, role)
+    if role == CANDIDATE:
+        return found
+    again = {_student_of(standing) for standing in found if standing.further}
+    return [standing for standing in found if standing.further or _student_of(standing) not in again]
+
+
+def _student_of(control: Standing) -> str:
+    return canonical({key: value for key, value in control.values.items() if not is_searched(key)})
 
 
 def rows_by_run(record: SweepRecord, comparison: Comparison) -> dict[str, Row]:

@@ -221,8 +221,9 @@ def test_test_rows_are_read_once_the_best_is_fixed(tmp_path: Path, scored: list[
     )
     trials = conductor.trials
     assert {(trials[run].role, trials[run].values.get("distill.temperature"), trials[run].seed) for run in scored} == {
-        (CANDIDATE, 1, 0), (CANDIDATE, 1, 1), (CANDIDATE, 2, 0), (CANDIDATE, 2, 1), (CONTROL, None, 0), (CONTROL, None, 1),
-    }  # fmt: skip
+        *((CANDIDATE, temperature, seed) for temperature in (1, 2) for seed in (0, 1)),
+        *((CONTROL, None, seed) for seed in (0, 1)),
+    }
     assert len(scored) == 6, "finalists beyond keep_students too, each once"
     kept = {
         trials[run].values["distill.temperature"]
