@@ -100,6 +100,7 @@ class Plan:
     live_because: str | None = None  #: why no store can hold what is asked
     trains_in_teacher: bool = False
     student: StudentPlan | None = None
+    controls: int = 0  #: trainings of a sweep without the teacher, or with its logits alone, beside its `trials`
 
     @property
     def passes(self) -> float:
@@ -113,8 +114,8 @@ class Plan:
 
     @property
     def student_seconds(self) -> float:
-        """Device seconds of all trainings without teachers."""
-        return self.trials * (self.training.worker_seconds if self.training is not None else 0.0)
+        """Device seconds of all trainings without teachers, those of controls too."""
+        return (self.trials + self.controls) * (self.training.worker_seconds if self.training is not None else 0.0)
 
     @property
     def stored_seconds(self) -> float:
@@ -185,6 +186,7 @@ class Plan:
         return {
             "name": self.name,
             "trials": self.trials,
+            "controls": self.controls,
             "stores": [
                 dataclasses.asdict(store)
                 | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}
