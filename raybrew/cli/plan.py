@@ -21,7 +21,7 @@ def plan(
     overrides: Overrides = None,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", min=1, help="Trainings that read the store. Default: those of `sweep` and its controls, or one."),
+        typer.Option("--trials", min=1, help="Trainings that read the store. Default: those of `sweep`, or one."),
     ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option("--price-per-hour", min=0, help="Price of an hour of one device.")

@@ -254,7 +254,7 @@ class _Listener(Callback):
             if result.get("overhead_inside") is not None:
                 outcome["overhead"] = round(seconds - result["seconds"] + result["overhead_inside"], 3)
             if result["status"] == "interrupted":
-                told = {key: outcome[key] for key in ("seconds", "overhead") if key in outcome}
+                told: dict[str, Any] = {key: outcome[key] for key in ("seconds", "overhead") if key in outcome}
                 self.brain.guarded(lambda: conductor.interrupted(run, told))
                 return
             if outcome.pop("status") == "paused":

@@ -44,7 +44,7 @@ def quality(values: dict[str, Any]) -> float:
     return round(0.9 - abs(rate - 2e-4) * 100 - 0.01 * abs(temperature - 4), 6)
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     pass
 
 
