@@ -28,6 +28,7 @@ __all__ = [
     "corners",
     "is_active",
     "is_excluded",
+    "planned_configurations",
     "planned_trainings",
     "show_value_of",
     "space_notes",
@@ -132,12 +133,17 @@ def corners(sweep: SweepConfig, limit: int = CORNER_LIMIT) -> list[dict[str, Any
     return list(found.values())
 
 
-def planned_trainings(sweep: SweepConfig) -> int:
-    """Trainings on the teacher's outputs that a sweep comes to, constraints and repetitions left aside."""
+def planned_configurations(sweep: SweepConfig) -> int:
+    """Configurations that a sweep tries, constraints and repetitions left aside."""
     total = corner_count(sweep)
     listed = all(parameter.discrete for parameter in sweep.space.values())
     tried = sweep.trials or (total if sweep.search.kind == "grid" else DEFAULT_TRIALS)
-    configurations = min(tried, total) if listed else tried
+    return min(tried, total) if listed else tried
+
+
+def planned_trainings(sweep: SweepConfig) -> int:
+    """Trainings on the teacher's outputs that a sweep comes to, constraints and repetitions left aside."""
+    configurations = planned_configurations(sweep)
     again = max(0, sweep.rerun_best.seeds - sweep.seeds) * min(sweep.rerun_best.count, configurations)
     return configurations * sweep.seeds + again
 

@@ -149,7 +149,7 @@ class RerunConfig(Section):
     """More seeds for the best configurations, so that luck is told from merit."""
 
     count: int = Field(default=0, ge=0)
-    """How many of the best are run again."""
+    """How many of the best are run again, and compared by these further seeds alone."""
     seeds: int = Field(default=3, ge=2)
     """Seeds that each of them has in the end."""
 
@@ -160,11 +160,11 @@ class BudgetConfig(Section):
     wall_minutes: float | None = Field(default=None, gt=0)
     """Minutes from start to end, added over continuations."""
     gpu_hours: float | None = Field(default=None, gt=0)
-    """Hours of all trials times their GPUs."""
+    """Hours of all trials times the GPUs of all their workers; interrupted, killed and failed parts count."""
     money: float | None = Field(default=None, gt=0)
-    """Total cost, in the currency of `price_per_hour`."""
+    """Hours of all trials, on GPUs or not, times `price_per_hour`."""
     price_per_hour: float | None = Field(default=None, ge=0)
-    """What an hour of one trial's resources costs."""
+    """What an hour of one trial costs: all its workers, their CPUs and GPUs together."""
     failures: int | None = Field(default=None, ge=0)
     """Failed trials that are put up with; one more ends the sweep."""
 
@@ -198,7 +198,8 @@ class SweepConfig(Section):
     scheduler: SchedulerConfig = SchedulerConfig()
     """Which trials are cut short or replaced: none, asha, median or pbt."""
     controls: bool = Field(default=True, json_schema_extra=NOT_IDENTITY)
-    """Train each student shape without a teacher as well, and with unlabelled rows from the teacher alone."""
+    """Train each student shape without a teacher as well, and with unlabelled rows from the teacher alone: for as many
+    steps and evaluations, at several learning rates where the students' varies."""
     budget: BudgetConfig = Field(default=BudgetConfig(), json_schema_extra=NOT_IDENTITY)
     """Limits of time, cost and failures."""
     resources: ResourcesConfig = Field(default=ResourcesConfig(), json_schema_extra=NOT_IDENTITY)
@@ -206,7 +207,8 @@ class SweepConfig(Section):
     concurrency: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
     """Trials at the same time at most. Default: as many as the cluster has room for."""
     keep_students: int = Field(default=3, ge=1, json_schema_extra=NOT_IDENTITY)
-    """Students of the best configurations that stay on disk; the weights of the others are removed at the end."""
+    """Students of the best configurations that stay on disk; the weights of the others are removed at the end, and
+    trained again when a continued sweep comes to need them."""
     warm_start: str | None = None
     """Folder of an older sweep, perhaps with another space: what it found there is where this one starts."""
 

@@ -10,6 +10,7 @@ import yaml
 
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
+from raybrew.data.sampler import num_batches
 from raybrew.demo.recipe import EXPERIMENT, NUM_EVAL, NUM_LABELLED, NUM_UNLABELLED, TEACHER
 from raybrew.demo.reviews import build_splits, write_splits
 from raybrew.reports.collect import RunRecord, load_run
@@ -95,14 +96,18 @@ def write_demo(
     }
     head = "# The demo's student: learns from the teacher's logits on labelled and unlabelled reviews.\n"
     path.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    epochs = round(EXPERIMENT["train"]["epochs"] * (labelled + unlabelled) / labelled)
+    # As many steps as the student takes on all rows, and as many evaluations.
+    train = EXPERIMENT["train"]
+    every = num_batches(labelled + unlabelled, train["batch_size"])
+    steps = train["epochs"] * every
+    epochs = -(-steps // num_batches(labelled, train["batch_size"]))
     differing = {
         "extends": "experiment.yaml",
         "data": {"unlabeled": None},
         "distill": {"kd_weight": 0, "hard_label_weight": 1, "matches": []},
-        "train": {"epochs": epochs},
+        "train": {"epochs": epochs, "max_steps": steps, "eval_steps": every},
     }
-    head = "# Its control: the same student from the same start, labels only, as many steps.\n"
+    head = "# Its control: the same student from the same start, labels only, as many steps and evaluations.\n"
     control.write_text(head + yaml.safe_dump(differing, sort_keys=False), encoding="utf-8")
     return path, control
 

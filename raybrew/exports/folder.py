@@ -24,6 +24,7 @@ __all__ = [
     "check_target",
     "held_export",
     "recover_student",
+    "replaced_folder",
     "save_student",
     "scratch_beside",
     "whole_folder",
@@ -139,6 +140,15 @@ def whole_folder(folder: Path, force: bool = False) -> Iterator[Path]:
     folder = _real(folder)
     recover_student(folder)
     check_target(folder, force)
+    with replaced_folder(folder) as new:
+        yield new
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder`, whatever that holds, in one rename when the block ends well."""
+    folder = _real(folder)
+    recover_student(folder)
     new = _sibling(folder, "new")
     try:
         new.mkdir(parents=True)
@@ -148,9 +158,7 @@ def whole_folder(folder: Path, force: bool = False) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, RaybrewError):
             raise
-        raise EnvironmentProblem(
-            f"cannot write the export to {folder}: {error}; what was there before is unchanged"
-        ) from error
+        raise EnvironmentProblem(f"cannot write {folder}: {error}; what was there before is unchanged") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

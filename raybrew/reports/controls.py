@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from raybrew.config.controls import is_searched
 from raybrew.reports.collect import dict_at
 from raybrew.reports.evidence import Split, test_of, value_on
 from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, settings_of
@@ -43,17 +45,20 @@ def _with_shape_of(row: Row, controls: Shapes) -> list[tuple[int, Row]]:
 
 
 def _control_among(row: Row, controls: Shapes) -> Row | None:
-    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any."""
+    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any.
+
+    How well it is optimised is no such setting: learning rates of controls are searched as those of students are.
+    """
     if row.role != "student" or not row.done or row.quality is None:
         return None
     candidates = [
-        (len(_differences(row, other)), -other.quality.mean, index, other)
+        (sum(not is_searched(key) for key in _differences(row, other)), -other.quality.mean, index, other)
         for index, other in _with_shape_of(row, controls)
         if other.quality and other.metric == row.metric
         if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
     ]
     # Among equally close controls the strongest, so that the gain is not flattered.
-    return min(candidates)[3] if candidates else None
+    return min(candidates)[-1] if candidates else None
 
 
 def against_control(row: Row, controls: Shapes) -> Row:
@@ -115,5 +120,16 @@ def _differences(row: Row, control: Row) -> tuple[str, ...]:
     expected = {"data.unlabeled", "data.unlabeled_rows", "data.augment"}
     same_steps = row.steps and control.steps and abs(row.steps - control.steps) <= 0.01 * row.steps
     if same_steps and {"data.unlabeled", "data.augment"} & set(found):
-        expected.add("train.epochs")
+        expected |= {"train.epochs", "train.max_steps", "train.eval_steps", "train.eval_epochs"}
+    if _own_changes(one) == _own_changes(two):
+        expected.add("train.changes")
     return tuple(key for key in found if key not in expected)
+
+
+def _own_changes(settings: Mapping[str, Any]) -> list[Any]:
+    """`train.changes` without what belongs to the teacher, which a control does without."""
+    kept = [
+        (change.get("at"), {key: value for key, value in dict_at(change, "values").items() if key.startswith("train.")})
+        for change in dict_at(settings, "train").get("changes") or ()
+    ]
+    return [change for change in kept if change[1]]

@@ -20,7 +20,7 @@ from raybrew.reports.numbers import (
 )
 from raybrew.reports.population import round_cells, round_heads
 from raybrew.reports.rows import Row
-from raybrew.reports.sweep_tables import Cost, cost_of, rule_of, trial_rows
+from raybrew.reports.sweep_tables import Cost, cost_of, rows_by_run, rule_of, trial_rows
 from raybrew.reports.sweeps import SweepRecord
 from raybrew.reports.words import show_difference
 
@@ -31,7 +31,7 @@ def sweep_section(record: SweepRecord, comparison: Comparison, runs: Iterable[Ru
     """Facts, trials, early stops and failures of one sweep; `comparison` is its leaderboard, `runs` what was read."""
     cost = cost_of(record)
     rows = trial_rows(record, runs)
-    row_of_run = {run.folder.name: row for row in reversed(comparison.rows) for run in row.runs}
+    row_of_run = rows_by_run(record, comparison)
     return {
         "id": record.sweep_id,
         "name": record.name,
@@ -64,6 +64,8 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
     searched = str(search.get("kind", ""))
     if searched == "optuna":
         searched += f" for {', '.join(search.get('objectives') or ['quality'])}"
+    if not record.replayed:
+        searched += ", continued from its results alone: an unbroken sweep would have tried other configurations"
     overhead = ""
     if cost.overhead is not None:
         overhead = f"{show_seconds(cost.overhead)} beyond training"

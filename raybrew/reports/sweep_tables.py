@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raybrew.config.judge import LOSS
+from raybrew.config.controls import is_searched
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
 from raybrew.reports.compare import LOSSES_DIFFER, Comparison, compare
 from raybrew.reports.evidence import rows_of, value_on
-from raybrew.reports.numbers import count_of, metric_title, show_seconds
+from raybrew.reports.numbers import count_of, metric_scale, show_seconds
+from raybrew.reports.ranking import Standing, recommended, rule_of, standings
 from raybrew.reports.rows import Row
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord, TrialRecord
+from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
 from raybrew.reports.timing import timing_of
+from raybrew.reports.trials import canonical
 
-__all__ = ["Cost", "best_row", "best_run", "cost_of", "leaderboard", "rule_of", "trial_rows", "trials_csv"]
+__all__ = ["Cost", "best_run", "cost_of", "leaderboard", "rows_by_run", "rule_of", "trial_rows", "trials_csv"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +49,34 @@ class Cost:
     """Share of all candidates' steps that early stops saved."""
 
 
-def rule_of(metric: str, finalists: bool) -> str:
-    """The one rule by which a sweep's best is chosen, in words."""
-    among = ", among those run again with more seeds" if finalists else ""
-    best = "lowest evaluation loss" if metric == LOSS else f"highest {metric_title(metric).removesuffix(' %')}"
-    return f"Best: the {best} of each run's best checkpoint, mean over seeds{among}; ties go to fewer parameters."
-
-
 def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) -> Comparison:
-    """The finished trials of a sweep compared, and its best by the rule. What was stopped or failed is left out."""
-    done = {trial.run for trial in record.trials if trial.status == "done"}
-    found = [run for run in (record.runs() if runs is None else runs) if run.folder.name in done]
+    """The finished trials of a sweep compared, and its best by the rule. What was stopped or failed is left out.
+
+    Of configurations that were run again with more seeds only the further seeds count; notes tell the others. A control
+    that was run again stands for those of its shape that were not.
+    """
+    counted = {
+        trial.run
+        for role in (CANDIDATE, CONTROL, KD_ONLY)
+        for standing in _shown(record, role)
+        for trial in standing.counted
+    }
+    counted |= {trial.run for trial in record.trials if trial.counts and trial.value is None}
+    found = [run for run in (record.runs() if runs is None else runs) if run.folder.name in counted]
     roles = {trial.run: trial.role for trial in record.trials}
     comparison = compare(found, also_tried=len(stopped_configurations(record)))
     rows = tuple(_named(row, roles) for row in comparison.rows)
-    best = best_row(rows, record)
+    by_run = {run.folder.name: row for row in reversed(rows) for run in row.runs}
+    chosen = recommended(record)
+    best = None if chosen is None else by_run.get(chosen.counted[0].run)
     # A sweep starts only if the losses of its trials compare.
     told = [note for note in comparison.notes if note != LOSSES_DIFFER]
-    notes = [*told, *_latency_notes(record, found), rule_of(record.metric, bool(record.finalists()))]
+    notes = [
+        *told,
+        *_latency_notes(record, found),
+        *_left_out(record),
+        rule_of(record.metric, bool(record.finalists())),
+    ]
     candidates = last_candidates(record, rows)
     cost = cost_text(record)
     return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes), candidates=candidates, cost=cost)
@@ -74,8 +85,8 @@ def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) ->
 def stopped_configurations(record: SweepRecord) -> set[str]:
     """Configurations that the scheduler stopped in each of their trials: they were judged on the same rows as well."""
     tried = [trial for trial in record.trials if trial.role == CANDIDATE]
-    done = {_configuration(trial) for trial in tried if trial.status == "done"}
-    return {_configuration(trial) for trial in tried if trial.status == "stopped"} - done
+    done = {canonical(trial.values) for trial in tried if trial.status == "done"}
+    return {canonical(trial.values) for trial in tried if trial.status == "stopped"} - done
 
 
 def last_candidates(record: SweepRecord, rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -87,7 +98,7 @@ def last_candidates(record: SweepRecord, rows: Sequence[Row]) -> tuple[Row, ...]
 def cost_text(record: SweepRecord) -> str:
     """What the sweep took, in a few words."""
     cost = cost_of(record)
-    configurations = {_configuration(trial) for trial in record.trials if trial.role == CANDIDATE}
+    configurations = {canonical(trial.values) for trial in record.trials if trial.role == CANDIDATE}
     parts = [
         f"the sweep took {show_seconds(cost.wall_seconds)} for {count_of(len(configurations), 'configuration')} "
         f"({count_of(cost.num_trials, 'trial')})",
@@ -97,8 +108,50 @@ def cost_text(record: SweepRecord) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _configuration(trial: TrialRecord) -> str:
-    return json.dumps(trial.values, sort_keys=True, default=str)
+def _shown(record: SweepRecord, role: str) -> list[Standing]:
+    """Configurations of the leaderboard; of controls that differ in how they are optimised those that were chosen."""
+    found = standings(record.trials, role)
+    if role == CANDIDATE:
+        return found
+    again = {_student_of(standing) for standing in found if standing.further}
+    return [standing for standing in found if standing.further or _student_of(standing) not in again]
+
+
+def _student_of(control: Standing) -> str:
+    return canonical({key: value for key, value in control.values.items() if not is_searched(key)})
+
+
+def rows_by_run(record: SweepRecord, comparison: Comparison) -> dict[str, Row]:
+    """The row of each run of a leaderboard, also of runs whose value chose their configuration and does not count."""
+    found = {run.folder.name: row for row in reversed(comparison.rows) for run in row.runs}
+    for role in (CANDIDATE, CONTROL, KD_ONLY):
+        for standing in standings(record.trials, role):
+            row = found.get(standing.counted[0].run)
+            if row is not None:
+                found.update(dict.fromkeys(standing.runs, row))
+    return found
+
+
+def best_run(record: SweepRecord) -> str | None:
+    """The run whose student the sweep recommends."""
+    chosen = recommended(record)
+    return None if chosen is None else chosen.run
+
+
+def _left_out(record: SweepRecord) -> list[str]:
+    """The values by which configurations were chosen to be run again."""
+    scale = metric_scale(record.metric)
+    told = [
+        f"{trial.label} {scale * trial.value:.2f} (seed {trial.seed})"
+        for role in (CANDIDATE, CONTROL, KD_ONLY)
+        for standing in standings(record.trials, role)
+        if standing.further
+        for trial in standing.chosen_by
+        if trial.value is not None
+    ]
+    if not told:
+        return []
+    return [f"Left out of the means, as these values chose what was run again with more seeds: {'; '.join(told)}."]
 
 
 def _latency_notes(record: SweepRecord, runs: Sequence[RunRecord]) -> list[str]:
@@ -108,30 +161,6 @@ def _latency_notes(record: SweepRecord, runs: Sequence[RunRecord]) -> list[str]:
     if not beside or all(timing.conditions.alone for timing in timings):
         return []
     return ["Times per example were measured while other trials ran on the same machine: do not rely on them."]
-
-
-def best_row(rows: Sequence[Row], record: SweepRecord) -> Row | None:
-    """The best configuration of the search; the best control if nothing else has finished."""
-    finalists = record.finalists()
-    candidates = {trial.run for trial in record.trials if trial.role == CANDIDATE}
-    for wanted in (finalists & candidates, candidates, {trial.run for trial in record.trials}):
-        eligible = [
-            row
-            for row in rows
-            if row.done and row.quality is not None and any(run.folder.name in wanted for run in row.runs)
-        ]
-        if eligible:
-            return max(eligible, key=lambda row: (row.score, -(row.parameters or 0)))
-    return None
-
-
-def best_run(record: SweepRecord) -> str | None:
-    """The run whose student is exported: of the best configuration the seed with the best checkpoint."""
-    row = leaderboard(record).best
-    if row is None:
-        return None
-    scored = [(run.best.score, -(run.seed or 0), run.folder.name) for run in row.runs if run.best is not None]
-    return max(scored)[2] if scored else None
 
 
 def _named(row: Row, roles: dict[str, str]) -> Row:
@@ -212,7 +241,9 @@ def cost_of(record: SweepRecord) -> Cost:
     return Cost(
         wall_seconds=record.wall_seconds,
         trial_seconds=seconds,
-        training_seconds=sum(taken - overhead for taken, overhead in overheads),
+        training_seconds=sum(
+            (t.seconds or 0.0) - t.untold_seconds - t.overhead for t in trials if t.overhead is not None
+        ),
         gpu_hours=sum((trial.seconds or 0.0) * trial.gpus for trial in trials) / 3600,
         money=None if price is None else price * seconds / 3600,
         num_trials=len(trials),

@@ -3,9 +3,11 @@ tried, when, and how it ended.
 
 `<storage_path>/<experiment>/sweep-<id>/ledger.jsonl` holds one JSON object a line, in the order in which things
 happened. Kinds: `sweep` (once), `session` and `close` (each start and end of the command), `teacher` (each teacher
-pass), `room` (how many trials run at a time), `trial` (what is tried), `start`, `report` (each evaluation) and `end` of
-a trial. Of population based training: `population` (its size), `pause` of a trial that waits for its round, `round`
-(what was decided, before it is carried out) and `copy` (of a state). A torn last line is left out.
+pass), `room` (how many trials run at a time), `trial` (what is tried), `start`, `report` (each evaluation),
+`interrupted` and `end` of a trial, `again` (a trial whose student was removed is trained again), `replay` (the search
+could not repeat its decisions) and `best` (the run that is chosen, before any row of `data.test` is read). Of
+population based training: `population` (its size), `pause` of a trial that waits for its round, `round` (what was
+decided, before it is carried out) and `copy` (of a state). A torn last line is left out.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
 from raybrew.config.scrub import scrub
-from raybrew.config.space import show_value_of
 from raybrew.errors import RunError
 from raybrew.reports.collect import RunRecord, is_run, load_run
+from raybrew.reports.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical, trials_of
 from raybrew.tracking.jsonl import read_metrics
 
 __all__ = [
@@ -29,78 +31,13 @@ __all__ = [
     "LEDGER",
     "SweepRecord",
     "TrialRecord",
-    "after",
     "find_sweeps",
     "is_sweep",
     "load_sweep",
-    "new_trial",
     "sessions_of",
-    "trials_of",
 ]
 
 LEDGER = "ledger.jsonl"
-_CHANGES = "train.changes"
-#: Roles of trials: configurations of the space; the same student from labels alone; from the teacher's logits alone.
-CANDIDATE, CONTROL, KD_ONLY = "candidate", "control", "KD only"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialRecord:
-    """One configuration with one seed, as the ledger knows it."""
-
-    number: int
-    run: str
-    role: str
-    values: dict[str, Any]
-    seed: int
-    status: str
-    """`waiting`, `running` (or interrupted), `paused` (until its round is decided, or between two), `done`, `stopped`
-    (by the scheduler) or `failed`."""
-    rerun: bool = False
-    reports: tuple[tuple[float, float], ...] = ()
-    """(share of all steps, quality) of each evaluation; in a SweepRecord the metric or loss itself."""
-    value: float | None = None
-    seconds: float | None = None
-    overhead: float | None = None
-    error: str | None = None
-    reused: bool = False
-    """The run was there already, so it cost nothing."""
-    gpus: float = 0.0
-    member: int | None = None
-    """Of a population: whose trial it is, counted from 1."""
-    source: str | None = None
-    """The run whose student it goes on from."""
-    paused_at: tuple[int, float, float] | None = None
-    """(step, share of all steps, metric) where it last paused, or where it begins."""
-    decided: bool = True
-    """Whether the round that it paused for is decided."""
-    seconds_before: float = 0.0
-    """Of its parts up to the last pause."""
-    lost: int = 0
-    """How often its process or node was lost; each time it went on from its last checkpoint."""
-
-    @property
-    def share(self) -> float:
-        """How much of its steps it did."""
-        return 1.0 if self.status == "done" else self.reports[-1][0] if self.reports else 0.0
-
-    @property
-    def label(self) -> str:
-        """Its values in a few words."""
-        shown = ", ".join(f"{key.rsplit('.', 1)[-1]}={self.show(key)}" for key in self.values if key != _CHANGES)
-        return shown or self.role
-
-    def course(self, key: str) -> tuple[tuple[float, Any], ...]:
-        """(share of all steps from which on, value) of one key, from the start to the end of training."""
-        changes = self.values.get(_CHANGES) or ()
-        return (
-            (0.0, self.values[key]),
-            *((change["at"], change["values"][key]) for change in changes if key in change["values"]),
-        )
-
-    def show(self, key: str) -> str:
-        """The value of one key, or what it becomes one after another, in a few words."""
-        return " → ".join(show_value_of(value) for _, value in self.course(key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +55,8 @@ class SweepRecord:
     sessions: tuple[dict[str, Any], ...]
     rounds: tuple[dict[str, Any], ...]
     """What was decided in each round of a population."""
+    replayed: bool
+    """Whether every session repeated the decisions of the search before it went on; False is rare, see README."""
     closed: str | None
     """Why the last session ended (`finished`, `interrupted`, a budget); None if it was killed or is running."""
 
@@ -151,8 +90,8 @@ class SweepRecord:
     def finalists(self) -> set[str]:
         """Runs of configurations that were run again with more seeds; empty if none were."""
         tried = [trial for trial in self.trials if trial.role == CANDIDATE]
-        again = {_key(trial) for trial in tried if trial.rerun and trial.status == "done"}
-        return {trial.run for trial in tried if _key(trial) in again}
+        again = {canonical(trial.values) for trial in tried if trial.rerun and trial.counts}
+        return {trial.run for trial in tried if canonical(trial.values) in again}
 
 
 def is_sweep(folder: Path) -> bool:
@@ -193,6 +132,7 @@ def load_sweep(folder: str | Path) -> SweepRecord:
         teachers=tuple(record for record in records if record.get("kind") == "teacher"),
         sessions=sessions_of(records),
         rounds=tuple(_round_with_values(record, metric) for record in records if record.get("kind") == "round"),
+        replayed=not any(record.get("kind") == "replay" and not record.get("exact") for record in records),
         closed=_closed(records),
     )
 
@@ -215,95 +155,6 @@ def _round_with_values(record: dict[str, Any], metric: str) -> dict[str, Any]:
         run: None if score is None else value_of_quality(metric, score) for run, score in record["scores"].items()
     }
     return {**record, "scores": scores}
-
-
-def trials_of(records: Iterable[Mapping[str, Any]]) -> tuple[TrialRecord, ...]:
-    """The trials that the lines of a ledger tell of, by number."""
-    trials: dict[str, TrialRecord] = {}
-    for record in records:
-        kind, run = record.get("kind"), str(record.get("run"))
-        if kind == "trial" and run not in trials:
-            trials[run] = new_trial(record, trials)
-        elif kind == "round":
-            for decided in record["scores"]:
-                if decided in trials:
-                    trials[decided] = after(trials[decided], record)
-        elif run in trials:
-            trials[run] = after(trials[run], record)
-    return tuple(sorted(trials.values(), key=lambda trial: trial.number))
-
-
-def new_trial(record: Mapping[str, Any], trials: Mapping[str, TrialRecord]) -> TrialRecord:
-    """The trial of a line that names it for the first time; `trials` are those before it."""
-    trial = TrialRecord(
-        number=int(record["number"]),
-        run=str(record["run"]),
-        role=str(record["role"]),
-        values=dict(record["values"]),
-        seed=int(record["seed"]),
-        status="waiting",
-        rerun=bool(record.get("rerun")),
-        gpus=float(record.get("gpus") or 0),
-        member=record.get("member"),
-    )
-    if record.get("source") is None:
-        return trial
-    step, share, value = record["begins"]
-    source = trials[record["source"]]
-    return dataclasses.replace(
-        trial,
-        source=source.run,
-        paused_at=(step, share, value),
-        reports=tuple(report for report in source.reports if report[0] <= share + 1e-6),
-    )
-
-
-def after(trial: TrialRecord, record: Mapping[str, Any]) -> TrialRecord:
-    """The trial after one more line about it."""
-    if record["kind"] == "trial":  # the search came to what was a control so far
-        return dataclasses.replace(
-            trial, role=str(record["role"]), values=dict(record["values"]), member=record.get("member")
-        )
-    if record["kind"] == "start":
-        return dataclasses.replace(trial, status="running", error=None)
-    if record["kind"] == "lost":
-        return dataclasses.replace(trial, lost=trial.lost + 1, error=record.get("error"))
-    if record["kind"] == "report":
-        # A trial that was killed repeats what came after its last checkpoint.
-        kept = tuple(report for report in trial.reports if report[0] < record["share"])
-        return dataclasses.replace(trial, reports=(*kept, (record["share"], record["value"])))
-    if record["kind"] == "round":
-        return dataclasses.replace(trial, decided=True)
-    if record["kind"] in ("pause", "end"):
-        seconds, overhead = record.get("seconds"), record.get("overhead")
-        if trial.seconds_before:
-            seconds = trial.seconds_before + (seconds or 0.0)
-            overhead = trial.overhead if overhead is None else (trial.overhead or 0.0) + overhead
-    if record["kind"] == "pause":
-        return dataclasses.replace(
-            trial,
-            status="paused",
-            paused_at=(int(record["step"]), record["share"], record["value"]),
-            decided=False,
-            seconds=seconds,
-            seconds_before=seconds or 0.0,
-            overhead=overhead,
-        )
-    if record["kind"] == "end":
-        return dataclasses.replace(
-            trial,
-            status=str(record["status"]),
-            value=record.get("value"),
-            seconds=seconds,
-            overhead=overhead,
-            error=record.get("error"),
-            reused=bool(record.get("reused")),
-        )
-    return trial
-
-
-def _key(trial: TrialRecord) -> str:
-    return str(sorted(trial.values.items(), key=str))
 
 
 def _closed(records: list[dict[str, Any]]) -> str | None:

@@ -1,7 +1,9 @@
 """What is tried next, and what has come of everything so far. Knows the ledger, not Ray.
 
-Order: controls, then configurations of the search with all their seeds, then further seeds for the best. Everything is
-decided from the ledger, so a sweep that is continued takes the same decisions as one that was never stopped.
+Order: controls, then configurations of the search with all their seeds, then further seeds for the best, then what is
+to be kept but has lost its student. Everything is decided from the ledger, and a search repeats what it was asked and
+told (`raybrew.sweeps.replay`), so a sweep that is continued takes the same decisions as one that was never stopped,
+given the same order of events. README, "Sweeps", says what that order depends on.
 """
 
 from __future__ import annotations
@@ -17,12 +19,18 @@ from raybrew.config.space import DEFAULT_TRIALS
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import sweep_judge
 from raybrew.errors import ConfigError
-from raybrew.reports.sweeps import CANDIDATE, TrialRecord, after, new_trial, sessions_of, trials_of
-from raybrew.sweeps.jobs import LASTING, Job, canonical, control_jobs, make_job, shape_of
+from raybrew.reports.ranking import Standing, parameters_in, ranking
+from raybrew.reports.sweeps import sessions_of
+from raybrew.reports.trials import CANDIDATE, TrialRecord, after, new_trial, trials_of
+from raybrew.sweeps.controls import Controls, StepsOf
+from raybrew.sweeps.costs import gpus_of, over_budget, spent
+from raybrew.sweeps.jobs import LASTING, Job, canonical, make_job
 from raybrew.sweeps.ledger import Ledger
+from raybrew.sweeps.replay import mean_objectives, replay
 from raybrew.sweeps.rounds import Population, States
 from raybrew.sweeps.search import Optuna, build_source, optuna_params
 from raybrew.sweeps.states import RunStates
+from raybrew.sweeps.students import Students
 from raybrew.sweeps.trials import OVER, Trials
 
 __all__ = ["Conductor", "Older"]
@@ -44,7 +52,7 @@ class Conductor:
         base: Experiment,
         ledger: Ledger,
         *,
-        control_epochs: int,
+        steps_of: StepsOf,
         objectives: Callable[[str], tuple[float, ...] | None],
         older: tuple[Older, ...] = (),
         states: States | None = None,
@@ -54,9 +62,12 @@ class Conductor:
         self.sweep: SweepConfig = base.sweep
         self.judge = sweep_judge(base)  #: the metric or LOSS; values of trials are qualities, higher being better
         self.ledger = ledger
-        self.control_epochs = control_epochs
         self.objectives = objectives
         self.group = f"{base.name}-{ledger.folder.name}"
+        self.controls = Controls(base, self.group, steps_of)
+        self.students = Students(ledger.folder)
+        #: GPUs of the cluster, once that is known: they decide whether trials of several workers run on GPUs.
+        self.cluster_gpus = 0.0
         self.jobs: dict[str, Job] = {}
         self.trials = Trials()
         self.running: dict[str, float] = {}
@@ -65,10 +76,8 @@ class Conductor:
         self.stopped_by: str | None = None
         self.population = Population(self, states or RunStates(ledger.folder.parent)) if self._is_pbt else None
         self._rerun_planned = False
-        self._controlled: set[str] = set()
-        self._of_shape: dict[tuple[str, int], list[str]] = {}
-        self._started = time.time()
-        self._spent_before = 0.0
+        self.began = time.time()
+        self.seconds_before = 0.0
         self._take_up(older)
 
     # What there is
@@ -80,7 +89,8 @@ class Conductor:
         for record in records:
             if record["kind"] == "trial":
                 noted.setdefault(record["run"], record)
-        for trial in trials_of(records):
+        # Nobody else is at this sweep: what seems to run was killed.
+        for trial in trials_of([*records, {"kind": "session"}]):
             self.trials[trial.run] = trial
             try:
                 # What was laid over the base, which for controls is more than the values that are shown.
@@ -89,26 +99,30 @@ class Conductor:
                 job = make_job(self.base, values, trial.seed, self.group, trial.role, trial.rerun)
             except ConfigError:
                 continue
-            self._know(dataclasses.replace(job, values=trial.values))
-            lasting = trial.status == "failed" and str(trial.error).split(":")[0] in LASTING
-            if trial.member is not None:
+            job = self.jobs[job.run] = dataclasses.replace(job, values=trial.values)
+            if trial.role == CANDIDATE:
+                self.controls.key_of(job)  # the first candidate decides how its controls start
+            if trial.member is not None and not trial.again:
                 continue  # the population knows when it is its turn
+            lasting = trial.status == "failed" and str(trial.error).split(":")[0] in LASTING
             if trial.status in ("waiting", "running") or (trial.status == "failed" and not lasting):
                 self.queue.append(trial.run)
-        self._spent_before = float(sum(session["seconds"] for session in sessions_of(records)))
-        finished = [values for values in self._configurations() if self._told(values) is not None]
-        self.source = build_source(self.sweep, len(finished))
+        self.seconds_before = float(sum(session["seconds"] for session in sessions_of(records)))
+        self.source = build_source(self.sweep)
         for one in older:
             self.source.tell(one.values, one.objectives)
-        for values in finished:
-            self.source.tell(values, self._told(values))
+        replay(self.source, records, self._told)
         self._older_first = sorted(older, key=lambda one: -one.objectives[0])
         if self.population is not None:
             self.population.take_up(records)
+        for values in self._configurations():
+            self._complete(values)
 
-    def _know(self, job: Job) -> None:
-        self.jobs[job.run] = job
-        self._of_shape.setdefault((shape_of(job), job.seed), []).append(job.run)
+    def _complete(self, values: dict[str, Any]) -> None:
+        """Note the seeds that a configuration lacks: `sweep.seeds` has grown, or a kill came between them."""
+        runs = {trial.run: trial.member for trial in self.trials_with(values)}
+        if len(runs) < self.sweep.seeds and all(run in self.jobs for run in runs):
+            self.add_configuration(values, next(iter(runs.values())))
 
     def _configurations(self) -> list[dict[str, Any]]:
         """Values of the search so far, in order."""
@@ -176,6 +190,8 @@ class Conductor:
         if not self._rerun_planned:
             self._rerun_planned = True
             self._plan_rerun()
+        if not self.queue:
+            self._plan_again()
 
     def ask(self, drawn: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
         """Another configuration than those that are noted or `drawn`; None if there is none left."""
@@ -205,15 +221,8 @@ class Conductor:
         return runs[0]
 
     def _add_controls(self, job: Job, num_seeds: int, rerun: bool = False) -> None:
-        key = f"{shape_of(job)} {num_seeds}"
-        if not self.sweep.controls or key in self._controlled:
-            return
-        self._controlled.add(key)
-        for control in control_jobs(self.base, job, self.group, self.control_epochs, num_seeds, rerun):
-            # Students of one shape that start otherwise have the same control.
-            alike = self._of_shape.get((shape_of(control), control.seed), ())
-            known = any(self.trials[run].role == control.role for run in alike)
-            if not known:
+        if self.sweep.controls:
+            for control in self.controls.jobs(job, num_seeds, self.trials if rerun else None):
                 self.add(control, None)
 
     def add(self, job: Job, applied: dict[str, Any] | None, **of_population: Any) -> None:
@@ -227,13 +236,12 @@ class Conductor:
         number = len(self.trials) + 1 if there is None else there.number
         plain = job.experiment.plain()
         if applied is None:
-            applied = {name: plain[name] for name in ("data", "student", "distill", "train")}
-        gpus = self.sweep.resources.gpus if job.experiment.train.worker_range[1] == 1 else 0.0
+            applied = {name: plain[name] for name in ("task", "data", "student", "distill", "train")}
         line = self.ledger.write(
             "trial", number=number, run=job.run, role=job.role, values=job.values, seed=job.seed, rerun=job.rerun,
-            applied=applied, gpus=gpus, **{key: value for key, value in of_population.items() if value is not None},
+            applied=applied, **{key: value for key, value in of_population.items() if value is not None},
         )  # fmt: skip
-        self._know(job)
+        self.jobs[job.run] = job
         if there is not None:
             self.trials[job.run] = after(there, line)
             return
@@ -254,39 +262,52 @@ class Conductor:
 
     def until(self, run: str) -> float | None:
         """The share of its steps at which a trial is to pause; None to go on to the end."""
-        return None if self.population is None else self.population.until(self.trials[run])
+        trial = self.trials[run]
+        return None if self.population is None or trial.again else self.population.until(trial)
 
     def _plan_rerun(self) -> None:
         rerun = self.sweep.rerun_best
-        for values in self.ranking()[: rerun.count]:
+        for standing in self.ranking(to_rerun=True)[: rerun.count]:
             for offset in range(rerun.seeds):
-                job = make_job(self.base, values, self.base.train.seed + offset, self.group, rerun=True)
+                job = make_job(self.base, standing.values, self.base.train.seed + offset, self.group, rerun=True)
                 if offset == 0:
                     self._add_controls(job, rerun.seeds, rerun=True)
-                self.add(job, values)
+                self.add(job, standing.values)
 
-    def ranking(self) -> list[dict[str, Any]]:
-        """Finished configurations, best first: mean of their quality, ties to fewer parameters."""
-        scored = []
-        for index, values in enumerate(self._configurations()):
-            done = [t for t in self.trials_with(values) if t.status == "done" and t.value is not None]
-            if done:
-                mean = sum(t.value for t in done if t.value is not None) / len(done)
-                found = self.objectives(done[0].run)
-                scored.append((-mean, found[-1] if found else 0.0, index, values))
-        return [values for *_, values in sorted(scored, key=lambda item: item[:3])]
+    def _plan_again(self) -> None:
+        """Train again what is to be kept, but has lost its student; each run once in a session."""
+        for run in self.students.lacking(self.ranking(), self.sweep.keep_students):
+            if run in self.jobs:
+                line = self.ledger.write("again", run=run)
+                self.trials[run] = after(self.trials[run], line)
+                self.queue.append(run)
+
+    def ranking(self, to_rerun: bool = False) -> list[Standing]:
+        """Finished configurations, best first, by the one rule: see `raybrew.reports.ranking`."""
+        return ranking(self.trials.values(), parameters_in(self.ledger.folder.parent), to_rerun=to_rerun)
 
     # What happened
 
     def started(self, run: str) -> None:
         """A trial begins (or begins again)."""
         self.running[run] = time.time()
-        line = self.ledger.write("start", run=run)
+        line = self.ledger.write(
+            "start", run=run, gpus=gpus_of(self.jobs[run].experiment, self.sweep, self.cluster_gpus)
+        )
         self.trials[run] = after(self.trials[run], line)
 
-    def lost(self, run: str, error: str) -> None:
-        """The process of a trial is gone; another one takes the trial up from its last checkpoint."""
-        line = self.ledger.write("lost", run=run, error=error)
+    def lost(self, run: str, error: str, seconds: float | None = None) -> None:
+        """The process of a trial is gone after `seconds`; another one goes on from its last checkpoint."""
+        more = {} if seconds is None else {"seconds": round(seconds, 3)}
+        line = self.ledger.write("lost", run=run, error=error, **more)
+        self.trials[run] = after(self.trials[run], line)
+        if seconds is not None and run in self.running:
+            self.running[run] = time.time()
+
+    def interrupted(self, run: str, outcome: Mapping[str, Any]) -> None:
+        """The sweep stops while a trial runs, which goes on when the sweep is continued. Its `seconds` so far count."""
+        self.running.pop(run, None)
+        line = self.ledger.write("interrupted", run=run, **outcome)
         self.trials[run] = after(self.trials[run], line)
 
     def reported(self, run: str, share: float, value: float) -> None:
@@ -306,49 +327,22 @@ class Conductor:
         if outcome.get("reused") and self.trials[run].reports:
             # It was done by this sweep, in a session that was killed before it could say so.
             outcome = {**outcome, "reused": False}
+        if outcome["status"] == "done" and (objectives := self.objectives(run)) is not None:
+            # Noted, as a continued search must be told the same: times are measured anew after the last trial.
+            outcome = {**outcome, "objectives": list(objectives)}
         line = self.ledger.write("end", run=run, **outcome)
         trial = self.trials[run] = after(self.trials[run], line)
-        if trial.role == CANDIDATE and all(t.status in OVER for t in self.trials_with(trial.values)):
-            self.source.tell(trial.values, self._told(trial.values))
+        seeds = self.trials_with(trial.values)
+        if trial.role == CANDIDATE and all(seed.status in OVER for seed in seeds):
+            self.source.tell(trial.values, self._told(seeds))
 
-    def _told(self, values: Mapping[str, Any]) -> tuple[float, ...] | None:
-        """The objectives of a configuration, averaged over its seeds; what was stopped counts with what it reached."""
-        names = self.sweep.search.objectives
-        trials = [t for t in self.trials_with(values) if t.status in ("done", "stopped")]
-        rows: list[tuple[float, ...]] = []
-        for trial in trials:
-            if trial.status == "stopped" and trial.reports and names == ("quality",):
-                rows.append((max(value for _, value in trial.reports),))
-            elif trial.status == "done" and (found := self.objectives(trial.run)) is not None:
-                rows.append(found[: len(names)])
-        if not rows:
-            return None
-        return tuple(sum(row[index] for row in rows) / len(rows) for index in range(len(names)))
-
-    # What it costs
+    def _told(self, seeds: Sequence[TrialRecord]) -> tuple[float, ...] | None:
+        return mean_objectives(seeds, self.sweep.search.objectives, self.objectives)
 
     def spent(self) -> dict[str, float]:
         """Minutes, GPU-hours, money and failures so far."""
-        now = time.time()
-        seconds, gpu_seconds = self.trials.seconds, self.trials.gpu_seconds
-        for run, since in list(self.running.items()):  # another thread may ask
-            seconds += now - since
-            gpu_seconds += (now - since) * self.trials[run].gpus
-        price = self.sweep.budget.price_per_hour
-        return {
-            "wall_minutes": (self._spent_before + now - self._started) / 60,
-            "gpu_hours": gpu_seconds / 3600,
-            "money": seconds / 3600 * price if price is not None else 0.0,
-            "failures": self.trials.counts["failed"],
-        }
+        return spent(self)
 
     def over_budget(self) -> str | None:
         """Which limit is reached, in words; None while there is room."""
-        budget, spent = self.sweep.budget, self.spent()
-        for name in ("wall_minutes", "gpu_hours", "money"):
-            limit = getattr(budget, name)
-            if limit is not None and spent[name] >= limit:
-                return f"sweep.budget.{name} ({limit:g}) is used up"
-        if budget.failures is not None and spent["failures"] > budget.failures:
-            return f"{spent['failures']:.0f} trials failed, sweep.budget.failures allows {budget.failures}"
-        return None
+        return over_budget(self)

@@ -1,68 +1,120 @@
-"""After the last trial: the best students are exported, what losers left on disk goes."""
+"""After the last trial: the best is fixed, scored on rows that chose nothing, exported, and what lost goes."""
 
 from __future__ import annotations
 
-import os
+import datetime
 import shutil
 from pathlib import Path
+from typing import Any
 
+from raybrew.config.scrub import scrub
+from raybrew.data.arrow import write_json
+from raybrew.errors import RunError
+from raybrew.exports.folder import replaced_folder
+from raybrew.reports.ranking import Standing, recommended, rule_of
+from raybrew.reports.students import BEST, BEST_MARK, student_of_sweep
+from raybrew.reports.sweeps import SweepRecord, load_sweep
+from raybrew.reports.trials import CANDIDATE
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.progress import SweepReporter
+from raybrew.sweeps.trials import OVER
 from raybrew.training.checkpoints import Checkpoints
 
 __all__ = ["finish_sweep"]
 
 
 def finish_sweep(conductor: Conductor, view: SweepReporter) -> None:
-    """Export the best student to `<sweep>/best`, and remove weights and states that nobody will ask for.
+    """Choose the best, score on `data.test`, export the student to `<sweep>/best`, prune the others; in this order.
 
-    Kept are the students of the best `sweep.keep_students` configurations and of controls. Only runs of this sweep
-    are touched, and only once nothing of it is left to do: a sweep that was stopped needs its states.
+    Only once nothing of the sweep is left to do: a sweep that was stopped needs its states and students. A kill at any
+    moment leaves the students that the next call needs, as nothing is removed before `best` is whole. RunError if the
+    recommended student is not there and could not be trained again.
     """
-    from raybrew.reports.collect import load_run
-
-    folder = conductor.ledger.folder
     if conductor.stopped_by is not None:
         return
-    record = None
-    ranking = conductor.ranking()
-    kept = {trial.run for values in ranking[: conductor.sweep.keep_students] for trial in conductor.trials_with(values)}
+    record = load_sweep(conductor.ledger.folder)
+    best = recommended(record)
+    if best is not None:
+        # Before a row of data.test is read: nothing that it says can change the choice.
+        conductor.ledger.write("best", run=best.run, values=best.values, value=best.mean)
+        _check_student(conductor, best)
+    _score(conductor, record, view)
+    if best is not None:
+        _export(conductor, record, best)
+        view.say(f"best student: {record.folder / BEST} ({record.metric} {best.mean:.4f}, run {best.run})")
+    _prune(conductor, best, view)
+
+
+def _score(conductor: Conductor, record: SweepRecord, view: SweepReporter) -> None:
+    """Test rows for what is compared with them: configurations that are kept or were run again, and controls."""
+    from raybrew.verbs.scoring import score_run
+
+    kept = _kept(conductor) | record.finalists()
+    compared = [trial.run for trial in record.trials if trial.counts and (trial.role != CANDIDATE or trial.run in kept)]
+    for run in map(conductor.students.run, compared):
+        if run.has_student:
+            score_run(run.path, view)
+
+
+def _check_student(conductor: Conductor, best: Standing) -> None:
+    """RunError if the recommended student is nowhere: it was removed, and training it again has failed."""
+    try:
+        student_of_sweep(conductor.ledger.folder, best.run)
+    except RunError as error:
+        reason = conductor.trials[best.run].error
+        raise RunError(f"{error} (training it again failed: {reason})" if reason else str(error)) from None
+
+
+def _export(conductor: Conductor, record: SweepRecord, best: Standing) -> None:
+    """The student and a mark that says whose it is, in place of what is in `best`; whole or not at all."""
+    run, target = conductor.students.run(best.run), record.folder / BEST
+    if not run.has_student:  # `best` holds it
+        write_json(target / BEST_MARK, _mark(record, best))
+        return
+    with replaced_folder(target) as new:
+        shutil.copytree(run.student, new, dirs_exist_ok=True)
+        write_json(new / BEST_MARK, _mark(record, best))
+
+
+def _mark(record: SweepRecord, best: Standing) -> dict[str, Any]:
+    chosen = next(trial for trial in best.trials if trial.run == best.run)
+    mark: dict[str, Any] = scrub(
+        {
+            "sweep": record.sweep_id,
+            "run": best.run,
+            "values": best.values,
+            "seed": chosen.seed,
+            "metric": record.metric,
+            "value": best.mean,
+            "seeds": [trial.seed for trial in best.counted],
+            "run_value": chosen.value,
+            "rule": rule_of(record.metric, bool(record.finalists())),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+    )
+    return mark
+
+
+def _kept(conductor: Conductor) -> set[str]:
+    """Runs of the best `sweep.keep_students` configurations."""
+    return {run for standing in conductor.ranking()[: conductor.sweep.keep_students] for run in standing.runs}
+
+
+def _prune(conductor: Conductor, best: Standing | None, view: SweepReporter) -> None:
+    """Remove states, and students of candidates that are not kept. Controls stay, and runs that others made."""
+    kept = _kept(conductor) | ({best.run} if best is not None else set())
     freed = 0
     for trial in conductor.trials.values():
-        run = folder.parent / trial.run
-        if trial.status not in ("done", "stopped", "failed") or trial.reused:
+        if trial.status not in OVER or trial.reused:
             continue  # a run that was there before the sweep is not the sweep's to prune
-        if trial.status == "stopped" or trial.status == "failed":
-            freed += _size(run / "checkpoints")
-            Checkpoints(run / "checkpoints", 1).clear()
-        if trial.role == "candidate" and trial.run not in kept and (run / "student").is_dir():
-            freed += _size(run / "student")
-            shutil.rmtree(run / "student", ignore_errors=True)
-    best = _best(conductor)
-    if best is not None and (folder.parent / best / "student").is_dir():
-        _copy(folder.parent / best / "student", folder / "best")
-        record = load_run(folder.parent / best)
-        value = record.best.value if record.best else float("nan")
-        view.say(f"best student: {folder / 'best'} ({conductor.judge} {value:.4f}, run {best})")
+        run = conductor.students.run(trial.run)
+        if trial.status != "done":
+            freed += _size(run.checkpoints)
+            Checkpoints(run.checkpoints, 1).clear()
+        if trial.role == CANDIDATE and trial.run not in kept and run.student.is_dir():
+            freed += run.prune_student(f"the sweep {conductor.ledger.folder.name}")
     if freed:
         view.say(f"{freed / 1e6:.1f} MB of states and students of other configurations removed")
-
-
-def _best(conductor: Conductor) -> str | None:
-    """The run to export: of the best configuration the seed with the best checkpoint."""
-    from raybrew.reports.sweep_tables import best_run
-    from raybrew.reports.sweeps import load_sweep
-
-    return best_run(load_sweep(conductor.ledger.folder))
-
-
-def _copy(source: Path, target: Path) -> None:
-    """`source` in place of `target`, whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
 
 
 def _size(folder: Path) -> int:

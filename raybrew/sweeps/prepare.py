@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raybrew.config import Experiment
+from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.views import one_teacher, task_views
+from raybrew.data.multi_task import TaskSchedule
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, RaybrewError
@@ -24,9 +26,11 @@ from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.plan import unique_rows
 from raybrew.store.reader import Store, describe
+from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
-from raybrew.verbs.capture import likely_objective
+from raybrew.training.encoded import Epochs, build_order, evaluation_steps, total_steps
+from raybrew.verbs.capture import likely_objective, request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
@@ -37,7 +41,7 @@ from raybrew.verbs.teachers import check_tokenizers, ready_teachers
 from raybrew.verbs.units import evaluation_units
 from raybrew.verbs.vocabulary import student_tokens
 
-__all__ = ["TeacherPass", "control_epochs", "likely_values", "prepare_teachers"]
+__all__ = ["TeacherPass", "control_steps", "likely_values", "prepare_teachers"]
 
 #: Configurations that `random` is going to draw are known; more than this many are not drawn twice for it.
 _MANY = 2000
@@ -100,19 +104,56 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
     return passes
 
 
-def control_epochs(base: Experiment) -> int:
-    """Epochs in which a control takes as many steps on labelled rows as students take on all rows."""
-    views = task_views(base).values()
-    alone = all(view.data.unlabeled is None and view.data.augment is None for view in views)
-    if alone or base.sweep is None or not base.sweep.controls:
-        return base.train.epochs
-    labelled, unlabeled = 0, 0
-    for view in views:
-        # `prepare_teachers` says what there is to say of them.
-        rows = read_rows(view, next(iter(teacher_sources(view, None).values()), None), lambda line: None)
-        labelled += rows.num_labelled
-        unlabeled += rows.num_unlabeled
-    return max(1, round(base.train.epochs * (labelled + unlabeled) / labelled))
+def control_steps() -> StepsOf:
+    """A function that gives a control of fewer rows the steps and evaluations of its student.
+
+    Without it more evaluations of a control, each after fewer steps, would choose its best checkpoint from more.
+    """
+
+    def steps_of(candidate: Experiment, control: Experiment) -> dict[str, Any]:
+        theirs, own = _epochs_of(candidate), _epochs_of(control)
+        train = candidate.train
+        steps = total_steps(theirs, train)
+        every = train.eval_steps
+        if every is None:
+            evaluations = evaluation_steps(theirs, train)
+            every = theirs.first_step(train.eval_epochs or 1)
+            if math.ceil(steps / every) != len(evaluations):  # epochs by tokens differ in length
+                every = math.ceil(steps / len(evaluations))
+        return {
+            "train.epochs": own.epoch_of(steps - 1) + 1,
+            "train.max_steps": steps,
+            "train.eval_steps": every,
+            "train.eval_epochs": None,
+            "train.checkpoint_epochs": None,
+        }
+
+    return steps_of
+
+
+def _epochs_of(experiment: Experiment) -> Epochs:
+    """How the steps of a student's training divide into epochs. Says nothing of rows: `prepare_teachers` does."""
+
+    def quiet(line: str) -> None:
+        return None
+
+    shape = student_teacher(experiment)
+    tasks = []
+    for name, view in task_views(experiment).items():
+        sources = teacher_sources(view)
+        rows = read_rows(view, next(iter(sources.values()), None), quiet)
+        request = request_of(view, sources, rows.labels.names, shape) if sources else ()
+        asked = [one for member, one in sources.items() if request_of_member(request, member, weight_of(view, member))]
+        tasks.append((name, view, rows, asked))
+    tokens = student_tokens(experiment, shape, [(view, rows.training) for _, view, rows, _ in tasks], quiet)
+    orders = {
+        name or "": build_order(encode(view, rows.training, tokens, *asked).lengths, experiment.train)
+        for name, view, rows, asked in tasks
+    }
+    task = experiment.task
+    if isinstance(task, MultiTaskConfig):
+        return TaskSchedule(orders, task.tau, experiment.train.seed)
+    return orders[""]
 
 
 class _Member(NamedTuple):

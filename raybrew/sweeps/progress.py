@@ -9,7 +9,7 @@ from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
 from raybrew.reports.numbers import metric_scale, metric_title, show_seconds
-from raybrew.reports.sweeps import CANDIDATE, TrialRecord
+from raybrew.reports.trials import CANDIDATE, TrialRecord
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.trials import OVER, value_of
 from raybrew.verbs.reporter import QuietReporter, Reporter

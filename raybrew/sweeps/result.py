@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from raybrew.errors import RunError
 from raybrew.reports.compare import Comparison
 from raybrew.reports.decision import decide
-from raybrew.reports.sweep_tables import best_run, cost_of, leaderboard, rule_of, trial_rows
+from raybrew.reports.ranking import recommended, rule_of
+from raybrew.reports.students import student_of_sweep
+from raybrew.reports.sweep_tables import cost_of, leaderboard, trial_rows
 from raybrew.reports.sweeps import SweepRecord, TrialRecord, find_sweeps, load_sweep
 
 if TYPE_CHECKING:
@@ -28,18 +30,25 @@ class BestStudent:
     """Its configuration in the space."""
     metric: str
     value: float
-    """Mean over its seeds."""
+    """Mean over its seeds, without those that chose it to be run again (see `Sweep.rule`)."""
     spread: float | None
-    """Standard deviation over seeds; None for one."""
+    """Standard deviation over these seeds; None for one."""
     gain: float | None
     """Over the same student trained without a teacher."""
     kept: float | None
     """Share of the teacher's quality."""
     parameters: int | None
     run: Path
-    """Folder of the run whose student was exported."""
-    student: Path
-    """Hugging Face folder."""
+    """Folder of the run whose student is recommended: its best seed on `data.eval`."""
+    run_value: float
+    """The metric of that run alone."""
+    sweep: Path
+    """Folder of the sweep."""
+
+    @property
+    def student(self) -> Path:
+        """Hugging Face folder of the recommended student; RunError that says what to do if it is not there."""
+        return student_of_sweep(self.sweep, self.run.name)
 
     def _repr_html_(self) -> str:
         """For notebooks."""
@@ -50,7 +59,11 @@ class BestStudent:
         rows = [[key, show_value_of(value)] for key, value in self.values.items()]
         rows.append([metric_title(self.metric), show_value(self.metric, self.value, self.spread)])
         rows += [["gain", show_value(self.metric, self.gain, signed=True)], ["kept", show_share(self.kept)]]
-        rows += [["parameters", show_count(self.parameters)], ["folder", str(self.student)]]
+        try:
+            folder = str(self.student)
+        except RunError as error:
+            folder = str(error)
+        rows += [["parameters", show_count(self.parameters)], ["folder", folder]]
         return html_table("best student", rows)
 
 
@@ -88,21 +101,20 @@ class Sweep:
 
     def best(self) -> BestStudent:
         """The best student by `rule`; RunError while nothing has finished."""
-        row, run = self.leaderboard.best, best_run(self.record)
-        if row is None or row.quality is None or run is None:
+        row, chosen = self.leaderboard.best, recommended(self.record)
+        if row is None or row.quality is None or chosen is None:
             raise RunError(f"{self.path}: no trial has finished with an evaluation")
-        folder = self.path.parent / run
-        exported = self.path / "best"
         return BestStudent(
-            values=next(trial.values for trial in self.trials if trial.run == run),
+            values=chosen.values,
             metric=row.metric,
             value=row.quality.mean,
             spread=row.quality.sd,
             gain=row.gain.mean if row.gain else None,
             kept=row.kept,
             parameters=row.parameters,
-            run=folder,
-            student=exported if exported.is_dir() else folder / "student",
+            run=self.path.parent / chosen.run,
+            run_value=next(trial.value or 0.0 for trial in chosen.trials if trial.run == chosen.run),
+            sweep=self.path,
         )
 
     def dataframe(self) -> pd.DataFrame:

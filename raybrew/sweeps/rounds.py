@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raybrew.errors import ConfigError
-from raybrew.reports.sweeps import TrialRecord, after
+from raybrew.reports.trials import TrialRecord, after
 from raybrew.sweeps.jobs import LASTING, make_job
 from raybrew.sweeps.population import explore, matchups, next_stop, round_random, values_in_force, with_change
 

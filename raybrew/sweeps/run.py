@@ -16,15 +16,16 @@ from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
-from raybrew.reports.sweeps import CANDIDATE, LEDGER, find_sweeps, load_sweep, trials_of
+from raybrew.reports.sweeps import LEDGER, find_sweeps, load_sweep
 from raybrew.reports.timing import relative_latency
+from raybrew.reports.trials import CANDIDATE, trials_of
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.finish import finish_sweep
 from raybrew.sweeps.latency import measure_alone
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.mirror import mirror_summary
-from raybrew.sweeps.prepare import control_epochs, prepare_teachers
+from raybrew.sweeps.prepare import control_steps, prepare_teachers
 from raybrew.sweeps.progress import SweepReporter, quiet_or
 from raybrew.sweeps.result import SweepResult
 from raybrew.verbs.reporter import Reporter
@@ -52,7 +53,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
     ledger = Ledger(folder)
     with ledger.locked(), _told_how_to_go_on(ledger):
         began = bool(ledger.records())
-        if not ledger.records():
+        if not began:
             judge = sweep_judge(experiment)
             ledger.write(
                 "sweep", name=experiment.name, experiment=experiment.plain(), command=command_line(), judge=judge
@@ -60,7 +61,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
         conductor = Conductor(
             experiment,
             ledger,
-            control_epochs=control_epochs(experiment),
+            steps_of=control_steps(),
             objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
             older=_older(experiment),
         )
@@ -102,6 +103,13 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
     assert experiment.sweep is not None
     ledger = conductor.ledger
     ledger.write("session", command=command_line(), budget=experiment.sweep.budget.model_dump(mode="json"))
+    if not conductor.source.exact:
+        ledger.write("replay", exact=False)
+        view.say(
+            "warning: the search cannot repeat what it tried in earlier sessions (another version of optuna, another "
+            "sweep.search.startup_trials, or a ledger of an older version): it goes on from the results, not as an "
+            "unbroken sweep would"
+        )
     reason = "failed"
     try:
         for one in prepare_teachers(experiment, conductor.num_trials, view):

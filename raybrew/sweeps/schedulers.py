@@ -10,43 +10,67 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from raybrew.config.sweep import SchedulerConfig
-from raybrew.reports.sweeps import CANDIDATE, TrialRecord
+from raybrew.reports.trials import CANDIDATE, TrialRecord
 
 __all__ = ["build_scheduler", "rungs"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Past:
-    """A trial of an earlier session, as far as a scheduler asks."""
+@dataclasses.dataclass(eq=False)
+class _Run:
+    """A trial of this or an earlier session as a scheduler knows it: by its run, which a continued trial keeps."""
 
     trial_id: str
-    status: str = "TERMINATED"
+    status: str = "RUNNING"
+    percent: float = 0.0
+    """How far it has reported."""
 
 
 class CandidatesOnly(FIFOScheduler):
-    """Asks `inner` about trials of the search; controls and further seeds of the best always run to their end."""
+    """Asks `inner` about trials of the search; controls and further seeds of the best always run to their end.
+
+    A trial that was interrupted goes on under the name of its run: what it reported then is not reported again, and
+    takes no second place among others.
+    """
 
     def __init__(self, inner: TrialScheduler) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.inner = inner
+        self._runs: dict[str, _Run] = {}
+
+    def take_up(self, name: str, reports: Iterable[tuple[float, float]]) -> None:
+        """What a trial reported in earlier sessions, as (share of its steps, metric)."""
+        for share, value in reports:
+            self._report(name, {"percent": 100 * share, "quality": value}, None)
+
+    def _run(self, name: str, tune_controller: Any) -> _Run:
+        if name not in self._runs:
+            self._runs[name] = _Run(name)
+            self.inner.on_trial_add(tune_controller, self._runs[name])  # type: ignore[arg-type]
+        return self._runs[name]
+
+    def _report(self, name: str, result: dict[str, Any], tune_controller: Any) -> str:
+        run = self._run(name, tune_controller)
+        if result["percent"] <= run.percent:
+            return str(TrialScheduler.CONTINUE)  # repeated after its last checkpoint; it was decided to go on
+        run.percent = result["percent"]
+        return str(self.inner.on_trial_result(tune_controller, run, result))  # type: ignore[arg-type]
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if _may_stop(trial):
-            self.inner.on_trial_add(tune_controller, trial)
+            self._run(trial.config["run"], tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if not _may_stop(trial) or "percent" not in result:
             return str(TrialScheduler.CONTINUE)
         # A trial on its last step is finishing; stopping it would save nothing and lose its summary.
-        action = str(self.inner.on_trial_result(tune_controller, trial, result))
+        action = self._report(trial.config["run"], result, tune_controller)
         return action if result["percent"] < 100 else str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if _may_stop(trial) and "percent" in result:
-            self.inner.on_trial_complete(tune_controller, trial, result)
+        return None  # its last result was a report, or says how the trial ended
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         return None
@@ -76,14 +100,11 @@ def build_scheduler(config: SchedulerConfig, earlier: Iterable[TrialRecord] = ()
             # Tune's rule would pause trials that it cannot judge yet, and a paused training would start anew.
             min_time_slice=math.inf,  # type: ignore[arg-type]
         )
+    scheduler = CandidatesOnly(inner)
     for trial in earlier:
-        if trial.role != CANDIDATE or trial.rerun or not trial.reports or trial.status not in ("done", "stopped"):
-            continue
-        past = _Past(trial.run)
-        inner.on_trial_add(None, past)  # type: ignore[arg-type]
-        for share, value in trial.reports:
-            inner.on_trial_result(None, past, {"percent": 100 * share, "quality": value})  # type: ignore[arg-type]
-    return CandidatesOnly(inner)
+        if trial.role == CANDIDATE and not trial.rerun:
+            scheduler.take_up(trial.run, trial.reports)
+    return scheduler
 
 
 def rungs(config: SchedulerConfig) -> list[float]:

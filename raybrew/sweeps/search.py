@@ -39,6 +39,9 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 class Source(Protocol):
     """Gives configurations one by one."""
 
+    exact: bool
+    """Whether `repeat` found what was asked before, so that a continued search does as an unbroken one."""
+
     def next(self, known: Collection[str]) -> dict[str, Any] | None:
         """The next configuration that is not in `known` (canonical texts); None when there is none left."""
         ...
@@ -47,18 +50,23 @@ class Source(Protocol):
         """What came of a configuration; None for one that failed."""
         ...
 
+    def repeat(self, values: Mapping[str, Any], known: Collection[str]) -> None:
+        """An earlier session got `values` from `next(known)`: take the same step again."""
+        ...
 
-def build_source(sweep: SweepConfig, told: int = 0) -> Source:
-    """The source that `sweep.search` names; `told` configurations are going to be told before the first is asked."""
+
+def build_source(sweep: SweepConfig) -> Source:
+    """The source that `sweep.search` names."""
     if sweep.search.kind == "optuna":
-        return Optuna(sweep, told)
+        return Optuna(sweep)
     return Listed(_grid(sweep) if sweep.search.kind == "grid" else _random(sweep))
 
 
 class Listed:
-    """Configurations in an order that no result changes."""
+    """Configurations in an order that no result changes: those that are known are passed over."""
 
     def __init__(self, values: Iterator[dict[str, Any]]) -> None:
+        self.exact = True
         self._values = values
 
     def next(self, known: Collection[str]) -> dict[str, Any] | None:
@@ -71,6 +79,9 @@ class Listed:
         return None
 
     def tell(self, values: Mapping[str, Any], objectives: Sequence[float] | None) -> None:
+        return None
+
+    def repeat(self, values: Mapping[str, Any], known: Collection[str]) -> None:
         return None
 
 
@@ -116,44 +127,84 @@ def _grid(sweep: SweepConfig) -> Iterator[dict[str, Any]]:
 
 
 class Optuna:
-    """Optuna's TPE behind ask and tell; values of a choice stand for themselves, whatever they are."""
+    """Optuna's TPE behind ask and tell; values of a choice stand for themselves, whatever they are.
 
-    def __init__(self, sweep: SweepConfig, told: int = 0) -> None:
+    Its random numbers depend on everything that it was asked and told before. A continued sweep therefore repeats all
+    of it. Where that does not give the same values (another version of optuna, another `startup_trials`), they are
+    noted as asked all the same, and the search goes on from its results with other random numbers.
+    """
+
+    def __init__(self, sweep: SweepConfig) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep = sweep
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                seed=sweep.search.seed + told, n_startup_trials=sweep.search.startup_trials, constant_liar=True
-            )
+        self.exact = True
         self.study = optuna.create_study(
-            directions=[DIRECTIONS[name] for name in sweep.search.objectives], sampler=sampler
+            directions=[DIRECTIONS[name] for name in sweep.search.objectives], sampler=self._sampler(0)
         )
         self._asked: dict[str, Any] = {}
+        self._told: set[str] = set()
+
+    def _sampler(self, repeated: int) -> Any:
+        import optuna
+
+        search = self.sweep.search
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                seed=search.seed + repeated, n_startup_trials=search.startup_trials, constant_liar=True
+            )
 
     def next(self, known: Collection[str]) -> dict[str, Any] | None:
         import optuna
 
         for _ in range(_PATIENCE):
-            trial = self.study.ask()
-            values: dict[str, Any] = {}
-            for key, parameter in self.sweep.space.items():
-                if is_active(parameter, values):
-                    values[key] = _suggest(trial, key, parameter)
+            trial, values = self._ask()
             if not is_excluded(self.sweep, values) and canonical(values) not in known:
                 self._asked[canonical(values)] = trial
                 return values
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
 
+    def _ask(self) -> tuple[Any, dict[str, Any]]:
+        trial = self.study.ask()
+        values: dict[str, Any] = {}
+        for key, parameter in self.sweep.space.items():
+            if is_active(parameter, values):
+                values[key] = _suggest(trial, key, parameter)
+        return trial, values
+
+    def repeat(self, values: Mapping[str, Any], known: Collection[str]) -> None:
+        """Values that this study does not ask for are noted as asked, and `exact` is False from then on."""
+        if self.exact:
+            asked = self.next(known)
+            if asked is not None and canonical(asked) == canonical(values):
+                return
+            self.exact = False
+            if asked is not None:
+                self.tell(asked, None)
+        found = optuna_params(self.sweep, values)
+        if found is None:
+            return  # one of an older sweep with another space, or of another version of this one
+        self.study.enqueue_trial(found[0])
+        self._asked[canonical(values)] = self._ask()[0]
+        self.study.sampler = self._sampler(len(self.study.trials))
+
     def tell(self, values: Mapping[str, Any], objectives: Sequence[float] | None) -> None:
-        """Also of configurations that this study did not ask for; those outside of its space are passed over."""
+        """Also of configurations that this study did not ask for; those outside of its space are passed over.
+
+        A configuration counts once: what further seeds of it reach is no news of the space.
+        """
         import optuna
 
+        key = canonical(values)
+        asked = self._asked.pop(key, None)
+        if asked is None and key in self._told:
+            return
+        if objectives is not None:
+            self._told.add(key)
         state = optuna.trial.TrialState.COMPLETE if objectives is not None else optuna.trial.TrialState.FAIL
-        asked = self._asked.pop(canonical(values), None)
         if asked is not None:
             self.study.tell(asked, objectives, state=state)
             return

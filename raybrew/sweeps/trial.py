@@ -63,15 +63,16 @@ def run_trial(config: Mapping[str, Any]) -> None:
     before = _trained_seconds(folder)
     try:
         pause = _has_paused(folder, until, judge)
-        outcome = {"status": "paused", **pause} if pause else _distill(experiment, spec["command"], report)
+        if pause:
+            outcome = {"status": "paused", **pause}
+        else:
+            outcome = _distill(experiment, spec["command"], report, spec["needs_student"])
     except Interrupted as error:
         if stopped.is_set():
             # As Tune ends a function itself: a return would make it report once more, and nobody listens any more.
             raise SystemExit(0) from None
-        outcome = {"status": "interrupted", "error": str(error)}
-        if pause is not None:
-            training = max(0.0, _trained_seconds(folder) - before)
-            outcome = {"status": "paused", **pause, "training_seconds": training}
+        outcome = {"status": "interrupted", "error": str(error)} if pause is None else {"status": "paused", **pause}
+        outcome["training_seconds"] = max(0.0, _trained_seconds(folder) - before)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {first}"[:500]}
@@ -86,7 +87,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     tune.report(outcome)
 
 
-def _distill(experiment: Experiment, command: str, report: Any) -> dict[str, Any]:
+def _distill(experiment: Experiment, command: str, report: Any, needs_student: bool) -> dict[str, Any]:
     from raybrew.verbs.distill import distill
     from raybrew.verbs.prepare import keep_rows
 
@@ -102,7 +103,13 @@ def _distill(experiment: Experiment, command: str, report: Any) -> dict[str, Any
     with _stop_workers(folder, report, experiment.judge, names[-1] if names else None) if several else _nothing():
         result = _when_unlocked(
             lambda: distill(
-                experiment, report=False, command=command, on_evaluation=None if several else report, alone=False
+                experiment,
+                report=False,
+                command=command,
+                on_evaluation=None if several else report,
+                needs_student=needs_student,
+                score_test=False,  # by the sweep, once all choices are made
+                alone=False,
             )
         )
     summary = result.summary
@@ -149,11 +156,12 @@ def _when_unlocked(call: Any) -> Any:
 
 
 def _trained_seconds(folder: Path) -> float:
-    """Training time that an unfinished run has behind it."""
+    """Training time that an unfinished run has behind it: up to its last checkpoint, from which it goes on."""
     from raybrew.tracking.jsonl import read_metrics
 
-    times = [record["time"] for record in read_metrics(folder / "metrics.jsonl") if "time" in record]
-    return float(max(times, default=0.0))
+    reached = max(Checkpoints(folder / "checkpoints", 1).steps(), default=0)
+    records = [record for record in read_metrics(folder / "metrics.jsonl") if "time" in record]
+    return float(max((record["time"] for record in records if record["step"] <= reached), default=0.0))
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from ray.tune.search import Searcher
 
 from raybrew.config import Experiment
 from raybrew.errors import ClusterError, RaybrewError
-from raybrew.reports.sweeps import CANDIDATE
+from raybrew.reports.trials import CANDIDATE
 from raybrew.runtime import RayInfo, check_resources
 from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.costs import gpus_of
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.schedulers import build_scheduler
 from raybrew.sweeps.trial import run_trial
@@ -39,6 +40,7 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
     """
     base, sweep = conductor.base, conductor.sweep
     slots = room_for(base, ray_info)
+    conductor.cluster_gpus = ray_info.gpus
     folder = conductor.ledger.folder / ".tune"
     shutil.rmtree(folder, ignore_errors=True)
     brain = _Brain(conductor, changed)
@@ -117,8 +119,7 @@ def room_for(base: Experiment, ray_info: RayInfo) -> int:
         keys = "sweep.resources"
     else:
         workers = train.worker_range[1]
-        use_gpu = train.device == "cuda" or (train.device == "auto" and ray_info.gpus >= workers)
-        cpus, gpus = workers * train.cpus_per_worker, float(workers if use_gpu else 0)
+        cpus, gpus = workers * train.cpus_per_worker, gpus_of(base, sweep, ray_info.gpus)
         keys = "train.workers, train.cpus_per_worker"
     check_resources(cpus, gpus, f"one trial ({keys})")
     room = math.floor(ray_info.cpus / cpus + 1e-9)
@@ -178,13 +179,16 @@ class _Asker(Searcher):
         self.brain.given_at[trial_id] = time.time()
         self.brain.guarded(lambda: conductor.started(job.run))
         folder = f"{job.experiment.store.storage_path}/{job.experiment.name}/{job.run}"
+        again = conductor.trials[job.run].again
         spec = {
             "experiment": job.experiment.plain(),
             "cwd": os.getcwd(),
             "command": f"raybrew distill {folder}/config.yaml",
             "until": conductor.until(job.run),
+            "needs_student": again,
         }
-        return {"spec": json.dumps(spec), "may_stop": job.role == CANDIDATE and not job.rerun}
+        may_stop = job.role == CANDIDATE and not job.rerun and not again
+        return {"spec": json.dumps(spec), "run": job.run, "may_stop": may_stop}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         return None
@@ -218,7 +222,10 @@ class _Listener(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run = self.brain.runs.get(trial.trial_id)
         if run is not None and self.brain.conductor.stopped_by is None:
-            self.brain.guarded(lambda: self.brain.conductor.lost(run, _last_error(trial)))
+            now = time.time()
+            seconds = now - self.brain.given_at.get(trial.trial_id, now)
+            self.brain.given_at[trial.trial_id] = now
+            self.brain.guarded(lambda: self.brain.conductor.lost(run, _last_error(trial), seconds))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended(trial, {"status": "stopped"})
@@ -234,20 +241,22 @@ class _Listener(Callback):
         if run is None:
             return
         conductor = self.brain.conductor
-        if result is None and conductor.stopped_by is not None:
-            conductor.running.pop(run, None)
-            return  # the whole sweep stops: the trial goes on when it is continued
         seconds = time.time() - given
+        if result is None and conductor.stopped_by is not None:
+            # The whole sweep stops: the trial goes on when it is continued.
+            self.brain.guarded(lambda: conductor.interrupted(run, {"seconds": round(seconds, 3)}))
+            return
         outcome: dict[str, Any] = {"seconds": round(seconds, 3), **otherwise}
         if result is not None:
-            if result["status"] == "interrupted":
-                conductor.running.pop(run, None)
-                return
             outcome = {"status": result["status"], "seconds": round(seconds, 3)}
             kept = ("value", "error", "reused", "step", "share")
             outcome |= {key: result[key] for key in kept if result.get(key) is not None}
             if result.get("overhead_inside") is not None:
                 outcome["overhead"] = round(seconds - result["seconds"] + result["overhead_inside"], 3)
+            if result["status"] == "interrupted":
+                told: dict[str, Any] = {key: outcome[key] for key in ("seconds", "overhead") if key in outcome}
+                self.brain.guarded(lambda: conductor.interrupted(run, told))
+                return
             if outcome.pop("status") == "paused":
                 self.brain.guarded(lambda: conductor.paused(run, outcome))
                 return

@@ -22,7 +22,7 @@ from raybrew.training.optim import build_optimizer, learning_rate_factor
 from raybrew.training.stages import Stages
 from raybrew.training.theseus import Theseus
 
-__all__ = ["EncodedProgram", "Patience", "Trainee", "build_order", "total_steps"]
+__all__ = ["EncodedProgram", "Epochs", "Patience", "Trainee", "build_order", "evaluation_steps", "total_steps"]
 
 
 class Trainee(nn.Module):
@@ -80,6 +80,17 @@ def total_steps(order: Epochs, config: TrainConfig) -> int:
     """Optimizer steps of a whole run."""
     steps = order.first_step(config.epochs)
     return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def evaluation_steps(order: Epochs, config: TrainConfig) -> list[int]:
+    """Steps after which a whole run is evaluated; the last one always is."""
+    steps = total_steps(order, config)
+    if config.eval_steps is not None:
+        due = range(config.eval_steps, steps, config.eval_steps)
+        return [*due, steps]
+    every = config.eval_epochs or 1
+    ends = (order.first_step(epoch) for epoch in range(every, config.epochs + 1, every))
+    return [*(end for end in ends if end < steps), steps]
 
 
 class EncodedProgram:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import platform
 import shutil
@@ -23,13 +24,15 @@ from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.models.machine import machine_facts
 from raybrew.version import __version__
 
-__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "RunFolder", "describe_environment", "make_storage"]
+__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
 
 
 #: Keys of `data` that say on which rows a model is evaluated.
 EVALUATED = frozenset({"eval", "eval_rows"})
 #: And those that say how many rows it is trained on, which an evaluation of a finished model does not need to know.
 NUMBER_OF_ROWS = frozenset({"train_rows", "unlabeled_rows"})
+#: Key of a summary whose run has lost its student to a sweep: `{"by": the sweep, if known, "date": when}`.
+PRUNED = "pruned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,47 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, None while there is none."""
         return _read_json(self.path / "summary.json")
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the run is finished and its best model is there: a sweep removes the students that lost."""
+        summary = self.summary()
+        if summary is None or PRUNED in summary:
+            return False
+        return any((folder / "config.json").is_file() for folder in (self.student, *self.student.glob("*/")))
+
+    def mark_pruned(self, by: str | None) -> None:
+        """Let the summary say that the student is gone, until the run is trained again to its end."""
+        summary = self.summary() or {}
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        if PRUNED not in summary:
+            self.finish({**summary, PRUNED: {"by": by, "date": date}})
+
+    def prune_student(self, by: str) -> int:
+        """Remove the student of a run that `by` has no more use for; returns the bytes.
+
+        The summary of a finished run says so first: whatever a kill leaves of the folder is no student any more.
+        """
+        if self.summary() is not None:
+            self.mark_pruned(by)
+        size = sum(path.stat().st_size for path in self.student.rglob("*") if path.is_file())
+        shutil.rmtree(self.student, ignore_errors=True)
+        return size
+
+    @property
+    def lost_student(self) -> str:
+        """What became of the student of a finished run that has none, in one line."""
+        pruned = (self.summary() or {}).get(PRUNED) or {}
+        if pruned.get("by"):
+            return f"{pruned['by']} removed the student of {self.path} on {pruned.get('date')} (sweep.keep_students)"
+        return f"the student of {self.path} is gone: {self.student} holds no finished model"
+
+    def why_no_student(self) -> str:
+        """One line on a run without a student: what became of it, and how to get it back."""
+        again = f"`raybrew distill {self.path / 'config.yaml'}`"
+        if self.summary() is None:
+            return f"{self.path} is not finished; {again} trains it to its end"
+        return f"{self.lost_student}; {again} trains it again"
 
     def prepare(self, experiment: Experiment, verb: str, inputs: Mapping[str, Any], command: str | None) -> None:
         """Create the folder, or check that it belongs to this configuration and these inputs.

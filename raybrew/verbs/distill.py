@@ -54,6 +54,7 @@ def distill(
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
     score_test: bool = True,
+    needs_student: bool = True,
     alone: bool = True,
 ) -> RunResult:
     """Train the student of `experiment` and keep the best by `task.metric` as a Hugging Face folder.
@@ -61,11 +62,12 @@ def distill(
     Where no loss of the last stage reads the student's logits, nothing trains the head that the metric judges; then the
     checkpoint with the lowest evaluation loss is kept.
     `teacher.source: auto` captures what the store lacks first; `store` wants it there; `live` runs the teacher in every
-    step. The same call continues an interrupted run and returns a finished one at once. `on_evaluation` hears of each
-    evaluation and may end the training of one worker; `command` is what the run notes as its command. With `score_test`
-    the best student and its teacher are scored on `data.test` in the end. `alone` is false for trials of a sweep, whose
-    time per example is measured while others run. Raises ConfigError, DataError, ModelError, StoreError before
-    training, and Interrupted when asked to stop (the state is saved).
+    step. The same call continues an interrupted run and returns a finished one at once; one whose student a sweep has
+    removed is trained again, unless `needs_student` is false. `on_evaluation` hears of each evaluation and may end the
+    training of one worker; `command` is what the run notes as its command. With `score_test` the best student and its
+    teacher are scored on `data.test` in the end. `alone` is false for trials of a sweep, whose time per example is
+    measured while others run. Raises ConfigError, DataError, ModelError, StoreError before training, and Interrupted
+    when asked to stop (the state is saved).
     """
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
@@ -76,15 +78,19 @@ def distill(
     tokens = student_tokens(experiment, shape, [(task.view, task.rows.training) for task in tasks], reporter.say)
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
-        if run.summary() is None:
+        finished = run.summary()
+        done = finished is not None and (run.has_student or not needs_student)
+        if not done:
             check_device(experiment.train)  # before the teacher's pass, which may take hours
         inputs = [_inputs(experiment, task, tokens, reporter) for task in tasks]
-        finished = run.summary()
         if finished is not None:
             run.prepare(experiment, "distill", fingerprints_of(inputs), None)
-            if score_test:
-                score_run(run.path, reporter, experiment)
-            return RunResult(run.path, run.summary() or finished, already_done=True)
+            if done:
+                if score_test:
+                    score_run(run.path, reporter, experiment)
+                return RunResult(run.path, run.summary() or finished, already_done=True)
+            reporter.say(f"{run.lost_student}; it is trained again")
+            run.mark_pruned(None)
         facts = {
             "role": "student" if any(task.has_teacher for task in tasks) else "control",
             "teacher": described_teachers(tasks, inputs, reporter, run.path),

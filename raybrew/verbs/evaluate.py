@@ -405,6 +405,8 @@ def pick_model(experiment: Experiment, model: str, run_id: str | None = None, ta
     if model == "student":
         run = RunFolder.trained(experiment, "distill", run_id, _ANY_ROWS)
         folder = run.student / (task or "")
+        if run.summary() is not None and not run.has_student:
+            raise RunError(f"{run.why_no_student()}, or name a model folder with --model")
         if not folder.is_dir():
             raise RunError(
                 f"no student yet: {folder} does not exist; run `raybrew distill` with this experiment first, "

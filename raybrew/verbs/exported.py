@@ -16,9 +16,11 @@ from raybrew.models.loading import ModelSource, load_config, max_tokens
 from raybrew.reports.collect import RunRecord, is_run, load_run, load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.rows import Row
+from raybrew.reports.students import best_mark, student_of_sweep
 from raybrew.reports.sweep_tables import best_run, leaderboard
 from raybrew.reports.sweeps import find_sweeps, is_sweep, load_sweep
 from raybrew.reports.words import over_control, over_teacher, plain_metric
+from raybrew.training.run_folder import RunFolder
 
 __all__ = ["Exported", "find_exported"]
 
@@ -102,9 +104,7 @@ def find_exported(path: Path, task: str | None = None, experiment: Experiment | 
     run_name = best_run(load_sweep(sweep))
     if run_name is None:
         raise RunError(f"{sweep}: no trial has finished with an evaluation, so there is no best student yet")
-    run = load_run(sweep.parent / run_name)
-    best = sweep / "best"
-    return _student(best if best.is_dir() else run.folder / "student", run, task, experiment, sweep)
+    return _student(student_of_sweep(sweep, run_name), load_run(sweep.parent / run_name), task, experiment, sweep)
 
 
 def _run_of_folder(folder: Path) -> RunRecord | None:
@@ -112,10 +112,8 @@ def _run_of_folder(folder: Path) -> RunRecord | None:
     parent = folder.resolve().parent
     if folder.resolve().name == "student" and is_run(parent):
         return load_run(parent)
-    if folder.resolve().name == "best" and is_sweep(parent):
-        name = best_run(load_sweep(parent))
-        return load_run(parent.parent / name) if name is not None else None
-    return None
+    mark = best_mark(folder) if is_sweep(parent) else None
+    return load_run(parent.parent / str(mark["run"])) if mark is not None else None
 
 
 def _student(
@@ -123,14 +121,14 @@ def _student(
 ) -> Exported:
     if run.summary is None:
         raise RunError(f"{run.folder} is not finished ({run.status}); the command that began it continues it")
+    made = RunFolder(run.folder, run.run_id)
+    if folder.resolve() == made.student.resolve() and not made.has_student:
+        raise RunError(made.why_no_student())
     whole = experiment or Experiment.model_validate(run.config)
     view = choose_task(whole, task)
     folder = folder / (task or "")
     if not folder.is_dir():
-        raise RunError(
-            f"{folder} does not exist: a sweep keeps the students of its best configurations only; run again the "
-            f"command that made it: {run.command}"
-        )
+        raise RunError(f"{folder} does not exist: the student has no model of this task")
     assert view.task.kind != "multi"  # choose_task gives one of them
     row, tried = _row_of(run, sweep)
     control = _control_of(run, row)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from raybrew.config import Experiment
+from raybrew.config.controls import planned_controls
 from raybrew.config.space import planned_trainings
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
@@ -57,13 +58,15 @@ def plan(
 ) -> Plan:
     """What capturing and training `experiment` will take for `trials` trainings. Nothing is written.
 
-    Without `trials`: those of its sweep, controls left aside, or one.
+    Without `trials`: those of its sweep, beside which its controls are counted, or one.
 
     A few seconds of the real teacher and student on this machine are measured; a teacher that is not fine-tuned yet is
     taken as its base model, which has the same speed and sizes. Raises ConfigError, DataError and ModelError.
     """
+    controls = 0
     if trials is None:
         trials = planned_trainings(experiment.sweep) if experiment.sweep is not None else 1
+        controls = planned_controls(experiment)
     if trials < 1:
         raise ConfigError(f"--trials: given {trials}; allowed: at least 1")
     reporter = reporter or QuietReporter()
@@ -93,6 +96,7 @@ def plan(
         inside,
         student,
         finetunes,
+        controls=controls,
     )
 
 

@@ -41,13 +41,18 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
                 price = f", price {seconds / 3600 * plan.price_per_hour:.2f}"
             rows.append(
                 (
-                    f"{finetune}{plan.trials} training{'s' if plan.trials > 1 else ''}, {name}",
+                    f"{finetune}{_trainings(plan)}, {name}",
                     f"{_time(seconds)} of one {device} worker ({seconds / 3600:.2f} {device} hours{price})",
                 )
             )
     if plan.stores and not plan.live_because:
         rows.append(("break-even", f"1 pass over the rows; here are {round(plan.passes, 2):g}"))
     return [*tables, (f"training {plan.name}", rows)]
+
+
+def _trainings(plan: Plan) -> str:
+    count = f"{plan.trials} training{'s' if plan.trials > 1 else ''}"
+    return f"{count} and {plan.controls} control{'s' if plan.controls > 1 else ''}" if plan.controls else count
 
 
 def _amount(training: TrainingPlan) -> tuple[str, str]:

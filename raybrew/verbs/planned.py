@@ -111,6 +111,7 @@ class Plan:
     student: StudentPlan | None = None
     finetunes: tuple[FinetunePlan, ...] = ()
     """Teachers that are to be trained first; each is trained once, whatever the number of trials."""
+    controls: int = 0  #: trainings of a sweep without the teacher, or with its logits alone, beside its `trials`
 
     @property
     def finetune_seconds(self) -> float:
@@ -129,8 +130,8 @@ class Plan:
 
     @property
     def student_seconds(self) -> float:
-        """Device seconds of all trainings without teachers."""
-        return self.trials * (self.training.worker_seconds if self.training is not None else 0.0)
+        """Device seconds of all trainings without teachers, those of controls too."""
+        return (self.trials + self.controls) * (self.training.worker_seconds if self.training is not None else 0.0)
 
     @property
     def stored_seconds(self) -> float:
@@ -207,6 +208,7 @@ class Plan:
         return {
             "name": self.name,
             "trials": self.trials,
+            "controls": self.controls,
             "stores": [
                 dataclasses.asdict(store)
                 | {"seconds": store.seconds, "bytes_per_second": store.write_rate, "fits": store.fits}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.reports.sweeps import CONTROL
 from raybrew.sweeps.conductor import Conductor, Older
+from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.rounds import States
@@ -36,7 +38,10 @@ def base(storage: Path, sweep: dict[str, Any], **sections: Any) -> Experiment:
 
 
 def conductor_of(
-    experiment: Experiment, older: tuple[Older, ...] = (), control_epochs: int = 30, states: States | None = None
+    experiment: Experiment,
+    older: tuple[Older, ...] = (),
+    steps_of: StepsOf = lambda candidate, control: {},
+    states: States | None = None,
 ) -> Conductor:
     """A conductor on the ledger of that experiment's only sweep."""
     assert experiment.sweep is not None
@@ -49,11 +54,19 @@ def conductor_of(
     return Conductor(
         experiment,
         ledger,
-        control_epochs=control_epochs,
+        steps_of=steps_of,
         objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
         older=older,
         states=states,
     )
+
+
+def leave_student(run: Path) -> None:
+    """The student that a finished run leaves; its config.json names the run."""
+    (run / "student").mkdir(parents=True, exist_ok=True)
+    (run / "student" / "config.json").write_text(json.dumps({"run": run.name}))
+    if not (run / "summary.json").is_file():
+        (run / "summary.json").write_text(json.dumps({"status": "done"}))
 
 
 def end(conductor: Conductor, job: Job, outcome: Outcome) -> None:
@@ -76,6 +89,7 @@ def end(conductor: Conductor, job: Job, outcome: Outcome) -> None:
             student={"parameters": 1000 * layers, "megabytes": 0.1 * layers, "description": f"BERT {layers}x312"},
             steps=20,
         )
+        leave_student(folder)
     conductor.reported(job.run, 0.5, outcome - 0.1)
     conductor.reported(job.run, 1.0, outcome)
     conductor.ended(job.run, {"status": "done", "value": outcome, "seconds": 10.0, "overhead": 0.5})

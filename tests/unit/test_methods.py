@@ -19,7 +19,8 @@ from raybrew.errors import ConfigError, LossError, ModelError
 from raybrew.methods import METHODS
 from raybrew.models.loading import ModelSource
 from raybrew.signals import LOGITS
-from raybrew.sweeps.jobs import control_jobs, make_job
+from raybrew.sweeps.controls import Controls
+from raybrew.sweeps.jobs import make_job
 from raybrew.verbs import objective as objective_module
 from raybrew.verbs.objective import objective_of
 
@@ -251,7 +252,7 @@ def test_methods_in_one_sweep(tmp_path: Any) -> None:
     assert again.sweep_id() == base.sweep_id()
     for name, job in jobs.items():
         assert make_job(again, {"distill.method": name}, 0, "group").run == job.run
-    (control,) = control_jobs(base, jobs["tinybert"], "group", base.train.epochs, 1)
+    (control,) = Controls(base, "group", lambda candidate, control: {}).jobs(jobs["tinybert"], 1)
     assert control.run == jobs["labels"].run
     words = problem({"matches": ["L3_hidden_mse"]}, sweep={"space": {"distill.method": ["textbrewer", "kd"]}})
     assert "impossible with distill.method=kd" in words

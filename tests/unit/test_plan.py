@@ -231,7 +231,10 @@ def test_a_sweep_is_as_many_trainings_as_it_has_trials(project: Path) -> None:
     rows = load_experiment(project).data.train
     overrides = ["sweep.space.distill.temperature=[1,2,4]", "train.epochs=1", f"data.eval={rows}"]
     found = plan(load_experiment(project, overrides))
-    assert (found.trials, found.advice) == (3, "store")
+    assert (found.trials, found.controls, found.advice) == (3, 1, "store")
+    assert found.training is not None
+    assert found.student_seconds == pytest.approx(4 * found.training.worker_seconds)
+    assert any(name.startswith("3 trainings and 1 control") for name, _ in plan_tables(found)[-1][1])
 
 
 def test_a_plan_in_notebooks() -> None:

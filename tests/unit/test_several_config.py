@@ -15,7 +15,6 @@ from raybrew.errors import ConfigError
 from raybrew.reports.collect import load_run
 from raybrew.reports.rows import evaluation_key
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
-from raybrew.sweeps.prepare import control_epochs
 
 TEACHERS: dict[str, Any] = {
     "name": "teachers",
@@ -232,4 +231,6 @@ def test_a_sweep_without_labelled_rows_has_no_controls(tmp_path: Path) -> None:
     assert "sweep.controls: given true, but there is no data.train" in problems(several)
     # No row is read for the length of controls that will not be.
     without = build_experiment({**values, "sweep": {**values["sweep"], "controls": False}}, check_files=False)
-    assert control_epochs(without) == without.train.epochs
+    conductor = conductor_of(without, steps_of=lambda candidate, control: pytest.fail("no row is read"))
+    assert not conductor.over()
+    assert {trial.role for trial in conductor.trials.values()} == {CANDIDATE}

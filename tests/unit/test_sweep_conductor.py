@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sweep_helpers import base, conductor_of, drive
 
+from raybrew.config import Experiment
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.jobs import Job
@@ -44,12 +45,20 @@ def test_every_shape_has_one_control_before_its_students(tmp_path: Path) -> None
         assert all(jobs.index(student) > place for student in students)
 
 
-def test_unlabelled_rows_bring_a_control_without_labels_and_more_epochs_without_a_teacher(tmp_path: Path) -> None:
+def test_unlabelled_rows_bring_a_control_without_labels_and_equal_steps_without_a_teacher(tmp_path: Path) -> None:
     experiment = base(tmp_path, GRID, data={"unlabeled": "c"}, distill={"hard_label_weight": 0.5})
-    jobs = drive(conductor_of(experiment, control_epochs=90), by_values)
+    asked: list[tuple[str | None, str | None]] = []
+
+    def steps_of(candidate: Experiment, control: Experiment) -> dict[str, Any]:
+        asked.append((candidate.data.unlabeled, control.data.unlabeled))
+        return {"train.epochs": 90, "train.max_steps": 123, "train.eval_steps": 41}
+
+    jobs = drive(conductor_of(experiment, steps_of=steps_of), by_values)
     assert Counter(job.role for job in jobs) == {CANDIDATE: 4, CONTROL: 2, KD_ONLY: 2}
     labels = next(job for job in jobs if job.role == CONTROL).experiment
-    assert (labels.data.unlabeled, labels.train.epochs) == (None, 90)
+    assert labels.data.unlabeled is None
+    assert (labels.train.epochs, labels.train.max_steps, labels.train.eval_steps) == (90, 123, 41)
+    assert asked == [("c", None)] * 2, "once for each shape"
     teacher = next(job for job in jobs if job.role == KD_ONLY).experiment
     assert (teacher.data.unlabeled, teacher.distill.hard_label_weight, teacher.train.epochs) == ("c", 0.0, 30)
     # Where the students of the space have no labels anyway, that control is one of them.
@@ -94,8 +103,7 @@ def test_killed_at_any_trial_it_goes_on(tmp_path: Path, kill_at: int, search: st
     rest = drive(conductor_of(experiment), by_values)
     assert not {job.run for job in first} & {job.run for job in rest}, "finished trials stay finished"
     assert len(first) + len(rest) == len(unbroken)
-    if search != "optuna":  # what Optuna asks depends on what it was told, and when
-        assert told(first + rest) == told(unbroken)
+    assert told(first + rest) == told(unbroken)
     third = conductor_of(experiment)
     assert third.over()
     assert third.next() is None

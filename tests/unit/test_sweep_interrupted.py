@@ -67,7 +67,7 @@ def test_stopped_anywhere_it_is_interrupted_and_goes_on(
     at: str, done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, reports = Session(at), []
-    monkeypatch.setattr(module, "control_epochs", lambda *given: session.passes("steps are counted", 1))
+    monkeypatch.setattr(module, "control_steps", lambda *given: session.passes("steps are counted"))
     monkeypatch.setattr(module, "prepare_teachers", lambda *given: session.passes("teacher", []))
     monkeypatch.setattr(module, "ray_runtime", session.ray)
     monkeypatch.setattr(module, "check_shared", lambda *given: None)

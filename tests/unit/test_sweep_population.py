@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_helpers import base, conductor_of
+from sweep_helpers import base, conductor_of, leave_student
 
 from raybrew.config.sweep import ParameterConfig, SchedulerConfig
 from raybrew.errors import ConfigError
@@ -113,6 +113,7 @@ class World:
                 outcome = {"step": step, "share": step / STEPS, "value": quality(values, step), "seconds": 1.0}
                 conductor.paused(run, outcome)
                 return
+        leave_student(conductor.ledger.folder.parent / run)
         conductor.ended(run, {"status": "done", "value": quality(values, step), "seconds": 1.0})
 
 

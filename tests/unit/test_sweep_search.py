@@ -118,7 +118,7 @@ def test_asha_stops_at_its_rungs_and_spares_controls() -> None:
     asked: dict[str, list[str]] = {}
 
     def run(name: str, quality: float, may_stop: bool = True) -> None:
-        trial = FakeTrial(trial_id=name, config={"may_stop": may_stop})
+        trial = FakeTrial(trial_id=name, config={"may_stop": may_stop, "run": name})
         scheduler.on_trial_add(None, trial)
         for percent in (12.5, 25, 37.5, 50, 75, 100):
             answer = scheduler.on_trial_result(None, trial, {"percent": percent, "quality": quality})
@@ -144,7 +144,7 @@ def test_a_continued_sweep_remembers_earlier_trials(kind: Any) -> None:
         reports = ((0.25, value), (0.5, value), (1.0, value))
         return TrialRecord(number, f"run-{number}", role, {}, 0, "done", reports=reports, value=value)
 
-    trial = FakeTrial(trial_id="new", config={"may_stop": True})
+    trial = FakeTrial(trial_id="new", config={"may_stop": True, "run": "new"})
     bad = {"percent": 50.0, "quality": 0.5}
     remembering = build_scheduler(SchedulerConfig(kind=kind), [past(n, CANDIDATE, 0.9) for n in range(4)])
     remembering.on_trial_add(None, trial)

@@ -1,0 +1,59 @@
+"""What a sweep has cost, and whether that is more than it may."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from raybrew.config import Experiment, TrainConfig
+from raybrew.config.sweep import SweepConfig
+
+if TYPE_CHECKING:
+    from raybrew.sweeps.conductor import Conductor
+
+__all__ = ["gpus_of", "on_gpus", "over_budget", "spent"]
+
+
+def on_gpus(train: TrainConfig, cluster_gpus: float) -> bool:
+    """Whether each worker of a trial of several workers gets a GPU."""
+    return train.device == "cuda" or (train.device == "auto" and cluster_gpus >= train.worker_range[1])
+
+
+def gpus_of(experiment: Experiment, sweep: SweepConfig, cluster_gpus: float) -> float:
+    """GPUs that a trial holds, those of all its workers together."""
+    workers = experiment.train.worker_range[1]
+    if workers == 1:
+        return sweep.resources.gpus
+    return float(workers) if on_gpus(experiment.train, cluster_gpus) else 0.0
+
+
+def spent(conductor: Conductor) -> dict[str, float]:
+    """Minutes, GPU-hours, money and failures so far, over all sessions.
+
+    GPU-hours and money are of the time of trials: all of it, also of parts that were interrupted, killed or failed.
+    """
+    now = time.time()
+    trials = conductor.trials
+    seconds, gpu_seconds = trials.seconds, trials.gpu_seconds
+    for run, since in list(conductor.running.items()):  # another thread may ask
+        seconds += now - since
+        gpu_seconds += (now - since) * trials[run].gpus
+    price = conductor.sweep.budget.price_per_hour
+    return {
+        "wall_minutes": (conductor.seconds_before + now - conductor.began) / 60,
+        "gpu_hours": gpu_seconds / 3600,
+        "money": seconds / 3600 * price if price is not None else 0.0,
+        "failures": trials.counts["failed"],
+    }
+
+
+def over_budget(conductor: Conductor) -> str | None:
+    """Which limit is reached, in words; None while there is room."""
+    budget, so_far = conductor.sweep.budget, spent(conductor)
+    for name in ("wall_minutes", "gpu_hours", "money"):
+        limit = getattr(budget, name)
+        if limit is not None and so_far[name] >= limit:
+            return f"sweep.budget.{name} ({limit:g}) is used up"
+    if budget.failures is not None and so_far["failures"] > budget.failures:
+        return f"{so_far['failures']:.0f} trials failed, sweep.budget.failures allows {budget.failures}"
+    return None
