@@ -110,7 +110,7 @@ def cost_text(record: SweepRecord) -> str:
 
 def _shown(record: SweepRecord, role: str) -> list[Standing]:
     """Configurations of the leaderboard; of controls that differ in how they are optimised those that were chosen."""
-    found = standings(record.trials, role)
+    found = standings(record.trials, role, record.metric)
     if role == CANDIDATE:
         return found
     again = {_student_of(standing) for standing in found if standing.further}
@@ -125,7 +125,7 @@ def rows_by_run(record: SweepRecord, comparison: Comparison) -> dict[str, Row]:
     """The row of each run of a leaderboard, also of runs whose value chose their configuration and does not count."""
     found = {run.folder.name: row for row in reversed(comparison.rows) for run in row.runs}
     for role in (CANDIDATE, CONTROL, KD_ONLY):
-        for standing in standings(record.trials, role):
+        for standing in standings(record.trials, role, record.metric):
             row = found.get(standing.counted[0].run)
             if row is not None:
                 found.update(dict.fromkeys(standing.runs, row))
@@ -144,7 +144,7 @@ def _left_out(record: SweepRecord) -> list[str]:
     told = [
         f"{trial.label} {scale * trial.value:.2f} (seed {trial.seed})"
         for role in (CANDIDATE, CONTROL, KD_ONLY)
-        for standing in standings(record.trials, role)
+        for standing in standings(record.trials, role, record.metric)
         if standing.further
         for trial in standing.chosen_by
         if trial.value is not None

@@ -19,7 +19,7 @@ from raybrew.sweeps.jobs import make_job
 from raybrew.sweeps.prepare import control_steps
 from raybrew.training.run_folder import PRUNED, RunFolder
 from raybrew.verbs.distill import distill
-from raybrew.verbs.reporter import LineReporter, QuietReporter
+from raybrew.verbs.reporter import LineReporter
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_control_takes_the_steps_and_evaluations_of_its_student(task: str, tmp
     values["task"] |= {"max_length": 12}
     base = build_experiment(values)
     job = make_job(base, {"distill.temperature": 2}, 0, "group")
-    labels, teacher = Controls(base, "group", control_steps(QuietReporter())).jobs(job, 1)
+    labels, teacher = Controls(base, "group", control_steps()).jobs(job, 1)
     runs = [distill(one.experiment, score_test=False) for one in (job, labels, teacher)]
     steps = [[line["step"] for line in load_run(run.path).evals] for run in runs]
     assert steps[0] == steps[1] == steps[2]

@@ -129,6 +129,7 @@ class TestRanking:
             changes={name: plain[name] for name in ("student", "distill", "train")},
             summary={"best": best},
         )
+        sweep_helpers.leave_student(conductor.ledger.folder.parent / job.run)
         conductor.reported(job.run, 0.5, quality(LOSS, 2 * loss))
         conductor.reported(job.run, 1.0, quality(LOSS, loss))
         conductor.ended(job.run, {"status": "done", "value": quality(LOSS, loss), "seconds": 1.0})
@@ -136,7 +137,7 @@ class TestRanking:
     def test_the_lowest_loss_is_best_everywhere(self, tmp_path: Path) -> None:
         conductor = self.run(tmp_path, seeds=2, rerun_best={"count": 1, "seeds": 3})
         assert {trial.role for trial in conductor.trials.values()} == {"candidate"}, "a control has no such loss"
-        assert [next(iter(values.values())) for values in conductor.ranking()] == [1e-4, 1e-3, 1e-5]
+        assert [next(iter(each.values.values())) for each in conductor.ranking()] == [1e-4, 1e-3, 1e-5]
         again = [trial for trial in conductor.trials.values() if trial.rerun]
         assert {trial.values["train.learning_rate"] for trial in again} == {1e-4}
         objectives = _objectives_from(conductor.ledger.folder.parent, ("quality",))

@@ -17,7 +17,6 @@ from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
 from raybrew.sweeps import prepare
 from raybrew.sweeps.jobs import Job
 from raybrew.training.encoded import build_order, evaluation_steps, total_steps
-from raybrew.verbs.reporter import QuietReporter
 
 SHAPES = [{"layers": 2, "hidden": 312}, {"layers": 4, "hidden": 312}]
 GRID: dict[str, Any] = {"space": {"distill.temperature": [1, 4]}, "search": "grid"}
@@ -28,7 +27,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Numbers of labelled and unlabelled rows, in place of files; rows have 1 to 40 tokens."""
     rows = {"labelled": 1000, "unlabelled": 19000}
 
-    def epochs_of(experiment: Experiment, reporter: Any) -> Order:
+    def epochs_of(experiment: Experiment) -> Order:
         count = rows["labelled"] + (rows["unlabelled"] if experiment.data.unlabeled else 0)
         return build_order(np.arange(count, dtype=np.int32) % 40 + 1, experiment.train)
 
@@ -37,7 +36,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def controls_of(experiment: Experiment) -> list[Job]:
-    conductor = conductor_of(experiment, steps_of=prepare.control_steps(QuietReporter()))
+    conductor = conductor_of(experiment, steps_of=prepare.control_steps())
     assert not conductor.over()
     while len(conductor.trials.known) < conductor.num_trials and (values := conductor.ask()) is not None:
         conductor.add_configuration(values)
@@ -227,6 +226,6 @@ def test_as_many_controls_are_planned_as_there_will_be(
 ) -> None:
     experiment = base(tmp_path, sweep, data=data, distill={"hard_label_weight": 0.5})
     assert planned_controls(experiment) == count
-    conductor = conductor_of(experiment, steps_of=prepare.control_steps(QuietReporter()))
+    conductor = conductor_of(experiment, steps_of=prepare.control_steps())
     jobs = drive(conductor, lambda job: 0.8)
     assert sum(job.role != CANDIDATE for job in jobs) == count

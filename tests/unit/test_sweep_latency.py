@@ -127,7 +127,8 @@ def test_a_new_run_makes_a_new_round_for_all(tmp_path: Path, bench: Bench) -> No
 def test_runs_whose_architecture_is_unknown_keep_what_they_measured(tmp_path: Path, bench: Bench) -> None:
     conductor = finished(tmp_path)
     old, *others = conductor.trials
-    shutil.rmtree(folder_of(conductor, old) / "architecture")
+    for name in ("architecture", "student"):
+        shutil.rmtree(folder_of(conductor, old) / name)
     before = summary_of(conductor, old)
     measure_alone(conductor, quiet_or(None))
     assert summary_of(conductor, old) == before
