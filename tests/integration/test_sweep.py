@@ -15,6 +15,7 @@ import yaml
 from tiny_project import cli, losses_of, make_project, start_cli
 
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, load_sweep
+from raybrew.sweeps.result import Sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -94,7 +95,9 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     assert record.closed == "finished"
     assert len(record.sessions) == 3
     statuses = {(trial.role, trial.values.get("train.learning_rate")): trial.status for trial in record.trials}
-    assert statuses == {(CONTROL, None): "done", (CANDIDATE, 1e-3): "done", (CANDIDATE, DIVERGES): "failed"}
+    assert statuses == {
+        (role, rate): "done" if rate == 1e-3 else "failed" for role in (CONTROL, CANDIDATE) for rate in (1e-3, DIVERGES)
+    }, "controls have the learning rates of their students"
     assert {run: (folder.parent / run / "metrics.jsonl").stat().st_mtime_ns for run in before} == stamps
     # Students and teacher were timed in one round while nothing else ran.
     done = [folder.parent / trial.run for trial in record.trials_of("done")]
@@ -109,12 +112,14 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
         summary = json.loads((folder.parent / row["runs"][0] / "summary.json").read_text())
         assert row["value"] == summary["best"]["value"]
     assert (folder / "best" / "model.safetensors").is_file()
+    mark = json.loads((folder / "best" / "best.json").read_text())
+    assert mark["run"] == Sweep.load(folder).best().run.name
     assert "Failed trials" in (folder / "report.html").read_text()
 
     out, err = cli("sweep", experiment, code=5)
     assert "already done" in out
     out, _ = cli("compare", folder, project / "runs" / "tiny")
-    assert re.search(r"3 of 5 trials done\): Best student", out)
+    assert re.search(r"3 of 6 trials done\): Best student", out)
 
 
 def test_methods_in_one_sweep(project: Path) -> None:
@@ -184,7 +189,7 @@ def test_optuna_from_python_with_more_seeds_for_the_best(project: Path, monkeypa
             "space": space,
             "search": {"kind": "optuna", "objectives": ["quality", "parameters"], "startup_trials": 2},
             "trials": 3,
-            "rerun_best": {"count": 1, "seeds": 2},
+            "rerun_best": {"count": 1, "seeds": 3},
         },
     )
     monkeypatch.chdir(project)
@@ -195,10 +200,10 @@ def test_optuna_from_python_with_more_seeds_for_the_best(project: Path, monkeypa
     )
     assert not result.failed
     frame = result.dataframe()
-    assert sum(frame["role"] == CANDIDATE) == 3 + 1
-    assert frame["rerun"].sum() == 2, "the best and its control"
+    assert sum(frame["role"] == CANDIDATE) == 3 + 2
+    assert frame["rerun"].sum() == 4, "the best and its control"
     best = result.best()
-    assert best.spread is not None
+    assert best.spread is not None, "of the further seeds"
     assert (best.student / "config.json").is_file()
     assert result.leaderboard.best is not None
     assert result.leaderboard.best.gain is not None
