@@ -29,6 +29,8 @@ def show(
     """Show runs in one table: quality, gain over the control, size, speed. Reads stored results only."""
     from raybrew.cli.summary import print_runs
     from raybrew.reports.collect import load_runs
+    from raybrew.reports.numbers import count_of
+    from raybrew.reports.words import rows_text
 
     runs = load_runs([folder_of(path) for path in paths or ["runs"]])
     if as_json:
@@ -43,6 +45,10 @@ def show(
         write_line(f"{run.folder}: {run.status}")
         if run.command:
             write_line(f"made by: {run.command}")
+        chosen = (run.summary or {}).get("chosen") or {}
+        if chosen.get("checkpoints"):
+            evaluations = count_of(chosen["checkpoints"], "evaluation")
+            write_line(f"checkpoint: best of {evaluations} on {rows_text('eval', chosen.get('rows'))}")
         rows = (run.summary or {}).get("rows") or {}
         if rows.get("augmented"):
             write_line(f"rows: {rows['train']} labelled, {rows['unlabeled']} not ({rows['augmented']} by data.augment)")

@@ -236,14 +236,8 @@ def _between_seeds(one: Sample, other: Sample, paired: bool) -> list[_Part | Non
     drawn = (one.drawn, other.drawn) if paired else (None, None)
     if other.fixed or one.fixed:
         return [_of_seeds(one.values, drawn[0]) if other.fixed else _of_seeds(other.values, drawn[1])]
-    mine, theirs = _of_seeds(one.values, drawn[0]), _of_seeds(other.values, drawn[1])
-    several = mine or theirs
-    if several is None or (mine is not None and theirs is not None):
-        return [mine, theirs]
-    # A single run is taken to vary as the seeds of the other side do.
-    count = int(several.freedom) + 1
-    alike = dataclasses.replace(several, variance=several.variance * (1 + count), by_rows=several.by_rows * (1 + count))
-    return [alike]
+    # A single run stands for itself: how other seeds of it would do is not known.
+    return [_of_seeds(one.values, drawn[0]), _of_seeds(other.values, drawn[1])]
 
 
 def _combined(

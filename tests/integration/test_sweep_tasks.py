@@ -111,7 +111,7 @@ def test_a_sweep_from_its_space_to_the_best_students_predictions(
     rows = json.loads((result.path / "report.json").read_text(encoding="utf-8"))
     shown = {run: row["value"] for row in rows for run in row["runs"]}
     assert shown == {run: summary["best"]["value"] for run, summary in summaries.items()}
-    assert "Best student" in result.report.read_text(encoding="utf-8")
+    assert " student: " in result.report.read_text(encoding="utf-8")
 
     best = result.best()
     assert best.value == max(trial.value for trial in record.trials if trial.role == CANDIDATE)
