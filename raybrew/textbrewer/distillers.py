@@ -20,15 +20,45 @@ from raybrew.textbrewer.taps import CustomMatch, resolve_module
 from raybrew.textbrewer.terms import Ensemble, TermFactory, label_spec
 from raybrew.training.loop import Outcome
 
-__all__ = ["BasicDistiller", "BasicTrainer", "GeneralDistiller", "MultiTaskDistiller", "MultiTeacherDistiller"]
+__all__ = [
+    "BasicDistiller",
+    "BasicTrainer",
+    "Distillers",
+    "GeneralDistiller",
+    "MultiTaskDistiller",
+    "MultiTeacherDistiller",
+]
 
 Models = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 Adaptors = Adaptor | Sequence[Adaptor] | Mapping[str, Adaptor]
 M = TypeVar("M", bound="_WithModes")
 
 
+#: Methods of TextBrewer's distillers that scripts override and the loop here never calls.
+_NEVER_CALLED = (
+    "train_on_batch",
+    "compute_loss",
+    "cache_logits",
+    "initialize_training",
+    "save_and_callback",
+    "train_with_num_epochs",
+    "train_with_num_steps",
+    "write_loss",
+)
+
+
 class _WithModes:
     """A context manager in which students are in training mode and teachers in evaluation mode."""
+
+    def __init_subclass__(cls) -> None:
+        # Without a word the subclass would train what its base class does.
+        overridden = [name for name in _NEVER_CALLED if name in vars(cls)]
+        if overridden:
+            raise ConfigError(
+                f"{cls.__name__}: {', '.join(overridden)} of TextBrewer's distillers are never called here; put a loss "
+                "of your own into the `losses` of an adaptor, custom_matches or register_new (BERT-EMD is "
+                "raybrew.EMDDistiller)"
+            )
 
     def _students(self) -> Sequence[nn.Module]:
         raise NotImplementedError
@@ -377,6 +407,16 @@ class MultiTaskDistiller(BasicDistiller):
     def _student_adaptors(self) -> Mapping[str, Adaptor]:
         adaptors: Mapping[str, Adaptor] = self.adaptor_S
         return adaptors
+
+
+#: By TextBrewer's short names.
+Distillers: dict[str, Any] = {
+    "Basic": BasicDistiller,
+    "General": GeneralDistiller,
+    "MultiTeacher": MultiTeacherDistiller,
+    "MultiTask": MultiTaskDistiller,
+    "Train": BasicTrainer,
+}
 
 
 def _check_tasks(name: str, value: Any, models: Any) -> None:
