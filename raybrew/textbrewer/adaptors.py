@@ -96,7 +96,11 @@ def adapt(name: str, said: Any, wanted: Wanted) -> Adapted:
         if not -len(found) <= layer < len(found):
             raise LossError(
                 f"{match}: layer {layer} does not exist: {name} returned {len(found)} {feature} layers"
-                + (f", 0 to {len(found) - 1}" if found else f"; add the key {feature!r} to what it returns")
+                + (
+                    f", 0 to {len(found) - 1}"
+                    if found
+                    else f"; add the key {feature!r} to what it returns: {', '.join(map(str, said))}"
+                )
             )
         layers[feature, layer] = found[layer]
     return Adapted(

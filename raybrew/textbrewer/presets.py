@@ -57,7 +57,8 @@ class Preset(MutableMapping[str, Callable[..., Any]]):
         """The function under TextBrewer's conventions; of `["flsw", 1, 2]` what "flsw" builds from the rest."""
         if not isinstance(name, str):
             name, options = named_options(name)
-            return self[name](**options) if isinstance(options, Mapping) else self[name](*options)
+            built: Callable[..., Any] = self[name](**options) if isinstance(options, Mapping) else self[name](*options)
+            return built
         if name in self.added:
             return self.added[name]
         viewed: Callable[..., Any] = self._view(name, self.table[name].load())
