@@ -113,6 +113,9 @@ def _barriers_pass() -> Iterator[None]:
     Callbacks run on rank 0 alone while the others wait. TextBrewer runs them on every rank, so scripts evaluate on
     rank 0 and let the others wait at a barrier, where nobody would come.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
     barrier = dist.barrier
     dist.barrier = lambda *args, **options: None
     try:

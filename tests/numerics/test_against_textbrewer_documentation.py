@@ -223,9 +223,11 @@ def maps_and_schedulers_of_ones_own(tb: Any, folder: Path) -> nn.Module:
         with distiller:
             distiller.train(sgd(pupil), batches(4), num_epochs=2)
     finally:
-        if tb.__name__ == "raybrew":
-            for name in ("KD_LOSS_MAP", "MATCH_LOSS_MAP", "PROJ_MAP", "TEMPERATURE_SCHEDULER", "WEIGHT_SCHEDULER"):
-                getattr(presets, name).added.clear()
+        for name in ("KD_LOSS_MAP", "MATCH_LOSS_MAP", "PROJ_MAP", "TEMPERATURE_SCHEDULER", "WEIGHT_SCHEDULER"):
+            functions = getattr(presets, name)
+            functions = getattr(functions, "added", getattr(functions, "store", functions))
+            for added in [key for key in functions if key.startswith("my_") or key == "hotter"]:
+                del functions[added]
     return pupil
 
 

@@ -38,13 +38,19 @@ def seeded(seed: int) -> None:
 
 
 def trained(
-    package: Any, folder: Path, data: Any, adaptor: Any, matches: list[dict[str, Any]], dropout: float = 0.0
+    package: Any,
+    folder: Path,
+    data: Any,
+    adaptor: Any,
+    matches: list[dict[str, Any]],
+    dropout: float = 0.0,
+    num_steps: int | None = None,
 ) -> tuple[Tensor, list[Any]]:
-    """Weights after three epochs, and the projections before the first."""
+    """Weights after three epochs or `num_steps`, and the projections before the first."""
     pupil = student(dropout=dropout)
     seeded(3)
     distiller = package.GeneralDistiller(
-        package.TrainingConfig(output_dir=str(folder / package.__name__), device="cpu"),
+        package.TrainingConfig(output_dir=str(folder / package.__name__), device="cpu", ckpt_steps=4),
         package.DistillationConfig(temperature=8, intermediate_matches=copy.deepcopy(matches)),
         teacher(),
         pupil,
@@ -53,11 +59,12 @@ def trained(
     )
     start = [copy.deepcopy(projection) for projection in distiller.projs]
     with distiller:
-        distiller.train(torch.optim.SGD(pupil.parameters(), lr=0.1), data, num_epochs=3)
+        distiller.train(torch.optim.SGD(pupil.parameters(), lr=0.1), data, num_epochs=3, num_steps=num_steps)
     return weights_of(pupil), start
 
 
-def test_one_seed_gives_one_training(textbrewer: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_steps", [None, 12])
+def test_one_seed_gives_one_training(num_steps: int | None, textbrewer: ModuleType, tmp_path: Path) -> None:
     """Initial projections, dropout and the order of a shuffling dataloader come from the same random numbers."""
     import textbrewer
 
@@ -65,7 +72,7 @@ def test_one_seed_gives_one_training(textbrewer: ModuleType, tmp_path: Path) -> 
     found = []
     for package in (textbrewer, raybrew):
         loader = torch.utils.data.DataLoader(rows, batch_size=4, shuffle=True)  # type: ignore[arg-type]
-        found.append(trained(package, tmp_path, loader, examples_adaptor, HIDDEN, dropout=0.3))
+        found.append(trained(package, tmp_path, loader, examples_adaptor, HIDDEN, 0.3, num_steps))
     for mine, other in zip(found[1][1], found[0][1], strict=True):
         assert torch.equal(weights_of(mine), weights_of(other))
     torch.testing.assert_close(found[1][0], found[0][0], atol=1e-5, rtol=1e-5)
