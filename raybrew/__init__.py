@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from raybrew.textbrewer.old_names import add_modules
 from raybrew.version import __version__
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from raybrew.textbrewer.distillers import (
         BasicDistiller,
         BasicTrainer,
+        Distillers,
         GeneralDistiller,
         MultiTaskDistiller,
         MultiTeacherDistiller,
@@ -60,6 +62,7 @@ _WHERE = {
     "CustomMatch": "raybrew.textbrewer.taps",
     "Diagnosis": "raybrew.diagnosis.findings",
     "DistillationConfig": "raybrew.textbrewer.configs",
+    "Distillers": "raybrew.textbrewer.distillers",
     "FEATURES": "raybrew.textbrewer.configs",
     "GeneralDistiller": "raybrew.textbrewer.distillers",
     "KD_LOSS_MAP": "raybrew.textbrewer.presets",
@@ -125,6 +128,7 @@ __all__ = [
     "CustomMatch",
     "Diagnosis",
     "DistillationConfig",
+    "Distillers",
     "EMDDistiller",
     "Experiment",
     "Export",
@@ -172,10 +176,10 @@ __all__ = [
     "verify_stores",
 ]
 
+globals().update(add_modules(__name__))
+
 
 def __getattr__(name: str) -> Any:
-    if name == "utils":  # a module of its own, which scripts reach as an attribute
-        return importlib.import_module("raybrew.utils")
     if name not in _WHERE:
         raise AttributeError(f"module 'raybrew' has no attribute {name!r}")
     value = getattr(importlib.import_module(_WHERE[name]), name)

@@ -17,12 +17,14 @@ _INITIAL_DEVIATION = 0.02
 
 
 def linear(student_dim: int, teacher_dim: int, *, generator: torch.Generator | None = None) -> nn.Module:
-    """An affine map. Without `generator` the weights come from torch's global one."""
+    """An affine map. Without `generator` the weights come from torch's global one, as TextBrewer draws them."""
     for name, dim in (("student_dim", student_dim), ("teacher_dim", teacher_dim)):
         if dim < 1:
             raise LossError(f"projection: {name} must be >= 1, got {dim}")
-    # On the meta device first: the default initialisation would consume random numbers of the global generator.
-    layer = nn.Linear(student_dim, teacher_dim, device="meta").to_empty(device="cpu")
+    if generator is None:
+        layer = nn.Linear(student_dim, teacher_dim)
+    else:  # on the meta device first: the default initialisation draws from the global generator
+        layer = nn.Linear(student_dim, teacher_dim, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         layer.weight.normal_(mean=0.0, std=_INITIAL_DEVIATION, generator=generator)
         layer.bias.zero_()

@@ -73,8 +73,8 @@ class MatchTerm:
         self.loss = loss
         self.projection = projection
 
-    def __call__(self, student: Layers, teacher: Layers, mask: Tensor | None) -> LossTerm:
-        """One layer of each, or two of each for losses that relate two layers."""
+    def __call__(self, student: Layers, teacher: Layers, mask: Tensor | None, *more: Any) -> LossTerm:
+        """One layer of each, or two of each for losses that relate two layers; `more` is what the loss takes beside."""
         if self.projection is not None:
             student = (
                 self.projection(student)
@@ -82,6 +82,6 @@ class MatchTerm:
                 else [self.projection(layer) for layer in student]
             )
         try:
-            return self.loss(student, teacher, mask)
+            return self.loss(student, teacher, mask, *more)
         except LossError as error:
             raise LossError(f"{self.name}: {error}") from error

@@ -26,6 +26,7 @@ class LossEntry:
     summary: str  #: one line
     paper: str = ""
     pairs: bool = False  #: each side may be two layers
+    own_masks: bool = False  #: takes `teacher_mask` too, so that each side may have tokens of its own
     same_width: bool = True  #: both sides need one width (hidden) or one number of heads (attention)
     temperature_power: int = 0  #: the gradient falls with T to this power; `scale_by_temperature_squared` undoes it
     divergence: str = ""  #: module:function with the same gradient that is 0 where both sides agree; empty: `target` is
@@ -84,6 +85,7 @@ _GRAM = LossEntry(
     summary="squared error of S1^T S2 / length, a (dim, dim) matrix; alias fsp",
     paper="Yim et al., CVPR 2017",
     pairs=True,
+    own_masks=True,
 )
 _MMD = LossEntry(
     name="mmd",
@@ -121,6 +123,7 @@ MATCH_LOSSES: Mapping[str, LossEntry] = _by_name(
         needs="hidden",
         summary="squared distance of the normalised first-token vectors",
         paper="arXiv:1908.09355",
+        own_masks=True,
     ),
     _GRAM,
     _MMD,

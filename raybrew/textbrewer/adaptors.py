@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from raybrew.config.problems import near_match
 from raybrew.errors import LossError
-from raybrew.textbrewer.presets import ADAPTOR_KEYS
+from raybrew.textbrewer.presets import ADAPTOR_KEYS, FEATURES
 
-__all__ = ["Adapted", "Adaptor", "Wanted", "adapt"]
+__all__ = ["Adapted", "Adaptor", "Wanted", "adapt", "teacher_name", "warn_of_unknown_keys"]
+
+log = logging.getLogger(__name__)
 
 #: adaptor(batch, model_outputs) -> dict of ADAPTOR_KEYS.
 Adaptor = Callable[[Any, Any], Mapping[str, Any]]
@@ -33,7 +36,7 @@ class Adapted:
     inputs_mask: Tensor | None = None
     layers: Mapping[tuple[str, int], Tensor] = dataclasses.field(default_factory=dict)
     taps: tuple[Tensor, ...] = ()  #: outputs of the modules in custom matches
-    num_layers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unknown: tuple[str, ...] = ()  #: keys that mean nothing here
 
     @property
     def is_masked(self) -> bool:
@@ -68,15 +71,13 @@ class Adapted:
 def adapt(name: str, said: Any, wanted: Wanted) -> Adapted:
     """`said`, which the adaptor called `name` returned, with the layers that are `wanted`.
 
-    LossError names the adaptor and its unknown key, or the match whose layer is not there.
+    LossError names the adaptor and the value of the wrong kind, or the match whose layer is not there. Features that no
+    match compares are not looked at: models return anything there that they were not asked for.
     """
     if not isinstance(said, Mapping):
         raise LossError(f"{name}: expected a dict, the adaptor returned {type(said).__name__}")
-    for key in said:
-        if key not in ADAPTOR_KEYS:
-            near = near_match(str(key), ADAPTOR_KEYS)
-            raise LossError(f"{name}: unknown key {key!r}; allowed: {', '.join(ADAPTOR_KEYS)}{near}")
-    lists = {key: _tensors(name, key, said.get(key)) for key in ADAPTOR_KEYS}
+    compared = {feature for feature, _ in wanted}
+    lists = {key: _tensors(name, key, said.get(key)) for key in ADAPTOR_KEYS if key not in FEATURES or key in compared}
     logits, masks = lists["logits"], lists["logits_mask"]
     if logits and len(masks) not in (0, 1, len(logits)):
         raise LossError(f"{name}: {len(logits)} logits and {len(masks)} logits_mask; give one mask, or one for each")
@@ -95,7 +96,11 @@ def adapt(name: str, said: Any, wanted: Wanted) -> Adapted:
         if not -len(found) <= layer < len(found):
             raise LossError(
                 f"{match}: layer {layer} does not exist: {name} returned {len(found)} {feature} layers"
-                + (f", 0 to {len(found) - 1}" if found else f"; add the key {feature!r} to what it returns")
+                + (
+                    f", 0 to {len(found) - 1}"
+                    if found
+                    else f"; add the key {feature!r} to what it returns: {', '.join(map(str, said))}"
+                )
             )
         layers[feature, layer] = found[layer]
     return Adapted(
@@ -105,8 +110,20 @@ def adapt(name: str, said: Any, wanted: Wanted) -> Adapted:
         losses=lists["losses"],
         inputs_mask=lists["inputs_mask"][0] if lists["inputs_mask"] else None,
         layers=layers,
-        num_layers={feature: len(lists[feature]) for feature in ("hidden", "attention")},
+        unknown=tuple(str(key) for key in said if key not in ADAPTOR_KEYS),
     )
+
+
+def warn_of_unknown_keys(name: str, side: Adapted) -> None:
+    """A warning for each key of an adaptor that nothing reads; TextBrewer ignores these without a word."""
+    for key in side.unknown:
+        near = near_match(key, ADAPTOR_KEYS)
+        log.warning("%s: unknown key %r is ignored; known: %s%s", name, key, ", ".join(ADAPTOR_KEYS), near)
+
+
+def teacher_name(index: int, count: int) -> str:
+    """What messages call the adaptor of a teacher."""
+    return "adaptor_T" if count == 1 else f"adaptor_T of teacher {index}"
 
 
 def _tensors(name: str, key: str, value: Any) -> tuple[Tensor, ...]:

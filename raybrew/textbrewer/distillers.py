@@ -20,15 +20,45 @@ from raybrew.textbrewer.taps import CustomMatch, resolve_module
 from raybrew.textbrewer.terms import Ensemble, TermFactory, label_spec
 from raybrew.training.loop import Outcome
 
-__all__ = ["BasicDistiller", "BasicTrainer", "GeneralDistiller", "MultiTaskDistiller", "MultiTeacherDistiller"]
+__all__ = [
+    "BasicDistiller",
+    "BasicTrainer",
+    "Distillers",
+    "GeneralDistiller",
+    "MultiTaskDistiller",
+    "MultiTeacherDistiller",
+]
 
 Models = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 Adaptors = Adaptor | Sequence[Adaptor] | Mapping[str, Adaptor]
-M = TypeVar("M", bound="_WithModes")
+M = TypeVar("M", bound="_Trains")
 
 
-class _WithModes:
-    """A context manager in which students are in training mode and teachers in evaluation mode."""
+#: Methods of TextBrewer's distillers that scripts override and the loop here never calls.
+_NEVER_CALLED = (
+    "train_on_batch",
+    "compute_loss",
+    "cache_logits",
+    "initialize_training",
+    "save_and_callback",
+    "train_with_num_epochs",
+    "train_with_num_steps",
+    "write_loss",
+)
+
+
+class _Trains:
+    """Trains what its `_job` says; a context manager in which students are in training, teachers in evaluation mode."""
+
+    def __init_subclass__(cls) -> None:
+        # Without a word the subclass would train what its base class does.
+        overridden = [name for name in _NEVER_CALLED if hasattr(cls, name)]
+        if overridden:
+            raise ConfigError(
+                f"{cls.__name__}: {', '.join(overridden)} of TextBrewer's distillers are never called here; put a loss "
+                "of your own into the `losses` of an adaptor, custom_matches or register_new (BERT-EMD is "
+                "raybrew.EMDDistiller)"
+            )
 
     def _students(self) -> Sequence[nn.Module]:
         raise NotImplementedError
@@ -36,97 +66,8 @@ class _WithModes:
     def _teachers(self) -> Sequence[nn.Module]:
         return ()
 
-    def __enter__(self: M) -> M:
-        self._restore = contextlib.ExitStack()
-        self._restore.enter_context(modes_of(*self._students(), *self._teachers()))
-        for teacher in self._teachers():
-            teacher.eval()
-        for student in self._students():
-            student.train()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore.close()
-
-
-class BasicTrainer(_WithModes):
-    """Trains one model on the sum of the `losses` that its adaptor returns; makes teachers."""
-
-    def __init__(self, train_config: TrainingConfig, model: nn.Module, adaptor: Adaptor) -> None:
-        self.t_config = train_config
-        self.model = model
-        self.adaptor = adaptor
-
-    def _students(self) -> Sequence[nn.Module]:
-        return (self.model,)
-
-    def train(
-        self,
-        optimizer: torch.optim.Optimizer,
-        dataloader: Iterable[Any],
-        num_epochs: int | None = None,
-        scheduler_class: Callable[..., Any] | None = None,
-        scheduler_args: Mapping[str, Any] | None = None,
-        scheduler: Any = None,
-        max_grad_norm: float = -1.0,
-        num_steps: int | None = None,
-        callback: Callback | None = None,
-        batch_postprocessor: Postprocessor | None = None,
-        **args: Any,
-    ) -> Outcome:
-        """As `BasicDistiller.train`."""
-        job = Job(
-            name=type(self).__name__,
-            config=self.t_config,
-            student=self.model,
-            student_adaptors={"": self.adaptor},
-            specs=lambda task, student, teachers: [label_spec(student)],
-            student_name="adaptor",
-        )
-        return run(
-            job,
-            {"": dataloader},
-            {"": batch_postprocessor},
-            Duration(num_epochs, num_steps),
-            Optimisation(optimizer, scheduler_class, scheduler_args, scheduler, max_grad_norm),
-            callback,
-            args,
-        )
-
-
-class BasicDistiller(_WithModes):
-    """Distils logits of one teacher into a student, with the adaptor's own `losses` beside."""
-
-    _needs_logits = True
-    _takes_matches = False
-
-    def __init__(
-        self,
-        train_config: TrainingConfig,
-        distill_config: DistillationConfig,
-        model_T: Any,
-        model_S: nn.Module,
-        adaptor_T: Any,
-        adaptor_S: Any,
-    ) -> None:
-        self.t_config = train_config
-        self.d_config = distill_config
-        self.model_T = model_T
-        self.model_S = model_S
-        self.adaptor_T = adaptor_T
-        self.adaptor_S = adaptor_S
-        self._ensemble = Ensemble()
-        self._custom: list[CustomMatch] = []
-        matches = distill_config.intermediate_matches
-        if matches and not self._takes_matches:
-            raise ConfigError(f"intermediate_matches: {type(self).__name__} takes none; use GeneralDistiller")
-        self._check_teachers(matches)
-        #: One for each match: the trained map of the student, or None.
-        self.projs: list[nn.Module | None] = [
-            projection_of(match.proj, f"intermediate_matches.{index}.proj") if match.proj else None
-            for index, match in enumerate(matches)
-        ]
-        self._factory()  # names that do not exist are found here
+    def _job(self) -> Job:
+        raise NotImplementedError
 
     def train(
         self,
@@ -159,6 +100,75 @@ class BasicDistiller(_WithModes):
             callback,
             args,
         )
+
+    def __enter__(self: M) -> M:
+        self._restore = contextlib.ExitStack()
+        self._restore.enter_context(modes_of(*self._students(), *self._teachers()))
+        for teacher in self._teachers():
+            teacher.eval()
+        for student in self._students():
+            student.train()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore.close()
+
+
+class BasicTrainer(_Trains):
+    """Trains one model on the sum of the `losses` that its adaptor returns; makes teachers."""
+
+    def __init__(self, train_config: TrainingConfig, model: nn.Module, adaptor: Adaptor) -> None:
+        self.t_config = train_config
+        self.model = model
+        self.adaptor = adaptor
+
+    def _students(self) -> Sequence[nn.Module]:
+        return (self.model,)
+
+    def _job(self) -> Job:
+        return Job(
+            name=type(self).__name__,
+            config=self.t_config,
+            student=self.model,
+            student_adaptors={"": self.adaptor},
+            specs=lambda task, student, teachers: [label_spec(student)],
+            student_name="adaptor",
+        )
+
+
+class BasicDistiller(_Trains):
+    """Distils logits of one teacher into a student, with the adaptor's own `losses` beside."""
+
+    _needs_logits = True
+    _takes_matches = False
+
+    def __init__(
+        self,
+        train_config: TrainingConfig,
+        distill_config: DistillationConfig,
+        model_T: Any,
+        model_S: nn.Module,
+        adaptor_T: Any,
+        adaptor_S: Any,
+    ) -> None:
+        self.t_config = train_config
+        self.d_config = distill_config
+        self.model_T = model_T
+        self.model_S = model_S
+        self.adaptor_T = adaptor_T
+        self.adaptor_S = adaptor_S
+        self._ensemble = Ensemble()
+        self._custom: list[CustomMatch] = []
+        matches = distill_config.intermediate_matches
+        if matches and not self._takes_matches:
+            raise ConfigError(f"intermediate_matches: {type(self).__name__} takes none; use GeneralDistiller")
+        self._check_teachers(matches)
+        #: One for each match: the trained map of the student, or None.
+        self.projs: list[nn.Module | None] = [
+            projection_of(match.proj, f"intermediate_matches.{index}.proj") if match.proj else None
+            for index, match in enumerate(matches)
+        ]
+        self._factory()  # names that do not exist are found here
 
     def _students(self) -> Sequence[nn.Module]:
         return (self.model_S,)
@@ -377,6 +387,16 @@ class MultiTaskDistiller(BasicDistiller):
     def _student_adaptors(self) -> Mapping[str, Adaptor]:
         adaptors: Mapping[str, Adaptor] = self.adaptor_S
         return adaptors
+
+
+#: By TextBrewer's short names.
+Distillers: dict[str, Any] = {
+    "Basic": BasicDistiller,
+    "General": GeneralDistiller,
+    "MultiTeacher": MultiTeacherDistiller,
+    "MultiTask": MultiTaskDistiller,
+    "Train": BasicTrainer,
+}
 
 
 def _check_tasks(name: str, value: Any, models: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,8 +14,17 @@ from raybrew.errors import ConfigError, LossError
 from raybrew.losses.masking import Layers
 from raybrew.losses.table import MATCH_LOSSES
 from raybrew.losses.term import LossTerm
-from raybrew.textbrewer.presets import KD_LOSS_MAP, MATCH_LOSS_MAP, PROJ_MAP, TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER
-from raybrew.textbrewer.taps import taking
+from raybrew.textbrewer.presets import (
+    KD_LOSS_MAP,
+    MATCH_LOSS_MAP,
+    PROJ_MAP,
+    RULE_OPTIONS,
+    TEMPERATURE_SCHEDULER,
+    WEIGHT_SCHEDULER,
+    as_textbrewer,
+    named_options,
+)
+from raybrew.textbrewer.taps import takes, taking
 
 __all__ = [
     "as_term",
@@ -41,7 +49,7 @@ def projection_of(proj: Sequence[Any], key: str) -> nn.Module:
 
 def kd_loss(spec: Any, scale_by_temperature_squared: bool) -> tuple[Callable[..., LossTerm], bool, Mapping[str, Any]]:
     """The loss, whether it is raybrew's own, and its options."""
-    name, options = _named(spec)
+    name, options = named_options(spec)
     if isinstance(options, tuple) and options:
         raise ConfigError(f"kd_loss_type: options of {name!r} are a dict, given {list(options)!r}")
     values = dict(options)
@@ -62,47 +70,47 @@ def kd_loss(spec: Any, scale_by_temperature_squared: bool) -> tuple[Callable[...
 
 
 def match_loss(name: str, key: str) -> tuple[Callable[..., LossTerm], bool]:
-    """The loss, with TextBrewer's definition where the two differ, and whether both sides must be equally wide."""
+    """The loss, with TextBrewer's definition where the two differ, and whether both sides must be equally wide.
+
+    It takes both sides, the student's mask and the teacher's; most losses compare token with token under the first.
+    """
     loss, is_own = MATCH_LOSS_MAP.find(name, key)
     if not is_own:
 
-        def foreign(student: Layers, teacher: Layers, mask: Tensor | None) -> LossTerm:
+        def foreign(student: Layers, teacher: Layers, mask: Tensor | None, _: Tensor | None = None) -> LossTerm:
             rows = as_tuple(student)[0].shape[0]
-            return as_term(name, taking(loss, (student, teacher, mask)), rows)
+            # TextBrewer gives the mask by name.
+            by_name = takes(loss, "mask")
+            value = loss(student, teacher, mask=mask) if by_name else taking(loss, (student, teacher, mask))
+            return as_term(name, value, rows)
 
         return foreign, False
-    entry = MATCH_LOSSES[name]
-    if entry.name == "mmd":
+    entry, defined = MATCH_LOSSES[name], as_textbrewer(name)
 
-        def mmd(student: Layers, teacher: Layers, mask: Tensor | None) -> LossTerm:
-            term: LossTerm = loss(student, teacher, mask, divide_by="dim" if mask is None else "length")
-            return term
+    def own(student: Layers, teacher: Layers, mask: Tensor | None, teacher_mask: Tensor | None = None) -> LossTerm:
+        return defined(student, teacher, mask, **({"teacher_mask": teacher_mask} if entry.own_masks else {}))
 
-        return mmd, False
-    if entry.name in ("attention_ce", "attention_ce_mean"):
-        return functools.partial(loss, padded_keys=True), entry.same_width
-    return loss, entry.same_width
+    return own, entry.same_width
 
 
 def custom_loss(loss: Callable[..., Any] | str, key: str) -> Callable[..., Any]:
     """The loss of a custom match, called with both outputs and both masks."""
     if isinstance(loss, str):
-        named, _ = match_loss(loss, key)
-        return lambda student, teacher, mask, teacher_mask: named(student, teacher, mask)
+        return match_loss(loss, key)[0]
     function = loss
     return lambda *arguments: taking(function, arguments)
 
 
 def temperature_rule(spec: Any) -> tuple[TemperatureRule | None, bool]:
     """The rule, None for one temperature throughout, and whether it is raybrew's own."""
-    name, options = _named(spec)
+    name, options = named_options(spec)
     if name in ("none", "constant"):
         return None, True
     function, is_own = TEMPERATURE_SCHEDULER.find(name, "temperature_scheduler")
     values = {} if isinstance(options, tuple) else options
     places = options if isinstance(options, tuple) else ()
     if is_own:
-        names = {"flsw": ("beta", "gamma"), "cwsm": ("beta",)}[name]
+        names = RULE_OPTIONS[name]
         given = dict(zip(names, places, strict=False)) | dict(values)
         if set(given) != set(names) or len(places) > len(names):
             raise ConfigError(
@@ -116,7 +124,7 @@ def temperature_rule(spec: Any) -> tuple[TemperatureRule | None, bool]:
 
 def weight_schedule(key: str, spec: Any) -> Callable[[float], float] | None:
     """Progress -> factor on the configured weight; None for a constant one."""
-    name, options = _named(spec)
+    name, options = named_options(spec)
     if name == "none":
         return None
     function, _ = WEIGHT_SCHEDULER.find(name, key)
@@ -124,16 +132,6 @@ def weight_schedule(key: str, spec: Any) -> Callable[[float], float] | None:
         return function
     built: Callable[[float], float] = function(*options) if isinstance(options, tuple) else function(**options)
     return built
-
-
-def _named(spec: Any) -> tuple[str, tuple[Any, ...] | Mapping[str, Any]]:
-    """Name and parameters: by position, or by name where a mapping alone follows the name."""
-    if isinstance(spec, str):
-        return spec, ()
-    name, *rest = spec
-    if len(rest) == 1 and isinstance(rest[0], Mapping):
-        return name, rest[0]
-    return name, tuple(rest)
 
 
 def as_term(name: str, value: Any, num_items: int) -> LossTerm:

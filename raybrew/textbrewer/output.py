@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from raybrew.errors import CheckpointError, EnvironmentProblem
@@ -93,7 +95,8 @@ class TrainingOutput:
             self.states.save(step, state | {"identity": self.identity})
         if self.callback is not None:
             modes = {module: module.training for module in self.student.modules()}
-            self.callback(model=self.student, step=step)
+            with _barriers_pass():
+                self.callback(model=self.student, step=step)
             for module, mode in modes.items():
                 module.training = mode
 
@@ -102,6 +105,24 @@ class TrainingOutput:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+@contextlib.contextmanager
+def _barriers_pass() -> Iterator[None]:
+    """Within, torch.distributed.barrier returns at once.
+
+    Callbacks run on rank 0 alone while the others wait. TextBrewer runs them on every rank, so scripts evaluate on
+    rank 0 and let the others wait at a barrier, where nobody would come.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    barrier = dist.barrier
+    dist.barrier = lambda *args, **options: None
+    try:
+        yield
+    finally:
+        dist.barrier = barrier
 
 
 def _write(weights: Mapping[str, Any], path: Path) -> None:

@@ -7,8 +7,10 @@ and all, and take what a script adds. Additions live in this process only: Ray w
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -26,14 +28,20 @@ __all__ = [
     "KD_LOSS_MAP",
     "MATCH_LOSS_MAP",
     "PROJ_MAP",
+    "RULE_OPTIONS",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
     "Preset",
+    "as_textbrewer",
+    "named_options",
     "register_new",
 ]
 
 #: Keys that an adaptor may return.
 ADAPTOR_KEYS = ["logits", "logits_mask", "losses", "inputs_mask", "labels", *FEATURES]
+
+#: Temperature rules that take parameters, and these in their order.
+RULE_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({"flsw": ("beta", "gamma"), "cwsm": ("beta",)})
 
 
 class Preset(MutableMapping[str, Callable[..., Any]]):
@@ -45,7 +53,12 @@ class Preset(MutableMapping[str, Callable[..., Any]]):
         self.added: dict[str, Callable[..., Any]] = {}
         self._view = view
 
-    def __getitem__(self, name: str) -> Callable[..., Any]:
+    def __getitem__(self, name: str | Sequence[Any]) -> Callable[..., Any]:
+        """The function under TextBrewer's conventions; of `["flsw", 1, 2]` what "flsw" builds from the rest."""
+        if not isinstance(name, str):
+            name, options = named_options(name)
+            built: Callable[..., Any] = self[name](**options) if isinstance(options, Mapping) else self[name](*options)
+            return built
         if name in self.added:
             return self.added[name]
         viewed: Callable[..., Any] = self._view(name, self.table[name].load())
@@ -85,21 +98,63 @@ class Preset(MutableMapping[str, Callable[..., Any]]):
         )
 
 
-def _as_mean(name: str, loss: Callable[..., Any]) -> Callable[..., Tensor]:
-    """A loss as TextBrewer calls it: KD (student, teacher, temperature=1), matches (student, teacher, mask=None)."""
-    is_kd = name in KD_LOSSES
+def named_options(spec: Any) -> tuple[str, tuple[Any, ...] | Mapping[str, Any]]:
+    """Name and parameters: by position, or by name where a mapping alone follows the name."""
+    if isinstance(spec, str):
+        return spec, ()
+    name, *rest = spec
+    if len(rest) == 1 and isinstance(rest[0], Mapping):
+        return name, rest[0]
+    return name, tuple(rest)
 
-    def mean(student: Any, teacher: Any, third: Any = None, **named: Any) -> Tensor:
-        if is_kd:
-            term: LossTerm = loss(
-                student, teacher, temperature=named.get("temperature", 1.0 if third is None else third)
-            )
-        else:
-            term = loss(student, teacher, named.get("mask", third))
+
+def as_textbrewer(name: str) -> Callable[..., LossTerm]:
+    """The match loss of this name with TextBrewer's definition, where the two differ: `mmd` and the cross entropies."""
+    entry = MATCH_LOSSES[name]
+    loss: Callable[..., LossTerm] = entry.load()
+    if entry.name == "mmd":
+
+        def mmd(student: Any, teacher: Any, mask: Tensor | None = None) -> LossTerm:
+            return loss(student, teacher, mask, divide_by="dim" if mask is None else "length")
+
+        return mmd
+    if entry.name in ("attention_ce", "attention_ce_mean"):
+        return functools.partial(loss, padded_keys=True)
+    return loss
+
+
+def _as_mean(name: str, loss: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A loss as TextBrewer calls it, with its names of arguments."""
+    defined = loss if name in KD_LOSSES else as_textbrewer(name)
+
+    def divided(*given: Any, **named: Any) -> Tensor:
+        term: LossTerm = defined(*given, **named)
         return term.sum / term.count.clamp_min(1.0)
 
+    def kd(logits_S: Tensor, logits_T: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+        return divided(logits_S, logits_T, temperature=temperature)
+
+    def attention(attention_S: Tensor, attention_T: Tensor, mask: Tensor | None = None) -> Tensor:
+        return divided(attention_S, attention_T, mask)
+
+    def states(state_S: Any, state_T: Any, mask: Tensor | None = None) -> Tensor:
+        return divided(state_S, state_T, mask)
+
+    mean = kd if name in KD_LOSSES else attention if MATCH_LOSSES[name].needs.startswith("attention") else states
     mean.__name__, mean.__doc__ = name, loss.__doc__
     return mean
+
+
+def _as_builder(name: str, rule: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule with parameters as a function of these that returns f(logits_S, logits_T, base temperature)."""
+    if name not in RULE_OPTIONS:
+        return rule
+
+    def build(*places: Any, **options: Any) -> Callable[..., Any]:
+        given = dict(zip(RULE_OPTIONS[name], places, strict=False)) | options
+        return lambda logits_S, logits_T, base_temperature: rule(logits_S, logits_T, base_temperature, **given)
+
+    return build
 
 
 def _as_is(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,8 +169,8 @@ MATCH_LOSS_MAP = Preset("match loss", MATCH_LOSSES, _as_mean)
 PROJ_MAP = Preset("projection", PROJECTIONS, _as_is)
 #: f(progress in [0, 1]) -> factor on the configured weight.
 WEIGHT_SCHEDULER = Preset("weight scheduler", SCHEDULES, _as_is)
-#: Added ones: f(logits_S, logits_T, base) -> temperature, or given parameters, a function of them that returns it.
-TEMPERATURE_SCHEDULER = Preset("temperature scheduler", TEMPERATURES, _as_is)
+#: f(logits_S, logits_T, base) -> temperature, or where there are parameters, a function of them that returns it.
+TEMPERATURE_SCHEDULER = Preset("temperature scheduler", TEMPERATURES, _as_builder)
 
 _MAPS: Mapping[str, Preset] = {
     "kd_loss": KD_LOSS_MAP,

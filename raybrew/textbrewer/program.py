@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raybrew.distillers.objective import Objective
 from raybrew.errors import DataError, LossError
-from raybrew.textbrewer.adaptors import Adapted, Adaptor, Wanted, adapt
+from raybrew.textbrewer.adaptors import Adapted, Adaptor, Wanted, adapt, teacher_name
 from raybrew.textbrewer.batches import (
     AdaptorMicro,
     AdaptorStep,
@@ -35,6 +35,19 @@ from raybrew.training.context import Context
 from raybrew.training.stages import Stages
 
 __all__ = ["AdaptorProgram", "AdaptorTrainee", "Pace", "StudentSide", "TeacherSide"]
+
+
+@contextlib.contextmanager
+def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, these modules, not those in them, are in evaluation mode."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 class StudentSide:
@@ -65,7 +78,11 @@ class StudentSide:
 
 
 class TeacherSide:
-    """The teachers of each task with their adaptors; run without gradient and without any wrapper."""
+    """The teachers of each task with their adaptors; run without gradient, dropout and wrapper.
+
+    `shared` are modules that the student has too, which trains them: only while a teacher runs are they in evaluation
+    mode.
+    """
 
     def __init__(
         self,
@@ -75,6 +92,7 @@ class TeacherSide:
         taps: Sequence[nn.Module],
         args: Mapping[str, Any],
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+        shared: Sequence[nn.Module] = (),
     ) -> None:
         self.teachers = teachers
         self.adaptors = adaptors
@@ -82,6 +100,7 @@ class TeacherSide:
         self.taps = taps
         self.args = args
         self.autocast = autocast
+        self.shared = shared
 
     @torch.no_grad()
     def __call__(self, micro: AdaptorMicro) -> tuple[Adapted, ...]:
@@ -90,8 +109,7 @@ class TeacherSide:
         outputs = self._outputs(micro, batches)
         adapted = []
         for index, (adaptor, batch, (said, taps)) in enumerate(zip(adaptors, batches, outputs, strict=True)):
-            name = "adaptor_T" if len(teachers) == 1 else f"adaptor_T of teacher {index}"
-            side = adapt(name, adaptor(batch, said), self.wanted[index])
+            side = adapt(teacher_name(index, len(teachers)), adaptor(batch, said), self.wanted[index])
             # A teacher's own losses and labels are used nowhere, and a cache need not hold them.
             adapted.append(dataclasses.replace(side, losses=(), labels=(), taps=taps))
         return tuple(adapted)
@@ -105,7 +123,7 @@ class TeacherSide:
             return [(each, ()) for each in cached]
         found = []
         for model, batch in zip(teachers, batches, strict=True):
-            with self.autocast(), tapped(self.taps) as outputs:
+            with evaluating(self.shared), self.autocast(), tapped(self.taps) as outputs:
                 said = call(model, batch, self.args)
                 found.append((said, outputs("module_T")))
         return found

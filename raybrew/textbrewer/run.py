@@ -16,7 +16,7 @@ from torch import nn
 
 from raybrew.distillers.objective import Objective, TermSpec
 from raybrew.errors import ConfigError, DivergenceError
-from raybrew.textbrewer.adaptors import Adapted, Adaptor, Wanted
+from raybrew.textbrewer.adaptors import Adapted, Adaptor, Wanted, teacher_name, warn_of_unknown_keys
 from raybrew.textbrewer.batches import BatchStream, Postprocessor, TaskOrder, known_size, size_of
 from raybrew.textbrewer.configs import TrainingConfig
 from raybrew.textbrewer.output import Callback, TrainingOutput
@@ -51,6 +51,10 @@ class Job:
     caching: bool = False
     student_name: str = "adaptor_S"
     settings: str = ""  #: what a resumed training must have in common
+
+    @property
+    def all_teachers(self) -> list[nn.Module]:
+        return [model for models in self.teachers.values() for model in models]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +112,19 @@ def run(
     if job.teachers:
         teachers = {task: [_parallel(job, model, device) for model in models] for task, models in job.teachers.items()}
         teacher_side = TeacherSide(
-            teachers, job.teacher_adaptors, job.teacher_wanted, job.teacher_taps, args, precision.autocast
+            teachers,
+            job.teacher_adaptors,
+            job.teacher_wanted,
+            job.teacher_taps,
+            args,
+            precision.autocast,
+            _shared_modules(job),
         )
+        _warn_of_shared_weights(job, optimisation.optimizer)
 
-    with modes_of(job.student, *(model for models in job.teachers.values() for model in models)):
-        for models in job.teachers.values():
-            for model in models:
-                model.eval()
+    with modes_of(job.student, *job.all_teachers):
+        for model in job.all_teachers:
+            model.eval()
         specs, owners = _look(job, streams, student_side, teacher_side, device, precision)
         objective = Objective(tuple(spec for spec, _ in specs), frozenset(), frozenset(), job.trained)
         trainee = AdaptorTrainee(job.student, objective, student_side)
@@ -146,6 +156,25 @@ def run(
             output.close()
 
 
+def _shared_modules(job: Job) -> list[nn.Module]:
+    """Modules of a teacher that the student has too."""
+    of_student = set(job.student.modules())
+    of_teachers = dict.fromkeys(module for model in job.all_teachers for module in model.modules())
+    return [module for module in of_teachers if module in of_student]
+
+
+def _warn_of_shared_weights(job: Job, optimizer: torch.optim.Optimizer) -> None:
+    trained = {id(weight) for group in optimizer.param_groups for weight in group["params"] if weight.requires_grad}
+    names = [name for model in job.all_teachers for name, weight in model.named_parameters() if id(weight) in trained]
+    if names:
+        log.warning(
+            "the optimizer trains %d weights of the teacher, such as %s, because the student shares them: what the "
+            "teacher says moves with them; give the student copies (copy.deepcopy), or set requires_grad_(False)",
+            len(names),
+            names[0],
+        )
+
+
 @contextlib.contextmanager
 def modes_of(*models: nn.Module) -> Iterator[None]:
     """Puts every module back into the mode, training or evaluation, that it is in now."""
@@ -174,6 +203,9 @@ def _look(
         said = teachers(micro) if teachers is not None else ()
         with torch.no_grad(), precision.autocast():
             adapted = student(micro.inputs)
+        warn_of_unknown_keys(job.student_name, adapted)
+        for index, side in enumerate(said):
+            warn_of_unknown_keys(teacher_name(index, len(said)), side)
         found = job.specs(task, adapted, said)
         specs += found
         owners += [task] * len(found)
@@ -216,8 +248,7 @@ def _device(job: Job) -> torch.device:
             device = torch.device(config.device)
         except (RuntimeError, TypeError) as error:
             raise ConfigError(f"device: given {config.device!r}; allowed: auto, cpu, cuda, cuda:0, ...") from error
-    everyone = [("student", job.student), *(("teacher", model) for models in job.teachers.values() for model in models)]
-    for name, model in everyone:
+    for name, model in [("student", job.student), *(("teacher", model) for model in job.all_teachers)]:
         there = _home(model)
         elsewhere = ":" in str(device) and str(there) != str(device)
         if there.type != device.type or elsewhere:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raybrew.errors import ConfigError, LossError
 from raybrew.textbrewer.configs import ClosedConfig, number_problems
 
-__all__ = ["CustomMatch", "resolve_module", "taking", "tapped"]
+__all__ = ["CustomMatch", "resolve_module", "takes", "taking", "tapped"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +89,15 @@ def tapped(modules: Sequence[nn.Module]) -> Iterator[Callable[[str], tuple[Tenso
     finally:
         for handle in handles:
             handle.remove()
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` has a parameter of this name that can be given by name."""
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return False
+    return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
 
 def taking(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:

@@ -250,10 +250,11 @@ class _LayerPair:
 
     def __call__(self, student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> LossTerm:
         given = _pick(student, self.match.feature, self.match.layer_S)
-        wanted = _pick(teachers[self.match.teacher], self.match.feature, self.match.layer_T)
+        teacher = teachers[self.match.teacher]
+        wanted = _pick(teacher, self.match.feature, self.match.layer_T)
         if self.match.proj is not None:
             self._check_projection(given, wanted)
-        return self.term(given, wanted, student.inputs_mask)
+        return self.term(given, wanted, student.inputs_mask, teacher.inputs_mask)
 
     def _check_projection(self, given: Layers, wanted: Layers) -> None:
         kind, student_dim, teacher_dim = (self.match.proj or ())[:3]

@@ -193,6 +193,66 @@ def test_pkd_takes_the_first_real_token() -> None:
     assert torch.isfinite(features.pkd(student, teacher, left).sum)
 
 
+@pytest.mark.parametrize("lengths", [(5, 7), (7, 5), (6, 6)])
+@pytest.mark.parametrize("name", ["pkd", "gram"])
+def test_teacher_rows_of_other_tokens(name: str, lengths: tuple[int, int], same_value_and_gradient: Callable) -> None:
+    """Each side under its own mask, against rows cut to their real tokens; a row without any on one side is none."""
+    student, teacher = draw((4, lengths[0], 3), 1), draw((4, lengths[1], 3), 2)
+    mask, teacher_mask = right_padded(4, lengths[0]), scattered(4, lengths[1])
+    teacher_mask[2] = 0
+    loss = MATCH_LOSSES[name].load()
+
+    def row_by_row(states: Tensor) -> Tensor:
+        rows = []
+        for row in (0, 1, 3):
+            given, wanted = states[row][mask[row] == 1], teacher[row].double()[teacher_mask[row] == 1]
+            if name == "gram":
+                sides = [(side.T @ side) / len(side) for side in (given, wanted)]
+                rows.append((sides[0] - sides[1]).square().mean())
+            else:
+                rows.append((given[0] / given[0].norm() - wanted[0] / wanted[0].norm()).square().sum())
+        return torch.stack(rows).mean()
+
+    teacher[teacher_mask == 0] = math.nan
+    same_value_and_gradient(
+        lambda s: loss(s, teacher, mask, teacher_mask=teacher_mask), row_by_row, student, precision=torch.float64
+    )
+
+
+def test_without_the_teachers_mask() -> None:
+    """The student's serves a teacher of as many tokens; `gram` of more or fewer tokens needs it, `pkd` does not."""
+    student, teacher, mask = draw((3, 5, 4), 1), draw((3, 5, 4), 2), right_padded(3, 5)
+    longer = torch.cat([teacher, teacher[:, :2]], dim=1)
+    for name in ("gram", "pkd"):
+        loss = MATCH_LOSSES[name].load()
+        assert torch.equal(loss(student, teacher, mask).sum, loss(student, teacher, mask, teacher_mask=mask).sum)
+    assert torch.equal(features.pkd(student, longer, mask).sum, features.pkd(student[:, 0], longer[:, 0]).sum)
+    everywhere = torch.ones(3, 7)
+    torch.testing.assert_close(
+        features.gram(student, longer), features.gram(student, longer, torch.ones(3, 5), teacher_mask=everywhere)
+    )
+    with pytest.raises(LossError, match=r"gram: mask \(3, 5\) is the student's.*teacher's mask"):
+        features.gram(student, longer, mask)
+
+
+@pytest.mark.parametrize("name", ["pooled_mse", "pooled_cos", "hidden_mse", "cos", "pkd"])
+def test_vectors_of_rows_under_a_mask_of_tokens(name: str) -> None:
+    """A row counts if any of its tokens does."""
+    student, teacher = draw((3, 4), 1), draw((3, 4), 2)
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0]])
+    loss = MATCH_LOSSES[name].load()
+    term = loss(student, teacher, mask)
+    assert float(term.count) == 2
+    torch.testing.assert_close(term, loss(student[[0, 2]], teacher[[0, 2]]))
+
+
+@pytest.mark.parametrize("name", ["hidden_mse", "cos"])
+def test_other_tokens_are_not_cured_by_a_projection(name: str) -> None:
+    with pytest.raises(LossError, match="same tokens") as caught:
+        MATCH_LOSSES[name].load()(draw((2, 5, 4), 1), draw((2, 6, 4), 2))
+    assert "projection" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["pkd", "cos"])
 def test_zero_vectors_give_finite_gradients(name: str) -> None:
     student = torch.zeros(2, 3, 4, requires_grad=True)

@@ -47,7 +47,7 @@ def test_nan_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("problem", "values", "adaptor"),
     [
-        ("adaptor_T: unknown key 'logit'; allowed: .*did you mean 'logits'", {}, lambda b, o: {"logit": o["logits"]}),
+        ("hidden_mse.2-4: layer 4 .*add the key 'hidden'.*: hiden", {}, lambda b, o: {"hiden": o["hidden"]}),
         ("adaptor_T: expected a dict, the adaptor returned Tensor", {}, lambda b, o: o["logits"]),
         ("adaptor_T: 'hidden' must be a tensor or a list", {}, lambda b, o: {"hidden": [1]}),
         ("2 logits and 3 logits_mask", {}, lambda b, o: {"logits": [o["tags"]] * 2, "logits_mask": [b["labels"]] * 3}),
