@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raybrew.config import Experiment
+from raybrew.config.judge import LOSS
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.sweep_judge import sweep_judge
 from raybrew.config.views import one_teacher, task_views
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
@@ -89,11 +91,13 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
     passes: list[TeacherPass] = []
     problems: dict[str, Problem] = {}
     judged_by: dict[str | None, dict[str, dict[str, Any]]] = {}
+    by_loss = sweep_judge(base) == LOSS
     for (name, _), members in groups.items():
         # All trainings of a task divide among the groups, whose members share what the teacher says.
         count = sum(len(others) for (other, _), others in groups.items() if other == name)
         trainings = max(1, round(planned_trainings(base.sweep) * len(members) / count))
-        passes += _one_teacher(name, members, reporter, problems, trainings, judged_by.setdefault(name, {}))
+        losses = judged_by.setdefault(name, {}) if by_loss else None
+        passes += _one_teacher(name, members, reporter, problems, trainings, losses)
     raise_problems("sweep", list(problems.values()))
     return passes
 
@@ -126,11 +130,12 @@ def _one_teacher(
     reporter: Reporter,
     problems: dict[str, Problem],
     trainings: int,
-    judged_by: dict[str, dict[str, Any]],
+    judged_by: dict[str, dict[str, Any]] | None,
 ) -> list[TeacherPass]:
     """The pass of one `teacher` section, which may name several teachers, over one set of rows of a task.
 
-    `judged_by` are the evaluation losses that judge students of this task so far, each with values that have it.
+    `judged_by` are the evaluation losses that judge students of this task so far, each with values that have it; None
+    where a metric does.
     """
     first = members[0].view
     sources = teacher_sources(first, None)
@@ -138,15 +143,9 @@ def _one_teacher(
         return []
     rows = read_rows(first, next(iter(sources.values())), reporter.say)
     asked = _asked(members, sources, rows, reporter, problems, judged_by)
-    if len(judged_by) > 1:
-        shown = [f"{loss} with {_shown(values)}" for loss, values in list(judged_by.items())[:2]]
-        text = (
-            "no configuration trains the task's head, so each is judged by its evaluation loss, but losses of "
-            f"different terms, weights or teachers cannot be ranked: {', and '.join(shown)}; leave them as they are, "
-            "or give a last stage with kd_weight or hard_label_weight"
-        )
-        problems.setdefault("losses", Problem("sweep.space", text))
     union = set().union(*asked.values())
+    if judged_by is not None and len(judged_by) > 1:
+        problems.setdefault("losses", _unlike(judged_by))
     if problems or not union:
         return []
     for source in sources.values():
@@ -178,20 +177,26 @@ def _one_teacher(
         stores |= {teacher.store: teacher for teacher in teachers if teacher.store is not None}
         if not num_units:
             described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
-            ids = [part.ids for part in (inputs.training, inputs.compared) if part is not None]
-            num_units = len(unique_rows(np.concatenate(ids)))
+            num_units = _num_units(inputs)
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
         return []
-    seconds = round(time.monotonic() - started, 2)
-    size = sum(
-        describe(Store.open(location, given.fingerprint, first.store.element_type))["bytes"]
-        for location, given in stores.items()
-    )
+    seconds, size = round(time.monotonic() - started, 2), _bytes_of(stores, first.store.element_type)
     names = ", ".join(dict.fromkeys(given.name or given.source.model for given in stores.values()))
     names = names if task is None else f"{task}: {names}"
     signals = tuple(signal.name for signal in sorted_signals(union))
     return [TeacherPass(names, num_units, counted.total, signals, seconds, round(size / 1e6, 2))]
+
+
+def _bytes_of(stores: Mapping[str, TeacherInput], element_type: str) -> int:
+    opened = (Store.open(location, given.fingerprint, element_type) for location, given in stores.items())
+    return sum(describe(store)["bytes"] for store in opened)
+
+
+def _num_units(inputs: Inputs) -> int:
+    """Different units of training and evaluation rows."""
+    ids = [part.ids for part in (inputs.training, inputs.compared) if part is not None]
+    return len(unique_rows(np.concatenate(ids)))
 
 
 def _asked(
@@ -200,7 +205,7 @@ def _asked(
     rows: Rows,
     reporter: Reporter,
     problems: dict[str, Problem],
-    judged_by: dict[str, dict[str, Any]],
+    judged_by: dict[str, dict[str, Any]] | None,
 ) -> dict[ModelSource, set[Signal]]:
     """What students ask of the teachers, by the tokenizer of the student. Notes impossible ones in `problems`."""
     found: dict[ModelSource, set[Signal]] = {}
@@ -231,9 +236,20 @@ def _asked(
             problems.setdefault(str(error), Problem("sweep.space", f"impossible with {_shown(values)}: {error}"))
             continue
         found.setdefault(tokens, set()).update(request)
-        if not view.distill.trains_head:
+        if judged_by is not None:
             judged_by.setdefault(_loss_in_words(view, objective), values)
     return found
+
+
+def _unlike(judged_by: Mapping[str, Mapping[str, Any]]) -> Problem:
+    """That evaluation losses of several kinds cannot be ranked."""
+    shown = [f"{loss} with {_shown(values)}" for loss, values in list(judged_by.items())[:2]]
+    text = (
+        "no configuration trains the task's head, so each is judged by its evaluation loss, but losses of different "
+        f"terms, weights or teachers cannot be ranked: {', and '.join(shown)}; leave them as they are, or give a last "
+        "stage with kd_weight or hard_label_weight"
+    )
+    return Problem("sweep.space", text)
 
 
 def _loss_in_words(view: Experiment, objective: Objective) -> str:
