@@ -137,8 +137,7 @@ def _one_teacher(
     `judged_by` are the evaluation losses that judge students of this task so far, each with values that have it; None
     where a metric does.
     """
-    first = members[0].view
-    sources = teacher_sources(first, None)
+    first, sources = members[0].view, teacher_sources(members[0].view, None)
     if not sources:
         return []
     rows = read_rows(first, next(iter(sources.values())), reporter.say)
@@ -183,9 +182,12 @@ def _one_teacher(
         return []
     seconds, size = round(time.monotonic() - started, 2), _bytes_of(stores, first.store.element_type)
     names = ", ".join(dict.fromkeys(given.name or given.source.model for given in stores.values()))
-    names = names if task is None else f"{task}: {names}"
     signals = tuple(signal.name for signal in sorted_signals(union))
-    return [TeacherPass(names, num_units, counted.total, signals, seconds, round(size / 1e6, 2))]
+    return [
+        TeacherPass(
+            f"{task}: {names}" if task else names, num_units, counted.total, signals, seconds, round(size / 1e6, 2)
+        )
+    ]
 
 
 def _bytes_of(stores: Mapping[str, TeacherInput], element_type: str) -> int:
