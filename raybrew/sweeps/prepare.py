@@ -162,17 +162,7 @@ def _one_teacher(
             continue
         teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
         # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
-        evaluation, fitted = evaluation_units(first, ready, tokens, others)
-        inputs = Inputs(
-            rows.labels,
-            encode(first, ready.training, tokens, *others),
-            evaluation,
-            ready.num_labelled,
-            ready.num_unlabeled,
-            teachers,
-            task,
-            fitted=fitted,
-        )
+        inputs = _inputs(task, first, ready, tokens, others, teachers)
         stores |= {teacher.store: teacher for teacher in teachers if teacher.store is not None}
         if not num_units:
             described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
@@ -188,6 +178,20 @@ def _one_teacher(
             f"{task}: {names}" if task else names, num_units, counted.total, signals, seconds, round(size / 1e6, 2)
         )
     ]
+
+
+def _inputs(
+    task: str | None,
+    view: Experiment,
+    rows: Rows,
+    tokens: ModelSource,
+    others: Sequence[ModelSource],
+    teachers: tuple[TeacherInput, ...],
+) -> Inputs:
+    evaluation, fitted = evaluation_units(view, rows, tokens, others)
+    training = encode(view, rows.training, tokens, *others)
+    numbers = rows.num_labelled, rows.num_unlabeled
+    return Inputs(rows.labels, training, evaluation, *numbers, teachers, task, fitted=fitted)
 
 
 def _bytes_of(stores: Mapping[str, TeacherInput], element_type: str) -> int:
