@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.judge import LOSS
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.sweep_judge import sweep_judge
 from raybrew.config.views import one_teacher, task_views
 from raybrew.data.multi_task import TaskSchedule
 from raybrew.distillers.ensemble import request_of_member
@@ -94,11 +96,12 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
     say_once = functools.cache(reporter.say)  # groups read the same rows
     problems: dict[str, Problem] = {}
     judged_by: dict[str | None, dict[str, dict[str, Any]]] = {}
+    by_loss = sweep_judge(base) == LOSS
     for (name, _), members in groups.items():
         # All trainings of a task divide among the groups, whose members share what the teacher says.
         count = sum(len(others) for (other, _), others in groups.items() if other == name)
         trainings = max(1, round(planned_trainings(base.sweep) * len(members) / count))
-        losses = judged_by.setdefault(name, {})
+        losses = judged_by.setdefault(name, {}) if by_loss else None
         passes += _one_teacher(name, members, reporter, say_once, problems, trainings, losses)
     raise_problems("sweep", list(problems.values()))
     return passes
@@ -171,27 +174,21 @@ def _one_teacher(
     say_once: Callable[[str], None],
     problems: dict[str, Problem],
     trainings: int,
-    judged_by: dict[str, dict[str, Any]],
+    judged_by: dict[str, dict[str, Any]] | None,
 ) -> list[TeacherPass]:
     """The pass of one `teacher` section, which may name several teachers, over one set of rows of a task.
 
-    `judged_by` are the evaluation losses that judge students of this task so far, each with values that have it.
+    `judged_by` are the evaluation losses that judge students of this task so far, each with values that have it; None
+    where a metric does.
     """
-    first = members[0].view
-    sources = teacher_sources(first, None)
+    first, sources = members[0].view, teacher_sources(members[0].view, None)
     rows = read_rows(first, next(iter(sources.values()), None), say_once, key=data_key(task))
     if not sources:
         return []
     asked = _asked(members, sources, rows, reporter, problems, judged_by)
-    if len(judged_by) > 1:
-        shown = [f"{loss} with {_shown(values)}" for loss, values in list(judged_by.items())[:2]]
-        text = (
-            "no configuration trains the task's head, so each is judged by its evaluation loss, but losses of "
-            f"different terms, weights or teachers cannot be ranked: {', and '.join(shown)}; leave them as they are, "
-            "or give a last stage with kd_weight or hard_label_weight"
-        )
-        problems.setdefault("losses", Problem("sweep.space", text))
     union = set().union(*asked.values())
+    if judged_by is not None and len(judged_by) > 1:
+        problems.setdefault("losses", _unlike(judged_by))
     if problems or not union:
         return []
     for source in sources.values():
@@ -209,34 +206,47 @@ def _one_teacher(
             continue
         teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
         # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
-        evaluation, fitted = evaluation_units(first, ready, tokens, others)
-        inputs = Inputs(
-            rows.labels,
-            encode(first, ready.training, tokens, *others),
-            evaluation,
-            ready.num_labelled,
-            ready.num_unlabeled,
-            teachers,
-            task,
-            fitted=fitted,
-        )
+        inputs = _inputs(task, first, ready, tokens, others, teachers)
         stores |= {teacher.store: teacher for teacher in teachers if teacher.store is not None}
         if not num_units:
             described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
-            ids = [part.ids for part in (inputs.training, inputs.compared) if part is not None]
-            num_units = len(unique_rows(np.concatenate(ids)))
+            num_units = _num_units(inputs)
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
         return []
-    seconds = round(time.monotonic() - started, 2)
-    size = sum(
-        describe(Store.open(location, given.fingerprint, first.store.element_type))["bytes"]
-        for location, given in stores.items()
-    )
+    seconds, size = round(time.monotonic() - started, 2), _bytes_of(stores, first.store.element_type)
     names = ", ".join(dict.fromkeys(given.name or given.source.model for given in stores.values()))
-    names = names if task is None else f"{task}: {names}"
     signals = tuple(signal.name for signal in sorted_signals(union))
-    return [TeacherPass(names, num_units, counted.total, signals, seconds, round(size / 1e6, 2))]
+    return [
+        TeacherPass(
+            f"{task}: {names}" if task else names, num_units, counted.total, signals, seconds, round(size / 1e6, 2)
+        )
+    ]
+
+
+def _inputs(
+    task: str | None,
+    view: Experiment,
+    rows: Rows,
+    tokens: ModelSource,
+    others: Sequence[ModelSource],
+    teachers: tuple[TeacherInput, ...],
+) -> Inputs:
+    evaluation, fitted = evaluation_units(view, rows, tokens, others)
+    training = encode(view, rows.training, tokens, *others)
+    numbers = rows.num_labelled, rows.num_unlabeled
+    return Inputs(rows.labels, training, evaluation, *numbers, teachers, task, fitted=fitted)
+
+
+def _bytes_of(stores: Mapping[str, TeacherInput], element_type: str) -> int:
+    opened = (Store.open(location, given.fingerprint, element_type) for location, given in stores.items())
+    return sum(describe(store)["bytes"] for store in opened)
+
+
+def _num_units(inputs: Inputs) -> int:
+    """Different units of training and evaluation rows."""
+    ids = [part.ids for part in (inputs.training, inputs.compared) if part is not None]
+    return len(unique_rows(np.concatenate(ids)))
 
 
 def _asked(
@@ -245,7 +255,7 @@ def _asked(
     rows: Rows,
     reporter: Reporter,
     problems: dict[str, Problem],
-    judged_by: dict[str, dict[str, Any]],
+    judged_by: dict[str, dict[str, Any]] | None,
 ) -> dict[ModelSource, set[Signal]]:
     """What students ask of the teachers, by the tokenizer of the student. Notes impossible ones in `problems`."""
     found: dict[ModelSource, set[Signal]] = {}
@@ -276,9 +286,20 @@ def _asked(
             problems.setdefault(str(error), Problem("sweep.space", f"impossible with {_shown(values)}: {error}"))
             continue
         found.setdefault(tokens, set()).update(request)
-        if not view.distill.trains_head:
+        if judged_by is not None:
             judged_by.setdefault(_loss_in_words(view, objective), values)
     return found
+
+
+def _unlike(judged_by: Mapping[str, Mapping[str, Any]]) -> Problem:
+    """That evaluation losses of several kinds cannot be ranked."""
+    shown = [f"{loss} with {_shown(values)}" for loss, values in list(judged_by.items())[:2]]
+    text = (
+        "no configuration trains the task's head, so each is judged by its evaluation loss, but losses of different "
+        f"terms, weights or teachers cannot be ranked: {', and '.join(shown)}; leave them as they are, or give a last "
+        "stage with kd_weight or hard_label_weight"
+    )
+    return Problem("sweep.space", text)
 
 
 def _loss_in_words(view: Experiment, objective: Objective) -> str:

@@ -41,7 +41,7 @@ def test_local_tour(tmp_path: Path) -> None:
     assert "<td style='text-align:right;white-space:nowrap'>distilled</td>" in student
     assert noise_of(ran) == []
     assert "hidden.02" in texts_of(outputs_of(ran, "store = raybrew.capture"))
-    assert "600 rows" in texts_of(outputs_of(ran, "px.histogram"))
+    assert "700 rows" in texts_of(outputs_of(ran, "px.histogram"))
     assert "distilled" in texts_of(outputs_of(ran, "compare(["))
     assert "model.safetensors" in texts_of(outputs_of(ran, "raybrew.export("))
     assert "'1':" in texts_of(outputs_of(ran, "load_student("))
