@@ -29,6 +29,7 @@ def show(
     """Show runs in one table: quality, gain over the control, size, speed. Reads stored results only."""
     from raybrew.cli.summary import print_runs
     from raybrew.reports.collect import load_runs
+    from raybrew.training.run_folder import PRUNED, RunFolder
 
     runs = load_runs([folder_of(path) for path in paths or ["runs"]])
     if as_json:
@@ -46,6 +47,8 @@ def show(
         rows = (run.summary or {}).get("rows") or {}
         if rows.get("augmented"):
             write_line(f"rows: {rows['train']} labelled, {rows['unlabeled']} not ({rows['augmented']} by data.augment)")
+        if PRUNED in (run.summary or {}):
+            write_line(f"student: {RunFolder(run.folder, run.run_id).why_no_student()}")
         for event in run.events:
             write_line(f"  step {event.get('step')}: {event.get('message')}")
 
