@@ -31,6 +31,7 @@ def show(
     from raybrew.reports.collect import load_runs
     from raybrew.reports.numbers import count_of
     from raybrew.reports.words import rows_text
+    from raybrew.training.run_folder import PRUNED, RunFolder
 
     runs = load_runs([folder_of(path) for path in paths or ["runs"]])
     if as_json:
@@ -52,6 +53,8 @@ def show(
         rows = (run.summary or {}).get("rows") or {}
         if rows.get("augmented"):
             write_line(f"rows: {rows['train']} labelled, {rows['unlabeled']} not ({rows['augmented']} by data.augment)")
+        if PRUNED in (run.summary or {}):
+            write_line(f"student: {RunFolder(run.folder, run.run_id).why_no_student()}")
         for event in run.events:
             write_line(f"  step {event.get('step')}: {event.get('message')}")
 

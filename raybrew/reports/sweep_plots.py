@@ -21,6 +21,7 @@ from raybrew.reports.numbers import metric_scale, metric_title
 from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe, sample
 from raybrew.reports.plots import COLORS, LegendEntry, Plot
 from raybrew.reports.population import course_plots
+from raybrew.reports.ranking import recommended
 from raybrew.reports.sweeps import CANDIDATE, SweepRecord, TrialRecord
 from raybrew.reports.words import plain_metric
 
@@ -41,11 +42,9 @@ def sweep_plots(record: SweepRecord, comparison: Comparison) -> list[Plot]:
     """Every figure that there is data for, the most telling first."""
     if record.rounds:
         # A member has many values; what an effect of one of them would be is not to be told apart.
-        best = comparison.best
-        chosen = (
-            max(best.runs, key=lambda run: run.best.score if run.best else -math.inf) if best and best.runs else None
-        )
-        return course_plots(record, chosen.folder.name if chosen else None)
+        chosen = recommended(record)
+        members = [trial.run for trial in chosen.trials if trial.member is not None] if chosen is not None else []
+        return course_plots(record, members[0] if members else None)
     configurations = _configurations(record)
     keys = sorted(record.space, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
     measured = configurations_of(record, comparison)

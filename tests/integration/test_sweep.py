@@ -279,3 +279,28 @@ def test_times_are_measured_with_the_resources_of_a_trial(project: Path, monkeyp
     assert len({summary["latency"]["round"] for summary in summaries}) == 1
     students = [row for row in result.leaderboard.rows if row.runs]
     assert all(list(row.faster) == ["batch_1", "batch_32"] for row in students)
+
+
+def test_a_continued_sweep_trains_a_pruned_student_again(project: Path) -> None:
+    sweep = {"space": {"distill.temperature": [1, 2, 4]}, "search": "grid", "controls": False, "keep_students": 1}
+    experiment = with_sweep(project, "pruned", sweep)
+    cli("sweep", experiment, "train.epochs=1")
+    folder = sweep_of(project, "pruned")
+    runs = [folder.parent / trial.run for trial in load_sweep(folder).trials]
+    kept = [run for run in runs if (run / "student").is_dir()]
+    assert kept == [Sweep.load(folder).best().run]
+    values = {run: json.loads((run / "summary.json").read_text())["best"]["value"] for run in runs}
+    out, _ = cli("sweep", experiment, "train.epochs=1", "sweep.keep_students=2")
+    assert "already done" not in out
+    (again,) = [line["run"] for line in lines_of(folder) if line["kind"] == "again"]
+    assert sum((run / "student").is_dir() for run in runs) == 2
+    summary = json.loads((folder.parent / again / "summary.json").read_text())
+    assert "pruned" not in summary
+    assert summary["best"]["value"] == values[folder.parent / again], "the same training"
+    assert all(trial.status == "done" for trial in load_sweep(folder).trials)
+    gone = next(run for run in runs if not (run / "student").is_dir())
+    out, _ = cli("show", gone)
+    assert f"{folder.name} removed the student" in out
+    out, err = cli("distill", gone / "config.yaml")
+    assert "it is trained again" in out + err
+    assert (gone / "student" / "model.safetensors").is_file()
