@@ -99,7 +99,9 @@ class Bench:
         loaded = read_rows(self.experiment, self.source, _silent)
         self.rows = encode(self.experiment, loaded.training, self.source)
         request = request_of(self.experiment, {None: self.source}, loaded.labels.names, self.source)
-        self.store = capture_table(self.experiment, self.source, loaded.training, request, loaded.labels, QuietReporter())
+        self.store = capture_table(
+            self.experiment, self.source, loaded.training, request, loaded.labels, QuietReporter()
+        )
         self.inputs = Inputs(loaded.labels, self.rows, None, loaded.num_labelled, 0)
         parts, program = self._program(live=False)
         self.student, self.tokenizer = copy.deepcopy(program.trainee.student), parts.tokenizer
