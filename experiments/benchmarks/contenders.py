@@ -27,6 +27,7 @@ from raybrew.models.loading import ModelSource, load_model
 from raybrew.signals import LOGITS, Signal
 from raybrew.training.context import LocalContext
 from raybrew.training.encoded import EncodedProgram
+from raybrew.training.evaluation import Evaluation
 from raybrew.training.loop import train
 from raybrew.training.precision import Precision
 from raybrew.verbs.capture import capture_table, request_of
@@ -275,8 +276,8 @@ class _NoHooks:
     def log(self, record: dict[str, Any]) -> None:
         return None
 
-    def evaluate(self, student: nn.Module) -> dict[str, float]:
-        return {}
+    def evaluate(self, trainee: Any) -> Evaluation:
+        return Evaluation({}, {})
 
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         return None
