@@ -382,8 +382,11 @@ def logits_of(
     precision = Precision(pick_precision(experiment.train.precision, device), device)
     tokenizer, task = load_tokenizer(source), task_of(experiment)
     shown = as_shown(rows, task, tokenizer, *EVALUATION) if hidden else rows
-    done = 0
-    with reporter.bar(title, rows.num_rows, task.unit_name) as update:
+    done, unit = 0, task.unit_name
+    if rows.num_rows != rows.num_source_rows:
+        # One row may be several units, such as windows of a text or parts of a sentence.
+        unit = f"{'parts' if unit == 'sentences' else unit} of {count_of(rows.num_source_rows, 'row')}"
+    with reporter.bar(title, rows.num_rows, unit) as update:
 
         def advance(count: int) -> None:
             nonlocal done
