@@ -82,15 +82,19 @@ class LabelTable:
         where = rows_text(self.split, self.rows)
         if not any(line.over_teacher for line in self.lines):
             return f"Measured on {where}. The teacher's answers are not known row by row."
+        few = [line for line in self.lines if line.few and line.over_teacher and line.over_teacher.value < 0]
+        few_named = ", ".join(f"{line.label} ({count_of(line.support, self.unit)})" for line in few[:_NAMED])
+        more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+        rest = f" Lower too, with too few {self.unit}s to tell: {few_named}{more}." if few else ""
         if not lost:
             labels = count_of(len(self.lines), "label")
-            return f"No label is shown to have lost against the teacher ({labels}, {where})."
+            return f"No label is shown to have lost against the teacher ({labels}, {where}).{rest}"
         named = [
             f"{line.label} ({show_difference('f1', line.over_teacher)}, {count_of(line.support, self.unit)})"
             for line in lost[:_NAMED]
         ]
         more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
-        return f"F1 lost against the teacher on {where}: {', '.join(named)}{more}."
+        return f"F1 lost against the teacher on {where}: {', '.join(named)}{more}.{rest}"
 
     @property
     def order(self) -> str:

@@ -384,8 +384,8 @@ def logits_of(
     shown = as_shown(rows, task, tokenizer, *EVALUATION) if hidden else rows
     done, unit = 0, task.unit_name
     if rows.num_rows != rows.num_source_rows:
-        # One row may be several units, such as windows of a text or parts of a sentence.
-        unit = f"{'parts' if unit == 'sentences' else unit} of {count_of(rows.num_source_rows, 'row')}"
+        # A row may have several units, such as parts of a long sentence.
+        title, unit = f"{title}, {rows.num_source_rows:,} rows", "parts" if unit == "sentences" else unit
     with reporter.bar(title, rows.num_rows, unit) as update:
 
         def advance(count: int) -> None:
