@@ -264,7 +264,7 @@ def _cautions(best: Row, comparison: Comparison, optimism: Optimism | None) -> t
     if unfinished:
         what = "One run has not finished and is" if unfinished == 1 else f"{unfinished} runs have not finished and are"
         found.append(f"{what} not part of this decision.")
-    lost = lost_labels(best, best.control) if best.role == "student" else []
+    lost = lost_labels(best, best.control) if best.role == "student" and best.metric != LOSS else []
     return (*lost, *found, *sentences_of(best.runs), *comparison.notes)
 
 
