@@ -80,7 +80,7 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         ("wall time", f"{show_seconds(cost.wall_seconds)} from start to end"),
         (
             "trial time",
-            f"{show_seconds(cost.trial_seconds)} added up over trials, {speed:.2f} of which ran at a time on average",
+            f"{show_seconds(cost.trial_seconds)} added up over trials; {speed:.2f} ran at a time on average",
         ),
         ("overhead per trial", overhead),
         ("teacher", f"{count_of(cost.teacher_rows, 'row')} read once for all trials" if record.teachers else ""),
@@ -99,8 +99,11 @@ def _signals(record: SweepRecord) -> str:
     names = dict.fromkeys(str(name) for one in record.teachers for name in one.get("signals") or ())
     layers: dict[str, list[str]] = {}
     for name in names:
-        kind, _, layer = name.partition(".")
-        layers.setdefault(kind, []).extend([str(int(layer))] if layer.isdecimal() else [])
+        kind, _, layer = name.rpartition(".")
+        if layer.isdecimal():
+            layers.setdefault(kind, []).append(str(int(layer)))
+        else:
+            layers.setdefault(name, [])
     return ", ".join(f"{kind} of layers {', '.join(of)}" if of else kind for kind, of in layers.items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 from sweep_helpers import base, conductor_of, drive
 
 from raybrew.errors import RunError
+from raybrew.reports import sweep_page
 from raybrew.reports.collect import find_runs
 from raybrew.reports.decision import decide
 from raybrew.reports.sweep_plots import importances
@@ -142,6 +144,12 @@ def test_the_shipped_seed_is_told_beside_the_mean(record: SweepRecord, folder: P
     page = report([folder], tmp_path / "r.html").read_text()
     assert page.count('<span class="badge done">shipped</span>') == 1
     assert rule_of("accuracy", finalists=False) not in decide(board).cautions, "a rule is not a caution"
+
+
+def test_signals_of_layers_are_told_by_kind(record: SweepRecord) -> None:
+    signals = ["logits", "hidden.00", "hidden.04", "module.encoder.x"]
+    told = sweep_page._signals(dataclasses.replace(record, teachers=({"signals": signals}, {"signals": signals})))
+    assert told == "logits, hidden of layers 0, 4, module.encoder.x"
 
 
 def test_rows_begin_with_the_teacher_then_the_chosen_and_end_with_controls(record: SweepRecord) -> None:
