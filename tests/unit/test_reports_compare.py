@@ -272,7 +272,7 @@ def test_the_decision(tmp_path: Path) -> None:
     tiles = {tile.label: tile for tile in decision.tiles}
     assert tiles["over labels only"].value == "+3.0 ± 3.1"
     assert tiles["over labels only"].note.endswith("in 3 of 3 seeds")
-    assert tiles["kept of the teacher"].value == "95.8 %"
+    assert tiles["% of teacher"].value == "95.8 %"
     assert not any(tile.missing for tile in decision.tiles)
     assert any("train.epochs" in caution for caution in decision.cautions)
     assert any("Chosen on these rows" in caution and "872 rows" in caution for caution in decision.cautions)
@@ -285,7 +285,7 @@ def test_a_decision_says_what_is_missing(tmp_path: Path) -> None:
         "Best student: BERT 4x312 reaches 90.0 ± 2.0 accuracy on 872 rows of data.eval;"
     )
     missing = {tile.label for tile in decision.tiles if tile.missing}
-    assert missing == {"kept of the teacher", "time per example", "over labels only"}
+    assert missing == {"% of teacher", "time per example", "vs labels only"}
     assert any("One seed only" in caution for caution in decision.cautions)
 
 
