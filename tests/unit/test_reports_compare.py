@@ -270,8 +270,8 @@ def test_the_decision(tmp_path: Path) -> None:
     assert [answer.question for answer in decision.answers] == ["Which", "How sure", "At what cost", "Compared with"]
     assert decision.detail == "It is 1.6x smaller, 5.0x faster one row at a time and 5.0x in batches of 32."
     tiles = {tile.label: tile for tile in decision.tiles}
-    assert tiles["over labels only"].value == "+3.0 ± 3.1"
-    assert tiles["over labels only"].note.endswith("in 3 of 3 seeds")
+    assert tiles["vs labels only"].value == "+3.0 ± 3.1"
+    assert tiles["vs labels only"].note.endswith("in 3 of 3 seeds")
     assert tiles["% of teacher"].value == "95.8 %"
     assert not any(tile.missing for tile in decision.tiles)
     assert any("train.epochs" in caution for caution in decision.cautions)
