@@ -45,12 +45,12 @@ def sweep(experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJs
 
         print_comparison(result.leaderboard)
         decision = decide(result.leaderboard)
-        results().print(decision.headline, style="bold", markup=False)
-        for answer in decision.answers:
-            results().print(f"{answer.question.lower()}: {answer.text}", markup=False, soft_wrap=True)
         for caution in decision.cautions:
             if caution not in result.leaderboard.notes:
                 results().print(f"caution: {caution}", style="dim", markup=False, soft_wrap=True)
+        results().print(decision.headline, style="bold", markup=False)
+        for answer in decision.answers:
+            results().print(f"{answer.question.lower()}: {answer.text}", markup=False, soft_wrap=True)
         write_line(f"{'already done' if result.already_done else 'done'}: {short_path(result.path)}")
         if (result.path / "best").is_dir():
             write_line(f"model:  {short_path(result.path / 'best')}")

@@ -88,10 +88,11 @@ class SharedRows(Caution):
         return self.rows >= _SHARED_SHARE * self.of
 
     def text(self) -> str:
-        text = f"{self.split}: {share_text(self.rows, self.of)} also stand{_s(self.rows)} in {self.other}"
+        text = f"{self.split}: {share_text(self.rows, self.of)} also occur{_s(self.rows)} in {self.other}"
         if self.relabelled:
             text += f", {self.relabelled:,} of them with other labels only"
-        return f"{text}{_such_as(self.places)}; results on these rows show memory, not only learning"
+        places = "; ".join(" and ".join(rows) for rows in self.places[:_SHOWN_PLACES])
+        return f"{text}; scores on {self.split} may be optimistic{f' ({places})' if places else ''}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _figures(summary: Mapping[str, Any]) -> str:
     )
     if parts:
         counted = f"{test['rows']:,} rows" if test.get("rows") else "rows"
-        parts.append(f"Measured on {counted} of data.test, which chose nothing.")
+        parts.append(f"Measured on {counted} of data.test, held out, not used for choosing.")
     best = summary.get("best") or summary.get("last") or {}
     on_eval = _side_by_side(
         "metric, data.eval" if parts else "metric", best.get("metrics"), teacher.get("metrics"), control.get("metrics")

@@ -12,6 +12,7 @@ from typing import Any
 from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
+from raybrew.config.judge import quality as quality_of
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.controls import against_control, by_shape
@@ -22,7 +23,7 @@ from raybrew.reports.rows import Row, Stat, evaluation_key, group_runs, model_na
 from raybrew.reports.teachers import made, may_compare, teacher_quality, teachers_apart, teachers_on_test
 from raybrew.reports.variants import name_variants
 
-__all__ = ["LOSSES_DIFFER", "Comparison", "compare"]
+__all__ = ["LOSSES_DIFFER", "Comparison", "compare", "ordered"]
 
 #: A note of comparisons whose runs are judged by their evaluation losses.
 LOSSES_DIFFER = (
@@ -33,7 +34,7 @@ LOSSES_DIFFER = (
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All rows, teachers first, then finished ones from good to bad, then unfinished ones."""
+    """All rows in the order of `ordered`."""
 
     rows: tuple[Row, ...]
     metric: str
@@ -49,6 +50,10 @@ class Comparison:
     """How many configurations were compared on the evaluation rows, those included that were stopped early."""
     cost: str = ""
     """What finding the best took, in a few words."""
+    rule: str = ""
+    """How `best` was chosen, as a sentence."""
+    shipped: RunRecord | None = None
+    """Of a sweep: the run whose student is exported, one of the seeds of `best`."""
 
     @property
     def split(self) -> Split:
@@ -107,7 +112,6 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
     rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
     named = Counter(row.metric for row in rows if row.quality is not None)
     metric = named.most_common(1)[0][0] if named else rows[0].metric if rows else "accuracy"
-    rows.sort(key=lambda row: _order(row, metric))
     finished = [row for row in rows if row.done and row.runs and row.quality is not None and row.metric == metric]
     best = None
     for role in ("student", "control", "teacher"):
@@ -123,7 +127,8 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
         notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
     if len({run.machine for run in runs if run.machine}) > 1:
         notes.append("The runs come from different machines: their training times do not compare.")
-    candidates = tuple(row for row in finished if row.role == "student")
+    rows = ordered(rows, metric, best)
+    candidates = tuple(row for row in ordered(finished, metric, best) if row.role == "student")
     return Comparison(tuple(rows), metric, best, tuple(notes), candidates, len(candidates) + also_tried)
 
 
@@ -264,9 +269,19 @@ def _teacher_of(row: Row, all_teachers: Sequence[Row]) -> Row | None:
     return teacher
 
 
-def _order(row: Row, metric: str) -> tuple[Any, ...]:
-    score = row.score if row.metric == metric else float("-inf")
-    return row.role != "teacher", not row.done, -score, row.parameters or 0, row.name
+def ordered(rows: Sequence[Row], metric: str, best: Row | None) -> list[Row]:
+    """Teachers, `best`, other students by the value that is shown first, controls, then unfinished runs."""
+    split: Split = best.split if best is not None else "eval"
+
+    def place(row: Row) -> tuple[Any, ...]:
+        value = row.on(split)
+        known = value is not None and row.metric == metric
+        shown = quality_of(metric, value.mean) if value is not None and known else float("-inf")
+        score = row.score if row.metric == metric else float("-inf")
+        role = ("teacher", "student", "control").index(row.role)
+        return row.role != "teacher", not row.done, row is not best, role, -shown, -score, row.parameters or 0, row.name
+
+    return sorted(rows, key=place)
 
 
 def _loss_key(row: Row) -> str:

@@ -6,7 +6,9 @@ import dataclasses
 
 from raybrew.config.judge import LOSS
 from raybrew.reports.cautions import sentences_of
+from raybrew.reports.choice import which
 from raybrew.reports.compare import Comparison
+from raybrew.reports.labels import lost_labels
 from raybrew.reports.numbers import (
     ABSENT,
     count_of,
@@ -111,20 +113,11 @@ def _reached(row: Row) -> str:
 
 def _answers(best: Row, rivals: tuple[Row, ...], comparison: Comparison) -> tuple[Answer, ...]:
     return (
-        Answer("Which", _which(best, rivals, comparison)),
+        Answer("Which", which(best, rivals, comparison)),
         Answer("How sure", _how_sure(best)),
         Answer("At what cost", _cost(best, comparison)),
         Answer("Compared with", _compared(best)),
     )
-
-
-def _which(best: Row, rivals: tuple[Row, ...], comparison: Comparison) -> str:
-    text = best.name
-    if comparison.tried > 1 and best.role == "student":
-        text += f", of {comparison.tried:,} configurations by {rows_text('eval', best.eval_rows)}"
-    if rivals:
-        text += f"; {count_of(len(rivals), 'other')} cannot be told apart from it"
-    return text
 
 
 def _how_sure(best: Row) -> str:
@@ -135,9 +128,10 @@ def _how_sure(best: Row) -> str:
         text = f"{show_range(best.metric, found.low, found.high, rows=found.rows)} (95 %), from "
         text += f"{count_of(found.seeds, 'seed')} and {rows}"
     if best.test is None:
-        return f"{text}, which chose it: expect less on new rows"
-    text += ", which chose nothing"
-    return f"{text}; {show_measured(best, 'eval')} on data.eval, which chose it" if best.quality is not None else text
+        return f"{text}, used for choosing, so optimistic: expect less on new rows"
+    text += ", held out, not used for choosing"
+    on_eval = f"{show_measured(best, 'eval')} on data.eval, used for choosing, so optimistic"
+    return f"{text}; {on_eval}" if best.quality is not None else text
 
 
 def _cost(best: Row, comparison: Comparison) -> str:
@@ -145,14 +139,17 @@ def _cost(best: Row, comparison: Comparison) -> str:
     parts.append(show_bytes(best.megabytes) if best.megabytes is not None else "")
     parts.append(_detail(best).removeprefix("It is ").removesuffix("."))
     if best.wall_seconds is not None:
-        parts.append(f"{show_seconds(best.wall_seconds.mean)} of training a seed")
+        steps = f" ({count_of(best.steps, 'step')})" if best.steps else ""
+        parts.append(f"{show_seconds(best.wall_seconds.mean)} of training per seed{steps}")
     parts.append(comparison.cost)
     return "; ".join(part for part in parts if part) or "not measured"
 
 
 def _compared(best: Row) -> str:
     control = over_control(best).replace(f" over {LABELS_ONLY}", "")
-    parts = [f"labels only: {control}" if control else "no control: distill.kd_weight=0 distill.hard_label_weight=1"]
+    steps = best.control.steps if best.control is not None else None
+    only = f"labels only ({count_of(steps, 'step')})" if steps else "labels only"
+    parts = [f"{only}: {control}" if control else "no control: distill.kd_weight=0 distill.hard_label_weight=1"]
     if best.role == "control":
         parts = []
     teacher = over_teacher(best)
@@ -187,7 +184,7 @@ def _quality_tile(row: Row) -> Tile:
         over = "" if found.basis == "seeds" else "rows and "
         note += f"; ±: 95 % interval over {over}{count_of(found.seeds, 'seed')}"
     if row.test is not None and row.quality is not None:
-        note += f"; on data.eval (chose the checkpoint) {show_measured(row, 'eval')}"
+        note += f"; on data.eval (used for choosing) {show_measured(row, 'eval')}"
     title = metric_title(row.metric)
     return Tile(f"test {title}" if row.split == "test" else title, show_measured(row), note)
 
@@ -198,10 +195,10 @@ def _kept_tile(row: Row) -> Tile:
         if row.teacher_quality is not None:
             teacher = show_value(row.metric, row.teacher_quality, rows=row.leading_rows)
             note = f"the teacher's {plain_metric(row.metric)} is {teacher}: a share of it says nothing"
-            return Tile("kept of the teacher", ABSENT, note, missing=True)
-        return Tile("kept of the teacher", NOT_MEASURED, note, missing=True)
+            return Tile("% of teacher", ABSENT, note, missing=True)
+        return Tile("% of teacher", NOT_MEASURED, note, missing=True)
     note = over_teacher(row) or f"{plain_metric(row.metric)} of the student over the teacher's"
-    return Tile("kept of the teacher", show_share(row.kept), note)
+    return Tile("% of teacher", show_share(row.kept), note)
 
 
 def _size_tile(row: Row) -> Tile:
@@ -234,12 +231,12 @@ def _time_tiles(row: Row) -> tuple[Tile, ...]:
 
 def _gain_tile(row: Row) -> Tile:
     if row.role == "control":
-        return Tile("over labels only", NOT_MEASURED, "no distilled student has finished", missing=True)
+        return Tile("vs labels only", NOT_MEASURED, "no distilled student has finished", missing=True)
     if row.gain is None or row.gain.interval is None:
         note = "no finished control: the same student with distill.kd_weight=0 and distill.hard_label_weight=1"
-        return Tile("over labels only", NOT_MEASURED, note, missing=True)
+        return Tile("vs labels only", NOT_MEASURED, note, missing=True)
     found = row.gain.interval
-    label = "gain by distillation" if found.shown and found.value > 0 else "over labels only"
+    label = "gain by distillation" if found.shown and found.value > 0 else "vs labels only"
     note = over_control(row).split(": ", 1)[1]
     if row.gain.wins is not None and row.gain.n > 1:
         note += f"; higher in {row.gain.wins} of {count_of(row.gain.n, 'seed')}"
@@ -267,7 +264,8 @@ def _cautions(best: Row, comparison: Comparison, optimism: Optimism | None) -> t
     if unfinished:
         what = "One run has not finished and is" if unfinished == 1 else f"{unfinished} runs have not finished and are"
         found.append(f"{what} not part of this decision.")
-    return (*found, *sentences_of(best.runs), *comparison.notes)
+    lost = lost_labels(best, best.control) if best.role == "student" and best.metric != LOSS else []
+    return (*lost, *found, *sentences_of(best.runs), *comparison.notes)
 
 
 def _chosen_here(best: Row, optimism: Optimism) -> str:

@@ -62,8 +62,8 @@ class Effect:
         if self.shown:
             return f"{self.high} adds {gap} {plain_metric(metric)} to {self.low} {counted}."
         if self.interval.low is None:
-            return f"{self.high} less {self.low} is {gap}; too few configurations to tell an effect {counted}."
-        return f"No effect could be shown: {self.high} less {self.low} is {gap} {counted}."
+            return f"{self.high} minus {self.low} is {gap}; too few configurations to tell an effect {counted}."
+        return f"No effect could be shown: {self.high} minus {self.low} is {gap} {counted}."
 
 
 def configurations_of(record: SweepRecord, comparison: Comparison) -> list[Configuration]:

@@ -36,7 +36,7 @@ from raybrew.reports.sweep_page import sweep_section
 from raybrew.reports.sweep_plots import sweep_plots
 from raybrew.reports.sweep_tables import leaderboard
 from raybrew.reports.sweeps import SweepRecord
-from raybrew.reports.tables import meanings, quality_head
+from raybrew.reports.tables import agreed, agreed_line, is_chosen, meanings, quality_head
 from raybrew.reports.words import show_difference, show_measured
 from raybrew.version import __version__
 
@@ -119,7 +119,7 @@ def comparison_of(runs: Sequence[RunRecord], sweeps: Sequence[SweepRecord]) -> C
 
 def _labels(table: LabelTable) -> dict[str, Any]:
     heads, rows = table.cells()
-    return {"task": table.task, "sentence": table.sentence, "heads": heads, "rows": rows}
+    return {"task": table.task, "sentence": table.sentence, "order": table.order, "heads": heads, "rows": rows}
 
 
 def _sweep(record: SweepRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -149,37 +149,49 @@ def _table(comparison: Comparison) -> dict[str, Any]:
     measured = [_quality(row, comparison, split) for row in rows]
     on_eval = [_quality(row, comparison, "eval") if split == "test" else ABSENT for row in rows]
     columns: list[tuple[str, str, list[str]]] = [
-        ("seeds", "", [str(len(row.runs)) if row.runs else ABSENT for row in rows]),
         (quality_head(comparison), "of the best checkpoint", measured),
-        (f"{title} on data.eval", "which chose the checkpoint", on_eval),
-        ("over control", "less the same student trained on labels only", [_gain(row, comparison) for row in rows]),
-        ("over teacher", "less the teacher", [_over_teacher(row, comparison) for row in rows]),
+        ("vs labels only", "minus the same student trained on labels only", [_gain(row, comparison) for row in rows]),
+        ("vs teacher", "minus the teacher", [_over_teacher(row, comparison) for row in rows]),
         (
-            "kept",
+            "% of teacher",
             "share of the teacher's quality",
             [show_share(row.kept) if row.teacher_on == split else ABSENT for row in rows],
         ),
+        (f"{title} on data.eval", "used for choosing", on_eval),
+    ]
+    facts: list[tuple[str, str, list[str]]] = [
+        ("seeds", "", [str(len(row.runs)) if row.runs else ABSENT for row in rows]),
         ("para\u00admeters", "", [show_count(row.parameters) for row in rows]),
         ("size", "MB of 10^6 bytes, weights in float32", [show_bytes(row.megabytes) for row in rows]),
     ]
     for batch in ("batch_1", "batch_32"):
         cells = [show_ms(row.latency_ms[batch].mean if batch in row.latency_ms else None) for row in rows]
-        columns.append((f"ms, batch\u00a0{batch.removeprefix('batch_')}", "milliseconds per example", cells))
-    columns.append(("steps", "", [ABSENT if row.steps is None else f"{row.steps}" for row in rows]))
+        facts.append((f"ms, batch\u00a0{batch.removeprefix('batch_')}", "milliseconds per example", cells))
+    facts.append(("steps", "", [ABSENT if row.steps is None else f"{row.steps}" for row in rows]))
     wall = [show_seconds(row.wall_seconds.mean if row.wall_seconds else None) for row in rows]
-    columns.append(("time", "training and evaluation, mean over seeds", wall))
+    # What all students share stands below the table, which is wide enough without it.
+    shared = {head: agreed(cells, rows) for head, _, cells in facts}
+    columns += [fact for fact in facts if not shared[fact[0]]]
+    columns.append(("training", "training and evaluation, mean over seeds", wall))
     for name in others:
         stats = [(row.test_metrics if split == "test" else row.metrics).get(name) for row in rows]
         cells = [show_value(name, stat.mean, rows=comparison.eval_rows) if stat else ABSENT for stat in stats]
         columns.append((f"test {metric_title(name)}" if split == "test" else metric_title(name), "mean", cells))
     columns = [column for column in columns if any(cell != ABSENT for cell in column[2])]
     entries: list[dict[str, Any]] = [
-        {"row": row, "best": row is comparison.best, "cells": [column[2][index] for column in columns]}
+        {
+            "row": row,
+            "best": row is comparison.best,
+            "chosen": is_chosen(row, comparison),
+            "cells": [column[2][index] for column in columns],
+        }
         for index, row in enumerate(rows)
     ]
     heads = [(head, hint) for head, hint, _ in columns]
     seen = " ".join([*(head for head, _ in heads), *(cell for entry in entries for cell in entry["cells"])])
-    key = [f"{line[0].upper()}{line[1:]}." for line in meanings(comparison)]
+    line = agreed_line((head.replace("\u00ad", ""), text) for head, text in shared.items())
+    key = [f"{line[0].upper()}{line[1:]}." for line in [*meanings(comparison), *([line] if line else [])]]
+    key += [comparison.rule] if comparison.rule else []
     signs = {"ms": "ms: per example.", ABSENT: f"{ABSENT}: not measured."}
     key += [text for sign, text in signs.items() if sign in seen]
     return {"heads": heads, "rows": entries, "key": key}

@@ -150,6 +150,8 @@ def difference(one: Sample, other: Sample, tries: int = 1) -> Interval:
     rows = min(known) if known else None
     seeds = _between_seeds(one, other, paired)
     found = _combined(one.mean - other.mean, variance, seeds, rows, min(counts or [1]), tries)
+    if one.bounded and other.bounded and found.low is not None and found.high is not None:
+        found = dataclasses.replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
     if paired and len(one.values) == len(other.values) == 1 and one.correct is not None and other.correct is not None:
         return dataclasses.replace(found, p=_for_all(mcnemar(one.correct, other.correct), tries))
     return found

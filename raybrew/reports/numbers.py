@@ -18,6 +18,7 @@ __all__ = [
     "show_count",
     "show_factor",
     "show_ms",
+    "show_named",
     "show_range",
     "show_seconds",
     "show_share",
@@ -56,6 +57,13 @@ def metric_title(metric: str) -> str:
     names[LOSS] = "evaluation loss"
     name = names.get(metric, metric.replace("_", " "))
     return f"{name} %" if metric in PERCENT_METRICS else name
+
+
+def show_named(metric: str, value: float | None, *, rows: int | None = None) -> str:
+    """`accuracy 84.2 %`, `MCC 0.613`: a metric with its value in a sentence."""
+    title = metric_title(metric)
+    text = f"{title.removesuffix(' %')} {show_value(metric, value, rows=rows)}"
+    return f"{text} %" if title.endswith(" %") else text
 
 
 def show_value(
@@ -161,8 +169,7 @@ def _fixed(value: float, decimals: int, signed: bool = False) -> str:
     text = f"{value:.{decimals}f}"
     if float(text) == 0:
         # A rounded "-0.0" would name a direction that the digits do not show.
-        text = text.removeprefix("-")
-        return f"±{text}" if signed else text
+        return text.removeprefix("-")
     if signed and value > 0:
         return f"+{text}"
     return text.replace("-", "−")

@@ -96,6 +96,8 @@ def learning_curves(comparison: Comparison) -> Plot | None:
     for row in curves[:MAX_LINES]:
         color, dash = _look(row, comparison)
         lines = [[(x, y * scale) for x, y in series(run.evals, f"eval/{metric}")] for run in row.runs]
+        # One evaluation is a point, not a curve.
+        lines = [line for line in lines if len(line) > 1]
         if add_lines(figure, lines, _who(row), color, dash, lambda y: f"{y:.1f}"):
             legend.append(LegendEntry(_who(row), color, dash, _who(row)))
     if not legend:
@@ -260,8 +262,8 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
     legend.append(LegendEntry("Pareto front", INK, "dot", "Pareto front"))
     names = {"parameters": "Quality against parameters", "megabytes": "Quality against bytes"}
     name = names.get(against, f"Quality against time, batch {against[6:]}")
-    where = "data.test" if split == "test" else "data.eval, which chose the checkpoints"
-    caption = f"On {where}; bars: 95 % intervals. Ringed: nothing else is higher at no more cost."
+    where = "data.test" if split == "test" else "data.eval, used for choosing"
+    caption = f"On {where}; bars: 95 % intervals. Ringed points: no other model is better at the same or a lower cost."
     return _finish(f"pareto-{against}", name, caption, figure, legend)
 
 

@@ -27,6 +27,7 @@ __all__ = ["Parameters", "Standing", "parameters_in", "ranking", "recommended", 
 
 #: A run -> the number of its student's parameters.
 Parameters = Callable[[str], float]
+_DIGITS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +81,9 @@ def rule_of(metric: str, finalists: bool) -> str:
         "does not count."
     )
     return (
-        f"Best: the {best} on data.eval of each run's best checkpoint, mean over seeds; ties go to fewer "
-        f"parameters.{again if finalists else ''} Its student is the one of its best seed on data.eval."
+        f"Best: the {best} on data.eval of each run's best checkpoint, mean over seeds; ties go to fewer parameters, "
+        f"then to the configuration tried first.{again if finalists else ''} The shipped student is its best seed on "
+        "data.eval."
     )
 
 
@@ -159,4 +161,5 @@ def _quality(judge: str | None, value: float) -> float:
 
 
 def _mean(trials: tuple[TrialRecord, ...]) -> float:
-    return statistics.fmean(trial.value for trial in trials if trial.value is not None)
+    # Equal means over other seeds differ in the last digits of floating point numbers.
+    return round(statistics.fmean(trial.value for trial in trials if trial.value is not None), _DIGITS)

@@ -22,7 +22,6 @@ from raybrew.reports.population import round_cells, round_heads
 from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import Cost, cost_of, rows_by_run, rule_of, trial_rows
 from raybrew.reports.sweeps import SweepRecord
-from raybrew.reports.words import show_difference
 
 __all__ = ["sweep_section"]
 
@@ -68,9 +67,9 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         searched += ", continued from its results alone: an unbroken sweep would have tried other configurations"
     overhead = ""
     if cost.overhead is not None:
-        overhead = f"{show_seconds(cost.overhead)} beyond training"
+        overhead = f"{show_seconds(cost.overhead)} beyond training (loading, timing, saving)"
     if cost.overhead_first is not None:
-        first = f"{show_seconds(cost.overhead_first)} in the first of each place"
+        first = f"{show_seconds(cost.overhead_first)} for the first trial of each place that runs trials"
         overhead = f"{overhead}, {first}" if overhead else first
     speed = cost.trial_seconds / cost.wall_seconds if cost.wall_seconds else 0.0
     return [
@@ -78,8 +77,11 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         ("search", searched),
         ("scheduler", str(scheduler.get("kind", "none"))),
         ("population", _population(record)),
-        ("wall time", show_seconds(cost.wall_seconds)),
-        ("trial time", f"{show_seconds(cost.trial_seconds)} in all, {speed:.1f} trials at a time"),
+        ("wall time", f"{show_seconds(cost.wall_seconds)} from start to end"),
+        (
+            "trial time",
+            f"{show_seconds(cost.trial_seconds)} added up over trials; {speed:.2f} ran at a time on average",
+        ),
         ("overhead per trial", overhead),
         ("teacher", f"{count_of(cost.teacher_rows, 'row')} read once for all trials" if record.teachers else ""),
         ("signals", _signals(record)),
@@ -94,7 +96,15 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
 
 def _signals(record: SweepRecord) -> str:
     """Each signal once: every session asks each teacher again."""
-    return ", ".join(dict.fromkeys(str(name) for one in record.teachers for name in one.get("signals") or ()))
+    names = dict.fromkeys(str(name) for one in record.teachers for name in one.get("signals") or ())
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        kind, _, layer = name.rpartition(".")
+        if layer.isdecimal():
+            layers.setdefault(kind, []).append(str(int(layer)))
+        else:
+            layers.setdefault(name, [])
+    return ", ".join(f"{kind} of layers {', '.join(of)}" if of else kind for kind, of in layers.items())
 
 
 def _population(record: SweepRecord) -> str:
@@ -114,7 +124,7 @@ def _space_text(value: Any) -> str:
 def _heads(record: SweepRecord) -> list[str]:
     keys = [key.rsplit(".", 1)[-1] if key.count(".") else key for key in record.space]
     metric = metric_title(record.metric)
-    rest = ["over control", "parameters", "size", "ms, b1", "ms, b32", "time"]
+    rest = ["parameters", "size", "ms, b1", "ms, b32", "whole trial"]
     return [*keys, "seed", f"{metric} on data.eval", f"test {metric}", *rest]
 
 
@@ -122,7 +132,6 @@ def _trial(
     record: SweepRecord, row: dict[str, Any], comparison: Comparison, configuration: Row | None
 ) -> dict[str, Any]:
     metric = record.metric
-    gain = _gain_of(configuration, comparison)
     value = row["value"]
     shown = show_value(metric, value, rows=comparison.eval_rows)
     if value is not None and row["status"] not in ("done",):
@@ -132,7 +141,6 @@ def _trial(
         str(row["seed"]),
         shown,
         show_value(metric, row["test"], rows=row["test_rows"]),
-        gain,
         show_count(row["parameters"]),
         show_bytes(row["megabytes"]),
         show_ms(row["ms_batch_1"]),
@@ -146,15 +154,8 @@ def _trial(
         "rerun": row["rerun"],
         "status": row["status"],
         "best": best,
+        "shipped": comparison.shipped is not None and comparison.shipped.folder.name == row["run"],
         "cells": cells,
         "command": row["command"],
         "run": row["run"],
     }
-
-
-def _gain_of(row: Row | None, comparison: Comparison) -> str:
-    """The difference of the configuration to its control, of all its seeds."""
-    if row is None or row.gain is None:
-        return ABSENT
-    on = "" if row.gain.on == comparison.split else " on data.eval"
-    return f"{show_difference(row.metric, row.gain.interval)}{on}"

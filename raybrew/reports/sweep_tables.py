@@ -11,7 +11,7 @@ from typing import Any
 
 from raybrew.config.controls import is_searched
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
-from raybrew.reports.compare import LOSSES_DIFFER, Comparison, compare
+from raybrew.reports.compare import LOSSES_DIFFER, Comparison, compare, ordered
 from raybrew.reports.evidence import rows_of, value_on
 from raybrew.reports.numbers import count_of, metric_scale, show_seconds
 from raybrew.reports.ranking import Standing, recommended, rule_of, standings
@@ -62,24 +62,27 @@ def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) ->
         for trial in standing.counted
     }
     counted |= {trial.run for trial in record.trials if trial.counts and trial.value is None}
-    found = [run for run in (record.runs() if runs is None else runs) if run.folder.name in counted]
+    every = record.runs() if runs is None else list(runs)
+    found = [run for run in every if run.folder.name in counted]
     roles = {trial.run: trial.role for trial in record.trials}
     comparison = compare(found, also_tried=len(stopped_configurations(record)))
-    rows = tuple(_named(row, roles) for row in comparison.rows)
+    rows = [_named(row, roles) for row in comparison.rows]
     by_run = {run.folder.name: row for row in reversed(rows) for run in row.runs}
     chosen = recommended(record)
     best = None if chosen is None else by_run.get(chosen.counted[0].run)
+    rows = ordered(rows, comparison.metric, best)
     # A sweep starts only if the losses of its trials compare.
     told = [note for note in comparison.notes if note != LOSSES_DIFFER]
-    notes = [
-        *told,
-        *_latency_notes(record, found),
-        *_left_out(record),
-        rule_of(record.metric, bool(record.finalists())),
-    ]
-    candidates = last_candidates(record, rows)
-    cost = cost_text(record)
-    return dataclasses.replace(comparison, rows=rows, best=best, notes=tuple(notes), candidates=candidates, cost=cost)
+    return dataclasses.replace(
+        comparison,
+        rows=tuple(rows),
+        best=best,
+        notes=(*told, *_latency_notes(record, found), *_left_out(record)),
+        candidates=last_candidates(record, rows),
+        cost=cost_text(record),
+        rule=rule_of(record.metric, bool(record.finalists())),
+        shipped=next((run for run in every if chosen is not None and run.folder.name == chosen.run), None),
+    )
 
 
 def stopped_configurations(record: SweepRecord) -> set[str]:

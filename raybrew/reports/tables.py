@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -30,9 +30,12 @@ from raybrew.reports.words import plain_metric, show_measured
 __all__ = [
     "COLUMNS",
     "Column",
+    "agreed",
+    "agreed_line",
     "caption_lines",
     "comparison_table",
     "csv_text",
+    "is_chosen",
     "json_rows",
     "meanings",
     "quality_head",
@@ -48,10 +51,14 @@ class Column:
     cell: Callable[[Row, Comparison], str]
     rank: int
     left: bool = False
+    fact: bool = False
+    """About the model or its training, not how good it is: told below the table where all students agree."""
 
 
-def _role(row: Row, _: Comparison) -> str:
+def _role(row: Row, comparison: Comparison) -> str:
     role = "distilled" if row.role == "student" else row.role
+    if is_chosen(row, comparison):
+        return f"{role}\nchosen"
     return role if row.done else f"{role}\n{'failed' if row.status == 'failed' else 'unfinished'}"
 
 
@@ -97,6 +104,11 @@ def _head(text: str) -> Callable[[Comparison], str]:
     return lambda _: text
 
 
+def is_chosen(row: Row, comparison: Comparison) -> bool:
+    """Whether `row` was chosen among several students."""
+    return row is comparison.best and row.role == "student" and comparison.tried > 1
+
+
 def quality_head(comparison: Comparison) -> str:
     """`test accuracy %`, or `accuracy %` of data.eval."""
     title = metric_title(comparison.metric)
@@ -106,22 +118,24 @@ def quality_head(comparison: Comparison) -> str:
 COLUMNS = (
     Column(_head("model"), lambda row, _: f"{row.label}\n{row.variant}".strip(), 0, left=True),
     Column(_head("role"), _role, 0, left=True),
-    Column(_head("seeds"), _seeds, 3),
-    Column(_head("params"), lambda row, _: show_count(row.parameters), 0),
-    Column(_head("MB"), lambda row, _: ABSENT if row.megabytes is None else f"{row.megabytes:.1f}", 4),
+    Column(_head("seeds"), _seeds, 3, fact=True),
+    Column(_head("params"), lambda row, _: show_count(row.parameters), 0, fact=True),
+    Column(_head("MB"), lambda row, _: ABSENT if row.megabytes is None else f"{row.megabytes:.1f}", 4, fact=True),
     Column(quality_head, _quality, 0),
     Column(_head("on data.eval"), _on_eval, 1),
-    Column(_head("over control"), _gain, 0),
-    Column(_head("kept"), _kept, 1),
-    Column(_head("ms b1"), _ms("batch_1"), 2),
-    Column(_head("ms b32"), _ms("batch_32"), 2),
-    Column(_head("steps"), lambda row, _: ABSENT if row.steps is None else str(row.steps), 5),
-    Column(_head("time"), lambda row, _: show_seconds(row.wall_seconds.mean if row.wall_seconds else None), 6),
+    Column(_head("vs labels\nonly"), _gain, 0),
+    Column(_head("% of\nteacher"), _kept, 1),
+    Column(_head("ms b1"), _ms("batch_1"), 2, fact=True),
+    Column(_head("ms b32"), _ms("batch_32"), 2, fact=True),
+    Column(_head("steps"), lambda row, _: ABSENT if row.steps is None else str(row.steps), 5, fact=True),
+    Column(_head("training"), lambda row, _: show_seconds(row.wall_seconds.mean if row.wall_seconds else None), 6),
 )
 
 _STYLES = {"teacher": "cyan", "student": "", "control": "dim"}
 #: The first column folds rather than pushing others out; it is no narrower than this.
 _MODEL_WIDTH = 22
+#: Fewer students and controls than this are compared fact by fact, also where they agree.
+_LEAST_AGREED = 3
 #: Characters between two columns.
 _GAP = 2
 _ASCII_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -141,8 +155,29 @@ def comparison_table(comparison: Comparison, width: int = 100, *, plain: bool = 
 
 
 def known_columns(comparison: Comparison) -> list[Column]:
-    """The columns in which any of the rows has something."""
-    return [column for column in COLUMNS if any(column.cell(row, comparison) != ABSENT for row in comparison.rows)]
+    """The columns in which any of the rows has something, without facts in which all students agree."""
+    found = []
+    for column in COLUMNS:
+        cells = [column.cell(row, comparison) for row in comparison.rows]
+        if any(cell != ABSENT for cell in cells) and not (column.fact and agreed(cells, comparison.rows)):
+            found.append(column)
+    return found
+
+
+def agreed(cells: Sequence[str], rows: Sequence[Row]) -> str:
+    """`15.6 M (teacher 22.7 M)`: the one value of all students and controls; empty if they differ or are few."""
+    own = [cell for cell, row in zip(cells, rows, strict=True) if row.role != "teacher"]
+    if len(own) < _LEAST_AGREED or len(set(own)) > 1 or own[0] == ABSENT:
+        return ""
+    teachers = dict.fromkeys(cell for cell, row in zip(cells, rows, strict=True) if row.role == "teacher")
+    told = ", ".join(cell for cell in teachers if cell != ABSENT)
+    return f"{own[0]} (teacher {told})" if told else own[0]
+
+
+def agreed_line(named: Iterable[tuple[str, str]]) -> str:
+    """One line for facts in which all students agree, from (name, what `agreed` says); empty without any."""
+    parts = [f"{name} = {text}" for name, text in named if text]
+    return f"equal in all students: {'; '.join(parts)}" if parts else ""
 
 
 def _widths(columns: Sequence[Column], comparison: Comparison) -> list[int]:
@@ -178,6 +213,10 @@ def _table(columns: Sequence[Column], comparison: Comparison, plain: bool) -> Ta
 def caption_lines(comparison: Comparison) -> list[str]:
     """What to print under the table: what its signs mean, and what limits the comparison."""
     lines = meanings(comparison)
+    facts = [column for column in COLUMNS if column.fact]
+    cells = {column.head(comparison): [column.cell(row, comparison) for row in comparison.rows] for column in facts}
+    line = agreed_line((name, agreed(found, comparison.rows)) for name, found in cells.items())
+    lines += [line] if line else []
     alike: dict[tuple[str, ...], list[str]] = {}
     for row in comparison.rows:
         if row.gain and row.gain.differences:
@@ -185,7 +224,7 @@ def caption_lines(comparison: Comparison) -> list[str]:
     for differences, names in alike.items():
         who = f"{names[0]} and its control" if len(names) == 1 else f"{len(names)} students and their controls"
         lines.append(f"* {who} also differ in {', '.join(differences)}")
-    return [*lines, *comparison.notes]
+    return [*lines, *comparison.notes, *([comparison.rule] if comparison.rule else [])]
 
 
 def meanings(comparison: Comparison) -> list[str]:
@@ -193,18 +232,22 @@ def meanings(comparison: Comparison) -> list[str]:
     lines, metric = [], plain_metric(comparison.metric)
     measured = [row for row in comparison.rows if row.leading is not None]
     if comparison.split == "test":
-        lines.append(f"test {metric}: on data.test, which chose nothing")
+        lines.append(f"test {metric}: on data.test, held out, not used for choosing")
+        if any(row.quality for row in measured):
+            lines.append("on data.eval: used for choosing checkpoints and configurations, so optimistic")
     elif any(row.done for row in measured):
         lines.append(f"{metric}: on data.eval; checkpoints and configurations were chosen on these rows")
     if any(row.gain for row in comparison.rows):
-        lines.append("over control: less the same student trained on labels only")
+        lines.append("vs labels only: minus the same student trained on labels only")
     intervals = [row.interval for row in measured if row.interval is not None and row.interval.half is not None]
     if intervals:
         several = any(found.seeds > 1 for found in intervals)
         lines.append(f"±: half of the 95 % interval over the choice of rows{' and of seeds' if several else ''}")
     tries = {row.tries[row.gain.on] for row in comparison.rows if row.gain and row.gain.on == comparison.split}
     if tries and max(tries) > 1:
-        lines.append(f"the intervals over control are corrected for {max(tries)} configurations on the same rows")
+        lines.append(f"intervals of differences are corrected for {max(tries)} configurations on the same rows")
+    if any(row.gain or row.over_teacher for row in comparison.rows):
+        lines.append("differences are rounded after subtraction")
     return lines
 
 

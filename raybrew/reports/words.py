@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 LABELS_ONLY = "the same student trained on labels only"
+#: A gain may be small if the lower end of its interval is below this share of the upper end.
+_SMALL = 0.1
 
 
 def plain_metric(metric: str) -> str:
@@ -83,7 +85,10 @@ def over_control(row: Row) -> str:
     text = f"{show_difference(row.metric, found)} over {LABELS_ONLY}{_on(row, row.gain.on)}"
     if not found.shown:
         return f"{text}: {not_shown(found)}"
-    return f"{text}: {'a gain' if found.value > 0 else 'distillation made it worse'}"
+    if found.value < 0:
+        return f"{text}: distillation made it worse"
+    small = found.low is not None and found.high is not None and found.low < _SMALL * found.high
+    return f"{text}: a gain{', perhaps a small one' if small else ''}"
 
 
 def over_teacher(row: Row) -> str:

@@ -11,6 +11,7 @@ from raybrew.config.scrub import scrub
 from raybrew.data.arrow import write_json
 from raybrew.errors import RunError
 from raybrew.exports.folder import replaced_folder
+from raybrew.reports.numbers import show_named
 from raybrew.reports.ranking import Standing, recommended, rule_of
 from raybrew.reports.students import BEST, BEST_MARK, student_of_sweep
 from raybrew.reports.sweeps import SweepRecord, load_sweep
@@ -41,7 +42,10 @@ def finish_sweep(conductor: Conductor, view: SweepReporter) -> None:
     _score(conductor, record, view)
     if best is not None:
         _export(conductor, record, best)
-        view.say(f"best student: {record.folder / BEST} ({record.metric} {best.mean:.4f}, run {best.run})")
+        chosen = next(trial for trial in best.trials if trial.run == best.run)
+        value, mean = (show_named(record.metric, each) for each in (chosen.value, best.mean))
+        told = f"{value} on data.eval (configuration mean {mean})" if len(best.counted) > 1 else f"{value} on data.eval"
+        view.say(f"best student: {record.folder / BEST}, run {best.run}, seed {chosen.seed}: {told}")
     _prune(conductor, best, view)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
-from raybrew.reports.numbers import metric_scale, metric_title, show_seconds
+from raybrew.reports.numbers import metric_scale, metric_title, show_named, show_seconds
 from raybrew.reports.trials import CANDIDATE, TrialRecord
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.trials import OVER, value_of
@@ -174,10 +174,10 @@ def _line(trial: TrialRecord, conductor: Conductor) -> str:
         return f"{head}: goes on at {100 * trial.paused_at[1]:.0f} % of its steps"
     if trial.status == "failed":
         return f"{head}: failed: {trial.error}"
-    named = f"{metric_title(judge)} {_shown(judge, value_of(trial))}"
+    named = show_named(judge, value_of_quality(judge, value_of(trial)))
     took = f" in {show_seconds(trial.seconds)}" if trial.seconds is not None else ""
     if trial.status == "paused" and trial.paused_at is not None:
-        named = f"{metric_title(judge)} {_shown(judge, trial.paused_at[2])}"
+        named = show_named(judge, value_of_quality(judge, trial.paused_at[2]))
         return f"{head}: at {100 * trial.paused_at[1]:.0f} % of its steps, {named}"
     if trial.status == "stopped" and trial.member is not None:
         return f"{head}: gives way, {named} at {100 * trial.share:.0f} % of its steps"

@@ -382,8 +382,11 @@ def logits_of(
     precision = Precision(pick_precision(experiment.train.precision, device), device)
     tokenizer, task = load_tokenizer(source), task_of(experiment)
     shown = as_shown(rows, task, tokenizer, *EVALUATION) if hidden else rows
-    done = 0
-    with reporter.bar(title, rows.num_rows, task.unit_name) as update:
+    done, unit = 0, task.unit_name
+    if rows.num_rows != rows.num_source_rows:
+        # A row may have several units, such as parts of a long sentence.
+        title, unit = f"{title}, {rows.num_source_rows:,} rows", "parts" if unit == "sentences" else unit
+    with reporter.bar(title, rows.num_rows, unit) as update:
 
         def advance(count: int) -> None:
             nonlocal done

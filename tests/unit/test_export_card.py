@@ -120,7 +120,7 @@ def test_a_card_leads_with_rows_that_chose_nothing_and_tells_what_was_chosen() -
     first, second = card.index("| metric, data.test |"), card.index("| metric, data.eval |")
     assert first < second
     assert "| accuracy | 0.8900 | 0.9250 | 0.8700 |" in card
-    assert "Measured on 4,000 rows of data.test, which chose nothing." in card
+    assert "Measured on 4,000 rows of data.test, held out, not used for choosing." in card
     assert "Best of 16 configurations and best of 12 checkpoints, chosen on 872 rows of data.eval" in card
     assert "Accuracy over seeds" in card
     plain = model_card(SUMMARY | {"chosen": {"rows": 872, "checkpoints": 12}})

@@ -18,10 +18,12 @@ from raybrew.config.distill import DistillConfig
 from raybrew.reports.collect import load_runs
 from raybrew.reports.compare import Comparison, compare
 from raybrew.reports.decision import decide
+from raybrew.reports.intervals import Interval
 from raybrew.reports.plots import pareto_front
 from raybrew.reports.rows import Row, Stat
 from raybrew.reports.tables import caption_lines, comparison_table, csv_text, json_rows, table_text
 from raybrew.reports.variants import name_variants
+from raybrew.reports.words import over_control
 
 SMALL = {"description": "BERT 2x128", "parameters": 4_386_000, "megabytes": 17.6}
 
@@ -268,9 +270,9 @@ def test_the_decision(tmp_path: Path) -> None:
     assert [answer.question for answer in decision.answers] == ["Which", "How sure", "At what cost", "Compared with"]
     assert decision.detail == "It is 1.6x smaller, 5.0x faster one row at a time and 5.0x in batches of 32."
     tiles = {tile.label: tile for tile in decision.tiles}
-    assert tiles["over labels only"].value == "+3.0 ± 3.1"
-    assert tiles["over labels only"].note.endswith("in 3 of 3 seeds")
-    assert tiles["kept of the teacher"].value == "95.8 %"
+    assert tiles["vs labels only"].value == "+3.0 ± 3.1"
+    assert tiles["vs labels only"].note.endswith("in 3 of 3 seeds")
+    assert tiles["% of teacher"].value == "95.8 %"
     assert not any(tile.missing for tile in decision.tiles)
     assert any("train.epochs" in caution for caution in decision.cautions)
     assert any("Chosen on these rows" in caution and "872 rows" in caution for caution in decision.cautions)
@@ -283,7 +285,7 @@ def test_a_decision_says_what_is_missing(tmp_path: Path) -> None:
         "Best student: BERT 4x312 reaches 90.0 ± 2.0 accuracy on 872 rows of data.eval;"
     )
     missing = {tile.label for tile in decision.tiles if tile.missing}
-    assert missing == {"kept of the teacher", "time per example", "over labels only"}
+    assert missing == {"% of teacher", "time per example", "vs labels only"}
     assert any("One seed only" in caution for caution in decision.cautions)
 
 
@@ -310,6 +312,17 @@ def test_differences_that_are_shown_are_named(tmp_path: Path, control: float, to
     assert told in words(tmp_path)
 
 
+@pytest.mark.parametrize(("low", "small"), [(0.002, True), (0.02, False)])
+def test_a_gain_that_may_be_small_is_named_so(tmp_path: Path, low: float, small: bool) -> None:
+    make_run(tmp_path, accuracy=0.9)
+    make_run(tmp_path, "control", accuracy=0.8)
+    row = only(comparison(tmp_path), "student")
+    assert row.gain is not None
+    row.gain.__dict__["interval"] = Interval(0.03, low, 0.06, 872, 1, "rows", p=0.01)
+    told = over_control(row)
+    assert told.endswith("a gain, perhaps a small one" if small else "a gain")
+
+
 @pytest.mark.parametrize(("student", "beats"), [(0.96, False), (0.99, True)])
 def test_a_student_beats_its_teacher_only_if_the_interval_says_so(tmp_path: Path, student: float, beats: bool) -> None:
     make_run(tmp_path, accuracy=student, teacher_accuracy=0.95)
@@ -321,7 +334,8 @@ def test_a_student_that_others_equal_is_chosen_not_best(tmp_path: Path) -> None:
     make_run(tmp_path, accuracy=0.895, changes={"distill": {"temperature": 2.0}})
     decision = decide(comparison(tmp_path))
     assert decision.headline.startswith("Chosen student: ")
-    assert "1 other cannot be told apart" in decision.answers[0].text
+    assert "Not shown to be better than temperature=2" in decision.answers[0].text
+    assert "it has the highest mean there" in decision.answers[0].text
     make_run(tmp_path / "apart", accuracy=0.9)
     make_run(tmp_path / "apart", accuracy=0.7, changes={"distill": {"temperature": 2.0}})
     assert decide(comparison(tmp_path / "apart")).headline.startswith("Best student: ")
@@ -345,7 +359,7 @@ def test_with_test_rows_they_lead_and_nothing_is_flattered(tmp_path: Path) -> No
     assert "90.0 ± 2.0 on data.eval" in decision.answers[1].text
     text = table_text(found, 120)
     assert "test accuracy %" in text
-    assert "on data.eval" in text
+    assert "data.eval" in text
     assert "87.0 ± 1.0" in text
 
 

@@ -158,7 +158,7 @@ def test_one_run_alone(tmp_path: Path) -> None:
     page = Page(written.read_text(encoding="utf-8"))
     assert "1 run of reviews" in page.text
     assert "Best student: BERT 4x312 reaches 90.0 ± 2.0 accuracy on 872 rows of data.eval" in page.text
-    assert "over labels only not measured" in page.text
+    assert "vs labels only not measured" in page.text
     assert [path.name for path in folder.iterdir() if "report" in path.name] == ["report.html"]
     details = [attributes for tag, attributes in page.tags if tag == "details"]
     assert "open" in details[0]

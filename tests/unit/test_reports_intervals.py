@@ -141,6 +141,20 @@ def test_seeds_add_their_spread_and_few_seeds_widen_the_quantile() -> None:
     )
 
 
+def test_a_difference_of_shares_stays_possible() -> None:
+    """Nine rows of a label, all wrong against four of five right: −0.8 has no lower end of −1.13."""
+    drawn = np.random.default_rng(0).normal(0.8, 0.15, (1, 2000))
+    found = difference(
+        Sample((0.0,) * 3, 9, "k", np.zeros((3, 2000))), Sample((0.8,), 9, "k", drawn.clip(0, 1), fixed=True)
+    )
+    assert found.low == -1.0
+    assert found.high is not None
+    assert -0.8 < found.high < 0
+    loss = difference(Sample((0.1,) * 3, 9, bounded=False), Sample((3.1, 3.2, 2.0), 9, bounded=False))
+    assert loss.low is not None
+    assert loss.low < -1, "losses have no such limits"
+
+
 def test_nothing_is_invented_where_nothing_is_known() -> None:
     found = difference(Sample((0.9,), 872), Sample((0.8,), 872))
     assert (found.low, found.high, found.basis, found.shown) == (None, None, "unknown", False)

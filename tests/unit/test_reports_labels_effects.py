@@ -14,10 +14,11 @@ from scipy import stats
 from raybrew.config.sweep import ParameterConfig
 from raybrew.reports.collect import load_runs
 from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.decision import decide
 from raybrew.reports.effects import Configuration, effect_of
 from raybrew.reports.html import render_report
 from raybrew.reports.intervals import Sample
-from raybrew.reports.labels import LEAST_SUPPORT, LabelTable, label_tables
+from raybrew.reports.labels import LEAST_SUPPORT, LabelTable, label_tables, lost_labels
 from raybrew.sweeps.mirror import best_values
 from raybrew.tasks.scores import mean_scores, save_scores
 
@@ -64,10 +65,21 @@ def test_labels_are_compared_with_teacher_and_control(judged: Comparison) -> Non
     assert lines["lost"].over_teacher.value == pytest.approx(gap)
     assert lines["rare"].support < LEAST_SUPPORT
     assert not lines["rare"].lost, "six rows show no loss"
-    assert "lost (" in table.sentence
-    assert "rare" not in table.sentence
+    assert table.sentence.index("lost (") < table.sentence.index("too few rows to tell: rare (6 rows)")
+    assert table.lines[-1].label == "rare", "labels with few rows come last"
     heads, rows = table.cells()
     assert all(len(row) == len(heads) for row in rows)
+    assert rows[-1][-2:] == ["too few rows (6)"] * 2
+
+
+def test_a_label_that_the_student_never_names_is_a_caution(judged: Comparison) -> None:
+    best = judged.best
+    assert best is not None
+    (caution,) = lost_labels(best, best.control)
+    assert "rare (6 rows): student F1 0.0, labels only" in caution
+    assert "few rows, check before shipping" in caution
+    assert "plenty" not in caution
+    assert decide(judged).cautions[0] == caution
 
 
 def test_the_page_shows_labels_only_where_they_are_known(judged: Comparison, tmp_path: Path) -> None:

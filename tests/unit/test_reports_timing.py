@@ -160,7 +160,7 @@ def test_nothing_is_kept_of_a_teacher_near_zero(student: float | None, teacher: 
 def test_a_decision_says_why_no_share_of_the_teacher_is_shown(tmp_path: Path) -> None:
     make_run(tmp_path, accuracy=0.61, teacher_accuracy=0.03)
     found = comparison(tmp_path)
-    tile = tiles(found)["kept of the teacher"]
+    tile = tiles(found)["% of teacher"]
     assert tile.missing
     assert "3.0" in tile.note
     assert "beats" not in decide(found).headline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -14,10 +15,13 @@ import pytest
 from sweep_helpers import base, conductor_of, drive
 
 from raybrew.errors import RunError
+from raybrew.reports import sweep_page
 from raybrew.reports.collect import find_runs
+from raybrew.reports.decision import decide
 from raybrew.reports.sweep_plots import importances
 from raybrew.reports.sweep_tables import best_run, leaderboard, rule_of, trial_rows
 from raybrew.reports.sweeps import CANDIDATE, SweepRecord, find_sweeps, load_sweep
+from raybrew.reports.tables import table_text
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.result import Sweep
 from raybrew.verbs.report import report
@@ -115,8 +119,8 @@ def test_one_lucky_seed_does_not_beat_those_that_were_run_again(tmp_path: Path) 
     assert best.seeds == (1, 2), "the seed that chose it does not count"
     assert best.quality is not None
     assert best.quality.mean == pytest.approx(0.8)
-    assert "Left out of the means" in leaderboard(record).notes[-2]
-    assert "temperature=4 90.00 (seed 0)" in leaderboard(record).notes[-2]
+    assert "Left out of the means" in leaderboard(record).notes[-1]
+    assert "temperature=4 90.00 (seed 0)" in leaderboard(record).notes[-1]
 
 
 def test_the_rule_stands_in_every_table(record: SweepRecord, folder: Path) -> None:
@@ -126,6 +130,52 @@ def test_the_rule_stands_in_every_table(record: SweepRecord, folder: Path) -> No
     assert rule != rule_of("accuracy", finalists=True)
     assert rule in caption_lines(leaderboard(record))
     assert rule == Sweep.load(folder).rule
+
+
+def test_the_shipped_seed_is_told_beside_the_mean(record: SweepRecord, folder: Path, tmp_path: Path) -> None:
+    board = leaderboard(record)
+    assert board.best is not None
+    assert board.best.quality is not None
+    assert board.shipped is not None
+    assert (board.shipped.run_id, board.shipped.seed) == (best_run(record), 1)
+    which = decide(board).answers[0].text
+    assert "Shipped: seed 1, accuracy 88.5 % on data.eval" in which
+    assert f"the mean of 2 seeds on data.eval is {100 * board.best.quality.mean:.1f}" in which
+    page = report([folder], tmp_path / "r.html").read_text()
+    assert page.count('<span class="badge done">shipped</span>') == 1
+    assert rule_of("accuracy", finalists=False) not in decide(board).cautions, "a rule is not a caution"
+
+
+def test_signals_of_layers_are_told_by_kind(record: SweepRecord) -> None:
+    signals = ["logits", "hidden.00", "hidden.04", "module.encoder.x"]
+    told = sweep_page._signals(dataclasses.replace(record, teachers=({"signals": signals}, {"signals": signals})))
+    assert told == "logits, hidden of layers 0, 4, module.encoder.x"
+
+
+def test_rows_begin_with_the_teacher_then_the_chosen_and_end_with_controls(record: SweepRecord) -> None:
+    board = leaderboard(record)
+    roles = [row.role for row in board.rows]
+    assert roles == ["teacher", *["student"] * 12, *["control"] * 2]
+    assert board.rows[1] is board.best
+    values = [row.leading.mean for row in board.rows[1:13] if row.leading is not None]
+    assert values == sorted(values, reverse=True)
+    assert table_text(board, 160).split("\n\n")[0].count(" chosen") == 1
+
+
+def test_equal_means_go_to_the_configuration_tried_first(tmp_path: Path) -> None:
+    sweep = {"space": {"distill.temperature": [4, 1, 8]}, "search": "grid", "seeds": 3}
+    conductor = conductor_of(base(tmp_path, sweep))
+    values = {4.0: (0.1, 0.2, 0.3), 1.0: (0.3, 0.1, 0.2), 8.0: (0.15, 0.1, 0.2)}
+    drive(conductor, lambda job: values[job.experiment.distill.temperature][job.seed] if job.role == CANDIDATE else 0.1)
+    board = leaderboard(load_sweep(conductor.ledger.folder))
+    assert board.best is not None
+    assert board.best.runs[0].config["distill"]["temperature"] == 4
+    which = decide(board).answers[0].text
+    assert "2 share the highest mean there, and this one was tried first" in which
+    assert "Not shown to be better than temperature=1" in which
+    text = table_text(board, 160)
+    assert "equal in all students:" in text, "facts in which all agree stand below the table"
+    assert "params" not in text.split("\n\n")[0]
 
 
 def test_importance_finds_what_matters_and_says_from_how_many(record: SweepRecord) -> None:
