@@ -52,6 +52,7 @@ from raybrew.verbs.prepare import (
     data_key,
     data_of,
     encode,
+    head_of,
     known_labels,
     say_cautions,
     task_of,
@@ -391,7 +392,13 @@ def logits_of(
             update(done, "")
 
         return compute_logits(
-            network.to(device), shown, tokenizer.pad_token_id, LocalContext(device), precision, task.head, advance
+            network.to(device),
+            shown,
+            tokenizer.pad_token_id,
+            LocalContext(device),
+            precision,
+            head_of(experiment, tokenizer),
+            advance,
         )
 
 
