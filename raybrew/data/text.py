@@ -1,8 +1,10 @@
-"""Rows of CSV, TSV and JSONL files, plain or gzip, read as streams with row and line numbers.
+"""Rows of CSV, TSV and JSON files, plain or gzip, read as streams with row and line numbers.
 
-CSV follows RFC 4180: fields in double quotes may hold commas, line ends and doubled quotes. TSV has no quoting at all:
-a line is a row and a tab is a border, as in the files of GLUE, where quote characters are text. Both need a header.
-JSONL has one object per line. Blank lines are no rows. Files are UTF-8, with or without a byte order mark.
+CSV follows RFC 4180: fields in double quotes may hold commas, line ends and doubled quotes; another character than the
+comma may separate them. TSV has no quoting at all: a line is a row and a tab is a border, as in the files of GLUE,
+where quote characters are text. Names of columns are in the first line, or in `data.header`.
+JSONL has one object per line; a file that is one JSON document is read as a whole (`raybrew.data.documents`). Blank
+lines are no rows. Files are UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from raybrew.data.records import BadRow, Record, first_line, not_utf8, require_columns
+from raybrew.data.documents import is_document, rows_of_document
+from raybrew.data.records import BadRow, MissingColumnsError, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
 
 __all__ = ["CsvFile", "JsonlFile", "TsvFile", "text_lines"]
@@ -26,12 +30,16 @@ _BUFFER_BYTES = 1 << 20
 _GZIP_MARK = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+#: What else may separate fields, for a guess where columns are missing.
+_DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
+#: The first line with which Excel is told what separates fields.
+_DECLARED = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\r?\n')
 #: A quote that is never closed would otherwise swallow the rest of the file.
 _FIELD_CHARACTERS = 1 << 24
 
 
 class _TextFile:
-    """What the three formats share: a path and no declared class names."""
+    """What the formats share: a path and no declared class names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,21 +58,49 @@ class _TextFile:
     def _no_rows(self) -> DataError:
         return DataError(f"{self.name}: a header, but no rows")
 
+    def _require(self, header: Sequence[str], columns: Sequence[str], delimiter: str, named: bool) -> None:
+        """`require_columns`, with a guess what else may separate fields, or that there is no header."""
+        try:
+            require_columns(self.name, header, columns)
+        except MissingColumnsError as error:
+            line, guess = delimiter.join(header), ""
+            others = [other for other in _DELIMITERS if other != delimiter and other in line]
+            fits = [other for other in others if set(error.missing) & {name.strip(' "') for name in line.split(other)}]
+            if fits:
+                guess = f"; fields look separated by {_DELIMITERS[fits[0]]}: set data.delimiter={_DELIMITERS[fits[0]]}"
+            elif not named and set(error.missing) == set(columns):
+                guess = "; where the first line is a row itself, name all columns of the file in data.header"
+            raise MissingColumnsError(f"{error}{guess}", error.missing) from None
+
 
 class CsvFile(_TextFile):
-    """Comma-separated values with a header."""
+    """Values separated by `delimiter` (default: what a first line `sep=` says, else commas).
+
+    Columns are named by the first line, or by `header` where the file has no such line.
+    """
+
+    def __init__(self, path: Path, delimiter: str | None = None, header: Sequence[str] = ()) -> None:
+        super().__init__(path)
+        self.delimiter = delimiter
+        self.header = tuple(header)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         with _opened(self.path) as file:
+            declared = _DECLARED.match(file.peek(16)[:16])  # type: ignore[attr-defined]  # buffered readers have it
+            first = 0
+            if declared is not None:
+                file.readline()
+                first = 1
+            delimiter = self.delimiter or (declared[1].decode("ascii", "replace") if declared else ",")
             # surrogateescape: one bad byte makes one bad row instead of ending the file. newline="": csv sees \r\n.
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(text, strict=True)
-            header = self._header(reader)
-            require_columns(self.name, header, columns)
+            reader = csv.reader(text, strict=True, delimiter=delimiter)
+            header = list(self.header) or self._header(reader)
+            self._require(header, columns, delimiter, bool(self.header))
             row = 0
             while True:
-                line = reader.line_num + 1
+                line = first + reader.line_num + 1
                 raw: Mapping[str, Any] | BadRow
                 try:
                     fields = _next_fields(reader)
@@ -98,11 +134,17 @@ class CsvFile(_TextFile):
 
 
 class TsvFile(_TextFile):
-    """Tab-separated values with a header and without quoting."""
+    """Tab-separated values without quoting, named by the first line, or by `header` where the file has no such line."""
+
+    def __init__(self, path: Path, header: Sequence[str] = ()) -> None:
+        super().__init__(path)
+        self.header = tuple(header)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
-        header: list[str] | None = None
+        header: list[str] | None = list(self.header) or None
+        if header is not None:
+            self._require(header, columns, "\t", True)
         row = 0
         for line, data in text_lines(self.path):
             if not data.strip(b"\r\n"):
@@ -116,7 +158,7 @@ class TsvFile(_TextFile):
                 if not is_utf8:
                     raise DataError(f"{self.name}: the header is not UTF-8")
                 header = fields
-                require_columns(self.name, header, columns)
+                self._require(header, columns, "\t", False)
                 continue
             row += 1
             raw = self._row(header, fields, row, line)
@@ -130,18 +172,16 @@ class TsvFile(_TextFile):
 
 
 class JsonlFile(_TextFile):
-    """One JSON object per line."""
+    """One JSON object per line, or one document for all rows."""
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         seen: dict[str, None] = {}
         last_keys: Any = None
         row = 0
-        for line, data in text_lines(self.path):
-            if data.isspace():
-                continue
+        document = self._document(columns)
+        for line, raw in self._lines() if document is None else self._values(document):
             row += 1
-            raw = self._object(data, row, line)
             if not isinstance(raw, BadRow) and raw.keys() != last_keys:
                 last_keys = raw.keys()
                 seen.update(dict.fromkeys(last_keys))
@@ -152,6 +192,33 @@ class JsonlFile(_TextFile):
             # A column that some rows lack makes bad rows; one that no row has is a wrong name.
             require_columns(self.name, list(seen), columns)
 
+    def _lines(self) -> Iterator[tuple[int | None, Mapping[str, Any] | BadRow]]:
+        row = 0
+        for line, data in text_lines(self.path):
+            if not data.isspace():
+                row += 1
+                yield line, self._object(data, row, line)
+
+    def _values(self, rows: Iterator[Any]) -> Iterator[tuple[int | None, Mapping[str, Any] | BadRow]]:
+        for row, value in enumerate(rows, 1):
+            if isinstance(value, dict):
+                yield None, value
+            else:
+                yield None, BadRow(self.name, row, None, f"a JSON object expected, got {_json_type(value)}")
+
+    def _document(self, columns: Sequence[str]) -> Iterator[Any] | None:
+        """The rows of a file that is one JSON document; None for one object per line."""
+        lines = (data for _, data in text_lines(self.path) if not data.isspace())
+        first, second = next(lines, b""), next(lines, None)
+        start = first.lstrip()[:1]
+        if start not in (b"[", b"{") or (start == b"{" and second is not None and _is_json(first)):
+            return None
+        try:
+            value = json.loads(b"".join(data for _, data in text_lines(self.path)))
+        except (ValueError, RecursionError):
+            return None  # each line says what is wrong with it
+        return rows_of_document(self.name, value, columns) if is_document(value, columns) else None
+
     def _object(self, data: bytes, row: int, line: int) -> Mapping[str, Any] | BadRow:
         try:
             text, is_utf8 = data.decode(), True
@@ -160,18 +227,19 @@ class JsonlFile(_TextFile):
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            self._refuse_array(row, text, None)
             reason = f"no JSON ({first_line(error)})" if is_utf8 else "neither UTF-8 nor JSON"
             return BadRow(self.name, row, None, reason, line)
         if not isinstance(value, dict):
-            self._refuse_array(row, text, value)
             return BadRow(self.name, row, None, f"a JSON object expected, got {_json_type(value)}", line)
         return value if is_utf8 else BadRow(self.name, row, *not_utf8(value), line)
 
-    def _refuse_array(self, row: int, text: str, value: Any) -> None:
-        broken_or_objects = value is None or (isinstance(value, list) and value and isinstance(value[0], dict))
-        if row == 1 and text.lstrip().startswith("[") and broken_or_objects:
-            raise DataError(f"{self.name}: a JSON array; JSONL has one object per line and nothing around them")
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _next_fields(reader: Iterator[list[str]]) -> list[str]:

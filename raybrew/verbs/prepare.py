@@ -162,7 +162,8 @@ def read_rows(
     if _kept_rows is None or augment == "estimate":
         return _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
     sections = [experiment.data.model_dump_json(), experiment.task.model_dump_json()]
-    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key])
+    learns = [part.hard_label_weight > 0 for part in experiment.distill.parts]
+    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key, str(any(learns))])
     if kept not in _kept_rows:
         _kept_rows[kept] = _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
     return _kept_rows[kept]
@@ -180,7 +181,10 @@ def _read_rows(
     splits: dict[Split, RowSet] = {}
     set_aside = np.empty((0, 16), np.uint8)
     if data.train is not None:
-        splits["train"] = load_rows(data, "train", task, known if known is not None and known.named else None)
+        # A teacher is trained on labels (without unlabelled rows); its students may be trained on what it says alone.
+        learns = not with_unlabeled or any(part.hard_label_weight > 0 for part in experiment.distill.parts)
+        named = known if known is not None and known.named else None
+        splits["train"] = load_rows(data, "train", task, named, learns_labels=learns)
         labels, set_aside = splits["train"].labels, splits["train"].set_aside
     elif task.names_labels and not labels:
         raise ConfigError(
