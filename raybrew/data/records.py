@@ -63,7 +63,7 @@ class RowReader(Protocol):
 class MissingColumnsError(DataError):
     """A source lacks columns that are to be read."""
 
-    def __init__(self, message: str, missing: Sequence[str]) -> None:
+    def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.missing = tuple(missing)
 

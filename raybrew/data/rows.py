@@ -136,7 +136,8 @@ def load_rows(
     except DataError as error:
         no_column = isinstance(error, MissingColumnsError) and error.missing == (task.label_column,)
         advice = _WITHOUT_LABELS[split] if no_column or isinstance(error, _NoLabelsError) else ""
-        raise DataError(f"data.{split}: {error}{advice}") from error.__cause__
+        between = "" if not advice else "\n" if "\n" in str(error) else ". "
+        raise DataError(f"data.{split}: {error}{between}{advice}") from error.__cause__
 
 
 def source_of(data: DataConfig, split: Split) -> str | None:
@@ -151,9 +152,9 @@ class _NoLabelsError(DataError):
 #: What to do about a source without labels.
 _WITHOUT_LABELS: Mapping[str, str] = MappingProxyType(
     {
-        "train": ". Rows without labels belong under data.unlabeled, which is enough without data.train",
-        "eval": ". Rows that choose need labels; leave data.eval out where there are none",
-        "test": ". Rows that score need labels; leave data.test out where there are none",
+        "train": "Rows without labels belong under data.unlabeled, which is enough without data.train",
+        "eval": "Rows that choose need labels; leave data.eval out where there are none",
+        "test": "Rows that score need labels; leave data.test out where there are none",
         "unlabeled": "",
     }
 )

@@ -39,11 +39,12 @@ _FIELD_CHARACTERS = 1 << 24
 
 
 class _TextFile:
-    """What the formats share: a path and no declared class names."""
+    """What the formats share: a path, no declared class names, and perhaps names of columns that the file lacks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, header: Sequence[str] = ()) -> None:
         self.path = path
         self.name = str(path)
+        self.header = tuple(header)
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """None: text formats declare no class names."""
@@ -58,7 +59,7 @@ class _TextFile:
     def _no_rows(self) -> DataError:
         return DataError(f"{self.name}: a header, but no rows")
 
-    def _require(self, header: Sequence[str], columns: Sequence[str], delimiter: str, named: bool) -> None:
+    def _require(self, header: Sequence[str], columns: Sequence[str], delimiter: str, unquoted: bool = False) -> None:
         """`require_columns`, with a guess what else may separate fields, or that there is no header."""
         try:
             require_columns(self.name, header, columns)
@@ -67,8 +68,11 @@ class _TextFile:
             others = [other for other in _DELIMITERS if other != delimiter and other in line]
             fits = [other for other in others if set(error.missing) & {name.strip(' "') for name in line.split(other)}]
             if fits:
-                guess = f"; fields look separated by {_DELIMITERS[fits[0]]}: set data.delimiter={_DELIMITERS[fits[0]]}"
-            elif not named and set(error.missing) == set(columns):
+                name = _DELIMITERS[fits[0]]
+                guess = (
+                    f"; fields look separated by {name}: set {'data.format=csv and ' * unquoted}data.delimiter={name}"
+                )
+            elif not self.header and set(error.missing) == set(columns):
                 guess = "; where the first line is a row itself, name all columns of the file in data.header"
             raise MissingColumnsError(f"{error}{guess}", error.missing) from None
 
@@ -80,9 +84,8 @@ class CsvFile(_TextFile):
     """
 
     def __init__(self, path: Path, delimiter: str | None = None, header: Sequence[str] = ()) -> None:
-        super().__init__(path)
+        super().__init__(path, header)
         self.delimiter = delimiter
-        self.header = tuple(header)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
@@ -97,7 +100,7 @@ class CsvFile(_TextFile):
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
             reader = csv.reader(text, strict=True, delimiter=delimiter)
             header = list(self.header) or self._header(reader)
-            self._require(header, columns, delimiter, bool(self.header))
+            self._require(header, columns, delimiter)
             row = 0
             while True:
                 line = first + reader.line_num + 1
@@ -136,15 +139,11 @@ class CsvFile(_TextFile):
 class TsvFile(_TextFile):
     """Tab-separated values without quoting, named by the first line, or by `header` where the file has no such line."""
 
-    def __init__(self, path: Path, header: Sequence[str] = ()) -> None:
-        super().__init__(path)
-        self.header = tuple(header)
-
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         header: list[str] | None = list(self.header) or None
         if header is not None:
-            self._require(header, columns, "\t", True)
+            self._require(header, columns, "\t", unquoted=True)
         row = 0
         for line, data in text_lines(self.path):
             if not data.strip(b"\r\n"):
@@ -158,7 +157,7 @@ class TsvFile(_TextFile):
                 if not is_utf8:
                     raise DataError(f"{self.name}: the header is not UTF-8")
                 header = fields
-                self._require(header, columns, "\t", False)
+                self._require(header, columns, "\t", unquoted=True)
                 continue
             row += 1
             raw = self._row(header, fields, row, line)
@@ -215,7 +214,9 @@ class JsonlFile(_TextFile):
             return None
         try:
             value = json.loads(b"".join(data for _, data in text_lines(self.path)))
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            if start == b"[" and not _is_json(first):
+                raise DataError(f"{self.name}: begins as a JSON array, but is none ({first_line(error)})") from error
             return None  # each line says what is wrong with it
         return rows_of_document(self.name, value, columns) if is_document(value, columns) else None
 
