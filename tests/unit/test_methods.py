@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import yaml
 from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 from typer.testing import CliRunner
 
