@@ -5,7 +5,6 @@ What a unit is says the task (`raybrew.tasks.base`); for most it is a row, and t
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import json
@@ -31,6 +30,7 @@ from raybrew.data.arrow import (
 )
 from raybrew.data.records import first_line
 from raybrew.data.rows import RowSet, row_ids, rows_fingerprint
+from raybrew.data.tokenizers import gives_types, hash_of, piece_fingerprint, tokenizer_fingerprint, with_types
 from raybrew.errors import DataError, EnvironmentProblem
 from raybrew.tasks.base import Task
 
@@ -176,37 +176,6 @@ class EncodedRows:
         return column.gather(rows) if isinstance(column, FlatColumn) else column.gather_padded(rows, _PADDING[name])
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """32 hex digits that name what a tokenizer does to a text: its content, whatever folder it was loaded from."""
-    return _hash({**_pieces(tokenizer), "inputs": sorted(tokenizer.model_input_names)})
-
-
-def piece_fingerprint(tokenizer: Any) -> str:
-    """The same for the pieces alone that it cuts a text into, whatever else its model reads of them.
-
-    BERT's and DistilBERT's tokenizers of one vocabulary make the same pieces; BERT's models read token types too.
-    """
-    return _hash(_pieces(tokenizer))
-
-
-def _pieces(tokenizer: Any) -> dict[str, Any]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        # What the last call asked for is kept there; `encode_rows` asks anew.
-        content.pop("truncation", None)
-        content.pop("padding", None)
-    else:
-        kwargs: dict[str, Any] = tokenizer.init_kwargs
-        settings = {name: str(value) for name, value in kwargs.items() if not name.endswith(("_file", "path"))}
-        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings}
-    return {
-        "content": content,
-        "special_tokens": {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
-        "truncation_side": tokenizer.truncation_side,
-    }
-
-
 def encode_rows(
     rows: RowSet | pa.Table,
     task: Task,
@@ -227,11 +196,10 @@ def encode_rows(
     table = task.units(source, (tokenizer, *others))
     kept = source if task.keeps_rows else None
     inputs = _inputs(table, task, tokenizer, kept)
-    if any(map(_gives_types, alike)) and not _gives_types(tokenizer):
+    if any(map(gives_types, alike)) and not gives_types(tokenizer):
         inputs[TEACHER_TYPES] = True
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
-    key = _hash(inputs)
+        tokenizer = with_types(tokenizer)
+    key = hash_of(inputs)
     target = folder / key
     if _is_whole(target, key):
         return EncodedRows(target, key)
@@ -265,10 +233,6 @@ def _inputs(table: pa.Table, task: Task, tokenizer: Any, source: pa.Table | None
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "encode": {"task": task.kind, **task.encode_settings()},
     }
-
-
-def _hash(value: Any) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
 
 def _hash_column(column: pa.ChunkedArray) -> str:
@@ -345,10 +309,6 @@ def _write_shards(
     if not shards:
         raise DataError("there are no rows to encode")
     return shards
-
-
-def _gives_types(tokenizer: Any) -> bool:
-    return "token_type_ids" in tokenizer.model_input_names
 
 
 def _encoded(rows: pa.Table, task: Task, tokenizer: Any, names: Mapping[str, str], start: int) -> pa.Table:
