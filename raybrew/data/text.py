@@ -34,6 +34,8 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 #: The first line with which Excel is told what separates fields.
 _DECLARED = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\r?\n')
+#: Files that are one JSON document are held in memory, several times over.
+_DOCUMENT_BYTES = 1 << 30
 #: A quote that is never closed would otherwise swallow the rest of the file.
 _FIELD_CHARACTERS = 1 << 24
 
@@ -89,7 +91,7 @@ class CsvFile(_TextFile):
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
-        with _opened(self.path) as file:
+        with _opened(self.path, self.name) as file:
             declared = _DECLARED.match(file.peek(16)[:16])  # type: ignore[attr-defined]  # buffered readers have it
             first = 0
             if declared is not None:
@@ -145,7 +147,7 @@ class TsvFile(_TextFile):
         if header is not None:
             self._require(header, columns, "\t", unquoted=True)
         row = 0
-        for line, data in text_lines(self.path):
+        for line, data in text_lines(self.path, self.name):
             if not data.strip(b"\r\n"):
                 continue
             data = data.removesuffix(b"\n").removesuffix(b"\r")
@@ -193,7 +195,7 @@ class JsonlFile(_TextFile):
 
     def _lines(self) -> Iterator[tuple[int | None, Mapping[str, Any] | BadRow]]:
         row = 0
-        for line, data in text_lines(self.path):
+        for line, data in text_lines(self.path, self.name):
             if not data.isspace():
                 row += 1
                 yield line, self._object(data, row, line)
@@ -207,13 +209,18 @@ class JsonlFile(_TextFile):
 
     def _document(self, columns: Sequence[str]) -> Iterator[Any] | None:
         """The rows of a file that is one JSON document; None for one object per line."""
-        lines = (data for _, data in text_lines(self.path) if not data.isspace())
+        lines = (data for _, data in text_lines(self.path, self.name) if not data.isspace())
         first, second = next(lines, b""), next(lines, None)
         start = first.lstrip()[:1]
         if start not in (b"[", b"{") or (start == b"{" and second is not None and _is_json(first)):
             return None
+        if self.path.stat().st_size > _DOCUMENT_BYTES:
+            raise DataError(
+                f"{self.name}: begins as one JSON document of more than {_DOCUMENT_BYTES >> 30} GiB, which is read as a "
+                "whole; write one object per line"
+            )
         try:
-            value = json.loads(b"".join(data for _, data in text_lines(self.path)))
+            value = json.loads(b"".join(data for _, data in text_lines(self.path, self.name)))
         except (ValueError, RecursionError) as error:
             if start == b"[" and not _is_json(first):
                 raise DataError(f"{self.name}: begins as a JSON array, but is none ({first_line(error)})") from error
@@ -266,30 +273,33 @@ def _is_utf8(fields: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed where they are gzip by content, with DataError for what cannot be read."""
     try:
         with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as packed:
             if path.suffix.lower() == ".gz" or packed.peek(2)[:2] == _GZIP_MARK:
                 with gzip.GzipFile(fileobj=packed) as unpacked, io.BufferedReader(unpacked, _BUFFER_BYTES) as file:
-                    yield _refuse_utf16(path, file)
+                    yield _refuse_utf16(name, file)
             else:
-                yield _refuse_utf16(path, packed)
+                yield _refuse_utf16(name, packed)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file ({first_line(error)})") from error
+        raise DataError(f"{name}: damaged gzip file ({first_line(error)})") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)})") from error
+        raise DataError(f"{name}: cannot be read ({first_line(error)})") from error
 
 
-def _refuse_utf16(path: Path, file: Any) -> IO[bytes]:
+def _refuse_utf16(name: str, file: Any) -> IO[bytes]:
     if file.peek(2)[:2] in _UTF16_MARKS:
-        raise DataError(f"{path}: UTF-16 text; save it as UTF-8")
+        raise DataError(f"{name}: UTF-16 text; save it as UTF-8")
     checked: IO[bytes] = file
     return checked
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read."""
-    with _opened(path) as file:
+def text_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read.
+
+    Messages call it `name`, by default its path.
+    """
+    with _opened(path, name or str(path)) as file:
         for line, data in enumerate(file, 1):
             yield line, data.removeprefix(_UTF8_MARK) if line == 1 else data

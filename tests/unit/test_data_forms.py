@@ -159,6 +159,10 @@ def test_a_source_may_have_another_name_in_messages(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="standard input") as caught:
         load_rows(data, "unlabeled", task, name="standard input")
     assert "secret-name" not in str(caught.value)
+    (tmp_path / "secret-name.jsonl").write_bytes('{"text": "a"}'.encode("utf-16"))
+    with pytest.raises(Exception, match="standard input: UTF-16") as caught:
+        load_rows(data, "unlabeled", task, name="standard input")
+    assert "secret-name" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["", ";;", '"', "\n", "é"])
