@@ -216,8 +216,8 @@ class JsonlFile(_TextFile):
             return None
         if self.path.stat().st_size > _DOCUMENT_BYTES:
             raise DataError(
-                f"{self.name}: begins as one JSON document of more than {_DOCUMENT_BYTES >> 30} GiB, which is read as a "
-                "whole; write one object per line"
+                f"{self.name}: begins as one JSON document of more than {_DOCUMENT_BYTES >> 30} GiB, too large to be "
+                "read as a whole; write one object per line"
             )
         try:
             value = json.loads(b"".join(data for _, data in text_lines(self.path, self.name)))
@@ -225,7 +225,9 @@ class JsonlFile(_TextFile):
             if start == b"[" and not _is_json(first):
                 raise DataError(f"{self.name}: begins as a JSON array, but is none ({first_line(error)})") from error
             return None  # each line says what is wrong with it
-        return rows_of_document(self.name, value, columns) if is_document(value, columns) else None
+        if is_document(value, columns):
+            return rows_of_document(self.name, value, columns)
+        return None if second is None else iter([value])  # one object, perhaps over several lines
 
     def _object(self, data: bytes, row: int, line: int) -> Mapping[str, Any] | BadRow:
         try:
