@@ -43,7 +43,7 @@ from raybrew.verbs.training import train_run
 from raybrew.verbs.units import evaluation_units
 from raybrew.verbs.vocabulary import student_tokens
 
-__all__ = ["distill"]
+__all__ = ["distill", "tell_projections"]
 
 
 def distill(
@@ -132,14 +132,14 @@ def _read(
     if sources:
         objective = likely_objective(view, sources, rows.labels.names, shape)
         request = sorted_signals(objective.teacher_union)
-        _tell_projections(objective, reporter)
+        tell_projections(objective, reporter)
     for member, source in sources.items():
         if view.distill.trains_in_teacher or request_of_member(request, member, weight_of(view, member)):
             check_teacher_labels(source, rows.labels)
     return TaskPlan(name, view, rows, sources, request)
 
 
-def _tell_projections(objective: Objective, reporter: Reporter) -> None:
+def tell_projections(objective: Objective, reporter: Reporter) -> None:
     """That what is compared in the teacher's width is not what the student is left with."""
     names = [name for name, module in objective.projections.items() if any(True for _ in module.parameters())]
     if names:

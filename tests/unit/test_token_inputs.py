@@ -18,7 +18,10 @@ from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError
 from raybrew.models.loading import AUTO_CLASSES, ModelSource, load_config, max_tokens
+from raybrew.verbs.capture import likely_objective
+from raybrew.verbs.distill import tell_projections
 from raybrew.verbs.prepare import same_tokens
+from raybrew.verbs.reporter import QuietReporter
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -201,6 +204,19 @@ def test_evaluation_rows_beyond_positions_of_the_teacher(tmp_path: Path) -> None
     for verb in (raybrew.capture, raybrew.plan, raybrew.distill):
         with pytest.raises(ConfigError, match=TOO_LONG):
             verb(experiment_of(tmp_path, data=data, task={"kind": "classification", "max_length": 64}))
+
+
+@pytest.mark.parametrize(("width", "told"), [(8, True), (16, False)])
+def test_projections_that_the_student_leaves_behind_are_told(tmp_path: Path, width: int, told: bool) -> None:
+    teacher = ModelSource(make_model(tmp_path / "teacher", "bert"))
+    shape = {"model": None, "shape": {"layers": 1, "hidden": width}}
+    experiment = experiment_of(tmp_path, student=shape, distill={"matches": [{"loss": "pooled_cos"}]})
+    heard: list[str] = []
+    reporter = QuietReporter()
+    reporter.say = heard.append  # type: ignore[method-assign]
+    tell_projections(likely_objective(experiment, {None: teacher}, NAMES, teacher), reporter)
+    assert bool(heard) == told
+    assert not told or "pooled_cos" in heard[0]
 
 
 def positions_of(config: PretrainedConfig) -> int:
