@@ -59,7 +59,7 @@ class Columns(Section):
 
 
 class DataConfig(Section):
-    """Source rows: CSV, TSV, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name."""
+    """Source rows: CSV, TSV, JSON, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name."""
 
     train: str | None = None
     """Labelled rows to train on: a file, a folder, or a hub name such as `glue/sst2`, optionally `:split`."""
