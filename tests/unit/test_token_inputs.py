@@ -235,14 +235,22 @@ def positions_of(config: PretrainedConfig) -> int:
 
 
 #: All that run in so small a size.
-RUNNING = """albert bert camembert data2vec-text deberta deberta-v2 distilbert electra ernie flaubert fnet megatron-bert
+RUNNING = """albert bert camembert data2vec-text deberta deberta-v2 distilbert electra ernie flaubert megatron-bert
     mpnet roberta roberta-prelayernorm squeezebert xlm xlm-roberta xlm-roberta-xl"""
 
 
 @pytest.mark.parametrize("family", RUNNING.split())
 def test_most_tokens_of_a_family_are_what_it_runs_on(family: str) -> None:
     small = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
-    names = {"n_layers": 1, "dim": 16, "n_heads": 2, "hidden_dim": 16, "emb_dim": 16, "embedding_size": 16}
+    names = {
+        "n_layers": 1,
+        "dim": 16,
+        "n_heads": 2,
+        "hidden_dim": 16,
+        "emb_dim": 16,
+        "embedding_size": 16,
+        "pooler_hidden_size": 16,
+    }
     config = AutoConfig.for_model(family, vocab_size=30, max_position_embeddings=24, pad_token_id=1)
     for name, value in (small | names).items():
         if hasattr(config, name):
