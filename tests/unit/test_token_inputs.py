@@ -46,9 +46,11 @@ def make_model(
     """A random model with its tokenizer; without `inputs` the tokenizer gives no token types."""
     tokenizer = build_tokenizer([" ".join(WORDS)], folder, max_length=64)
     tokenizer.model_max_length = 10_000
-    if not inputs:
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
+    if not inputs:
+        file = folder / "tokenizer_config.json"
+        named = {"model_input_names": ["input_ids", "attention_mask"]}
+        file.write_text(json.dumps(json.loads(file.read_text()) | named))
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: place for place, name in enumerate(NAMES)}}
     numbers = {
         "vocab_size": len(tokenizer),
@@ -130,7 +132,7 @@ def test_live_teacher_without_token_types_gets_none(tmp_path: Path) -> None:
 
 def test_tokenizers_differ_by_pieces_alone(tmp_path: Path) -> None:
     one = ModelSource(make_model(tmp_path / "one", "bert"))
-    other = ModelSource(make_model(tmp_path / "other", "distilbert", inputs=False))
+    other = ModelSource(make_model(tmp_path / "other", "distilbert", inputs=False, vocab_size=200))
     assert same_tokens(one, other)
     tokenizer = AutoTokenizer.from_pretrained(other.model)
     tokenizer.add_tokens(["zu"])
@@ -209,6 +211,7 @@ def test_evaluation_rows_beyond_positions_of_the_teacher(tmp_path: Path) -> None
 @pytest.mark.parametrize(("width", "told"), [(8, True), (16, False)])
 def test_projections_that_the_student_leaves_behind_are_told(tmp_path: Path, width: int, told: bool) -> None:
     teacher = ModelSource(make_model(tmp_path / "teacher", "bert"))
+    write_rows(tmp_path / "train.jsonl", 4)
     shape = {"model": None, "shape": {"layers": 1, "hidden": width}}
     experiment = experiment_of(tmp_path, student=shape, distill={"matches": [{"loss": "pooled_cos"}]})
     heard: list[str] = []
