@@ -138,7 +138,8 @@ def experiment_of(folder: Path, **distill: float) -> Experiment:
     data = {"train": str(folder / "r.jsonl")}
     student = {"model": "a/b"}
     task = {"labels": ["neg", "pos"]}
-    return build_experiment({"name": "x", "task": task, "data": data, "student": student, "distill": distill})
+    sections = {"data": data, "teacher": {"model": "a/b"}, "student": student, "distill": distill}
+    return build_experiment({"name": "x", "task": task, **sections})
 
 
 def test_one_class_is_enough_where_labels_teach_nothing(tmp_path: Path) -> None:
