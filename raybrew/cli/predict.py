@@ -42,7 +42,8 @@ def predict(
         with tempfile.NamedTemporaryFile("wb", suffix=".jsonl") as file:
             file.write(sys.stdin.buffer.read())
             file.flush()
-            found = verb(config, file.name, model=model, task=task, run_id=run_id, reporter=reporter)
+            name = "standard input"
+            found = verb(config, file.name, model=model, task=task, run_id=run_id, reporter=reporter, name=name)
     else:
         found = verb(config, source, model=model, task=task, run_id=run_id, reporter=reporter)
     if output is None:

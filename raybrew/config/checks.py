@@ -64,6 +64,13 @@ def _data(data: DataConfig) -> list[Problem]:
         rows = f"{name}_rows"
         if getattr(data, rows) is not None and getattr(data, name) is None:
             problems.append(Problem(f"data.{rows}", f"given {getattr(data, rows)}, but data.{name} names no source"))
+    for key, formats in (("delimiter", ("csv",)), ("header", ("csv", "tsv"))):
+        if getattr(data, key) and data.format not in ("auto", *formats):
+            problems.append(
+                Problem(
+                    f"data.{key}", f"given with data.format={data.format}; it is for files of {' and '.join(formats)}"
+                )
+            )
     if data.test_share is not None and data.train is None:
         problems.append(
             Problem(

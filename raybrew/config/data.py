@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from raybrew.config.augment import AugmentConfig
-from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Section
+from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Many, Section
 
 __all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
 
@@ -59,7 +59,7 @@ class Columns(Section):
 
 
 class DataConfig(Section):
-    """Source rows: CSV, TSV, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name."""
+    """Source rows: CSV, TSV, JSON, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name."""
 
     train: str | None = None
     """Labelled rows to train on: a file, a folder, or a hub name such as `glue/sst2`, optionally `:split`."""
@@ -76,6 +76,11 @@ class DataConfig(Section):
     """Format of all sources; `auto` decides by the name of each."""
     columns: Columns = Columns()
     """Names of the source columns."""
+    delimiter: str | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """What separates the fields of CSV files: one character, or `tab`. Default: a comma, or what a first line `sep=;`
+    says."""
+    header: Many[str] = Field(default=(), json_schema_extra=WHEN_SET)
+    """Names of all columns of CSV and TSV files whose first line is a row already: [id, text, label]."""
     train_rows: int | None = Field(default=None, ge=1)
     """Use only this many training rows: a random subset that is the same for every seed."""
     eval_rows: int | None = Field(default=None, ge=1)
@@ -98,6 +103,20 @@ class DataConfig(Section):
         if share is not None and not 0 < share < 1:
             raise ValueError("a file, a folder, a hub name, or a share of data.train above 0% and below 100%")
         return test
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is None or delimiter == "tab":
+            return delimiter
+        if len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
+            raise ValueError("one character beside quotes and line ends, or tab")
+        return delimiter
+
+    @property
+    def separator(self) -> str | None:
+        """`delimiter` as a character."""
+        return "\t" if self.delimiter == "tab" else self.delimiter
 
     @property
     def test_share(self) -> float | None:

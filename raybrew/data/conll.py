@@ -44,7 +44,7 @@ class ConllFile:
     def _sentences(self) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
         """Number of the first line, and the lines of each sentence."""
         lines: list[tuple[int, bytes]] = []
-        for number, data in text_lines(self.path):
+        for number, data in text_lines(self.path, self.name):
             data = data.strip(b"\r\n")
             # A tab may stand between columns of which one is a space; a line of spaces alone is blank.
             if not data.strip() or data.startswith(_DOCUMENT.encode()):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from raybrew.data.arrow import (
 )
 from raybrew.data.records import first_line
 from raybrew.data.rows import RowSet, row_ids, rows_fingerprint
+from raybrew.data.tokenizers import gives_types, hash_of, piece_fingerprint, tokenizer_fingerprint, with_types
 from raybrew.errors import DataError, EnvironmentProblem
 from raybrew.tasks.base import Task
 
-__all__ = ["EncodedRows", "encode_rows", "open_encoded", "tokenizer_fingerprint"]
+__all__ = ["TEACHER_TYPES", "EncodedRows", "encode_rows", "open_encoded", "piece_fingerprint", "tokenizer_fingerprint"]
 
 _MARKER = "encoded.json"
 _FORMAT = 3
@@ -42,8 +43,14 @@ _SHARD_ROWS = 1 << 16
 _SHARD_TOKENS = 1 << 23
 #: The source rows, for tasks whose metrics need them.
 _SOURCE = "rows.arrow"
-#: Arrow type of each token column.
-_TOKEN_TYPES = {"input_ids": pa.list_(pa.int32()), "token_type_ids": pa.list_(pa.int8())}
+#: Column and batch entry of token types that teachers read and the student does not.
+TEACHER_TYPES = "teacher_token_type_ids"
+#: Arrow type of each token column. The last is for teachers of a model that has no token types itself.
+_TOKEN_TYPES = {
+    "input_ids": pa.list_(pa.int32()),
+    "token_type_ids": pa.list_(pa.int8()),
+    TEACHER_TYPES: pa.list_(pa.int8()),
+}
 #: Arrow type of what else `encode` of a task may give. `spans`: characters (from, to) of each item;
 #: `begins`: 1 where a token begins a word.
 _OTHER_TYPES = {
@@ -87,7 +94,7 @@ class EncodedRows:
 
     @functools.cached_property
     def token_columns(self) -> tuple[str, ...]:
-        """`input_ids`, and `token_type_ids` if the model has them."""
+        """`input_ids`, and `token_type_ids` if the model has them, or else those of its teachers if these have them."""
         return tuple(name for name in _TOKEN_TYPES if name in self.arrow.schema.names)
 
     @property
@@ -169,27 +176,6 @@ class EncodedRows:
         return column.gather(rows) if isinstance(column, FlatColumn) else column.gather_padded(rows, _PADDING[name])
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """32 hex digits that name what a tokenizer does to a text: its content, whatever folder it was loaded from."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        # What the last call asked for is kept there; `encode_rows` asks anew.
-        content.pop("truncation", None)
-        content.pop("padding", None)
-    else:
-        kwargs: dict[str, Any] = tokenizer.init_kwargs
-        settings = {name: str(value) for name, value in kwargs.items() if not name.endswith(("_file", "path"))}
-        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings}
-    described = {
-        "content": content,
-        "special_tokens": {name: str(value) for name, value in tokenizer.special_tokens_map.items()},
-        "inputs": sorted(tokenizer.model_input_names),
-        "truncation_side": tokenizer.truncation_side,
-    }
-    return _hash(described)
-
-
 def encode_rows(
     rows: RowSet | pa.Table,
     task: Task,
@@ -197,10 +183,12 @@ def encode_rows(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
     others: Sequence[Any] = (),
+    alike: Sequence[Any] = (),
 ) -> EncodedRows:
     """The units of source rows in tokens, from `folder/<key>` if they are there, else computed and written there.
 
-    Units are short enough for `tokenizer` and `others`. The key covers units, order, labels, tokenizer and the task's
+    Units are short enough for `tokenizer` and `others`. Where tokenizers of the same pieces (`alike`) give token types
+    and `tokenizer` does not, these are kept for teachers. The key covers units, order, labels, tokenizer and the task's
     encode settings. Of several processes one computes, the others wait. `progress` is called with (rows done, rows).
     DataError for a row without tokens; EnvironmentProblem when the folder cannot be written.
     """
@@ -208,7 +196,10 @@ def encode_rows(
     table = task.units(source, (tokenizer, *others))
     kept = source if task.keeps_rows else None
     inputs = _inputs(table, task, tokenizer, kept)
-    key = _hash(inputs)
+    if any(map(gives_types, alike)) and not gives_types(tokenizer):
+        inputs[TEACHER_TYPES] = True
+        tokenizer = with_types(tokenizer)
+    key = hash_of(inputs)
     target = folder / key
     if _is_whole(target, key):
         return EncodedRows(target, key)
@@ -244,10 +235,6 @@ def _inputs(table: pa.Table, task: Task, tokenizer: Any, source: pa.Table | None
     }
 
 
-def _hash(value: Any) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
-
-
 def _hash_column(column: pa.ChunkedArray) -> str:
     """A hash of the values of a column, however they are cut into chunks."""
     digest = xxhash.xxh3_128(str(column.type).encode())
@@ -281,7 +268,8 @@ def _write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        shards = _write_shards(table, task, tokenizer, partial, progress)
+        names = {"token_type_ids": TEACHER_TYPES} if TEACHER_TYPES in marker["inputs"] else {}
+        shards = _write_shards(table, task, tokenizer, names, partial, progress)
         write_folder_state(partial, [shard.file for shard in shards], marker["key"])
         described = [dataclasses.asdict(shard) for shard in shards]
         if source is not None:
@@ -297,13 +285,18 @@ def _write(
 
 
 def _write_shards(
-    table: pa.Table, task: Task, tokenizer: Any, folder: Path, progress: Callable[[int, int], None] | None
+    table: pa.Table,
+    task: Task,
+    tokenizer: Any,
+    names: Mapping[str, str],
+    folder: Path,
+    progress: Callable[[int, int], None] | None,
 ) -> list[ShardInfo]:
     shards: list[ShardInfo] = []
     batches: list[pa.Table] = []
     tokens = rows = 0
     for start in range(0, table.num_rows, _BATCH_ROWS):
-        batch = _encoded(table.slice(start, _BATCH_ROWS), task, tokenizer, start)
+        batch = _encoded(table.slice(start, _BATCH_ROWS), task, tokenizer, names, start)
         batches.append(batch)
         rows += batch.num_rows
         tokens += len(batch.column("input_ids").combine_chunks().values)
@@ -318,9 +311,10 @@ def _write_shards(
     return shards
 
 
-def _encoded(rows: pa.Table, task: Task, tokenizer: Any, start: int) -> pa.Table:
+def _encoded(rows: pa.Table, task: Task, tokenizer: Any, names: Mapping[str, str], start: int) -> pa.Table:
+    """Columns of units; those of `names` are kept under another name."""
     given = {name: rows.column(name).to_pylist() for name in rows.column_names if name != "id"}
-    columns = task.encode(tokenizer, given)
+    columns = {names.get(name, name): values for name, values in task.encode(tokenizer, given).items()}
     for index, tokens in enumerate(columns["input_ids"]):
         if not tokens:
             text = given[task.content_columns[0]][index]

@@ -11,11 +11,19 @@ import numpy.typing as npt
 
 from raybrew.errors import DataError
 from raybrew.tasks.base import BadValue, Labels, Task
+from raybrew.tasks.names import is_position
 
-__all__ = ["Labeller", "sorted_names"]
+__all__ = ["Labeller", "NoLabel", "sorted_names"]
 
 #: Beyond this many different labels in every second row, the label column is taken for something else.
 _MANY_LABELS = 1000
+
+
+class NoLabel(BadValue):
+    """A row that is to have a label has none."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(column, "no label")
 
 
 class Labeller:
@@ -43,7 +51,7 @@ class Labeller:
         value = self._task.raw_label(raw, self._names_of_source or known)
         if not self._task.names_labels:
             if value is None:
-                raise BadValue(str(self._task.label_column), "no label")
+                raise NoLabel(str(self._task.label_column))
             return value
         if isinstance(value, tuple):
             if known and value and self._names_of_source is None:
@@ -58,7 +66,7 @@ class Labeller:
         if code is None:
             code = self._new_code(value)
             if code < 0:
-                raise BadValue(str(self._task.label_column), "no label")
+                raise NoLabel(str(self._task.label_column))
             self._codes[value] = code
         return code
 
@@ -66,8 +74,7 @@ class Labeller:
         if self._known is not None:
             code = self._task.label_id(value, self._known, self._names_of_source)
             if code >= 0 and self._names_of_source is None:
-                name = self._known.names[code]
-                self.numbered |= str(value) == str(code) and name.casefold() != str(value).casefold()
+                self.numbered |= is_position(value, self._known.names[code])
             return code
         return -1 if value is None else self._names.setdefault(str(value), len(self._names))
 

@@ -9,7 +9,16 @@ from typing import Any, Protocol, TypeAlias
 
 from raybrew.errors import DataError
 
-__all__ = ["BadRow", "RawRow", "Record", "RowReader", "first_line", "not_utf8", "require_columns"]
+__all__ = [
+    "BadRow",
+    "MissingColumnsError",
+    "RawRow",
+    "Record",
+    "RowReader",
+    "first_line",
+    "not_utf8",
+    "require_columns",
+]
 
 #: Columns of one source row as they stand there.
 RawRow: TypeAlias = Mapping[str, Any]
@@ -51,6 +60,14 @@ class RowReader(Protocol):
         ...
 
 
+class MissingColumnsError(DataError):
+    """A source lacks columns that are to be read."""
+
+    def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+
+
 def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> None:
     """DataError that names every column of `wanted` which `has` lacks (with near matches) or holds twice."""
     twice = sorted({column for column in wanted if has.count(column) > 1})
@@ -64,7 +81,7 @@ def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> N
     near = [by_case[hit] for name in missing for hit in difflib.get_close_matches(str(name).casefold(), by_case, n=3)]
     if near:
         text += f" (near: {', '.join(map(repr, dict.fromkeys(near)))})"
-    raise DataError(f"{text}. Name the columns to read in data.columns")
+    raise MissingColumnsError(f"{text}. Name the columns to read in data.columns", missing)
 
 
 def not_utf8(values: RawRow) -> tuple[str | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.config.data import DataConfig
-from raybrew.data.labels import Labeller
-from raybrew.data.records import BadRow, RawRow
+from raybrew.data.labels import Labeller, NoLabel
+from raybrew.data.records import BadRow, MissingColumnsError, RawRow
 from raybrew.data.sources import open_source, resolve_source
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
@@ -100,15 +101,24 @@ def subset_indices(num_rows: int, size: int) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(keys, kind="stable")[:size])
 
 
-def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None = None) -> RowSet:
+def load_rows(
+    data: DataConfig,
+    split: Split,
+    task: Task,
+    labels: Labels | None = None,
+    *,
+    learns_labels: bool = True,
+    name: str | None = None,
+) -> RowSet:
     """The rows of `data.train`, `data.eval`, `data.test` or `data.unlabeled`.
 
     With a share of `data.train` as `data.test` the rows of that share are those of `test`, and none of `train`.
 
     Label names are those of `task.labels`, else `labels` (a teacher's, or those of the training rows), else the
     source's own class names, else the distinct labels of the training rows, sorted (numbers by value). Unlabelled rows
-    have what the task puts where there is no label. DataError names file, row, line and column of the first bad rows,
-    or says why the source as a whole cannot be used.
+    have what the task puts where there is no label. With `learns_labels` training rows must have labels that something
+    can be learnt from. Messages call the source `name`, if that is given, instead of by its path.
+    DataError names file, row, line and column of the first bad rows, or says why the source as a whole cannot be used.
     """
     text = source_of(data, split)
     if text is None:
@@ -116,17 +126,38 @@ def load_rows(data: DataConfig, split: Split, task: Task, labels: Labels | None 
     fixed = task.fixed_labels
     known = fixed if fixed is not None else labels or None
     if known is None and split in ("eval", "test") and data.train is not None:
-        known = load_rows(data, "train", task).labels
+        known = load_rows(data, "train", task, learns_labels=False).labels
     try:
-        return _read(data, split, text, task, known)
+        found = _read(data, split, text, task, known, name)
+        untrainable = task.untrainable(found.table, found.labels) if split == "train" and learns_labels else None
+        if untrainable is not None:
+            raise DataError(f"{found.source}: {untrainable}")
+        return found
     except DataError as error:
-        raise DataError(f"data.{split}: {error}") from error.__cause__
+        no_column = isinstance(error, MissingColumnsError) and error.missing == (task.label_column,)
+        advice = _WITHOUT_LABELS[split] if no_column or isinstance(error, _NoLabelsError) else ""
+        between = "" if not advice else "\n" if "\n" in str(error) else ". "
+        raise DataError(f"data.{split}: {error}{between}{advice}") from error.__cause__
 
 
 def source_of(data: DataConfig, split: Split) -> str | None:
     """What names the rows of a split: that of `data.train` where `data.test` is a share of it."""
     return data.train if split == "test" and data.test_share is not None else getattr(data, split)
 
+
+class _NoLabelsError(DataError):
+    """No row of a source has a label."""
+
+
+#: What to do about a source without labels.
+_WITHOUT_LABELS: Mapping[str, str] = MappingProxyType(
+    {
+        "train": "Rows without labels belong under data.unlabeled, which is enough without data.train",
+        "eval": "Rows that choose need labels; leave data.eval out where there are none",
+        "test": "Rows that score need labels; leave data.test out where there are none",
+        "unlabeled": "",
+    }
+)
 
 #: File, row and line (of text files), counted from 1.
 Place = tuple[str, int, int | None]
@@ -171,7 +202,8 @@ def _placed(
 ) -> Iterator[tuple[bytes, Place, RawRow]]:
     """Id, place and content of each row of a source that can be read."""
     text = str(source_of(data, split))
-    for reader in open_source(resolve_source(text, data.format, _named_by(data, split))):
+    source = resolve_source(text, data.format, _named_by(data, split))
+    for reader in open_source(source, data.separator, data.header):
         for row, line, raw in reader.rows(columns, optional):
             if isinstance(raw, BadRow):
                 continue
@@ -181,16 +213,18 @@ def _placed(
                 continue
 
 
-def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None) -> RowSet:
+def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None, name: str | None) -> RowSet:
     label_column = task.label_column if split != "unlabeled" else None
     columns = task.columns if label_column is None else (*task.columns, label_column)
     source = resolve_source(text, data.format, _named_by(data, split))
+    shown = name or source.name
     skip = data.on_bad_row == "skip"
     rows = _Rows(task)
     labeller = Labeller(task, known) if label_column is not None else None
     bad: list[BadRow] = []
-    num_rows = num_bad = 0
-    for reader in open_source(source):
+    num_rows = num_bad = num_unlabelled = 0
+    for reader in open_source(source, data.separator, data.header):
+        reader.name = name or reader.name
         if labeller is not None and label_column is not None:
             labeller.use_names(reader.label_names(label_column))
         for row, line, raw in reader.rows(columns, task.optional_columns):
@@ -203,16 +237,18 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
                     rows.add(parsed, task.no_label(parsed) if labeller is None else labeller.code(raw))
                     continue
                 except BadValue as error:
+                    num_unlabelled += isinstance(error, NoLabel)
                     problem = BadRow(reader.name, row, error.column, error.reason, line)
             num_bad += 1
             if skip or num_bad <= _SHOWN_BAD_ROWS:
                 bad.append(problem)
     if num_bad and not (skip and len(rows)):
-        raise _bad_rows(source.name, bad, num_bad, num_rows, skip)
+        failed = _NoLabelsError if num_unlabelled == num_rows else DataError
+        raise failed(_bad_rows(shown, bad, num_bad, num_rows, skip))
     labels = known or Labels(())
     table = rows.table()
     if labeller is not None:
-        labels, place = labeller.finish(source.name, len(rows))
+        labels, place = labeller.finish(shown, len(rows))
         if task.names_labels:
             label = _renumbered(table.column("label").combine_chunks(), place)
             table = table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), label)
@@ -224,17 +260,14 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
         set_aside = set_aside if split == "test" else ids[held]
         if not table.num_rows:
             raise DataError(
-                f"{source.name}: data.test={data.test} leaves no rows for data.{split}: {int(held.sum())} of "
+                f"{shown}: data.test={data.test} leaves no rows for data.{split}: {int(held.sum())} of "
                 f"{len(ids)} rows are in that share; choose another share, or name a file of test rows"
             )
     size = getattr(data, f"{split}_rows")
     if size is not None and size < table.num_rows:
         table = table.take(subset_indices(table.num_rows, size))
-    untrainable = task.untrainable(table, labels) if split == "train" else None
-    if untrainable is not None:
-        raise DataError(f"{source.name}: {untrainable}")
     numbered = labeller is not None and labeller.numbered
-    return RowSet(table, labels, tuple(bad), source.name, set_aside, num_rows, numbered)
+    return RowSet(table, labels, tuple(bad), shown, set_aside, num_rows, numbered)
 
 
 def in_share(ids: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.bool_]:
@@ -280,7 +313,7 @@ class _Rows:
             values.clear()
 
 
-def _bad_rows(source: str, bad: list[BadRow], num_bad: int, num_rows: int, skip: bool) -> DataError:
+def _bad_rows(source: str, bad: list[BadRow], num_bad: int, num_rows: int, skip: bool) -> str:
     lines = [str(problem) for problem in bad[:_SHOWN_BAD_ROWS]]
     if num_bad > len(lines):
         lines.append(f"and {num_bad - len(lines)} more")
@@ -290,7 +323,7 @@ def _bad_rows(source: str, bad: list[BadRow], num_bad: int, num_rows: int, skip:
         head = f"{num_bad} of the {num_rows} rows of {source} cannot be used"
     if not skip:
         head += "; correct them, or leave them out with data.on_bad_row=skip"
-    return DataError("\n  ".join([f"{head}:", *lines]))
+    return "\n  ".join([f"{head}:", *lines])
 
 
 def _renumbered(codes: pa.Array, place: npt.NDArray[np.int32]) -> pa.Array:

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -71,8 +71,11 @@ def resolve_source(text: str, data_format: str, key: str) -> Source:
     return Source(f"{hub}:{split or default}", (), hub, split or default, default, Path(base).absolute())
 
 
-def open_source(source: Source) -> tuple[RowReader, ...]:
-    """One reader for each file of `source`, or one for its dataset. Nothing is read yet."""
+def open_source(source: Source, delimiter: str | None = None, header: Sequence[str] = ()) -> tuple[RowReader, ...]:
+    """One reader for each file of `source`, or one for its dataset. Nothing is read yet.
+
+    `delimiter` is that of CSV files, `header` names the columns of CSV and TSV files without such a line.
+    """
     # pyarrow takes a quarter second, which plain resolving must not cost.
     from raybrew.data.columnar import ArrowFile, DatasetRows, ParquetFile
     from raybrew.data.conll import ConllFile
@@ -82,8 +85,8 @@ def open_source(source: Source) -> tuple[RowReader, ...]:
         load = functools.partial(load_hub, source.hub, source.split or source.default_split, source.tried)
         return (DatasetRows(source.name, load),)
     readers: Mapping[str, Callable[[Path], RowReader]] = {
-        "csv": CsvFile,
-        "tsv": TsvFile,
+        "csv": functools.partial(CsvFile, delimiter=delimiter, header=header),
+        "tsv": functools.partial(TsvFile, header=header),
         "jsonl": JsonlFile,
         "conll": ConllFile,
         "parquet": ParquetFile,

@@ -1,8 +1,10 @@
-"""Rows of CSV, TSV and JSONL files, plain or gzip, read as streams with row and line numbers.
+"""Rows of CSV, TSV and JSON files, plain or gzip, read as streams with row and line numbers.
 
-CSV follows RFC 4180: fields in double quotes may hold commas, line ends and doubled quotes. TSV has no quoting at all:
-a line is a row and a tab is a border, as in the files of GLUE, where quote characters are text. Both need a header.
-JSONL has one object per line. Blank lines are no rows. Files are UTF-8, with or without a byte order mark.
+CSV follows RFC 4180: fields in double quotes may hold commas, line ends and doubled quotes; another character than the
+comma may separate them. TSV has no quoting at all: a line is a row and a tab is a border, as in the files of GLUE,
+where quote characters are text. Names of columns are in the first line, or in `data.header`.
+JSONL has one object per line; a file that is one JSON document is read as a whole (`raybrew.data.documents`). Blank
+lines are no rows. Files are UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from raybrew.data.records import BadRow, Record, first_line, not_utf8, require_columns
+from raybrew.data.documents import is_document, rows_of_document
+from raybrew.data.records import BadRow, MissingColumnsError, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
 
 __all__ = ["CsvFile", "JsonlFile", "TsvFile", "text_lines"]
@@ -26,16 +30,23 @@ _BUFFER_BYTES = 1 << 20
 _GZIP_MARK = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+#: What else may separate fields, for a guess where columns are missing.
+_DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
+#: The first line with which Excel is told what separates fields.
+_DECLARED = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\r?\n')
+#: Files that are one JSON document are held in memory, several times over.
+_DOCUMENT_BYTES = 1 << 30
 #: A quote that is never closed would otherwise swallow the rest of the file.
 _FIELD_CHARACTERS = 1 << 24
 
 
 class _TextFile:
-    """What the three formats share: a path and no declared class names."""
+    """What the formats share: a path, no declared class names, and perhaps names of columns that the file lacks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, header: Sequence[str] = ()) -> None:
         self.path = path
         self.name = str(path)
+        self.header = tuple(header)
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """None: text formats declare no class names."""
@@ -50,21 +61,51 @@ class _TextFile:
     def _no_rows(self) -> DataError:
         return DataError(f"{self.name}: a header, but no rows")
 
+    def _require(self, header: Sequence[str], columns: Sequence[str], delimiter: str, unquoted: bool = False) -> None:
+        """`require_columns`, with a guess what else may separate fields, or that there is no header."""
+        try:
+            require_columns(self.name, header, columns)
+        except MissingColumnsError as error:
+            line, guess = delimiter.join(header), ""
+            others = [other for other in _DELIMITERS if other != delimiter and other in line]
+            fits = [other for other in others if set(error.missing) & {name.strip(' "') for name in line.split(other)}]
+            if fits:
+                name = _DELIMITERS[fits[0]]
+                guess = (
+                    f"; fields look separated by {name}: set {'data.format=csv and ' * unquoted}data.delimiter={name}"
+                )
+            elif not self.header and set(error.missing) == set(columns):
+                guess = "; where the first line is a row itself, name all columns of the file in data.header"
+            raise MissingColumnsError(f"{error}{guess}", error.missing) from None
+
 
 class CsvFile(_TextFile):
-    """Comma-separated values with a header."""
+    """Values separated by `delimiter` (default: what a first line `sep=` says, else commas).
+
+    Columns are named by the first line, or by `header` where the file has no such line.
+    """
+
+    def __init__(self, path: Path, delimiter: str | None = None, header: Sequence[str] = ()) -> None:
+        super().__init__(path, header)
+        self.delimiter = delimiter
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
-        with _opened(self.path) as file:
+        with _opened(self.path, self.name) as file:
+            declared = _DECLARED.match(file.peek(16)[:16])  # type: ignore[attr-defined]  # buffered readers have it
+            first = 0
+            if declared is not None:
+                file.readline()
+                first = 1
+            delimiter = self.delimiter or (declared[1].decode("ascii", "replace") if declared else ",")
             # surrogateescape: one bad byte makes one bad row instead of ending the file. newline="": csv sees \r\n.
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(text, strict=True)
-            header = self._header(reader)
-            require_columns(self.name, header, columns)
+            reader = csv.reader(text, strict=True, delimiter=delimiter)
+            header = list(self.header) or self._header(reader)
+            self._require(header, columns, delimiter)
             row = 0
             while True:
-                line = reader.line_num + 1
+                line = first + reader.line_num + 1
                 raw: Mapping[str, Any] | BadRow
                 try:
                     fields = _next_fields(reader)
@@ -98,13 +139,15 @@ class CsvFile(_TextFile):
 
 
 class TsvFile(_TextFile):
-    """Tab-separated values with a header and without quoting."""
+    """Tab-separated values without quoting, named by the first line, or by `header` where the file has no such line."""
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
-        header: list[str] | None = None
+        header: list[str] | None = list(self.header) or None
+        if header is not None:
+            self._require(header, columns, "\t", unquoted=True)
         row = 0
-        for line, data in text_lines(self.path):
+        for line, data in text_lines(self.path, self.name):
             if not data.strip(b"\r\n"):
                 continue
             data = data.removesuffix(b"\n").removesuffix(b"\r")
@@ -116,7 +159,7 @@ class TsvFile(_TextFile):
                 if not is_utf8:
                     raise DataError(f"{self.name}: the header is not UTF-8")
                 header = fields
-                require_columns(self.name, header, columns)
+                self._require(header, columns, "\t", unquoted=True)
                 continue
             row += 1
             raw = self._row(header, fields, row, line)
@@ -130,18 +173,16 @@ class TsvFile(_TextFile):
 
 
 class JsonlFile(_TextFile):
-    """One JSON object per line."""
+    """One JSON object per line, or one document for all rows."""
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         seen: dict[str, None] = {}
         last_keys: Any = None
         row = 0
-        for line, data in text_lines(self.path):
-            if data.isspace():
-                continue
+        document = self._document(columns)
+        for line, raw in self._lines() if document is None else self._values(document):
             row += 1
-            raw = self._object(data, row, line)
             if not isinstance(raw, BadRow) and raw.keys() != last_keys:
                 last_keys = raw.keys()
                 seen.update(dict.fromkeys(last_keys))
@@ -152,6 +193,42 @@ class JsonlFile(_TextFile):
             # A column that some rows lack makes bad rows; one that no row has is a wrong name.
             require_columns(self.name, list(seen), columns)
 
+    def _lines(self) -> Iterator[tuple[int | None, Mapping[str, Any] | BadRow]]:
+        row = 0
+        for line, data in text_lines(self.path, self.name):
+            if not data.isspace():
+                row += 1
+                yield line, self._object(data, row, line)
+
+    def _values(self, rows: Iterator[Any]) -> Iterator[tuple[int | None, Mapping[str, Any] | BadRow]]:
+        for row, value in enumerate(rows, 1):
+            if isinstance(value, dict):
+                yield None, value
+            else:
+                yield None, BadRow(self.name, row, None, f"a JSON object expected, got {_json_type(value)}")
+
+    def _document(self, columns: Sequence[str]) -> Iterator[Any] | None:
+        """The rows of a file that is one JSON document; None for one object per line."""
+        lines = (data for _, data in text_lines(self.path, self.name) if not data.isspace())
+        first, second = next(lines, b""), next(lines, None)
+        start = first.lstrip()[:1]
+        if start not in (b"[", b"{") or (start == b"{" and second is not None and _is_json(first)):
+            return None
+        if self.path.stat().st_size > _DOCUMENT_BYTES:
+            raise DataError(
+                f"{self.name}: begins as one JSON document of more than {_DOCUMENT_BYTES >> 30} GiB, too large to be "
+                "read as a whole; write one object per line"
+            )
+        try:
+            value = json.loads(b"".join(data for _, data in text_lines(self.path, self.name)))
+        except (ValueError, RecursionError) as error:
+            if start == b"[" and not _is_json(first):
+                raise DataError(f"{self.name}: begins as a JSON array, but is none ({first_line(error)})") from error
+            return None  # each line says what is wrong with it
+        if is_document(value, columns):
+            return rows_of_document(self.name, value, columns)
+        return None if second is None else iter([value])  # one object, perhaps over several lines
+
     def _object(self, data: bytes, row: int, line: int) -> Mapping[str, Any] | BadRow:
         try:
             text, is_utf8 = data.decode(), True
@@ -160,18 +237,19 @@ class JsonlFile(_TextFile):
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            self._refuse_array(row, text, None)
             reason = f"no JSON ({first_line(error)})" if is_utf8 else "neither UTF-8 nor JSON"
             return BadRow(self.name, row, None, reason, line)
         if not isinstance(value, dict):
-            self._refuse_array(row, text, value)
             return BadRow(self.name, row, None, f"a JSON object expected, got {_json_type(value)}", line)
         return value if is_utf8 else BadRow(self.name, row, *not_utf8(value), line)
 
-    def _refuse_array(self, row: int, text: str, value: Any) -> None:
-        broken_or_objects = value is None or (isinstance(value, list) and value and isinstance(value[0], dict))
-        if row == 1 and text.lstrip().startswith("[") and broken_or_objects:
-            raise DataError(f"{self.name}: a JSON array; JSONL has one object per line and nothing around them")
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _next_fields(reader: Iterator[list[str]]) -> list[str]:
@@ -197,30 +275,33 @@ def _is_utf8(fields: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed where they are gzip by content, with DataError for what cannot be read."""
     try:
         with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as packed:
             if path.suffix.lower() == ".gz" or packed.peek(2)[:2] == _GZIP_MARK:
                 with gzip.GzipFile(fileobj=packed) as unpacked, io.BufferedReader(unpacked, _BUFFER_BYTES) as file:
-                    yield _refuse_utf16(path, file)
+                    yield _refuse_utf16(name, file)
             else:
-                yield _refuse_utf16(path, packed)
+                yield _refuse_utf16(name, packed)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file ({first_line(error)})") from error
+        raise DataError(f"{name}: damaged gzip file ({first_line(error)})") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)})") from error
+        raise DataError(f"{name}: cannot be read ({first_line(error)})") from error
 
 
-def _refuse_utf16(path: Path, file: Any) -> IO[bytes]:
+def _refuse_utf16(name: str, file: Any) -> IO[bytes]:
     if file.peek(2)[:2] in _UTF16_MARKS:
-        raise DataError(f"{path}: UTF-16 text; save it as UTF-8")
+        raise DataError(f"{name}: UTF-16 text; save it as UTF-8")
     checked: IO[bytes] = file
     return checked
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read."""
-    with _opened(path) as file:
+def text_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read.
+
+    Messages call it `name`, by default its path.
+    """
+    with _opened(path, name or str(path)) as file:
         for line, data in enumerate(file, 1):
             yield line, data.removeprefix(_UTF8_MARK) if line == 1 else data

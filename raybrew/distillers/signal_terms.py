@@ -51,12 +51,13 @@ class KDOnSignals:
         self.term.temperature = temperature
 
     def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        if student[LOGITS].shape != teacher[LOGITS].shape:
+        compared = self.head.compared(student[LOGITS], teacher[LOGITS], batch)
+        if compared.student.shape != compared.teacher.shape:
             raise LossError(
                 f"kd: student logits {tuple(student[LOGITS].shape)} and teacher logits {tuple(teacher[LOGITS].shape)} "
                 "differ; both models need the same classes, and the same items of each row"
             )
-        return self.term(*self.head.compared(student[LOGITS], teacher[LOGITS], batch))
+        return self.term(*compared)
 
 
 def _temperature_rule(kind: str, beta: float, gamma: float | None) -> TemperatureRule:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raybrew.data.encoded import TEACHER_TYPES
 from raybrew.data.loader import MicroBatch
 from raybrew.models.forward import forward
 from raybrew.signals import Signal
@@ -42,20 +43,31 @@ class LiveTeacher:
         request: Collection[Signal],
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         token_ids: Tensor | None = None,
+        reads: Collection[str] | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.request = request
         self.autocast = autocast
         #: The teacher's id of each of the student's pieces, where these are numbered anew.
         self.token_ids = token_ids
+        #: What its own tokenizer gives it, whatever that of the student does; None: what the student reads.
+        self.reads = reads
 
     def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]:
-        inputs = batch.inputs
+        inputs = batch.inputs if self.reads is None else _read_by(self.reads, batch.inputs)
         if self.token_ids is not None:
             inputs = {**inputs, "input_ids": self.token_ids[inputs["input_ids"]]}
         # no_grad, not inference_mode: its tensors may enter autograd as constants of the losses.
         with torch.no_grad(), self.autocast():
             return forward(self.model, inputs, self.request)
+
+
+def _read_by(names: Collection[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`inputs` with token types if they are among `names`, and without them otherwise."""
+    found = dict(inputs)
+    types = found.pop("token_type_ids", None)
+    types = found.pop(TEACHER_TYPES, types)
+    return found if types is None or "token_type_ids" not in names else {**found, "token_type_ids": types}
 
 
 class StoredSignals:

@@ -14,6 +14,8 @@ from raybrew.methods.table import METHODS
 
 __all__ = ["contradictions", "with_method"]
 
+#: How each of them says that there is no such part.
+_NONE = {"matches": "[]", "emd": "null", "theseus": "null", "stages": "[]", "kd_weight": "0"}
 #: Keys that say of which parts training is made; 0, nothing and [] stand for none.
 _PARTS = ("matches", "emd", "theseus", "stages")
 
@@ -43,6 +45,8 @@ def contradictions(name: str, given: Collection[str], values: Mapping[str, Any])
             continue
         do = f"drop distill.{key}, or distill.method"
         if values[key] and key not in made_of:
+            # An override cannot take a key out of a file, but it can say that there is none.
+            do = f"drop distill.{key} (on the command line: distill.{key}={_NONE[key]}), or distill.method"
             found.append((key, f"given, but method {name!r} has no such part; {do}"))
         elif not values[key] and key in made_of and (key != "kd_weight" or made_of == {"kd_weight"}):
             found.append((key, f"given as nothing, but method {name!r} is made of it; {do}"))

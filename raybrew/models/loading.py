@@ -29,6 +29,7 @@ from raybrew.errors import ModelError
 
 __all__ = [
     "AUTO_CLASSES",
+    "COUNTS_FROM_PADDING",
     "OUTPUT_LAYER",
     "PROBLEM_TYPES",
     "ModelSource",
@@ -57,6 +58,25 @@ PROBLEM_TYPES: Mapping[str, Any] = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
+#: Families with a learnt vector for each position, counted from 0.
+_COUNTS_FROM_ZERO = frozenset(
+    {
+        *("albert", "bert", "big_bird", "bros", "convbert", "distilbert", "electra", "ernie", "flaubert", "fnet"),
+        *("gpt2", "gpt_bigcode", "gpt_neo", "layoutlm", "megatron-bert", "mobilebert", "mra", "nystromformer"),
+        *("openai-gpt", "rembert", "roc_bert", "splinter", "squeezebert", "tapas", "xlm", "yoso"),
+    }
+)
+#: The same, counted from behind the number of the padding token.
+COUNTS_FROM_PADDING = frozenset(
+    {
+        *("camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta"),
+        *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+    }
+)
+#: The same from 0, if `position_biased_input` says so.
+_COUNTS_IF_BIASED = frozenset({"deberta", "deberta-v2"})
+#: MPNet counts from behind this number, whatever the number of its padding token is.
+_PADDING_OF_MPNET = 1
 #: Names of tensors with one row per label.
 OUTPUT_LAYER = re.compile(r"^(?:classifier|score)(?:\.out_proj)?\.(?:weight|bias)$")
 
@@ -176,11 +196,12 @@ def model_labels(config: PretrainedConfig) -> tuple[str, ...] | None:
 
 def max_tokens(config: PretrainedConfig) -> int | None:
     """The longest input of a model with learnt positions; None for other models, which have no such limit."""
-    if config.model_type in ("albert", "bert", "distilbert", "electra"):
+    family = config.model_type
+    if family in _COUNTS_FROM_ZERO or (family in _COUNTS_IF_BIASED and getattr(config, "position_biased_input", True)):
         return int(config.max_position_embeddings)
-    if config.model_type in ("camembert", "roberta", "xlm-roberta"):
-        # Their positions are counted from behind that of padding.
-        return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
+    if family in COUNTS_FROM_PADDING:
+        padding = _PADDING_OF_MPNET if family == "mpnet" else int(config.pad_token_id)
+        return int(config.max_position_embeddings) - padding - 1
     return None
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from raybrew.errors import ModelError
+from raybrew.models.loading import COUNTS_FROM_PADDING
 
 __all__ = ["VOCABULARY_FILE", "Vocabulary", "find_vocabulary", "keep_embeddings", "open_vocabulary", "trimmed_config"]
 
@@ -23,8 +24,6 @@ VOCABULARY_FILE = "vocabulary.json"
 
 #: Token ids in configs, beside the size of the vocabulary.
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-#: Families that count positions from behind the id of padding.
-_COUNTS_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Vocabulary:
 
     folder: Path
     base: str
-    """Fingerprint of the whole tokenizer."""
+    """What the pieces of the whole tokenizer are called (`raybrew.data.encoded.piece_fingerprint`)."""
     exact: bool
     """Whether all rows it was trimmed to are cut into the same pieces, so that only their numbers are others."""
     kept: npt.NDArray[np.int64]
@@ -70,7 +69,7 @@ def trimmed_config(config: PretrainedConfig, kept: npt.NDArray[np.int64]) -> Pre
         old = getattr(config, name, None)
         if isinstance(old, int):
             setattr(found, name, new.get(old))
-    if config.model_type in _COUNTS_FROM_PADDING and found.pad_token_id != config.pad_token_id:
+    if config.model_type in COUNTS_FROM_PADDING and found.pad_token_id != config.pad_token_id:
         raise ModelError(
             f"student.vocabulary: the padding token of this {config.model_type} would become number "
             f"{found.pad_token_id} instead of {config.pad_token_id}, from which its positions are counted; name pieces "

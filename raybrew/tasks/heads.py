@@ -6,6 +6,7 @@ items), the positions of tokens, and `item_mask` of the same shape; and `labels`
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -175,18 +176,26 @@ class SpanHead(_WholeLogits):
         return batch["logits_mask"].unsqueeze(1).expand(-1, 2)
 
 
+@dataclasses.dataclass(frozen=True)
 class VocabularyHead(ItemHead):
     """A token for each item: logits (batch, items, vocabulary), labels (batch, items) with -1 for none; cross entropy.
 
     Its outputs are small where the logits are not: (batch, items, 2 + 2 * top_k), being the log-probability of the
     label, whether it is the best token, the log-probabilities of the best tokens, and their numbers.
+    Outputs from number `entries` on are of no token (padding of the vocabulary) and take no part.
     """
 
-    def __init__(self, top_k: int) -> None:
-        self.top_k = top_k
+    top_k: int
+    entries: int | None = None
+
+    def compared(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Compared:
+        return super().compared(student[..., : self.entries], teacher[..., : self.entries], batch)
+
+    def label_loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> LossTerm:
+        return super().label_loss(logits[..., : self.entries], batch)
 
     def outputs(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        log_probs = logits.float().log_softmax(dim=-1)
+        log_probs = logits[..., : self.entries].float().log_softmax(dim=-1)
         best = log_probs.topk(min(self.top_k, log_probs.shape[-1]), dim=-1)
         labels = batch["labels"].unsqueeze(-1)
         of_label = log_probs.gather(-1, labels.clamp_min(0))

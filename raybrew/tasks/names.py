@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from raybrew.tasks.base import BadValue, Labels
 from raybrew.tasks.text import checked_text
 
-__all__ = ["label_id", "name_or_number"]
+__all__ = ["is_position", "label_id", "name_or_number"]
 
-#: `int` alone would also take "1_0" and digits of other scripts.
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+#: `int` alone would also take "1_0" and digits of other scripts. pandas writes 1.0 where a column lacks some labels.
+_WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
+#: Truth values as numbers, where there are two labels.
+_TRUTH = {"false": 0, "true": 1}
 
 
 def name_or_number(value: object, column: str) -> str | int | None:
@@ -51,17 +53,30 @@ def label_id(value: str | int | None, labels: Labels, names_of_source: Sequence[
     if len(alike) == 1:
         return alike[0]
     number = _as_number(value)
+    if number is None and len(labels) == 2:
+        number = _TRUTH.get(str(value).casefold())
     if number is not None:
+        # "0" and 0 mean the first class unless some class is itself named by a number, such as 0.0.
+        numbers = [_as_number(name) for name in labels.names]
+        if numbers.count(number) == 1:
+            return numbers.index(number)
         if number == -1:
             return -1
-        # "0" and 0 mean the first class unless some class is itself named by a number.
-        if 0 <= number < len(labels) and not any(_as_number(name) is not None for name in labels.names):
+        if 0 <= number < len(labels) and not any(known is not None for known in numbers):
             return number
     allowed = ", ".join(labels.names[:20]) + (", ..." if len(labels) > 20 else "")
     raise BadValue(column, f"unknown label {value!r}; known labels: {allowed}")
 
 
-def _as_number(value: str | int) -> int | None:
-    if isinstance(value, int):
+def is_position(value: str | int | None, name: str) -> bool:
+    """Whether a label that was taken for the class `name` is the number of that class, not its name in some form."""
+    if str(value).casefold() == name.casefold():
+        return False
+    return _as_number(name) is None and (_as_number(value) is not None or str(value).casefold() in _TRUTH)
+
+
+def _as_number(value: str | int | None) -> int | None:
+    if value is None or isinstance(value, int):
         return value
-    return int(value) if _WHOLE_NUMBER.fullmatch(value) else None
+    found = _WHOLE_NUMBER.fullmatch(value)
+    return None if found is None else int(found[1])

@@ -31,7 +31,7 @@ from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher,
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.model_checks import renamed_outputs, unnamed_outputs, whose
 from raybrew.verbs.objective import objective_of
-from raybrew.verbs.prepare import Say, check_teacher_labels, data_key, read_rows, task_of
+from raybrew.verbs.prepare import Say, check_lengths, check_teacher_labels, data_key, read_rows, task_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.units import captured_units
 from raybrew.verbs.vocabulary import student_tokens
@@ -98,6 +98,7 @@ def capture_all(
             if one.teacher.source == "live" and len(views) + len(sources) > 2:
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
+            check_lengths(view, rows, source, *together)
             units = captured_units(view, rows, source, *together).whole
             found[label] = capture_table(one, source, units, asked or {LOGITS}, rows.labels, reporter, label, verify)
             captured = captured_labels(found[label].storage)

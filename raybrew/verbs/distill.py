@@ -12,13 +12,15 @@ from raybrew.config.stages import stage_ends, stage_names
 from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.distillers.ensemble import request_of_member
+from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource
 from raybrew.reports.html import write_report
+from raybrew.signals import Signal, sorted_signals
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import check_device
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import request_of
+from raybrew.verbs.capture import likely_objective
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
 from raybrew.verbs.described import TaskPlan, described_teachers
 from raybrew.verbs.functions import check_functions
@@ -41,7 +43,7 @@ from raybrew.verbs.training import train_run
 from raybrew.verbs.units import evaluation_units
 from raybrew.verbs.vocabulary import student_tokens
 
-__all__ = ["distill"]
+__all__ = ["distill", "tell_projections"]
 
 
 def distill(
@@ -126,11 +128,25 @@ def _read(
     """What one task has: rows, teachers, and what is asked of them."""
     sources = teacher_sources(view, teacher_run)
     rows = read_rows(view, next(iter(sources.values()), None), reporter.say, key=data_key(name))
-    request = request_of(view, sources, rows.labels.names, shape) if sources else ()
+    request: tuple[Signal, ...] = ()
+    if sources:
+        objective = likely_objective(view, sources, rows.labels.names, shape)
+        request = sorted_signals(objective.teacher_union)
+        tell_projections(objective, reporter)
     for member, source in sources.items():
         if view.distill.trains_in_teacher or request_of_member(request, member, weight_of(view, member)):
             check_teacher_labels(source, rows.labels)
     return TaskPlan(name, view, rows, sources, request)
+
+
+def tell_projections(objective: Objective, reporter: Reporter) -> None:
+    """That what is compared in the teacher's width is not what the student is left with."""
+    names = [name for name, module in objective.projections.items() if any(True for _ in module.parameters())]
+    if names:
+        reporter.say(
+            f"distill: {', '.join(names)}: compared through projections to the teacher's width, which the finished "
+            "student leaves behind: its own vectors are not the teacher's; a student of that width needs none"
+        )
 
 
 def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:

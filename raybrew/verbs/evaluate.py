@@ -52,6 +52,7 @@ from raybrew.verbs.prepare import (
     data_key,
     data_of,
     encode,
+    head_of,
     known_labels,
     say_cautions,
     task_of,
@@ -233,7 +234,7 @@ def _labelled_rows(view: Experiment, source: ModelSource, split: Split, key: str
     splits: dict[RowSplit, RowSet] = {}
     if trained is not None and view.data.train is not None and trained.data.format == view.data.format:
         with contextlib.suppress(ConfigError, DataError):  # training rows may be gone, or bad
-            splits["train"] = load_rows(view.data, "train", task, found.labels)
+            splits["train"] = load_rows(view.data, "train", task, found.labels, learns_labels=False)
     splits[split] = found
     cautions = row_cautions(splits, view.data, task, view.task.metric, key, about=(split,))
     return Rows(found.table, 0, 0, found, found.labels, cautions=cautions)
@@ -394,7 +395,13 @@ def logits_of(
             update(done, "")
 
         return compute_logits(
-            network.to(device), shown, tokenizer.pad_token_id, LocalContext(device), precision, task.head, advance
+            network.to(device),
+            shown,
+            tokenizer.pad_token_id,
+            LocalContext(device),
+            precision,
+            head_of(experiment, tokenizer),
+            advance,
         )
 
 

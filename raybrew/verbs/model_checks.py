@@ -32,6 +32,8 @@ _CLEARLY = 1.5
 _MOST_LABELS = 2000
 #: Correlation from which on numbers follow the labels, on whatever scale.
 _FOLLOWS = 0.3
+#: Another scale is told of if it costs this share of the labels' variance, and more than what no scale would mend.
+_LOST = 0.25
 _SIGMAS = 1.96
 
 
@@ -198,14 +200,16 @@ def _number_cautions(who: str, fit: NumberFit) -> Iterator[Caution]:
     low, high = (math.tanh(centre + sign * _SIGMAS / math.sqrt(fit.rows - 3)) for sign in (-1, 1))
     if low <= 0:
         yield WeakCorrelation(who, fit.correlation, low, high, fit.rows)
-    if fit.mse > fit.true_sd**2 and abs(fit.correlation) >= _FOLLOWS:
+    fitted = fit.true_sd**2 * (1 - fit.correlation**2)
+    lost = fit.mse - fitted
+    if abs(fit.correlation) >= _FOLLOWS and lost > min(fit.true_sd**2 - fitted, max(_LOST * fit.true_sd**2, fitted)):
         slope = fit.correlation * fit.true_sd / fit.sd
         yield OtherScale(
             who,
             slope,
             fit.true_mean - slope * fit.mean,
             fit.mse,
-            fit.true_sd**2 * (1 - fit.correlation**2),
+            fitted,
             fit.true_mean,
             fit.true_sd,
             fit.mean,

@@ -21,6 +21,7 @@ from raybrew.models.shapes import TeacherDims, dims_of
 from raybrew.models.students import empty_model
 from raybrew.models.theseus import check_hybrid
 from raybrew.signals import PAIR_KINDS, VECTOR_KINDS, Signal
+from raybrew.tasks.heads import Head
 from raybrew.verbs.prepare import task_of
 
 __all__ = ["labels_only", "objective_of"]
@@ -29,11 +30,14 @@ __all__ = ["labels_only", "objective_of"]
 _TOKENS = (2, 5)
 
 
-def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource]) -> Objective:
+def objective_of(
+    view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource], head: Head | None = None
+) -> Objective:
     """The objective of an experiment of one task, with all its stages.
 
-    `teachers` are its teachers by name, a single one under None.
+    `teachers` are its teachers by name, a single one under None. `head`: that of the task, default as configured.
     """
+    head = head or task_of(view).head
     if view.distill.trains_in_teacher:
         check_hybrid(student_config, load_config(teachers[None]))
     stages: list[Objective] = []
@@ -41,7 +45,7 @@ def objective_of(view: Experiment, student_config: Any, teachers: Mapping[str | 
     for key, losses in view.distill.keyed_parts:
         # Each stage draws its new projections anew.
         seed = view.train.seed + len(stages)
-        stages.append(_of_stage(view, key, losses, student_config, teachers, seed, earlier))
+        stages.append(_of_stage(view, key, losses, student_config, teachers, seed, earlier, head))
         earlier |= dict(stages[-1].projections.items())
     objective = in_stages(stages)
     if not view.train.changes:
@@ -71,8 +75,8 @@ def _of_stage(
     teachers: Mapping[str | None, ModelSource],
     seed: int,
     earlier: Mapping[str, nn.Module],
+    head: Head,
 ) -> Objective:
-    head = task_of(view).head
     if not losses.compares_layers:
         return build_objective(losses, head=head)
     dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}

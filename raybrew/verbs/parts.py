@@ -38,7 +38,7 @@ from raybrew.training.stages import Stages
 from raybrew.training.theseus import Theseus
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.objective import labels_only, objective_of
-from raybrew.verbs.prepare import task_of
+from raybrew.verbs.prepare import head_of, task_of
 from raybrew.verbs.teacher_signals import TeacherSignals
 
 __all__ = ["Part", "Parts", "build_parts", "build_program", "num_steps_of"]
@@ -79,13 +79,14 @@ class Part:
         else:
             measure = trainee.measure
         task, stage, pad = task_of(self.view), trainee.objective.stage, tokenizer.pad_token_id
+        head = head_of(self.view, tokenizer)
         asked = Asked(self.evaluated.rows, self.evaluated.stored[stage], self.teachers[stage], measure)
         shown = as_shown(compared, task, tokenizer, *EVALUATION)
-        outputs, totals = measure_rows(trainee, model, shown, pad, context, precision, task.head, asked)
+        outputs, totals = measure_rows(trainee, model, shown, pad, context, precision, head, asked)
         if compared.key != rows.key:
             # Units that fit the teachers' tokenizers too are not those that the student alone would be given.
             alone = as_shown(rows, task, tokenizer, *EVALUATION)
-            outputs = compute_logits(model, alone, pad, context, precision, task.head)
+            outputs = compute_logits(model, alone, pad, context, precision, head)
         labels = self.inputs.labels
         metrics = task.metrics(outputs, rows, rows.rows, labels)
         return Measured(metrics, totals, lambda: task.row_scores(outputs, rows, rows.rows, labels))
@@ -141,11 +142,12 @@ def build_parts(
             )
             tokenizer = tokenizer or load_tokenizer(source)
             view = view.model_copy(update={"distill": labels_only(view.distill)})
-            objective = build_objective(view.distill, head=task_of(view).head)
+            objective = build_objective(view.distill, head=head_of(view, tokenizer))
         else:
             built = build_student(experiment.student, source, view.task.kind, labels, config.seed, vocabulary)
             model, tokenizer, description = built.model, tokenizer or built.tokenizer, description or built.description
-            objective = objective_of(view, model.config, {given.name: given.source for given in each.teachers})
+            sources = {given.name: given.source for given in each.teachers}
+            objective = objective_of(view, model.config, sources, head_of(view, tokenizer))
         if config.gradient_checkpointing:
             checkpoint_layers(model)
         signals = TeacherSignals(view, each, objective, context, vocabulary)

@@ -38,7 +38,7 @@ from raybrew.verbs.plan_finetune import finetune_plan, is_to_train
 from raybrew.verbs.plan_student import likely_vocabulary, student_plan
 from raybrew.verbs.plan_training import probe_inputs, together, training_plan
 from raybrew.verbs.planned import FinetunePlan, Plan, StorePlan, StudentPlan, TrainingPlan
-from raybrew.verbs.prepare import Rows, data_key, read_rows, task_of, teacher_source
+from raybrew.verbs.prepare import Rows, check_places, data_key, read_rows, task_of, teacher_source
 from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.verbs.units import CapturedUnits, captured_units
 
@@ -214,6 +214,7 @@ def _store_plan(
     if task_of(one).masking is not None:
         return _live_plan(one, source, model, units.training, request, label)
     sizes = sizes_of_store(one, source, units.whole, request, len(labels))
+    check_places(sizes.longest, source)
     teacher = Teacher(
         model.to(device).eval(),
         load_tokenizer(source),
@@ -252,6 +253,7 @@ def _live_plan(
     """A pass of a teacher that reads hidden tokens in every step: nothing of it is kept."""
     device = pick_device(one.train.device)
     sample = token_columns(task_of(one), load_tokenizer(source), units)
+    check_places(int(sample.lengths.max(initial=0)), source)
     lengths = np.sort(sample.lengths)[:: max(1, len(sample.lengths) // _PROBE_ROWS)]
     batch_size = one.train.micro_batch_size or one.train.batch_size
     batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]

@@ -16,7 +16,7 @@ from raybrew.training.encoded import build_order, total_steps
 from raybrew.verbs.amounts import token_columns
 from raybrew.verbs.plan_training import step_seconds
 from raybrew.verbs.planned import FinetunePlan, TrainingPlan
-from raybrew.verbs.prepare import finetune_config, task_of, teacher_source, units_of
+from raybrew.verbs.prepare import check_places, finetune_config, task_of, teacher_source, units_of
 
 __all__ = ["finetune_plan", "is_to_train"]
 
@@ -40,6 +40,7 @@ def finetune_plan(one: Experiment, labels: tuple[str, ...], rows: pa.Table, labe
     build = functools.partial(new_model, seed=config.seed) if config.init == "random" else load_model
     units = units_of(view, rows, source)
     sample = token_columns(task_of(view), load_tokenizer(source), units)
+    check_places(int(sample.lengths.max(initial=0)), source)
     lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
     order = build_order(lengths, config)
     steps, device = total_steps(order, config), pick_device(config.device)

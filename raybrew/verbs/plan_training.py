@@ -29,7 +29,7 @@ from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import token_columns
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.planned import TrainingPlan
-from raybrew.verbs.prepare import task_of, units_of
+from raybrew.verbs.prepare import check_places, task_of, units_of
 from raybrew.verbs.vocabulary import tokenizer_source
 
 __all__ = ["probe_inputs", "step_seconds", "together", "training_plan"]
@@ -51,8 +51,10 @@ def training_plan(
         chosen = chosen.model_copy(update={"init": "random"})  # the teacher may have no weights yet
     student = build_student(chosen, shape, view.task.kind, labels, config.seed, vocabulary)
     objective = objective_of(view, student.model.config, sources)
-    units = units_of(view, rows, tokenizer_source(view, shape))
+    source = tokenizer_source(view, shape)
+    units = units_of(view, rows, source)
     sample = token_columns(task_of(view), student.tokenizer, units)
+    check_places(int(sample.lengths.max(initial=0)), source)
     device = pick_device(config.device)
     lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
     order = build_order(lengths, config)

@@ -28,10 +28,12 @@ def predict(
     task: str | None = None,
     run_id: str | None = None,
     reporter: Reporter | None = None,
+    name: str | None = None,
 ) -> list[dict[str, Any]]:
     """Predictions for the rows of `source` (any format that `data.train` may have; labels are ignored), in its order.
 
     Each is the row's content with what the task predicts: README, "Tasks", lists it. `task` chooses one of several.
+    Messages call the source `name`, by default its path.
     """
     reporter = reporter or QuietReporter()
     view = choose_task(experiment, task)
@@ -40,7 +42,7 @@ def predict(
     data, kind = view.data, task_of(view)
     labels = labels_of_model(chosen, kind)
     try:
-        rows = load_rows(data, "unlabeled", kind, labels)
+        rows = load_rows(data, "unlabeled", kind, labels, name=name)
     except DataError as error:
         # The rows came as an argument: no key of the experiment file is at fault.
         raise DataError(str(error).removeprefix("data.unlabeled: ")) from error

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raybrew.config import DataConfig, Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.cautions import Caution, tell
-from raybrew.data.encoded import EncodedRows, encode_rows, tokenizer_fingerprint
+from raybrew.data.encoded import EncodedRows, encode_rows, piece_fingerprint
 from raybrew.data.row_cautions import SkippedRows
 from raybrew.data.row_checks import row_cautions
 from raybrew.data.rows import BadRow, RowSet, Split, load_rows, places_of, rows_beside
@@ -23,6 +23,7 @@ from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
+from raybrew.tasks.heads import Head, VocabularyHead
 from raybrew.training.run_folder import EVALUATED, RunFolder, make_storage
 from raybrew.verbs.augment import augmented_rows, likely_rows
 
@@ -31,10 +32,13 @@ __all__ = [
     "Say",
     "cache_folder",
     "check_labels",
+    "check_lengths",
+    "check_places",
     "check_teacher_labels",
     "data_key",
     "data_of",
     "encode",
+    "head_of",
     "keep_rows",
     "known_labels",
     "read_rows",
@@ -96,6 +100,17 @@ def task_of(experiment: Experiment) -> Task:
     return build_task(config, experiment.data.columns)
 
 
+def head_of(experiment: Experiment, tokenizer: Any) -> Head:
+    """The head of the experiment's task. Over a vocabulary it reads the tokenizer's entries alone.
+
+    Models have more outputs than that where their vocabulary was padded to a round number.
+    """
+    head = task_of(experiment).head
+    if isinstance(head, VocabularyHead):
+        return dataclasses.replace(head, entries=max(tokenizer.get_vocab().values()) + 1)
+    return head
+
+
 def teacher_source(
     experiment: Experiment, run_id: str | None = None, other_rows: Collection[str] = EVALUATED
 ) -> ModelSource:
@@ -147,7 +162,8 @@ def read_rows(
     if _kept_rows is None or augment == "estimate":
         return _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
     sections = [experiment.data.model_dump_json(), experiment.task.model_dump_json()]
-    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key])
+    learns = [part.hard_label_weight > 0 for part in experiment.distill.parts]
+    kept = " ".join([*sections, str(teacher), str(with_unlabeled), os.getcwd(), key, str(any(learns))])
     if kept not in _kept_rows:
         _kept_rows[kept] = _read_rows(experiment, teacher, say, with_unlabeled, augment, key)
     return _kept_rows[kept]
@@ -165,7 +181,10 @@ def _read_rows(
     splits: dict[Split, RowSet] = {}
     set_aside = np.empty((0, 16), np.uint8)
     if data.train is not None:
-        splits["train"] = load_rows(data, "train", task, known if known is not None and known.named else None)
+        # A teacher is trained on labels (without unlabelled rows); its students may be trained on what it says alone.
+        learns = not with_unlabeled or any(part.hard_label_weight > 0 for part in experiment.distill.parts)
+        named = known if known is not None and known.named else None
+        splits["train"] = load_rows(data, "train", task, named, learns_labels=learns)
         labels, set_aside = splits["train"].labels, splits["train"].set_aside
     elif task.names_labels and not labels:
         raise ConfigError(
@@ -277,21 +296,37 @@ def check_teacher_labels(teacher: ModelSource, labels: Labels) -> None:
 def encode(experiment: Experiment, table: pa.Table, tokenizer_source: ModelSource, *others: ModelSource) -> EncodedRows:
     """The units of source rows as token ids of that tokenizer, memory-mapped out of the experiment's cache.
 
-    Units are cut so that they also fit the tokenizers of `others`. ConfigError if one is longer than the model of
-    this tokenizer can take.
+    Units are cut so that they also fit the tokenizers of `others`, and have what those of the same pieces give beside.
+    ConfigError if one is longer than the model of this tokenizer can take.
     """
     if experiment.data.cache is None:
         make_storage(Path(experiment.store.storage_path))
     folder = cache_folder(experiment)
-    tokenizer, *rest = tokenizers_of(tokenizer_source, *others)
-    encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=rest)
-    longest, places = int(encoded.lengths.max()), max_tokens(load_config(tokenizer_source))
+    (tokenizer, *alike), *rest = _by_pieces(tokenizer_source, *others)
+    first_of = [group[0] for group in rest]
+    encoded = encode_rows(table, task_of(experiment), tokenizer, folder, others=first_of, alike=alike)
+    check_places(int(encoded.lengths.max()), tokenizer_source)
+    return encoded
+
+
+def check_places(longest: int, model: ModelSource) -> None:
+    """ConfigError if a row of so many tokens is longer than a model can take."""
+    places = max_tokens(load_config(model))
     if places is not None and longest > places:
         raise ConfigError(
-            f"task.max_length: the longest row has {longest} tokens, but {tokenizer_source.model} takes at most "
-            f"{places}; set it to {places} or less"
+            f"task.max_length: the longest row has {longest} tokens, but {model.model} takes at most {places}; set it "
+            f"to {places} or less"
         )
-    return encoded
+
+
+def check_lengths(experiment: Experiment, rows: Rows, teacher: ModelSource, *others: ModelSource) -> None:
+    """ConfigError if training or evaluation rows are longer than a teacher can take, before it is asked about them."""
+    places = max_tokens(load_config(teacher))
+    if places is None or task_of(experiment).encode_settings()["max_length"] <= places:
+        return
+    for table in (rows.training, None if rows.evaluation is None else rows.evaluation.table):
+        if table is not None:
+            encode(experiment, table, teacher, *others)
 
 
 def cache_folder(experiment: Experiment) -> Path:
@@ -344,9 +379,15 @@ def rows_with(units: pa.Table, chosen: npt.NDArray[np.bool_], num_rows: int) -> 
 
 def tokenizers_of(source: ModelSource, *others: ModelSource) -> list[Any]:
     """The tokenizer of `source`, and those of `others` that cut rows into other pieces than it and one another."""
-    found: dict[str, Any] = {}
-    for each in dict.fromkeys((source, *others)):
-        found.setdefault(_pieces_of(each), load_tokenizer(each))
+    return [group[0] for group in _by_pieces(source, *others)]
+
+
+def _by_pieces(*sources: ModelSource) -> list[list[Any]]:
+    """The tokenizers of `sources`, those together that cut rows into the same pieces."""
+    found: dict[str, list[Any]] = {}
+    for each in dict.fromkeys(sources):
+        tokenizer = load_tokenizer(each)
+        found.setdefault(_pieces_of(each, tokenizer), []).append(tokenizer)
     return list(found.values())
 
 
@@ -355,12 +396,12 @@ def same_tokens(one: ModelSource, other: ModelSource) -> bool:
     return one == other or _pieces_of(one) == _pieces_of(other)
 
 
-def _pieces_of(source: ModelSource) -> str:
-    """A name of the pieces that a tokenizer makes: its fingerprint, or that of the one it was trimmed from."""
+def _pieces_of(source: ModelSource, tokenizer: Any = None) -> str:
+    """A name of the pieces that a tokenizer makes: its own, or that of the one it was trimmed from."""
     vocabulary = find_vocabulary(source.model)
     if vocabulary is not None and vocabulary.exact:
         return vocabulary.base
-    return tokenizer_fingerprint(load_tokenizer(source))
+    return piece_fingerprint(tokenizer or load_tokenizer(source))
 
 
 def finetune_config(experiment: Experiment) -> FinetuneConfig:

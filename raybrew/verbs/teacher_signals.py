@@ -23,7 +23,7 @@ from raybrew.distillers.alignment import AlignedAnswers
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
-from raybrew.models.loading import load_model, pick_precision
+from raybrew.models.loading import load_model, load_tokenizer, pick_precision
 from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
 from raybrew.store.reader import RowPositions, Store
@@ -146,7 +146,8 @@ class _Member:
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
-        return LiveTeacher(self.model, asked, precision.autocast, self._token_ids())
+        reads = load_tokenizer(self.given.source).model_input_names
+        return LiveTeacher(self.model, asked, precision.autocast, self._token_ids(), reads)
 
     def _token_ids(self) -> Tensor | None:
         """This teacher's id of each of the student's pieces, where the student's vocabulary is trimmed from its own."""

@@ -20,7 +20,7 @@ from raybrew.tasks.base import Labels
 from raybrew.verbs.capture import capture_table, store_root, usable_rows
 from raybrew.verbs.choose import weight_of
 from raybrew.verbs.inputs import TeacherInput
-from raybrew.verbs.prepare import Rows, rows_with, same_tokens, task_of
+from raybrew.verbs.prepare import Rows, check_lengths, rows_with, same_tokens, task_of
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.source import runs_live
 from raybrew.verbs.units import CapturedUnits, captured_units
@@ -66,6 +66,7 @@ def ready_teachers(
             continue
         one = one_teacher(view, name)
         check_tokenizers(one, source, student, asked[name], name)
+        check_lengths(one, rows, source, student, *others)
         given = TeacherInput(source, name, weight_of(view, name), one.teacher.precision)
         if not _is_live(one, source, student, units.whole, asked[name], len(rows.labels), reporter, trainings):
             label = "/".join(part for part in (task, name) if part)

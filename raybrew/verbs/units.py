@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from raybrew.config import Experiment
@@ -41,4 +42,7 @@ def evaluation_units(
         return None, None
     alone = encode(experiment, rows.evaluation.table, tokens)
     fitted = encode(experiment, rows.evaluation.table, tokens, *others)
-    return alone, None if fitted.key == alone.key else fitted
+    if fitted.key == alone.key:
+        return alone, None
+    # The same units may have token types beside, which teachers read: the student can be given these as well.
+    return (fitted, None) if np.array_equal(fitted.ids, alone.ids) else (alone, fitted)

@@ -17,7 +17,7 @@ import xxhash
 from raybrew.config import Experiment
 from raybrew.config.student import VocabularyConfig
 from raybrew.data.arrow import write_json
-from raybrew.data.encoded import EncodedRows, tokenizer_fingerprint
+from raybrew.data.encoded import EncodedRows, piece_fingerprint, tokenizer_fingerprint
 from raybrew.data.text import text_lines
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
@@ -27,7 +27,7 @@ from raybrew.verbs.prepare import Say, cache_folder, encode
 
 __all__ = ["count_texts", "student_tokens", "tokenizer_source", "write_vocabulary"]
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH_ROWS = 4096
 _BATCH_TEXTS = 1024
 
@@ -107,7 +107,7 @@ def write_vocabulary(
     cut.save_pretrained(folder)
     trimmed_config(load_config(source), kept).save_pretrained(folder)
     marker = {
-        "base": tokenizer_fingerprint(tokenizer),
+        "base": piece_fingerprint(tokenizer),
         "exact": exact(ModelSource(str(folder)), kept),
         "size_before": len(counts),
         "kept": kept.tolist(),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raybrew.config.distill import DistillConfig, KDLossConfig
 from raybrew.distillers.objective import COUNT_KEYS, Objective, build_objective
+from raybrew.distillers.signal_terms import KDOnSignals
 from raybrew.losses.logits import probability_shift
 from raybrew.losses.table import KD_LOSSES
 from raybrew.losses.term import LossTerm
@@ -231,3 +232,21 @@ def test_temperature_leaves_the_squared_error_of_numbers_alone() -> None:
         (term,) = build_objective(config, head=NumberHead())({LOGITS: student}, {LOGITS: teacher}, batch)
         sums.append(term.sum.item())
     assert sums[0] == pytest.approx(sums[1])
+
+
+def test_outputs_beyond_the_entries_of_the_tokenizer_take_no_part() -> None:
+    """Student and teacher are padded to different sizes, and padding would win everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, size, generator=generator) for size in (9, 7))
+    student[..., 6:], teacher[..., 6:] = 50.0, 50.0
+    batch = {"labels": torch.tensor([[1, 5, -1], [0, 2, 3]]), "item_mask": torch.ones(2, 3)}
+    padded, plain = VocabularyHead(2, entries=6), VocabularyHead(2)
+    cut = student[..., :6]
+    compared = padded.compared(student, teacher, batch)
+    assert torch.equal(compared.student, cut)
+    assert torch.equal(compared.teacher, teacher[..., :6])
+    torch.testing.assert_close(padded.label_loss(student, batch).sum, plain.label_loss(cut, batch).sum)
+    torch.testing.assert_close(padded.outputs(student, batch), plain.outputs(cut, batch))
+    found = KDOnSignals(DistillConfig(), padded)({LOGITS: student}, {LOGITS: teacher}, batch)
+    expected = KDOnSignals(DistillConfig(), plain)({LOGITS: cut}, {LOGITS: teacher[..., :6]}, batch)
+    torch.testing.assert_close(found.sum, expected.sum)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import yaml
 from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 from typer.testing import CliRunner
 
@@ -154,6 +156,15 @@ def test_given_keys_win() -> None:
     assert experiment({"method": "pkd-skip", "matches": own}).distill.matches[0].weight == 2.0
     two = experiment({"method": "tinybert", "temperature": 3.0, "hard_label_weight": 0.5}).distill.parts
     assert [(part.temperature, part.kd_weight, part.hard_label_weight) for part in two] == [(3, 0, 0), (3, 1, 0.5)]
+
+
+def test_a_file_turned_into_its_labels_control_by_the_override_that_the_message_names() -> None:
+    given = {"method": "labels", "matches": ["L3_hidden_mse"], "kd_weight": 1.0}
+    message = problem(given)
+    named = dict(re.findall(r"distill\.(\w+)=([^\s)]+)", message))
+    assert set(named) == {"matches", "kd_weight"}
+    found = experiment(given | {key: yaml.safe_load(value) for key, value in named.items()}).distill
+    assert (found.matches, found.kd_weight, found.hard_label_weight) == ((), 0.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,11 @@ def test_numbers() -> None:
     assert (scale.slope, scale.intercept) == (pytest.approx(slope), pytest.approx(intercept))
     assert scale.fitted_mse == pytest.approx(((slope * sound / 5 + intercept - true) ** 2).mean())
     assert scale.fitted_mse < true.var() < scale.mse
+    # Half the spread costs less than the labels' variance, and is another scale all the same.
+    (scale,) = cautions(numbers(true, 2.5 + (true - 2.5) / 3), metric="pearson")
+    assert isinstance(scale, OtherScale)
+    assert (scale.slope, scale.intercept) == (pytest.approx(3), pytest.approx(-5, rel=0.05))
+    assert not cautions(numbers(true, 2.5 + (true - 2.5) * 0.8), metric="pearson")
 
 
 def test_answers() -> None:
