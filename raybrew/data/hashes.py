@@ -43,12 +43,9 @@ def known_hashes(folder: Path, names: Collection[str]) -> dict[str, str]:
         if memo is not None:
             known |= _read(memo)
         lacking = _lacking(known, stamps)
-        fresh = {}
-        if lacking:
-            with ThreadPoolExecutor(_READERS, "hash") as pool:
-                for name, found in zip(lacking, pool.map(lambda name: _hash(Path(place, name)), lacking), strict=True):
-                    if found is not None:
-                        fresh[name] = found
+        with ThreadPoolExecutor(_READERS, "hash") as pool:
+            hashed = zip(lacking, pool.map(lambda name: _hash(Path(place, name)), lacking), strict=True)
+            fresh = {name: found for name, found in hashed if found is not None}
         now = time.time()
         lasting = {name: each for name, each in fresh.items() if now - max(each[0][1:3]) / 1e9 > _FRESH_SECONDS}
         known |= lasting

@@ -213,6 +213,12 @@ class ObjectFolder:
         found = holder_of(self)
         return None if found is None or found.gone else str(found)
 
+    def reading(self) -> object:
+        return None  # readers have copies
+
+    def reader(self) -> str | None:
+        return None
+
     def holds(self, token: str) -> bool:
         from raybrew.store.lease import holder_of
 

@@ -120,6 +120,14 @@ class Storage(Protocol):
         """Who is capturing into the store, in words; None if nobody is known to."""
         ...
 
+    def reading(self) -> object:
+        """Something to keep while the files of the store are read, so that nobody removes them."""
+        ...
+
+    def reader(self) -> str | None:
+        """Who reads the store, in words; None if nobody is known to."""
+        ...
+
     def holds(self, token: str) -> bool:
         """Whether the capture of that token is still the one that may write."""
         ...
@@ -215,6 +223,16 @@ class LocalFolder:
         from raybrew.store.lock import folder_holder
 
         return folder_holder(self.path)
+
+    def reading(self) -> object:
+        from raybrew.store.lock import Reading
+
+        return Reading(self.path)
+
+    def reader(self) -> str | None:
+        from raybrew.store.lock import is_read
+
+        return "a run" if is_read(self.path) else None
 
     def holds(self, token: str) -> bool:
         return (self.path / PENDING / token).is_dir()

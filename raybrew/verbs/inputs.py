@@ -9,6 +9,7 @@ from typing import Any
 
 from raybrew.data.encoded import EncodedRows, open_encoded
 from raybrew.models.loading import ModelSource
+from raybrew.store.reader import Store
 from raybrew.tasks.base import Labels
 
 __all__ = ["Inputs", "TeacherInput", "fingerprints_of"]
@@ -28,10 +29,13 @@ class TeacherInput:
     """Folder of the training rows in this teacher's tokens, where items depend on them and the student's differ."""
     aligned_evaluation: str | None = None
     """The same of the evaluation rows."""
+    opened: Store | None = dataclasses.field(default=None, repr=False, compare=False)
+    """The open store, in the process that prepares the run: as long as it is open nobody removes the store."""
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, opened=None))
+        return {name: value for name, value in values.items() if name != "opened"}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> TeacherInput:

@@ -71,7 +71,7 @@ def ready_teachers(
             label = "/".join(part for part in (task, name) if part)
             store = _store(one, source, units.whole, asked[name], rows.labels, reporter, label)
             bad |= ~usable_rows(one, store, units.whole, asked[name])[: len(bad)]
-            given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint)
+            given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint, opened=store)
         found.append(given)
     return tuple(found), rows.without(rows_with(units.training, bad, rows.training.num_rows)), others
 
