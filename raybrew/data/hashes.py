@@ -24,6 +24,8 @@ from raybrew.data.arrow import hash_file, write_bytes
 __all__ = ["changed_files", "known_hashes"]
 
 _READERS = 4
+#: Less than this is read again by each process.
+_WORTH_BYTES = 1 << 24
 #: Clocks of file systems tick this coarsely: a file that changed so recently may change again unnoticed.
 _FRESH_SECONDS = 2.0
 
@@ -39,7 +41,8 @@ def known_hashes(folder: Path, names: Collection[str]) -> dict[str, str]:
     stamps = {name: stamp for name in names if (stamp := _stamp(Path(place, name))) is not None}
     if not _lacking(known, stamps):
         return {name: known[name][1] for name in stamps}
-    with _shared(place) as memo:
+    large = sum(stamps[name][0] for name in _lacking(known, stamps)) >= _WORTH_BYTES
+    with _shared(place) if large else contextlib.nullcontext() as memo:
         if memo is not None:
             known |= _read(memo)
         lacking = _lacking(known, stamps)

@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from raybrew.data.arrow import json_bytes, write_bytes
-from raybrew.data.hashes import changed_files, known_hashes
+from raybrew.data.arrow import hash_file, json_bytes, write_bytes
+from raybrew.data.hashes import changed_files
 from raybrew.errors import ModelError
 
 __all__ = [
@@ -49,7 +49,7 @@ _MERGE = (
 def write_record(folder: Path, **facts: Any) -> None:
     """Note the hashes of the model's files in `folder`, beside `facts`."""
     names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path.name not in _NOT_RECORDED]
-    write_bytes(folder / RECORD, json_bytes({**facts, "xxh3": known_hashes(folder, names)}))
+    write_bytes(folder / RECORD, json_bytes({**facts, "xxh3": {name: hash_file(folder / name) for name in names}}))
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

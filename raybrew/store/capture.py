@@ -37,7 +37,7 @@ from raybrew.nodes import check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.elements import element_type_of
-from raybrew.store.find import captured_labels, check_element_type, checked_rows, identify
+from raybrew.store.find import captured_labels, check_element_type, checked_rows, identify, other_weights
 from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import (
     EXAMPLES,
@@ -53,7 +53,7 @@ from raybrew.store.lock import Pending, Waiting, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
-from raybrew.store.storage import Storage, open_storage, storage_errors
+from raybrew.store.storage import Storage, is_remote, open_storage, storage_errors
 from raybrew.store.usage import mark_used
 from raybrew.store.worker import (
     ShardResult,
@@ -103,6 +103,9 @@ def capture(
     check_element_type(model.config, request, store.element_type)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
+    if waiting is not None and not is_remote(store_root) and not storage.exists():
+        for line in other_weights(store_root, known, teacher):
+            waiting(line)
     ids = row_ids(rows)
 
     folders = [EXAMPLES, *(signal_folder(each, element_type_of(each, store.element_type)) for each in request)]

@@ -40,7 +40,6 @@ class BestStudent:
         scores: Callable[[], RowScores] | None,
     ) -> None:
         """Write the student of `step`; it waits for `settle`."""
-        (self.run.path / "student").mkdir(exist_ok=True)  # not its parents: a run folder that is gone stays so
         waiting, scored = next_student(self.run.student / task), self._next_scores(task)
         shutil.rmtree(waiting, ignore_errors=True)
         if scores is not None:

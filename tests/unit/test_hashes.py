@@ -20,6 +20,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Names of the files that were read, in order; files count as settled at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(hashes, "_FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(hashes, "_WORTH_BYTES", 0)
     monkeypatch.setattr(hashes, "_memory", {})
     seen: list[str] = []
     whole: Callable[[Path], str] = hashes.hash_file

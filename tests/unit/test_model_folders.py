@@ -66,7 +66,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a file": (cut, r"model\.safetensors is cut: it has \d+ of \d+ bytes; copy or download it again"),
     "only its start": (lambda folder: (folder / _WEIGHTS).write_bytes(b"ab"), "is cut, or not a safetensors file"),
     "empty file": (lambda folder: (folder / _WEIGHTS).write_bytes(b""), r"model\.safetensors is empty"),
-    "no safetensors": (
+    "no header": (
         lambda folder: (folder / _WEIGHTS).write_bytes(b"\2" + bytes(7) + b"[]"),
         "is not a safetensors",
     ),
