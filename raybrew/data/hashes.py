@@ -11,10 +11,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import filelock
 import xxhash
@@ -96,7 +95,7 @@ def _hash(path: Path) -> tuple[_Stamp, str] | None:
 
 
 @contextlib.contextmanager
-def _shared(place: str) -> Any:
+def _shared(place: str) -> Iterator[Path | None]:
     """The file of this node in which the hashes of a folder are remembered, held; None where it cannot be written."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "raybrew" / "hashes"
     memo = root / f"{xxhash.xxh3_128_hexdigest(f'{socket.gethostname()}:{place}'.encode())}.json"

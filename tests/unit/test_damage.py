@@ -17,7 +17,7 @@ import raybrew
 from raybrew.config import Experiment
 from raybrew.data.rows import row_ids
 from raybrew.errors import ConfigError, ModelError, RunError, StoreError
-from raybrew.models.loading import ModelSource
+from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.weights import read_record
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.capture import capture
@@ -146,7 +146,9 @@ def test_each_changed_file_of_a_run_is_noticed(project: Experiment, tmp_path: Pa
 
     flip(first.student / "model.safetensors", 0.9)
     with pytest.raises(ModelError, match="not the model that was trained"):
-        raybrew.load_student(first.student)
+        load_model(ModelSource(str(first.student)), "classification")
+    with pytest.raises(RunError, match="is not the one that was trained: model.safetensors holds other bytes.*again"):
+        raybrew.evaluate(project)
     second = raybrew.distill(project)
     assert not second.already_done
     assert second.summary["best"] == first.summary["best"]

@@ -51,7 +51,7 @@ def cut(folder: Path) -> None:
 
 def lose_a_shard(folder: Path) -> None:
     load_model(ModelSource(str(folder)), "classification").save_pretrained(folder, max_shard_size="20KB")
-    (folder / _WEIGHTS).unlink()
+    (folder / _WEIGHTS).unlink(missing_ok=True)
     sorted(folder.glob("model-*.safetensors"))[0].unlink()
 
 
