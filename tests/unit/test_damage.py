@@ -147,7 +147,7 @@ def test_each_changed_file_of_a_run_is_noticed(project: Experiment, tmp_path: Pa
     flip(first.student / "model.safetensors", 0.9)
     with pytest.raises(ModelError, match="not the model that was trained"):
         load_model(ModelSource(str(first.student)), "classification")
-    with pytest.raises(RunError, match="is not the one that was trained: model.safetensors holds other bytes.*again"):
+    with pytest.raises(RunError, match=r"is not the one that was trained: model\.safetensors holds other bytes.*again"):
         raybrew.evaluate(project)
     second = raybrew.distill(project)
     assert not second.already_done
