@@ -142,7 +142,7 @@ def check_used(name: str, model: PreTrainedModel, info: Mapping[str, Collection[
 def check_padding(name: str, model: PreTrainedModel) -> None:
     """ModelError for a classifier of the last token whose config does not say which tokens are padding."""
     forward = inspect.unwrap(type(model).forward)
-    if model.config.pad_token_id is None and "pad_token_id" in forward.__code__.co_names:
+    if "pad_token_id" in forward.__code__.co_names and getattr(model.config, "pad_token_id", None) is None:
         raise ModelError(
             f"{name}: {type(model).__name__} finds the last token of a row by pad_token_id, which its config.json does "
             "not set; set pad_token_id there to the number of the padding token in its tokenizer"

@@ -144,7 +144,7 @@ class Reading:
     def __init__(self, root: Path) -> None:
         self._descriptor: int | None = None
         with contextlib.suppress(OSError):
-            self._descriptor = os.open(root / _READERS, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = os.open(root / _READERS, os.O_RDONLY | os.O_CREAT, 0o666)
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def __del__(self) -> None:
@@ -155,7 +155,9 @@ class Reading:
 def is_read(root: Path) -> bool:
     """Whether a process reads the store in a folder."""
     try:
-        descriptor = os.open(root / _READERS, os.O_RDWR)
+        # Network file systems want the right to write for it.
+        path = root / _READERS
+        descriptor = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
     except OSError:
         return False
     try:
