@@ -11,13 +11,14 @@ import re
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from raybrew.data.arrow import hash_file, json_bytes, write_bytes
 from raybrew.data.hashes import changed_files
 from raybrew.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "RECORD",
