@@ -86,6 +86,14 @@ class ModelSource:
     revision: str | None = None
     trust_remote_code: bool = False
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine that holds it; None for a hub name."""
+        path = Path(self.model)
+        if not (path / "config.json").is_file() and (path / "student" / "config.json").is_file():
+            path = path / "student"  # a run's folder stands for its model
+        return path if path.is_dir() else None
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained`."""
         return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
@@ -261,9 +269,8 @@ def _few_words_of_the_hub() -> Iterator[None]:
 
 
 def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> Any:
-    path = Path(source.model)
-    if not (path / "config.json").is_file() and (path / "student" / "config.json").is_file():
-        path = path / "student"  # a run's folder stands for its model
+    path = source.folder or Path(source.model)
+    if path != Path(source.model):
         source = dataclasses.replace(source, model=str(path))
     looks_local = path.is_absolute() or source.model.startswith((".", "~")) or path.exists()
     if looks_local and not path.is_dir():

@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from raybrew.data.arrow import hash_file, json_bytes, write_bytes
-from raybrew.data.hashes import changed_files
+from raybrew.data.hashes import changed_files, known_hashes
 from raybrew.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ __all__ = [
     "check_used",
     "has_weights",
     "read_record",
+    "weights_fingerprint",
     "write_record",
 ]
 
@@ -73,6 +76,13 @@ def changed_since_saved(folder: Path) -> tuple[str, ...]:
 def has_weights(folder: Path) -> bool:
     """Whether there are files of weights at all."""
     return any((folder / name).is_file() for name in _WEIGHTS)
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """A hash of the files of weights; None where there are none. A file that stays as it is is read once a node."""
+    names = list(_weight_files(folder))
+    found = known_hashes(folder, names)
+    return xxhash.xxh3_128_hexdigest(json.dumps(sorted(found.items())).encode()) if found else None
 
 
 def check_folder(folder: Path) -> None:

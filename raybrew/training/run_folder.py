@@ -185,11 +185,14 @@ class RunFolder:
             lines = [
                 f"  {key}: the run has {old!r}, this configuration {new!r}"
                 for key, old, new in _differences(existing, identity)
+                # Older versions did not note the weights of a live teacher.
+                if not (old is None and key.startswith("inputs.") and ".teacher" in key)
             ]
-            raise RunError(
-                f"{self.path} belongs to another configuration:\n" + "\n".join(lines) + "\n"
-                "use another --run-id or name, or remove that folder"
-            )
+            if lines:
+                raise RunError(
+                    f"{self.path} belongs to another configuration:\n" + "\n".join(lines) + "\n"
+                    "use another --run-id or name, or remove that folder"
+                )
         if command is None and existing is not None:
             return
         try:

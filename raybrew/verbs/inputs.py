@@ -25,6 +25,8 @@ class TeacherInput:
     precision: str = "auto"
     store: str | None = None
     fingerprint: str | None = None
+    weights: str | None = None
+    """Of a live teacher in a folder: a hash of its weights, which must not change while the run is continued."""
     aligned: str | None = None
     """Folder of the training rows in this teacher's tokens, where items depend on them and the student's differ."""
     aligned_evaluation: str | None = None
@@ -102,12 +104,12 @@ class Inputs:
 
     def fingerprints(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
-        one = next((teacher.fingerprint for teacher in self.teachers if teacher.name is None), None)
-        several = {teacher.name: teacher.fingerprint for teacher in self.teachers if teacher.name is not None}
+        found = {teacher.name: teacher.fingerprint or teacher.weights for teacher in self.teachers}
+        one = found.pop(None, None)
         return {
             "training_rows": self.training.key,
             "evaluation_rows": self.evaluation.key if self.evaluation is not None else None,
-            "teacher": several or one,
+            "teacher": found or one,
         }
 
 
