@@ -25,7 +25,7 @@ def best_mark(folder: Path) -> dict[str, Any] | None:
         return None
     run = mark.get("run") if isinstance(mark, dict) else None
     # The name of a folder beside the sweep's, and no path out of there.
-    return mark if isinstance(run, str) and run and Path(run).name == run else None
+    return mark if isinstance(run, str) and run not in ("", "..") and Path(run).name == run else None
 
 
 def student_of_sweep(sweep: Path, run: str) -> Path:

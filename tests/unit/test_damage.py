@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from tiny_teacher import make_rows, make_teacher, small_store, task_of, tree
 
 import raybrew
 from raybrew.config import Experiment
+from raybrew.config.loading import build_experiment
 from raybrew.data.rows import row_ids
 from raybrew.errors import ConfigError, ModelError, RunError, StoreError
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.weights import read_record
+from raybrew.reports.students import best_mark
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.capture import capture
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores
@@ -171,7 +174,7 @@ def test_a_run_folder_that_is_removed_ends_its_run(project: Experiment) -> None:
     folder = RunFolder.of(project, "distill").path
 
     def remove(metrics: Any) -> bool:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         return False
 
     with pytest.raises(RunError, match="was removed or replaced while this run was training"):
@@ -182,11 +185,21 @@ def test_a_run_folder_that_is_removed_ends_its_run(project: Experiment) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", "a/b", "/x", "", "-x", "a" * 201, "a\n"])
-def test_run_ids_do_not_lead_outside(project: Experiment, name: str) -> None:
-    if name:
-        with pytest.raises(ConfigError, match="--run-id: given"):
-            RunFolder.of(project, "distill", name)
-    assert RunFolder.of(project, "distill", "a-1.b_C").path.name == "a-1.b_C"
+def test_run_ids_do_not_lead_outside(name: str) -> None:
+    experiment = build_experiment(
+        {"name": "x", "data": {"train": "x.jsonl"}, "teacher": {"model": "x"}}, check_files=False
+    )
+    with pytest.raises(ConfigError, match="--run-id: given"):
+        RunFolder.of(experiment, "distill", name)
+    assert RunFolder.of(experiment, "distill", "a-1.b_C").path.name == "a-1.b_C"
+
+
+@pytest.mark.parametrize("run", ["../..", "..", "/x", "a/b", "", None, 3])
+def test_the_mark_of_the_best_student_does_not_lead_outside(tmp_path: Path, run: Any) -> None:
+    (tmp_path / "best.json").write_text(json.dumps({"run": run}))
+    assert best_mark(tmp_path) is None
+    (tmp_path / "best.json").write_text(json.dumps({"run": "distill-1"}))
+    assert best_mark(tmp_path) == {"run": "distill-1"}
 
 
 def test_the_student_on_the_disk_is_the_one_of_the_newest_checkpoint(
@@ -233,10 +246,10 @@ def test_a_first_metric_that_is_no_number_does_not_stay_the_best(
 ) -> None:
     import raybrew.verbs.job
 
-    joint, values = raybrew.verbs.job.joint_metrics, iter([float("nan"), 0.25, float("nan"), 0.2])
+    joint, values = raybrew.verbs.job.joint_metrics, iter([float("nan"), 0.25, float("nan")])
 
     def measured(*given: Any) -> dict[str, float]:
-        return joint(*given) | {"accuracy": next(values)}
+        return joint(*given) | {"accuracy": next(values, 0.2)}
 
     monkeypatch.setattr(raybrew.verbs.job, "joint_metrics", measured)
     train = project.train.model_copy(update={"max_steps": 4, "eval_steps": 1})
