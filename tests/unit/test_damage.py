@@ -17,6 +17,7 @@ from tiny_teacher import make_rows, make_teacher, small_store, task_of, tree
 import raybrew
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
+from raybrew.config.train import EarlyStoppingConfig
 from raybrew.data.rows import row_ids
 from raybrew.errors import ConfigError, ModelError, RunError, StoreError
 from raybrew.models.loading import ModelSource, load_model
@@ -26,6 +27,7 @@ from raybrew.signals import LOGITS, Signal
 from raybrew.store.capture import capture
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store
+from raybrew.training.encoded import Patience
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.prepare import teacher_source
 
@@ -258,3 +260,10 @@ def test_a_first_metric_that_is_no_number_does_not_stay_the_best(
     found = raybrew.distill(project.model_copy(update={"train": train, "distill": labels, "teacher": teacher}))
     assert found.summary["best"]["step"] == 2
     assert found.summary["best"]["value"] == 0.25
+
+
+def test_patience_counts_what_is_no_number_as_no_gain() -> None:
+    patience = Patience(EarlyStoppingConfig(patience=2))
+    nan = float("nan")
+    assert [patience.ends_with(value) for value in (nan, 0.5, nan, 0.6, nan, 0.6)] == [False] * 5 + [True]
+    assert patience.best == 0.6
