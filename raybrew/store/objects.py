@@ -216,8 +216,8 @@ class ObjectFolder:
     def reading(self) -> object:
         return None  # readers have copies
 
-    def reader(self) -> str | None:
-        return None
+    def is_read(self) -> bool:
+        return False
 
     def holds(self, token: str) -> bool:
         from raybrew.store.lease import holder_of

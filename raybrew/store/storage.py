@@ -124,8 +124,8 @@ class Storage(Protocol):
         """Something to keep while the files of the store are read, so that nobody removes them."""
         ...
 
-    def reader(self) -> str | None:
-        """Who reads the store, in words; None if nobody is known to."""
+    def is_read(self) -> bool:
+        """Whether a run reads the store, as far as that is known."""
         ...
 
     def holds(self, token: str) -> bool:
@@ -229,10 +229,10 @@ class LocalFolder:
 
         return Reading(self.path)
 
-    def reader(self) -> str | None:
+    def is_read(self) -> bool:
         from raybrew.store.lock import is_read
 
-        return "a run" if is_read(self.path) else None
+        return is_read(self.path)
 
     def holds(self, token: str) -> bool:
         return (self.path / PENDING / token).is_dir()

@@ -96,7 +96,7 @@ def test_a_store_that_is_read_is_not_pruned(captured: tuple[ModelSource, pa.Tabl
     store.gather(LOGITS, store.locate(store.ids[:1]))
     rules = PruneRules(stores=(path.name,))
     (removal,) = plan_prune(path, rules)
-    assert removal.held == "a run"
+    assert removal.held == "a run is reading it"
     assert prune_stores([removal, early]) == 0, "also where the reader came after the plan"
     assert Store.open(path).verify() == ()
     del store
