@@ -243,6 +243,7 @@ def test_the_student_on_the_disk_is_the_one_of_the_newest_checkpoint(
     assert not list(ended.path.rglob("*.next*"))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_first_metric_that_is_no_number_does_not_stay_the_best(
     project: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
