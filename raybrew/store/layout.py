@@ -272,8 +272,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: damaged, no readable JSON ({error}); capture again to rewrite it") from error
     _check_kind(path, manifest)
-    if manifest.get("xxh3", "") not in ("", _hash_of(manifest)):  # older stores have none
-        raise StoreError(f"{path}: damaged, its own hash is another one; capture again to rewrite it")
+    changed = manifest.get("xxh3", "") not in ("", _hash_of(manifest))  # older stores have none
     try:
         found = str(manifest["fingerprint"])
         if found != fingerprint_of_parts(manifest["parts"]):
@@ -286,6 +285,8 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         index_file(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); capture again to rewrite it") from error
+    if changed:
+        raise StoreError(f"{path}: damaged, its own hash is another one; capture again to rewrite it")
     return manifest
 
 
