@@ -21,7 +21,7 @@ from raybrew.store.storage import Storage
 
 __all__ = ["INDEX", "IdIndex", "index_file", "published_index", "write_index"]
 
-_XXH3 = re.compile(r"[0-9a-f]{32}")
+_XXH3 = re.compile(r"[0-9a-f]+")
 #: Folder of the file.
 INDEX = "index"
 
