@@ -246,12 +246,13 @@ class _RunHooks:
     def with_best(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """`state` with a best student only if that is the one on the disk (all ranks call it)."""
         best = None if state is None else state["best"]
+        step = None if best is None else best["step"]
         lost = False
         if self.context.rank == 0:
-            self.best.settle(None if best is None else best["step"])
-            lost = best is not None and not self.best.is_of(best["step"])
+            self.best.settle(step)
+            lost = step is not None and not self.best.is_of(step)
             if lost:
-                self.note(f"the best student, of step {best['step']}, is gone; the best from here on is kept")
+                self.note(f"the best student, of step {step}, is gone; the best from here on is kept")
         lost = self.context.gather(lost)[0]
         return state if state is None or not lost else {**state, "best": None}
 
