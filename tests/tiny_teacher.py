@@ -74,5 +74,5 @@ def tree(root: Path) -> dict[str, str]:
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name not in (".lock", ".used")
+        if path.is_file() and path.name not in (".lock", ".readers", ".used")
     }

@@ -208,7 +208,7 @@ def prune(
         print_json({"removals": listed, "removed_bytes": removed, "dry_run": not yes})
         return
     for each in removals:
-        held = f" (stays: {each.held} is capturing)" if each.held else ""
+        held = f" (stays: {each.held})" if each.held else ""
         write_line(f"{each.storage.location}: {each.what}, {each.bytes / 2**20:.1f} MiB{held}")
     if not removals:
         write_line(f"nothing to remove in {root}")

@@ -28,6 +28,7 @@ from raybrew.data.arrow import (
     write_json,
     write_shard,
 )
+from raybrew.data.hashes import changed_files
 from raybrew.data.records import first_line
 from raybrew.data.rows import RowSet, row_ids, rows_fingerprint
 from raybrew.data.tokenizers import gives_types, hash_of, piece_fingerprint, tokenizer_fingerprint, with_types
@@ -245,11 +246,11 @@ def _hash_column(column: pa.ChunkedArray) -> str:
 
 
 def _is_whole(folder: Path, key: str) -> bool:
-    """Whether the marker is there and every shard has the size it names."""
+    """Whether the marker is there and every shard holds the bytes it names."""
     try:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        sizes = {shard["file"]: shard["bytes"] for shard in marker["shards"]}
-        return marker["key"] == key and all((folder / file).stat().st_size == size for file, size in sizes.items())
+        wanted = {str(shard["file"]): str(shard["xxh3"]) for shard in marker["shards"]}
+        return marker["key"] == key and not changed_files(folder, wanted)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

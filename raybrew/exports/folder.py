@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.errors import EnvironmentProblem, ModelError, RaybrewError, RunError
+from raybrew.models.weights import write_record
 
 __all__ = [
     "EXPORT_MARK",
     "check_target",
     "held_export",
+    "next_student",
     "recover_student",
     "replaced_folder",
     "save_student",
     "scratch_beside",
+    "take_next_student",
     "whole_folder",
     "write_card",
 ]
@@ -46,9 +49,11 @@ def save_student(
     folder: Path,
     card: str,
     weights: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes model (safetensors), config, tokenizer and, if `card` is not empty, README.md to `folder`; returns it.
 
+    Hashes of the files are noted beside `facts` (`raybrew.models.weights`), by which a later change is noticed.
     `weights` replace those that the model holds, which are parts where it is divided among workers.
     Everything is written beside it first, then takes its place in one rename; a student that was there stays whole
     until then. One writer per folder. RunError if the folder holds something else than a model; EnvironmentProblem if
@@ -66,6 +71,7 @@ def save_student(
         tokenizer.save_pretrained(new)
         if card:
             (new / _CARD).write_text(card, encoding="utf-8")
+        write_record(new, **(facts or {}))
         _finish_files(new)
         _put_in_place(new, folder)
     except (OSError, SafetensorError) as error:
@@ -75,6 +81,26 @@ def save_student(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+def next_student(folder: Path) -> Path:
+    """Where a student waits that is to take the place of the one in `folder`, on the same disk."""
+    folder = _real(folder)
+    return folder.parent / f".{folder.name}.next"
+
+
+def take_next_student(folder: Path) -> None:
+    """Lets the student that waits take the place of the one in `folder`, which is gone then."""
+    folder, new = _real(folder), next_student(folder)
+    recover_student(folder)
+    _check_replaceable(folder)
+    try:
+        _put_in_place(new, folder)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write the student to {folder}: {error}; what was there before is unchanged"
+        ) from error
+    shutil.rmtree(new, ignore_errors=True)
 
 
 def recover_student(folder: Path) -> None:

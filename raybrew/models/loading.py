@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -26,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import raybrew.models.bigru  # noqa: F401 (the Auto classes know it from here on)
 from raybrew.errors import ModelError
+from raybrew.models.weights import check_files, check_folder, check_padding, check_used
 
 __all__ = [
     "AUTO_CLASSES",
@@ -80,6 +83,20 @@ _PADDING_OF_MPNET = 1
 #: Names of tensors with one row per label.
 OUTPUT_LAYER = re.compile(r"^(?:classifier|score)(?:\.out_proj)?\.(?:weight|bias)$")
 
+#: What transformers, safetensors, torch and pickle raise for files that are not what they should be.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
@@ -88,6 +105,14 @@ class ModelSource:
     model: str
     revision: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine that holds it; None for a hub name."""
+        path = Path(self.model)
+        if not (path / "config.json").is_file() and (path / "student" / "config.json").is_file():
+            path = path / "student"  # a run's folder stands for its model
+        return path if path.is_dir() else None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained`."""
@@ -154,8 +179,7 @@ def load_model(
             "label2id": {name: index for index, name in enumerate(labels)},
             "ignore_mismatched_sizes": True,
         }
-    load = AUTO_CLASSES[task_kind].from_pretrained
-    model: PreTrainedModel = _load("model", load, source, dtype=torch.float32, **named)
+    model, _ = _load_weights(source, task_kind, named)
     model.config.problem_type = PROBLEM_TYPES.get(task_kind)
     before = model_labels(load_config(source))
     if labels and before is not None and before != labels:
@@ -182,15 +206,34 @@ def _finished(source: ModelSource, task_kind: str, seed: int) -> tuple[PreTraine
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs as well, which the fork does not restore.
         torch.default_generator.manual_seed(seed)
-        load = AUTO_CLASSES[task_kind].from_pretrained
-        model, found = _load("model", load, source, dtype=torch.float32, output_loading_info=True)
+        return _load_weights(source, task_kind, {})
+
+
+def _load_weights(source: ModelSource, task_kind: str, named: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    """The model and the names of weights that are not in its files; ModelError if config and weights do not agree."""
+    load = AUTO_CLASSES[task_kind].from_pretrained
+    model, found = _load("model", load, source, dtype=torch.float32, output_loading_info=True, **named)
+    check_used(source.model, model, found)
+    if task_kind in PROBLEM_TYPES:
+        check_padding(source.model, model)
     return model, sorted(found["missing_keys"])
 
 
 def model_labels(config: PretrainedConfig) -> tuple[str, ...] | None:
-    """Label names that a model was trained with, in output order; None where it only has LABEL_0, LABEL_1, ..."""
+    """Label names that a model was trained with, in output order; None where it only has LABEL_0, LABEL_1, ...
+
+    ModelError if a name is given twice, or the numbers are not those of outputs.
+    """
     by_number: dict[Any, str] = dict(config.id2label or {})
-    names = tuple(by_number[index] for index in sorted(by_number))
+    numbers = sorted(by_number)
+    names = tuple(by_number[index] for index in numbers)
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice or numbers != list(range(len(numbers))):
+        what = f"gives {', '.join(twice[:3])} to several outputs" if twice else f"has the numbers {numbers[:10]}"
+        raise ModelError(
+            f"id2label in config.json of {config.name_or_path or 'the model'} {what}; give each output, counted from "
+            "0, a name of its own there"
+        )
     return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
@@ -247,15 +290,18 @@ def _few_words_of_the_hub() -> Iterator[None]:
 
 
 def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> Any:
-    path = Path(source.model)
-    if not (path / "config.json").is_file() and (path / "student" / "config.json").is_file():
-        path = path / "student"  # a run's folder stands for its model
+    path = source.folder or Path(source.model)
+    if path != Path(source.model):
         source = dataclasses.replace(source, model=str(path))
     looks_local = path.is_absolute() or source.model.startswith((".", "~")) or path.exists()
     if looks_local and not path.is_dir():
         raise ModelError(f"{what} of {source.model}: no such folder ({path.absolute()})")
+    if looks_local:
+        check_folder(path)
     if looks_local and not (path / "config.json").is_file():
         raise ModelError(f"{what} of {source.model}: the folder has no config.json, so it holds no Hugging Face model")
+    if looks_local and what == "model":
+        check_files(path)
     quieter = transformers_logging.get_verbosity()
     # transformers reports on stderr what it loads, and warns of the new head that fine-tuning asks for.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -263,7 +309,7 @@ def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> An
     try:
         with _few_words_of_the_hub():
             return function(source.model, **source.arguments(), **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except _LOADING_ERRORS as error:
         hint = "" if looks_local else " (no such local folder either; is the hub reachable, and the name right?)"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the {what} of {source.model}{hint}: {first}") from error

@@ -23,7 +23,9 @@ def best_mark(folder: Path) -> dict[str, Any] | None:
         mark = json.loads((folder / BEST_MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return mark if isinstance(mark, dict) and mark.get("run") else None
+    run = mark.get("run") if isinstance(mark, dict) else None
+    # The name of a folder beside the sweep's, and no path out of there.
+    return mark if isinstance(run, str) and run not in ("", "..") and Path(run).name == run else None
 
 
 def student_of_sweep(sweep: Path, run: str) -> Path:

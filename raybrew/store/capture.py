@@ -36,7 +36,8 @@ from raybrew.models.loading import ModelSource
 from raybrew.nodes import check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
-from raybrew.store.find import captured_labels, check_element_type, checked_rows, identify
+from raybrew.store.elements import element_type_of
+from raybrew.store.find import captured_labels, check_element_type, checked_rows, identify, other_weights
 from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import (
     EXAMPLES,
@@ -46,12 +47,13 @@ from raybrew.store.layout import (
     publish,
     read_manifest,
     refuse_foreign,
+    signal_folder,
 )
 from raybrew.store.lock import Pending, Waiting, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
-from raybrew.store.storage import Storage, open_storage, storage_errors
+from raybrew.store.storage import Storage, is_remote, open_storage, storage_errors
 from raybrew.store.usage import mark_used
 from raybrew.store.worker import (
     ShardResult,
@@ -101,14 +103,18 @@ def capture(
     check_element_type(model.config, request, store.element_type)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
+    if waiting is not None and not is_remote(store_root) and not storage.exists():
+        for line in other_weights(store_root, known, teacher):
+            waiting(line)
     ids = row_ids(rows)
 
-    shards, stored_ids = _readable_shards(storage, verify)
+    folders = [EXAMPLES, *(signal_folder(each, element_type_of(each, store.element_type)) for each in request)]
+    shards, stored_ids = _readable_shards(storage, verify, folders)
     tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
     if tasks or not _is_published(storage, shards, verify):
         with locked_store(storage, waiting) as pending:
             # Again, now that nobody else writes.
-            shards, stored_ids = _readable_shards(storage, verify)
+            shards, stored_ids = _readable_shards(storage, verify, folders)
             tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
             remove_orphans(storage, shards)
             settings = WorkerSettings(
@@ -157,10 +163,10 @@ def _check_actors(store: StoreConfig) -> None:
         raise ConfigError(message, (message,))
 
 
-def _readable_shards(storage: Storage, verify: bool) -> tuple[list[Shard], Ids]:
+def _readable_shards(storage: Storage, verify: bool, folders: Sequence[str]) -> tuple[list[Shard], Ids]:
     """Committed shards whose examples can be read, and the ids of all their rows."""
     shards, ids = [], []
-    committed = committed_shards(storage, verify)
+    committed = committed_shards(storage, verify, folders)
     with contextlib.suppress(DataError):
         # All together, where they have to be copied to this node.
         storage.staged(EXAMPLES, [shard.files[EXAMPLES] for shard in committed])
@@ -182,6 +188,8 @@ def _is_published(storage: Storage, shards: list[Shard], verify: bool) -> bool:
         return False
     index = index_file(manifest)
     sound = not problems_of_file(storage, f"{INDEX}/{index.file}", index, hashes=verify)
+    known = storage.known_hashes(INDEX, [index.file])
+    sound = sound and (known is None or known.get(index.file) == index.xxh3)
     return bool(manifest["shards"] == shards and sound)
 
 

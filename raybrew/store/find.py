@@ -34,6 +34,7 @@ __all__ = [
     "find_any",
     "find_store",
     "identify",
+    "other_weights",
 ]
 
 
@@ -122,6 +123,23 @@ def captured_labels(storage: Storage) -> tuple[tuple[str, ...], ...]:
         raise
     except (OSError, ValueError, KeyError, TypeError):
         return ()
+
+
+def other_weights(store_root: str | Path, known: StoreIdentity, teacher: ModelSource) -> list[str]:
+    """One line for each store of a teacher of this name and with these settings, but other weights."""
+    lines = []
+    for storage in stores_below(store_root):
+        try:
+            manifest = read_manifest(storage)
+        except StoreError:
+            continue
+        theirs, ours = ({**parts, "weights": None} for parts in (manifest["parts"], known.parts))
+        if manifest["teacher"] == teacher.model and theirs == ours:
+            lines.append(
+                f"the weights of the teacher {teacher.model} are not those that {storage.location} was captured from; "
+                "unless you changed them, its files are damaged: stop, and copy or download it again"
+            )
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ It is named by its content, so that a reader of an older manifest never meets th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from raybrew.store.storage import Storage
 
 __all__ = ["INDEX", "IdIndex", "index_file", "published_index", "write_index"]
 
+_XXH3 = re.compile(r"[0-9a-f]+")
 #: Folder of the file.
 INDEX = "index"
 
@@ -64,6 +66,8 @@ class IdIndex:
 def index_file(manifest: Mapping[str, Any]) -> ShardInfo:
     """The file that finds rows by their ids."""
     entry = manifest["index"]
+    if _XXH3.fullmatch(str(entry["xxh3"])) is None:
+        raise ValueError(f"{entry['xxh3']!r} names no index")
     return ShardInfo(f"{entry['xxh3']}.arrow", int(manifest["rows"]), int(entry["bytes"]), str(entry["xxh3"]))
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -144,18 +144,22 @@ def commit_shard(storage: Storage, shard: Shard) -> None:
     storage.write(_mark(shard.index), json_bytes(shard.plain()))
 
 
-def committed_shards(storage: Storage, hashes: bool = False) -> list[Shard]:
+def committed_shards(storage: Storage, hashes: bool = False, folders: Collection[str] = ()) -> list[Shard]:
     """Shards with a commit mark, by number, without those files that are missing or not of the size they should be.
 
-    With `hashes` all bytes are read, and files that hold other ones are left out too. So what was damaged is computed
-    again. A shard without its examples is not committed at all.
+    With `hashes` all bytes are read, and files that hold other ones are left out too; of files in `folders` that lie on
+    this node the hashes are compared as they are known (`known_hashes`). So what was damaged is computed again. A shard
+    without its examples is not committed at all.
     """
     sizes = storage.files()
     marks = {int(found[1]): name for name in sizes if (found := _MARK.fullmatch(name)) is not None}
     contents = storage.read_many(list(marks.values()))
     parsed = [_parsed(number, contents[marks[number]]) for number in sorted(marks) if marks[number] in contents]
     whole = [kept for shard in parsed if shard is not None and (kept := _whole(shard, sizes)) is not None]
-    return whole if not hashes else [kept for shard in whole if (kept := _unharmed(storage, shard)) is not None]
+    if hashes:
+        return [kept for shard in whole if (kept := _unharmed(storage, shard)) is not None]
+    changed = {name for folder in folders for name in _changed(storage, folder, whole)}
+    return [kept for shard in whole if (kept := _without(shard, changed)) is not None]
 
 
 def committed_shard(storage: Storage, index: int) -> Shard | None:
@@ -238,6 +242,7 @@ def publish(
         "raybrew": __version__,
         "shards": [shard.plain() for shard in shards],
     }
+    manifest["xxh3"] = _hash_of(manifest)
     storage.write("manifest.json", json_bytes(manifest))
     storage.delete([name for name in storage.files(INDEX) if name != f"{INDEX}/{index.file}"])
 
@@ -267,6 +272,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: damaged, no readable JSON ({error}); capture again to rewrite it") from error
     _check_kind(path, manifest)
+    changed = manifest.get("xxh3", "") not in ("", _hash_of(manifest))  # older stores have none
     try:
         found = str(manifest["fingerprint"])
         if found != fingerprint_of_parts(manifest["parts"]):
@@ -279,6 +285,8 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         index_file(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); capture again to rewrite it") from error
+    if changed:
+        raise StoreError(f"{path}: damaged, its own hash is another one; capture again to rewrite it")
     return manifest
 
 
@@ -341,11 +349,28 @@ def _whole(shard: Shard, sizes: Mapping[str, int]) -> Shard | None:
 
 def _unharmed(storage: Storage, shard: Shard) -> Shard | None:
     """`shard` with those of its files that hold the bytes that were written; None if its examples do not."""
-    name = "{}/{}".format
-    files = {
-        folder: info for folder, info in shard.files.items() if storage.hash_of(name(folder, shard.file)) == info.xxh3
-    }
-    return dataclasses.replace(shard, files=files) if EXAMPLES in files else None
+    names = {f"{folder}/{shard.file}": info for folder, info in shard.files.items()}
+    return _without(shard, {name for name, info in names.items() if storage.hash_of(name) != info.xxh3})
+
+
+def _changed(storage: Storage, folder: str, shards: Sequence[Shard]) -> list[str]:
+    """Names of the files of `folder` that are known to hold other bytes than were committed."""
+    wanted = {shard.file: shard.files[folder].xxh3 for shard in shards if folder in shard.files}
+    found = storage.known_hashes(folder, wanted) if wanted else None
+    return [] if found is None else [f"{folder}/{file}" for file, xxh3 in wanted.items() if found.get(file) != xxh3]
+
+
+def _without(shard: Shard, names: Collection[str]) -> Shard | None:
+    """`shard` without these files; None if its examples are among them."""
+    files = {folder: info for folder, info in shard.files.items() if f"{folder}/{shard.file}" not in names}
+    aside = {folder: rows for folder, rows in shard.set_aside.items() if folder in files}
+    return dataclasses.replace(shard, files=files, set_aside=aside) if EXAMPLES in files else None
+
+
+def _hash_of(manifest: Mapping[str, Any]) -> str:
+    """xxh3_128 of a manifest without its own hash."""
+    content = {name: value for name, value in manifest.items() if name != "xxh3"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 
 def _mark(index: int) -> str:

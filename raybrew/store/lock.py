@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import shutil
@@ -24,10 +25,12 @@ from raybrew.store.storage import PENDING, Storage, storage_errors
 
 __all__ = [
     "Pending",
+    "Reading",
     "Waiting",
     "await_folder",
     "await_store",
     "folder_holder",
+    "is_read",
     "locked_folder",
     "locked_store",
     "orphans_of",
@@ -38,6 +41,7 @@ __all__ = [
 _HOLDER = ".capture.json"
 _LOCK = ".lock"
 _DEAD = ".dead-"
+_READERS = ".readers"
 #: A holder has noted who it is after so long.
 _GRACE_SECONDS = 0.2
 _POLL_SECONDS = 0.5
@@ -129,6 +133,42 @@ def locked_folder(root: Path, waiting: Waiting | None = None) -> Iterator[str]:
         _discard(root / PENDING)
         (root / _HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+class Reading:
+    """While it lives, the store in a folder is read by this process: `is_read` says so, also after a fork.
+
+    Where the folder cannot be written nobody can remove anything either, and nothing is noted.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(root / _READERS, os.O_RDONLY | os.O_CREAT, 0o666)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def is_read(root: Path) -> bool:
+    """Whether a process reads the store in a folder."""
+    try:
+        # Network file systems want the right to write for it.
+        path = root / _READERS
+        descriptor = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def remove_orphans(storage: Storage, shards: Sequence[Shard]) -> None:

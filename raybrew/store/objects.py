@@ -166,6 +166,9 @@ class ObjectFolder:
 
         return self._try("read", name, read)
 
+    def known_hashes(self, folder: str, files: Collection[str]) -> dict[str, str] | None:
+        return None  # all of it would have to be read
+
     def schema_of(self, name: str) -> pa.Schema:
         def read() -> pa.Schema:
             with self._system.open_input_file(f"{self._root}/{name}") as stream:
@@ -209,6 +212,12 @@ class ObjectFolder:
 
         found = holder_of(self)
         return None if found is None or found.gone else str(found)
+
+    def reading(self) -> object:
+        return None  # readers have copies
+
+    def is_read(self) -> bool:
+        return False
 
     def holds(self, token: str) -> bool:
         from raybrew.store.lease import holder_of

@@ -115,6 +115,8 @@ def prune_stores(removals: Iterable[Removal]) -> int:
         if removal.held is not None:
             continue
         with locked_store(removal.storage):
+            if removal.storage.is_read():
+                continue
             if removal.whole:
                 _remove_store(removal.storage)
             elif removal.folders:
@@ -129,7 +131,8 @@ def prune_stores(removals: Iterable[Removal]) -> int:
 def _of_store(storage: Storage, rules: PruneRules, named: bool) -> list[Removal]:
     if is_foreign(storage):
         return []  # another program's folder, whatever lies in it
-    sizes, held = storage.files(), storage.holder()
+    sizes, holder = storage.files(), storage.holder()
+    held = f"{holder} is capturing" if holder is not None else "a run is reading it" if storage.is_read() else None
     why = None
     if named:
         why = "the whole store"

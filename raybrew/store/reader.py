@@ -76,6 +76,7 @@ class Store:
         self._shards: list[Shard] = manifest["shards"]
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._open: dict[Signal, _Stored] = {}
+        self._reading: object = None
 
     @classmethod
     def open(
@@ -272,6 +273,7 @@ class Store:
         return self._open[signal]
 
     def _folder(self, folder: str, shards: list[Shard]) -> ArrowFolder:
+        self._reading = self._reading or self.storage.reading()  # `prune` leaves the store as long as this lives
         try:
             data = open_shards(self.storage, folder, shards)
         except DataError as error:

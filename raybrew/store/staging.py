@@ -2,8 +2,8 @@
 
     <cache>/<fingerprint>/signals/hidden.08/data-00003-<xxh3>.arrow
 
-A copy is named by the hash of its content and appears by a rename after that hash was checked, so what lies there can
-be used without asking again, by other runs too. Nothing is removed: the folder may be deleted while no run uses it.
+A copy is named by the hash of its content and appears by a rename after that hash was checked; one that has changed
+since is copied again. Nothing is removed: the folder may be deleted while no run uses it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import filelock
 
 from raybrew.data.arrow import ShardInfo, hash_file
+from raybrew.data.hashes import known_hashes
 from raybrew.errors import DataError, StoreError
 
 __all__ = ["cache_root", "stage", "staged_name"]
@@ -67,7 +68,10 @@ def stage(
 
 
 def _lacking(folder: Path, shards: Mapping[str, ShardInfo]) -> dict[str, ShardInfo]:
-    return {name: shard for name, shard in shards.items() if _size(folder / staged_name(shard)) != shard.bytes}
+    copies = {name: staged_name(shard) for name, shard in shards.items()}
+    sized = [copies[name] for name, shard in shards.items() if _size(folder / copies[name]) == shard.bytes]
+    found = known_hashes(folder, sized)
+    return {name: shard for name, shard in shards.items() if found.get(copies[name]) != shard.xxh3}
 
 
 def _copy(folder: Path, name: str, shard: ShardInfo, download: Callable[[str, Path], None]) -> None:

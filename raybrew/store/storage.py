@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import ArrowFolder, ShardInfo, hash_file, write_bytes
+from raybrew.data.hashes import changed_files, known_hashes
 from raybrew.errors import DataError, StoreError
 
 __all__ = [
@@ -85,6 +86,10 @@ class Storage(Protocol):
         """xxh3_128 of a file's bytes as they are now."""
         ...
 
+    def known_hashes(self, folder: str, files: Collection[str]) -> dict[str, str] | None:
+        """xxh3_128 of those files of `folder` that exist, each read once a node; None where they lie elsewhere."""
+        ...
+
     def schema_of(self, name: str) -> pa.Schema:
         """Columns of an Arrow file, of which little more is read."""
         ...
@@ -113,6 +118,14 @@ class Storage(Protocol):
 
     def holder(self) -> str | None:
         """Who is capturing into the store, in words; None if nobody is known to."""
+        ...
+
+    def reading(self) -> object:
+        """Something to keep while the files of the store are read, so that nobody removes them."""
+        ...
+
+    def is_read(self) -> bool:
+        """Whether a run reads the store, as far as that is known."""
         ...
 
     def holds(self, token: str) -> bool:
@@ -179,11 +192,17 @@ class LocalFolder:
     def hash_of(self, name: str) -> str:
         return hash_file(self.path / name)
 
+    def known_hashes(self, folder: str, files: Collection[str]) -> dict[str, str] | None:
+        return known_hashes(self.path / folder, files)
+
     def schema_of(self, name: str) -> pa.Schema:
         path = self.path / name
         return ArrowFolder.open(path.parent, [path.name]).schema
 
     def staged(self, folder: str, shards: Sequence[ShardInfo]) -> tuple[Path, tuple[str, ...]]:
+        changed = changed_files(self.path / folder, {shard.file: shard.xxh3 for shard in shards})
+        if changed:
+            raise DataError("; ".join(f"{folder}/{line}" for line in changed))
         return self.path / folder, tuple(shard.file for shard in shards)
 
     def table_of(self, name: str) -> pa.Table:
@@ -204,6 +223,16 @@ class LocalFolder:
         from raybrew.store.lock import folder_holder
 
         return folder_holder(self.path)
+
+    def reading(self) -> object:
+        from raybrew.store.lock import Reading
+
+        return Reading(self.path)
+
+    def is_read(self) -> bool:
+        from raybrew.store.lock import is_read
+
+        return is_read(self.path)
 
     def holds(self, token: str) -> bool:
         return (self.path / PENDING / token).is_dir()

@@ -1,17 +1,19 @@
 """Checkpoints: everything that changes during training, in one file, whole or absent.
 
-`step-00000120.pt` is written beside its final name and renamed, so a file that exists is complete; a checksum beside it
-tells damage from truncation by a broken disk. Writing goes on in a thread beside the training, from a copy.
+`step-00000120.pt` is written beside its final name and renamed, so a file that exists is complete. The checksum beside
+it, which is on the disk before it counts, tells damage by a broken disk: without one, or with another, a checkpoint is
+as good as none, and the one before is taken. Writing goes on in a thread beside the training, from a copy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from raybrew.data.arrow import write_bytes
 from raybrew.errors import CheckpointError, EnvironmentProblem
 
 __all__ = ["Checkpoints"]
@@ -33,6 +36,7 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self._writer: threading.Thread | None = None
+        self._newest: int | None = None
         self._error: BaseException | None = None
 
     def steps(self) -> list[int]:
@@ -41,14 +45,17 @@ class Checkpoints:
             return []
         return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _NAME.fullmatch(path.name)))
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
         """Begin to write the state after `step` steps, once the one before is written; a copy is taken at once.
 
+        The folder's parent must be there. `then` is called, in the thread that writes, when the state is on the disk.
         EnvironmentProblem when the one before could not be written, for example on a full disk.
         """
         self.wait()
+        if step == self._newest:
+            return  # to replace a checkpoint by itself would only be a moment without one
         copied = _on_cpu(state)
-        self._writer = threading.Thread(target=self._write_aside, args=(step, copied), name="raybrew-checkpoint")
+        self._writer = threading.Thread(target=self._write_aside, args=(step, copied, then), name="raybrew-checkpoint")
         self._writer.start()
 
     def wait(self) -> None:
@@ -60,9 +67,12 @@ class Checkpoints:
         if error is not None:
             raise error
 
-    def _write_aside(self, step: int, state: Mapping[str, Any]) -> None:
+    def _write_aside(self, step: int, state: Mapping[str, Any], then: Callable[[], None] | None) -> None:
         try:
             self._write(step, state)
+            self._newest = step
+            if then is not None:
+                then()
         except BaseException as error:  # raised by `wait`, in the thread that trains
             self._error = error
 
@@ -70,12 +80,11 @@ class Checkpoints:
         path = self._path(step)
         temporary = self.folder / f".{path.name}.{os.getpid()}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # a run folder that was removed does not come back in parts
             torch.save(state, temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            _sum_path(path).write_text(_checksum(temporary), encoding="ascii")
-            os.replace(temporary, path)
+            self._put(temporary, path, _checksum(temporary).encode())
         except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
             full = self.folder.is_dir() and shutil.disk_usage(self.folder).free < _size(temporary) + 2**20
             temporary.unlink(missing_ok=True)
@@ -83,6 +92,13 @@ class Checkpoints:
             reason = "No space left on device" if full else str(error).splitlines()[0]
             raise EnvironmentProblem(f"cannot write checkpoint {path}: {reason}") from error
         self._prune()
+
+    def _put(self, temporary: Path, path: Path, checksum: bytes) -> None:
+        """Give a whole file its name, its checksum first."""
+        write_bytes(_sum_path(path), checksum)
+        _sync(self.folder)
+        os.replace(temporary, path)
+        _sync(self.folder)
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state), None if there is none; damaged ones are passed over.
@@ -93,6 +109,7 @@ class Checkpoints:
         for step in reversed(steps):
             state = self._read(step)
             if state is not None:
+                self._newest = step
                 return step, state
         if steps:
             raise CheckpointError(
@@ -114,12 +131,10 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.pt"
 
     def _read(self, step: int) -> dict[str, Any] | None:
-        path = self._path(step)
-        checksum = _sum_path(path)
+        if not self.has(step):
+            return None
         try:
-            if checksum.is_file() and checksum.read_text(encoding="ascii") != _checksum(path):
-                return None
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self._path(step), map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
             return None
         return state
@@ -127,7 +142,10 @@ class Checkpoints:
     def has(self, step: int) -> bool:
         """Whether there is a whole checkpoint of `step`."""
         path = self._path(step)
-        return path.is_file() and _sum_path(path).is_file() and _sum_path(path).read_text("ascii") == _checksum(path)
+        try:
+            return _sum_path(path).read_bytes() == _checksum(path).encode()
+        except OSError:
+            return False
 
     def take(self, folder: Path, step: int) -> None:
         """Copy the checkpoint of `step` from another run's `folder`."""
@@ -137,8 +155,7 @@ class Checkpoints:
         shutil.copyfile(source, temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        shutil.copyfile(_sum_path(source), _sum_path(path))
-        os.replace(temporary, path)
+        self._put(temporary, path, _sum_path(source).read_bytes())
 
     def clear(self) -> None:
         """Remove all checkpoints of a finished run."""
@@ -171,6 +188,16 @@ def _on_cpu(value: Any) -> Any:
 def _size(path: Path) -> int:
     """Bytes of a file that may not be there."""
     return path.stat().st_size if path.exists() else 0
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames in `folder` last; some network file systems refuse, and lose nothing by it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sum_path(path: Path) -> Path:

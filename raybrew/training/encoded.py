@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -196,7 +197,7 @@ class Patience:
 
     def ends_with(self, value: float) -> bool:
         """Take the quality of one more evaluation, higher being better; True when it is one too many."""
-        if self.best is None or value > self.best + self.config.min_delta:
+        if not math.isnan(value) and (self.best is None or value > self.best + self.config.min_delta):
             self.best, self.waited = value, 0
         else:
             self.waited += 1

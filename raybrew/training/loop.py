@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -304,7 +305,7 @@ def train(
             judge, value = program.judge, evaluated.value(program.judge)
             score = None if value is None else quality(judge, value)
             num_judged += judged and score is not None
-            is_best = judged and score is not None and (best is None or score > quality(judge, best["value"]))
+            is_best = judged and score is not None and (best is None or _better(score, quality(judge, best["value"])))
             if is_best:
                 best = position | {"metric": judge, "value": value}
                 best |= {"metrics": evaluated.metrics, "losses": evaluated.losses}
@@ -328,6 +329,11 @@ def train(
             break
 
     return Outcome(step, program.epochs_after(step), seconds(), best, evaluated, num_judged, ended_by)
+
+
+def _better(score: float, best: float) -> bool:
+    """Whether one quality is higher than the other; any number is better than none (NaN)."""
+    return score > best or (math.isnan(best) and not math.isnan(score))
 
 
 def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
@@ -20,13 +21,15 @@ from raybrew.config import Experiment
 from raybrew.config.loading import dump_experiment
 from raybrew.config.scrub import scrub
 from raybrew.data.arrow import write_json
-from raybrew.errors import EnvironmentProblem, RunError
+from raybrew.errors import ConfigError, EnvironmentProblem, RunError
 from raybrew.models.machine import machine_facts
+from raybrew.models.weights import changed_since_saved, has_weights
 from raybrew.version import __version__
 
 __all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
 
 
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 #: Keys of `data` that say on which rows a model is evaluated.
 EVALUATED = frozenset({"eval", "eval_rows"})
 #: And those that say how many rows it is trained on, which an evaluation of a finished model does not need to know.
@@ -45,6 +48,12 @@ class RunFolder:
     @classmethod
     def of(cls, experiment: Experiment, verb: str, run_id: str | None = None) -> RunFolder:
         """The folder of `verb` on `experiment`: by default named by a hash of all that decides its result."""
+        if run_id is not None and _RUN_ID.fullmatch(run_id) is None:
+            message = (
+                f"--run-id: given {run_id!r}, but it names a folder beside other runs: up to 200 letters, digits, "
+                "dots, dashes and underscores, the first a letter or digit"
+            )
+            raise ConfigError(message, (message,))
         name = run_id or experiment.run_id(verb)
         return cls(Path(experiment.store.storage_path).absolute() / experiment.name / name, name)
 
@@ -77,6 +86,23 @@ class RunFolder:
         return cls(folder, folder.name)
 
     @property
+    def place(self) -> tuple[int, int] | None:
+        """What tells this folder from a later one of its name; None while there is none."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino
+
+    def check_there(self, place: tuple[int, int] | None) -> None:
+        """RunError if the folder is no longer the one that it was."""
+        if self.place is None or self.place != place:
+            raise RunError(
+                f"{self.path} was removed or replaced while this run was training, so there is nowhere to keep its "
+                "results; the same command starts it anew"
+            )
+
+    @property
     def student(self) -> Path:
         """The best model as a Hugging Face folder."""
         return self.path / "student"
@@ -100,11 +126,14 @@ class RunFolder:
 
     @property
     def has_student(self) -> bool:
-        """Whether the run is finished and its best model is there: a sweep removes the students that lost."""
+        """Whether the run is finished and its best model is there as it was saved: a sweep removes those that lost."""
         summary = self.summary()
         if summary is None or PRUNED in summary:
             return False
-        return any((folder / "config.json").is_file() for folder in (self.student, *self.student.glob("*/")))
+        models = [
+            config.parent for config in (*self.student.glob("config.json"), *self.student.glob("[!.]*/config.json"))
+        ]
+        return bool(models) and all(has_weights(folder) and not changed_since_saved(folder) for folder in models)
 
     def mark_pruned(self, by: str | None) -> None:
         """Let the summary say that the student is gone, until the run is trained again to its end."""
@@ -130,6 +159,11 @@ class RunFolder:
         pruned = (self.summary() or {}).get(PRUNED) or {}
         if pruned.get("by"):
             return f"{pruned['by']} removed the student of {self.path} on {pruned.get('date')} (sweep.keep_students)"
+        changed = [
+            line for folder in (self.student, *self.student.glob("[!.]*/")) for line in changed_since_saved(folder)
+        ]
+        if changed:
+            return f"the student in {self.student} is not the one that was trained: {'; '.join(changed[:3])}"
         return f"the student of {self.path} is gone: {self.student} holds no finished model"
 
     def why_no_student(self) -> str:
@@ -151,11 +185,14 @@ class RunFolder:
             lines = [
                 f"  {key}: the run has {old!r}, this configuration {new!r}"
                 for key, old, new in _differences(existing, identity)
+                # Older versions did not note the weights of a live teacher.
+                if not (old is None and key.startswith("inputs.") and ".teacher" in key)
             ]
-            raise RunError(
-                f"{self.path} belongs to another configuration:\n" + "\n".join(lines) + "\n"
-                "use another --run-id or name, or remove that folder"
-            )
+            if lines:
+                raise RunError(
+                    f"{self.path} belongs to another configuration:\n" + "\n".join(lines) + "\n"
+                    "use another --run-id or name, or remove that folder"
+                )
         if command is None and existing is not None:
             return
         try:

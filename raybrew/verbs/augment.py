@@ -18,6 +18,7 @@ from raybrew.config.augment import AugmentConfig
 from raybrew.data.arrow import ArrowFolder, shard_name, write_json, write_shard
 from raybrew.data.augment import Draw, changed_by_rule, draws_of, new_rows, replaced, sides_of, word_spans
 from raybrew.data.encoded import tokenizer_fingerprint
+from raybrew.data.hashes import known_hashes
 from raybrew.data.records import first_line
 from raybrew.data.rows import row_ids
 from raybrew.errors import EnvironmentProblem, ModelError
@@ -66,7 +67,7 @@ def augmented_rows(
     try:
         target.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f"augmented-{key}.lock"):
-            if not (target / _MARKER).is_file():
+            if not _is_whole(target):
                 _make(source, task, config, candidates, target, say)
         marker = json.loads((target / _MARKER).read_text(encoding="utf-8"))
     except OSError as error:
@@ -96,7 +97,27 @@ def _make(
             say(f"augment: {min(start + _SHARD_ROWS, source.num_rows)} of {source.num_rows} rows")
     for name in names:
         total += ArrowFolder.open(target, [name]).num_rows
-    write_json(target / _MARKER, {"format": _FORMAT, "source_rows": source.num_rows, "rows": total, "shards": names})
+    content = {"format": _FORMAT, "source_rows": source.num_rows, "rows": total, "shards": names}
+    write_json(target / _MARKER, content | {"xxh3": known_hashes(target, names)})
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether all shards are there as they were written; those that have changed since are removed."""
+    try:
+        hashes = json.loads((target / _MARKER).read_text(encoding="utf-8")).get("xxh3", {})
+        found = known_hashes(target, hashes)
+        changed = [name for name, xxh3 in hashes.items() if found.get(name) != xxh3]
+    except FileNotFoundError:
+        return False
+    except (ValueError, AttributeError):
+        changed = [path.name for path in target.glob("*.arrow")]
+    else:
+        if not changed:
+            return True
+    (target / _MARKER).unlink()
+    for name in changed:
+        (target / name).unlink(missing_ok=True)
+    return False
 
 
 def _made(part: pa.Table, task: Task, config: AugmentConfig, candidates: _Candidates | None) -> pa.Table:

@@ -105,8 +105,11 @@ def _finetune(task: str | None, experiment: Experiment, run_id: str | None, repo
         finished = run.summary()
         if finished is not None:
             run.prepare(experiment, "finetune", inputs.fingerprints(), None)
-            score_run(run.path, reporter, experiment)
-            return RunResult(run.path, run.summary() or finished, already_done=True)
+            if run.has_student:
+                score_run(run.path, reporter, experiment)
+                return RunResult(run.path, run.summary() or finished, already_done=True)
+            reporter.say(f"{run.lost_student}; it is trained again")
+            run.mark_pruned(None)
         facts = {
             "role": "teacher",
             "teacher": None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from raybrew.data.encoded import EncodedRows, open_encoded
 from raybrew.models.loading import ModelSource
+from raybrew.store.reader import Store
 from raybrew.tasks.base import Labels
 
 __all__ = ["Inputs", "TeacherInput", "fingerprints_of"]
@@ -24,14 +25,19 @@ class TeacherInput:
     precision: str = "auto"
     store: str | None = None
     fingerprint: str | None = None
+    weights: str | None = None
+    """Of a live teacher in a folder: a hash of its weights, which must not change while the run is continued."""
     aligned: str | None = None
     """Folder of the training rows in this teacher's tokens, where items depend on them and the student's differ."""
     aligned_evaluation: str | None = None
     """The same of the evaluation rows."""
+    opened: Store | None = dataclasses.field(default=None, repr=False, compare=False)
+    """The open store, in the process that prepares the run: as long as it is open nobody removes the store."""
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, opened=None))
+        return {name: value for name, value in values.items() if name != "opened"}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> TeacherInput:
@@ -98,12 +104,12 @@ class Inputs:
 
     def fingerprints(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
-        one = next((teacher.fingerprint for teacher in self.teachers if teacher.name is None), None)
-        several = {teacher.name: teacher.fingerprint for teacher in self.teachers if teacher.name is not None}
+        found = {teacher.name: teacher.fingerprint or teacher.weights for teacher in self.teachers}
+        one = found.pop(None, None)
         return {
             "training_rows": self.training.key,
             "evaluation_rows": self.evaluation.key if self.evaluation is not None else None,
-            "teacher": several or one,
+            "teacher": found or one,
         }
 
 

@@ -22,10 +22,9 @@ from raybrew.config.judge import LOSS
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.errors import DivergenceError, Interrupted, ModelError
-from raybrew.exports.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
-from raybrew.tasks.scores import RowScores, save_scores
+from raybrew.tasks.scores import RowScores
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers
 from raybrew.training.checkpoints import Checkpoints
@@ -35,6 +34,7 @@ from raybrew.training.loop import train
 from raybrew.training.parallel import full_state
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.best import BestStudent
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.parts import Parts, build_parts, build_program, num_steps_of
 from raybrew.verbs.prepare import finetune_config
@@ -56,12 +56,10 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     parts = build_parts(experiment, inputs, source, config, finetuning, context, vocabulary)
     run = RunFolder(Path(spec["run_folder"]), spec["run_id"])
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
-    if context.rank == 0:
-        for part in parts.tasks:
-            recover_student(run.student / part.name)
     start_step, state = newest_state(checkpoints, context)
     hooks = _RunHooks(spec, experiment, run, checkpoints, parts, context, precision)
     with hooks.open(start_step, num_steps_of(experiment, inputs, config)):
+        state = hooks.with_best(state)
         if parts.description is not None and start_step == 0:
             hooks.note(f"student: {parts.description}")
         try:
@@ -75,7 +73,8 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
                 student = program.trainee.student
                 weights = full_state(student)
                 if context.rank == 0:
-                    hooks.keep_best(student, {}, weights)
+                    hooks.keep_best(student, {"step": outcome.steps}, weights)
+                    hooks.best.settle(outcome.steps)
         except Interrupted as stop:
             return {"status": "interrupted", "message": str(stop)}
         checkpoints.wait()  # the thread that writes them would slow down what is timed
@@ -160,6 +159,8 @@ class _RunHooks:
         self.metrics = MetricsLog(run.metrics)
         self.trackers: Any = None
         self.scores: dict[str, Callable[[], RowScores]] = {}  #: of the last evaluation, by task
+        self.best = BestStudent(run, [part.name for part in parts.tasks])
+        self.place = run.place
         self.step = 0
 
     @contextlib.contextmanager
@@ -242,14 +243,28 @@ class _RunHooks:
         judged_by = {part.name: part.view.task.metric for part in self.parts.tasks}
         return Evaluation(joint_metrics(metrics, judged_by), losses_of(objective, totals, trainee.shares))
 
+    def with_best(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """`state` with a best student only if that is the one on the disk (all ranks call it)."""
+        best = None if state is None else state["best"]
+        step = None if best is None else best["step"]
+        lost = False
+        if self.context.rank == 0:
+            self.best.settle(step)
+            lost = step is not None and not self.best.is_of(step)
+            if lost:
+                self.note(f"the best student, of step {step}, is gone; the best from here on is kept")
+        lost = self.context.gather(lost)[0]
+        return state if state is None or not lost else {**state, "best": None}
+
     def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        self.run.check_there(self.place)
+        self.checkpoints.wait()  # the student of that checkpoint is in place then
         for part in self.parts.tasks:
             model, own = student, weights
             if isinstance(student, MultiTaskStudent):
                 model, own = student[part.name], student.weights_of(part.name, weights)
-            save_student(model, self.parts.tokenizer, self.run.student / part.name, "", own)
-            if part.name in self.scores:
-                save_scores(self.run.path / "scores" / part.name / "eval.npz", self.scores[part.name]())
+            scores = self.scores.get(part.name)
+            self.best.put_aside(part.name, best["step"], model, self.parts.tokenizer, own, scores)
 
     def latency(self) -> dict[str, Any] | None:
         """Time of the kept student and its teachers per example, where they were trained; None if that fails."""
@@ -265,8 +280,10 @@ class _RunHooks:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.step = step
+        self.run.check_there(self.place)
         self.metrics.sync()  # lines of this step are on the disk before the checkpoint that counts on them
-        self.checkpoints.save(step, state)
+        best = state["best"]
+        self.checkpoints.save(step, state, lambda: self.best.settle(None if best is None else best["step"]))
 
     def _keep_examples(self, error: DivergenceError) -> None:
         """`divergence.json`: the batch in which the loss stopped being a number, with its texts."""

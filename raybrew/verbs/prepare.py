@@ -130,6 +130,11 @@ def teacher_source(
             f"the teacher is not trained yet: {run.path} holds no finished run; run `raybrew finetune` with this "
             "experiment first, or set teacher.finetune=null to use teacher.model as it is"
         )
+    if not run.has_student:
+        raise RunError(
+            f"the teacher cannot be used: {run.lost_student}; run `raybrew finetune` with this experiment, which "
+            "trains it again"
+        )
     return ModelSource(str(run.student))
 
 

@@ -111,7 +111,7 @@ def _follow(tail: _Tail, reporter: Reporter, update: Callable[[int, str], None],
                 named = [(name, value) for name, value in record.items() if name.startswith("eval/")]
                 if named:  # first what chooses the checkpoint
                     name = "eval loss" if named[0][0] == "eval/loss" else named[0][0].removeprefix("eval/")
-                    metric = f"{name} {named[0][1]:.4f}"
+                    metric = f"{name} {float(named[0][1]):.4f}"  # NaN is written as text
             update(int(record["step"]), "  ".join(part for part in (loss, metric) if part))
         if finished:
             return

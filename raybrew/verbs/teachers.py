@@ -13,6 +13,7 @@ from raybrew.config.views import one_teacher
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ModelError
 from raybrew.models.loading import ModelSource
+from raybrew.models.weights import weights_fingerprint
 from raybrew.signals import Signal
 from raybrew.store.find import find_store
 from raybrew.store.reader import Store
@@ -62,7 +63,8 @@ def ready_teachers(
         if not asked[name]:
             if view.distill.trains_in_teacher:
                 # Its layers are wanted, none of its outputs.
-                found.append(TeacherInput(source, name, weight_of(view, name), view.teacher.precision))
+                weight, precision = weight_of(view, name), view.teacher.precision
+                found.append(TeacherInput(source, name, weight, precision, weights=_weights_of(source)))
             continue
         one = one_teacher(view, name)
         check_tokenizers(one, source, student, asked[name], name)
@@ -72,9 +74,15 @@ def ready_teachers(
             label = "/".join(part for part in (task, name) if part)
             store = _store(one, source, units.whole, asked[name], rows.labels, reporter, label)
             bad |= ~usable_rows(one, store, units.whole, asked[name])[: len(bad)]
-            given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint)
+            given = dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint, opened=store)
+        else:
+            given = dataclasses.replace(given, weights=_weights_of(source))
         found.append(given)
     return tuple(found), rows.without(rows_with(units.training, bad, rows.training.num_rows)), others
+
+
+def _weights_of(teacher: ModelSource) -> str | None:
+    return None if teacher.folder is None else weights_fingerprint(teacher.folder)
 
 
 def check_tokenizers(

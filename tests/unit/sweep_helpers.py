@@ -65,6 +65,7 @@ def leave_student(run: Path) -> None:
     """The student that a finished run leaves; its config.json names the run."""
     (run / "student").mkdir(parents=True, exist_ok=True)
     (run / "student" / "config.json").write_text(json.dumps({"run": run.name}))
+    (run / "student" / "model.safetensors").touch()
     if not (run / "summary.json").is_file():
         (run / "summary.json").write_text(json.dumps({"status": "done"}))
 

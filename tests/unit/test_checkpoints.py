@@ -112,3 +112,52 @@ def test_a_named_checkpoint_must_be_there(three: Checkpoints) -> None:
     assert three.load(20)["weights"].eq(20).all()
     with pytest.raises(CheckpointError, match=r"step-00000010.pt: not there or damaged"):
         three.load(10)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"0" * 32, "é".encode("latin-1") * 32])
+def test_a_checkpoint_without_its_checksum_counts_as_none(three: Checkpoints, content: bytes | None) -> None:
+    checksum = three.folder / "step-00000030.xxh3"
+    checksum.unlink() if content is None else checksum.write_bytes(content)
+    assert not three.has(30)
+    found = three.load_newest()
+    assert found is not None
+    assert found[0] == 20
+
+
+def test_a_checksum_is_on_the_disk_before_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def replaced(source: Any, target: Any) -> None:
+        done.append(f"name {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    told: list[int] = []
+    checkpoints.save(1, state(1), lambda: told.append(len(done)))
+    checkpoints.wait()
+    checksum = next(i for i, line in enumerate(done) if line == "name step-00000001.xxh3")
+    named = done.index("name step-00000001.pt")
+    assert any(line.startswith("sync .step-00000001.xxh3") for line in done[:checksum])
+    assert "sync checkpoints" in done[checksum:named]
+    assert done[-1] == "sync checkpoints"
+    assert told == [len(done)], "who waits for it is told when it is there"
+    checkpoints.save(1, state(1))
+    checkpoints.wait()
+    assert len(done) == told[0], "a state is not replaced by itself: a kill in between would leave neither"
+
+
+def test_a_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    checkpoints.save(1, state(1))
+    with pytest.raises(EnvironmentProblem, match="cannot write checkpoint"):
+        checkpoints.wait()
+    assert not (tmp_path / "run").exists()

@@ -125,7 +125,7 @@ def test_what_a_store_tells_of_itself(finished: Store, teacher: ModelSource, row
     assert told["tokens"] == int(finished.lengths.sum())
     assert told["bytes"] == sum(path.stat().st_size for path in finished.path.rglob("*.arrow"))
     assert json.loads(json.dumps(told)) == told
-    leftover = {path.name for path in finished.path.iterdir()} - {".lock", ".used"}
+    leftover = {path.name for path in finished.path.iterdir()} - {".lock", ".readers", ".used"}
     assert leftover == {"manifest.json", "shards", "examples", "index", "signals"}
 
 

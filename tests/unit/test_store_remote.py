@@ -107,7 +107,9 @@ def local(tmp_path_factory: pytest.TempPathFactory, teacher: ModelSource, rows: 
 def contents(storage: Any) -> dict[str, bytes]:
     """All files of a store but locks and the date of its use."""
     return {
-        name: storage.read(name) for name in storage.files() if not name.endswith((".lock", ".lease.json", ".used"))
+        name: storage.read(name)
+        for name in storage.files()
+        if not name.endswith((".lock", ".lease.json", ".readers", ".used"))
     }
 
 

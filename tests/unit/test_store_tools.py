@@ -169,6 +169,7 @@ def test_verify_live_finds_values_that_are_not_the_teachers(copied: Path) -> Non
         shutil.copytree(other / folder, path / folder)
     manifest = json.loads((other / "manifest.json").read_text())
     original = json.loads(Path(path / "manifest.json").read_text())
+    del manifest["xxh3"]  # as of an older store
     (path / "manifest.json").write_text(json.dumps(manifest | {k: original[k] for k in ("fingerprint", "parts")}))
     assert tree(path) != good
     assert Store.open(path).verify() == ()
