@@ -30,7 +30,7 @@ __all__ = ["run_trial"]
 #: Shares of steps that differ by less are the same.
 _CLOSE = 1e-6
 #: Seconds that a trial waits for a run whose former process is dying with its cluster.
-_LOCK_SECONDS = 45.0
+_LOCK_SECONDS = 120.0
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
