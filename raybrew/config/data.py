@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from raybrew.config.augment import AugmentConfig
-from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Section
+from raybrew.config.base import MAX_COUNT, NOT_IDENTITY, WHEN_SET, Section
 
 __all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
 
@@ -76,13 +76,13 @@ class DataConfig(Section):
     """Format of all sources; `auto` decides by the name of each."""
     columns: Columns = Columns()
     """Names of the source columns."""
-    train_rows: int | None = Field(default=None, ge=1)
+    train_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only this many training rows: a random subset that is the same for every seed."""
-    eval_rows: int | None = Field(default=None, ge=1)
+    eval_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only this many evaluation rows."""
-    test_rows: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    test_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT, json_schema_extra=NOT_IDENTITY)
     """Use only this many test rows."""
-    unlabeled_rows: int | None = Field(default=None, ge=1)
+    unlabeled_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only this many unlabelled rows."""
     augment: AugmentConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Further rows without labels, made of those that are there: {kind: masked_lm, model: ..., copies: 20}."""

@@ -15,7 +15,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from raybrew.data.records import BadRow, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
@@ -28,6 +28,8 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 #: A quote that is never closed would otherwise swallow the rest of the file.
 _FIELD_CHARACTERS = 1 << 24
+#: Bytes, of CSV characters.
+_LINE_LIMIT = 1 << 26
 
 
 class _TextFile:
@@ -59,7 +61,7 @@ class CsvFile(_TextFile):
         with _opened(self.path) as file:
             # surrogateescape: one bad byte makes one bad row instead of ending the file. newline="": csv sees \r\n.
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(text, strict=True)
+            reader = csv.reader(_bounded(text, self.path), strict=True)
             header = self._header(reader)
             require_columns(self.name, header, columns)
             row = 0
@@ -222,5 +224,18 @@ def _refuse_utf16(path: Path, file: Any) -> IO[bytes]:
 def text_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read."""
     with _opened(path) as file:
-        for line, data in enumerate(file, 1):
+        for line, data in enumerate(_bounded(file, path), 1):
             yield line, data.removeprefix(_UTF8_MARK) if line == 1 else data
+
+
+def _bounded(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """The lines of `file`; DataError at one that is too long to be a row, before it fills the memory."""
+    number = 0
+    while data := file.readline(_LINE_LIMIT):
+        number += 1
+        if len(data) == _LINE_LIMIT:
+            raise DataError(
+                f"{path}: line {number} is longer than {_LINE_LIMIT >> 20} MiB, so not a row; is the file of another "
+                "format (data.format), or without line ends?"
+            )
+        yield data

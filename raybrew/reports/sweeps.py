@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raybrew.config.scrub import scrub
 from raybrew.config.space import show_value_of
 from raybrew.errors import RunError
 from raybrew.reports.collect import RunRecord, is_run, load_run
-from raybrew.tracking.jsonl import read_metrics
+from raybrew.reports.ledger import LEDGER, read_ledger
 
 __all__ = [
     "CANDIDATE",
@@ -36,8 +35,6 @@ __all__ = [
     "sessions_of",
     "trials_of",
 ]
-
-LEDGER = "ledger.jsonl"
 _CHANGES = "train.changes"
 #: Roles of trials: configurations of the space; the same student from labels alone; from the teacher's logits alone.
 CANDIDATE, CONTROL, KD_ONLY = "candidate", "control", "KD only"
@@ -175,7 +172,7 @@ def load_sweep(folder: str | Path) -> SweepRecord:
     folder = Path(folder)
     if not is_sweep(folder):
         raise RunError(f"{folder} is no sweep folder: {LEDGER} is not in it")
-    records = scrub(read_metrics(folder / LEDGER))
+    records = read_ledger(folder / LEDGER)
     head = next((record for record in records if record.get("kind") == "sweep"), None)
     if head is None:
         raise RunError(f"{folder / LEDGER} has no line of kind `sweep`; remove the folder to start the sweep anew")

@@ -11,6 +11,7 @@ from typing import Any
 
 from raybrew.config import Experiment
 from raybrew.config.space import space_notes
+from raybrew.config.values import refuse_secrets
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
@@ -41,6 +42,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
     """
     if experiment.sweep is None:
         raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
+    refuse_secrets(experiment.plain())
     view = quiet_or(reporter)
     for note in space_notes(experiment):
         if note.startswith("warning"):

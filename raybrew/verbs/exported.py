@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.loading import load_experiment
 from raybrew.config.task import TASK_CONFIGS, TaskConfig
 from raybrew.config.views import choose_task
 from raybrew.errors import ConfigError, ModelError, RunError
@@ -108,7 +109,7 @@ def _run_of_folder(folder: Path) -> RunRecord | None:
 def _student(folder: Path, run: RunRecord, task: str | None, experiment: Experiment | None) -> Exported:
     if run.summary is None:
         raise RunError(f"{run.folder} is not finished ({run.status}); the command that began it continues it")
-    whole = experiment or Experiment.model_validate(run.config)
+    whole = experiment or load_experiment(run.folder / "config.yaml", check_files=False)
     view = choose_task(whole, task)
     folder = folder / (task or "")
     if not folder.is_dir():
