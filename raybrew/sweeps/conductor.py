@@ -87,6 +87,8 @@ class Conductor:
                 job = make_job(self.base, values, trial.seed, self.group, trial.role, trial.rerun)
             except ConfigError:
                 continue
+            if job.run != trial.run:
+                continue  # another version named it: what it measured counts, but it cannot go on
             self._know(dataclasses.replace(job, values=trial.values))
             lasting = trial.status == "failed" and str(trial.error).split(":")[0] in LASTING
             if trial.member is not None:

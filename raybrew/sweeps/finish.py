@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from raybrew.errors import writing
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.progress import SweepReporter
 from raybrew.training.checkpoints import Checkpoints
@@ -59,10 +60,11 @@ def _best(conductor: Conductor) -> str | None:
 def _copy(source: Path, target: Path) -> None:
     """`source` in place of `target`, whole or not at all."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    with writing(target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
 
 
 def _size(folder: Path) -> int:

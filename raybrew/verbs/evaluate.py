@@ -20,7 +20,7 @@ from raybrew.data.encoded import EncodedRows
 from raybrew.data.masking import EVALUATION, as_shown
 from raybrew.data.rows import load_rows
 from raybrew.distillers.ensemble import Average
-from raybrew.errors import ConfigError, RunError
+from raybrew.errors import ConfigError, RunError, writing
 from raybrew.models.inspection import count_parameters, measure_latency, model_megabytes
 from raybrew.models.loading import (
     ModelSource,
@@ -250,7 +250,8 @@ def _known(path: Path) -> Evaluation | None:
 def _keep(path: Path, found: Evaluation) -> None:
     if found.scores is not None:
         save_scores(path.with_suffix(".npz"), found.scores)
-    write_json(path, found.plain())
+    with writing(path):
+        write_json(path, found.plain())
 
 
 def evaluate_ensemble(

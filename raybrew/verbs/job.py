@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from raybrew.config import Experiment, TrainConfig
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
-from raybrew.errors import DivergenceError, Interrupted
+from raybrew.errors import DivergenceError, Interrupted, writing
 from raybrew.exports.folder import recover_student, save_student
 from raybrew.models.loading import ModelSource, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
@@ -232,7 +232,8 @@ class _RunHooks:
             "grad_norm": str(error.grad_norm),
             "examples": examples,
         }
-        write_json(self.run.path / "divergence.json", content)
+        with writing(self.run.path):
+            write_json(self.run.path / "divergence.json", content)
 
     def _examples(self, training: EncodedRows, error: DivergenceError) -> list[dict[str, str]]:
         """Those of `training` that the error names, each with its id and text."""
