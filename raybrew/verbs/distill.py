@@ -13,10 +13,10 @@ from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError
+from raybrew.models.devices import place_of_training
 from raybrew.models.loading import ModelSource
 from raybrew.reports.html import write_report
 from raybrew.training.context import OnEvaluation
-from raybrew.training.launch import check_device
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import request_of
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
@@ -81,7 +81,7 @@ def distill(
         finished = run.summary()
         done = finished is not None and (run.has_student or not needs_student)
         if not done:
-            check_device(experiment.train)  # before the teacher's pass, which may take hours
+            place_of_training(experiment.train)  # before the teacher's pass, which may take hours
         inputs = [_inputs(experiment, task, tokens, reporter) for task in tasks]
         if finished is not None:
             run.prepare(experiment, "distill", fingerprints_of(inputs), None)
