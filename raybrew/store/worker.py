@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,13 +124,17 @@ class ShardWorker:
 
     def run(self, task: ShardTask) -> ShardResult:
         """Compute and commit one shard. StoreError names a shard that cannot be computed or written."""
-        self._begin(task)
+        again = self._begin(task) > 1
         pending, storage = self._settings.pending, self._settings.pending.storage
         with (
             storage_errors(storage, f"shard {task.index:05d} was not written"),
             storage.scratch(pending.token) as scratch,
         ):
-            old = None if task.new else committed_shard(storage, task.index)
+            old = None if task.new and not again else committed_shard(storage, task.index)
+            if again and old is not None and all(self._folder(signal) in old.files for signal in task.signals):
+                # Committed by a worker whose node was lost before its word arrived. What the capture found damaged
+                # was removed before the first attempt.
+                return self._result(task, old, old.files)
             untokenised: dict[int, str] | None = {} if self._settings.skip_bad_rows else None
             uncomputed: dict[Signal, dict[int, str]] | None = {} if self._settings.skip_bad_rows else None
             if old is None:
@@ -160,13 +164,16 @@ class ShardWorker:
                 for path in written.values():
                     path.unlink(missing_ok=True)
                 raise
+        return self._result(task, shard, outputs)
+
+    def _result(self, task: ShardTask, shard: Shard, written: Iterable[str]) -> ShardResult:
         return ShardResult(
             task.index,
             task.rows,
             shard.tokens,
-            sum(infos[folder].bytes for folder in outputs),
+            sum(shard.files[folder].bytes for folder in written),
             tuple(self._teacher.notes),
-            len({row for rows in aside.values() for row in rows}),
+            len({row for rows in shard.set_aside.values() for row in rows}),
         )
 
     def _set_aside(
@@ -202,7 +209,7 @@ class ShardWorker:
         pending.check()
         commit_shard(pending.storage, shard)
 
-    def _begin(self, task: ShardTask) -> None:
+    def _begin(self, task: ShardTask) -> int:
         """Count the attempts of a shard in a file: Ray would start a shard that kills its worker again for ever."""
         self._check_running()
         pending = self._settings.pending
@@ -215,6 +222,7 @@ class ShardWorker:
                 f"shard {task.index:05d} ({task.rows} rows) ended its teacher process {MAX_ATTEMPTS} times, perhaps "
                 "for lack of memory; set a smaller store.batch_tokens or store.rows_per_shard"
             )
+        return len(attempts)
 
     def _count(self, rows: int) -> None:
         self._rows_done += rows

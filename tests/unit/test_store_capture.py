@@ -377,6 +377,25 @@ def test_a_shard_that_kills_its_workers_is_named(copied: Path, finished: Store, 
         worker.run(ShardTask(2, 10, (LAST,), new=False))
 
 
+def test_a_shard_whose_word_was_lost_is_not_computed_again(
+    copied: Path, finished: Store, teacher: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray gives the task of a lost node to another worker, even if all it had left to do was to say so."""
+    root = copied / finished.path.name
+    with locked_store(LocalFolder(root)) as pending:
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+        worker = ShardWorker(settings, worker_module.load_teacher(settings))
+        old, new = ShardTask(2, 10, (LAST,), new=False), ShardTask(1, 10, finished.signals, new=True)
+        told = [worker.run(old)]
+        pending.storage.write(pending.name("00001.attempts"), b".")
+        marks = {path: path.stat().st_mtime_ns for path in (root / "shards").iterdir()}
+        monkeypatch.setattr(worker_module, "write_shard", None)
+        again = [worker.run(old), worker.run(new)]
+    assert again[0].rows == told[0].rows == again[1].rows == 10
+    assert again[0].tokens == told[0].tokens
+    assert marks == {path: path.stat().st_mtime_ns for path in marks}
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_partial(
     tmp_path: Path, teacher: ModelSource, rows: pa.Table, finished: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
