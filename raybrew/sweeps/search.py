@@ -27,6 +27,8 @@ __all__ = [
 
 #: Draws in a row that constraints or repetition may use up before a space counts as exhausted.
 _PATIENCE = 300
+#: Questions to Optuna for one configuration; after that one is drawn.
+_ASKS = 30
 #: Objective -> the direction in which it is better.
 DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
     "quality": "maximize",
@@ -159,13 +161,26 @@ class Optuna:
     def next(self, known: Collection[str]) -> dict[str, Any] | None:
         import optuna
 
-        for _ in range(_PATIENCE):
+        for _ in range(_ASKS):
             trial, values = self._ask()
             if not is_excluded(self.sweep, values) and canonical(values) not in known:
                 self._asked[canonical(values)] = trial
                 return values
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        # Where `exclude` forbids most of the space, the sampler may ask for nothing else. One that is left, at random.
+        left = (draw(self.sweep, index) for index in range(_PATIENCE + len(known)))
+        for values in left:
+            if values is not None and canonical(values) not in known:
+                return self._enqueue(values)
         return None
+
+    def _enqueue(self, values: dict[str, Any]) -> dict[str, Any] | None:
+        """Ask the study for just these values; None if they lie outside of its space."""
+        found = optuna_params(self.sweep, values)
+        if found is not None:
+            self.study.enqueue_trial(found[0])
+            self._asked[canonical(values)] = self._ask()[0]
+        return None if found is None else values
 
     def _ask(self) -> tuple[Any, dict[str, Any]]:
         trial = self.study.ask()
@@ -184,11 +199,8 @@ class Optuna:
             self.exact = False
             if asked is not None:
                 self.tell(asked, None)
-        found = optuna_params(self.sweep, values)
-        if found is None:
+        if self._enqueue(dict(values)) is None:
             return  # one of an older sweep with another space, or of another version of this one
-        self.study.enqueue_trial(found[0])
-        self._asked[canonical(values)] = self._ask()[0]
         self.study.sampler = self._sampler(len(self.study.trials))
 
     def tell(self, values: Mapping[str, Any], objectives: Sequence[float] | None) -> None:

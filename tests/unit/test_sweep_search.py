@@ -72,6 +72,17 @@ def test_a_small_space_is_used_up(search: str) -> None:
     assert len({canonical(values) for values in found}) == 4
 
 
+def test_what_exclude_leaves_of_a_space_is_used_up_by_optuna() -> None:
+    numbers = list(range(1, 21))
+    exclude = [{"distill.temperature": numbers[2:], "train.epochs": numbers}]
+    space = {"distill.temperature": numbers, "train.epochs": numbers}
+    source, known = build_source(config(space=space, search="optuna", exclude=exclude)), set()
+    while (values := source.next(known)) is not None:
+        known.add(canonical(values))
+        source.tell(values, (float(values["train.epochs"]),))
+    assert len(known) == 40
+
+
 def test_optuna_learns() -> None:
     sweep = config(space={"distill.temperature": {"uniform": [1, 9]}}, search={"kind": "optuna", "startup_trials": 8})
     source, known = Optuna(sweep), set()
