@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybrew.config.base import identity_of
@@ -206,8 +206,7 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
         model = str(facts.get("model") or "")
         if row.role == "teacher" or not model or any(made(other, row, facts) for other in teachers):
             continue
-        metrics = {str(name): number(value) for name, value in dict_at(facts, "metrics").items()}
-        stats = {name: Stat((value,)) for name, value in metrics.items() if value is not None and name != "rows"}
+        stats = _stats(dict_at(facts, "metrics"))
         found.setdefault(
             str(facts.get("fingerprint") or model),
             Row(
@@ -219,6 +218,7 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 metric=row.metric,
                 quality=stats.get(row.metric),
                 metrics=stats,
+                test_metrics=_stats(dict_at(facts, "test", "metrics")),
                 eval_rows=row.eval_rows,
                 parameters=integer(facts.get("parameters")),
                 megabytes=number(facts.get("megabytes")),
@@ -230,6 +230,11 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     # A control knows its teacher by name alone; students of the same teacher know it better.
     known = {row.label for row in found.values() if row.parameters is not None}
     return [row for row in found.values() if row.parameters is not None or row.label not in known]
+
+
+def _stats(metrics: Mapping[str, Any]) -> dict[str, Stat]:
+    values = {str(name): number(value) for name, value in metrics.items() if name != "rows"}
+    return {name: Stat((value,)) for name, value in values.items() if value is not None}
 
 
 def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:

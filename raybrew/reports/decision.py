@@ -7,11 +7,13 @@ import dataclasses
 from raybrew.config.judge import LOSS
 from raybrew.reports.cautions import sentences_of
 from raybrew.reports.choice import which
+from raybrew.reports.collect import number
 from raybrew.reports.compare import Comparison
 from raybrew.reports.labels import lost_labels
 from raybrew.reports.numbers import (
     ABSENT,
     count_of,
+    kept_share,
     metric_title,
     show_bytes,
     show_count,
@@ -130,8 +132,23 @@ def _how_sure(best: Row) -> str:
     if best.test is None:
         return f"{text}, used for choosing, so optimistic: expect less on new rows"
     text += ", held out, not used for choosing"
-    on_eval = f"{show_measured(best, 'eval')} on data.eval, used for choosing, so optimistic"
-    return f"{text}; {on_eval}" if best.quality is not None else text
+    if best.quality is None:
+        return text
+    return f"{text}; {show_measured(best, 'eval')} on data.eval, used for choosing{_teacher_on_both(best)}"
+
+
+def _teacher_on_both(best: Row) -> str:
+    """What the teacher reaches on data.eval and data.test: whether one of them is the easier set."""
+    teacher = best.teacher
+    if teacher is None or teacher.quality is None:
+        return ""
+    tested = (
+        teacher.test.mean if teacher.test is not None else best.teacher_quality if best.teacher_on == "test" else None
+    )
+    if tested is None:
+        return ""
+    easy, hard = (show_value(best.metric, value, rows=best.leading_rows) for value in (teacher.quality.mean, tested))
+    return f" (the teacher: {easy} there, {hard} on data.test)"
 
 
 def _cost(best: Row, comparison: Comparison) -> str:
@@ -139,7 +156,7 @@ def _cost(best: Row, comparison: Comparison) -> str:
     parts.append(show_bytes(best.megabytes) if best.megabytes is not None else "")
     parts.append(_detail(best).removeprefix("It is ").removesuffix("."))
     if best.wall_seconds is not None:
-        steps = f" ({count_of(best.steps, 'step')})" if best.steps else ""
+        steps = f" ({_training(best)})" if best.steps else ""
         parts.append(f"{show_seconds(best.wall_seconds.mean)} of training per seed{steps}")
     parts.append(comparison.cost)
     return "; ".join(part for part in parts if part) or "not measured"
@@ -147,14 +164,23 @@ def _cost(best: Row, comparison: Comparison) -> str:
 
 def _compared(best: Row) -> str:
     control = over_control(best).replace(f" over {LABELS_ONLY}", "")
-    steps = best.control.steps if best.control is not None else None
-    only = f"labels only ({count_of(steps, 'step')})" if steps else "labels only"
+    same_start = best.gain is not None and not any(key.startswith("student.") for key in best.gain.differences)
+    told = ["same start"] if same_start else []
+    told += [_training(best.control)] if best.control is not None else []
+    only = f"labels only ({', '.join(filter(None, told))})" if any(told) else "labels only"
     parts = [f"{only}: {control}" if control else "no control: distill.kd_weight=0 distill.hard_label_weight=1"]
     if best.role == "control":
         parts = []
     teacher = over_teacher(best)
     parts.append(f"teacher: {teacher}" if teacher else "the teacher was not evaluated on these rows")
     return "; ".join(parts)
+
+
+def _training(row: Row) -> str:
+    """`300 steps, 0.8 epochs`; empty if neither is known."""
+    epochs = number((row.runs[0].summary or {}).get("epochs")) if row.runs else None
+    told = [count_of(row.steps, "step")] if row.steps else []
+    return ", ".join([*told, *([f"{epochs:.3g} epoch{'' if epochs == 1 else 's'}"] if epochs else [])])
 
 
 def _detail(best: Row) -> str:
@@ -198,6 +224,10 @@ def _kept_tile(row: Row) -> Tile:
             return Tile("% of teacher", ABSENT, note, missing=True)
         return Tile("% of teacher", NOT_MEASURED, note, missing=True)
     note = over_teacher(row) or f"{plain_metric(row.metric)} of the student over the teacher's"
+    control = row.control.on(row.teacher_on) if row.control is not None else None
+    share = kept_share(control.mean, row.teacher_quality) if control is not None else None
+    if share is not None:
+        note += f"; labels only: {show_share(share)}"
     return Tile("% of teacher", show_share(row.kept), note)
 
 

@@ -89,9 +89,20 @@ def show_value(
 
 
 def show_range(metric: str, low: float, high: float, *, rows: int | None = None, signed: bool = False) -> str:
-    """`−0.4 to +1.8`, on the metric's scale."""
+    """`−0.4 to +1.8`, on the metric's scale.
+
+    With `signed` zero is a border: an end that would round to it gets more decimals, `−2.2 to −0.04`.
+    """
     scale, decimals = metric_scale(metric), _decimals(metric, rows)
-    return f"{_fixed(low * scale, decimals, signed)} to {_fixed(high * scale, decimals, signed)}"
+    return " to ".join(
+        _end(value * scale, decimals) if signed else _fixed(value * scale, decimals) for value in (low, high)
+    )
+
+
+def _end(value: float, decimals: int) -> str:
+    if value and round(value, decimals) == 0:
+        decimals = next((more for more in range(decimals, decimals + 4) if round(value, more)), decimals)
+    return _fixed(value, decimals, signed=True)
 
 
 def count_of(number: int, noun: str, plural: str | None = None) -> str:

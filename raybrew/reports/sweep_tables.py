@@ -104,7 +104,7 @@ def cost_text(record: SweepRecord) -> str:
     configurations = {canonical(trial.values) for trial in record.trials if trial.role == CANDIDATE}
     parts = [
         f"the sweep took {show_seconds(cost.wall_seconds)} for {count_of(len(configurations), 'configuration')} "
-        f"({count_of(cost.num_trials, 'trial')})",
+        f"({count_of(cost.num_trials, 'trial')}, with controls and seeds)",
         f"{cost.gpu_hours:.2f} GPU-hours" if cost.gpu_hours else "",
         f"cost {cost.money:.2f}" if cost.money is not None else "",
     ]

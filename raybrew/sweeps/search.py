@@ -168,11 +168,9 @@ class Optuna:
                 return values
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         # Where `exclude` forbids most of the space, the sampler may ask for nothing else. One that is left, at random.
-        left = (draw(self.sweep, index) for index in range(_PATIENCE + len(known)))
-        for values in left:
-            if values is not None and canonical(values) not in known:
-                return self._enqueue(values)
-        return None
+        drawn = (draw(self.sweep, index) for index in range(_PATIENCE + len(known)))
+        left = next((one for one in drawn if one is not None and canonical(one) not in known), None)
+        return None if left is None else self._enqueue(left)
 
     def _enqueue(self, values: dict[str, Any]) -> dict[str, Any] | None:
         """Ask the study for just these values; None if they lie outside of its space."""

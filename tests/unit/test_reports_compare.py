@@ -152,6 +152,24 @@ def test_a_teacher_that_no_run_made_is_a_row_by_its_facts(tmp_path: Path) -> Non
     assert only(found, "student").faster == {}, "its time is not known"
 
 
+def test_a_teacher_that_no_run_made_has_every_metric_on_test_rows_and_says_which_rows_are_easier(
+    tmp_path: Path,
+) -> None:
+    tested = {"metrics": {"accuracy": 0.84, "macro_f1": 0.81}, "rows": 4000}
+    size = {"model": "all-MiniLM-L6-v2", "parameters": 22_713_986, "megabytes": 90.9}
+    summary = {
+        "teacher": {**size, "metrics": {"accuracy": 0.96}, "test": tested},
+        "test": {"metric": "accuracy", "value": 0.8, "metrics": {"accuracy": 0.8, "macro_f1": 0.78}, "rows": 4000},
+        "epochs": 0.8,
+    }
+    make_run(tmp_path, accuracy=0.9, summary=summary)
+    found = comparison(tmp_path)
+    assert only(found, "teacher").test_metrics == {"accuracy": Stat((0.84,)), "macro_f1": Stat((0.81,))}
+    how_sure, cost = (answer.text for answer in decide(found).answers[1:3])
+    assert "(the teacher: 96.0 there, 84.0 on data.test)" in how_sure
+    assert "(1,000 steps, 0.8 epochs)" in cost
+
+
 def test_nothing_is_kept_of_a_teacher_without_evaluation(tmp_path: Path) -> None:
     make_run(tmp_path, accuracy=0.9, teacher_accuracy=None)
     found = comparison(tmp_path)

@@ -15,6 +15,7 @@ from scipy import stats
 from raybrew.reports.collect import load_run, load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.intervals import Sample, difference, interval, linear, mcnemar, row_weights, sidak
+from raybrew.reports.numbers import show_range
 from raybrew.reports.optimism import expected_maximum, of_checkpoints, of_configurations
 
 Array = np.ndarray[Any, Any]
@@ -323,3 +324,9 @@ def test_the_test_rows_do_not_choose(tmp_path: Path) -> None:
     best = compare(load_runs([tmp_path])).best
     assert best is not None
     assert best.runs[0].config["distill"]["temperature"] == 2.0
+
+
+def test_an_end_of_a_difference_that_is_not_zero_does_not_look_like_it() -> None:
+    assert show_range("f1", -0.022, -0.0004, rows=2917, signed=True) == "−2.2 to −0.04"
+    assert show_range("f1", 0.0, 0.01, rows=2917, signed=True) == "0.0 to +1.0"
+    assert show_range("f1", 0.0004, 0.01, rows=2917) == "0.0 to 1.0"
