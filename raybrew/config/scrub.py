@@ -1,7 +1,11 @@
-"""Secrets taken out of anything that is about to be stored, logged or sent. Standard library only.
+"""Secrets found in what a user gives, and taken out of text that is about to be logged, shown or sent.
 
 What counts as a secret: the value of an environment variable whose name says so, the user part of a URL, tokens of
 a well-known shape anywhere in a text, and values that stand under a name such as `password` or `api_key`.
+
+An experiment that holds one is refused (`raybrew.config.values`). What raybrew reads again, such as a ledger or the
+configuration of a run, therefore holds none and is never scrubbed: a scrubbed path would lead elsewhere.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -11,14 +15,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["HIDDEN", "scrub"]
+__all__ = ["HIDDEN", "scrub", "secret_in", "secret_variables"]
 
 #: What stands in place of a secret.
 HIDDEN = "***"
 
-#: An environment variable whose name contains one of these holds a secret ...
-_ENVIRONMENT_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
-#: ... if its value is this long; shorter ones ("true", "8192") would blank out ordinary words.
+#: An environment variable holds a secret if one of the words of its name is one of these ...
+_ENVIRONMENT_WORD = re.compile(
+    r"(?:API|ACCESS|SECRET)?KEYS?\d*|.*(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?\d*"
+)
+#: ... unless the last one names something else, as in SSH_KEY_DIR, ...
+_NO_SECRETS = ("DIR", "PATH", "FILE", "FOLDER", "HOME", "ROOT", "NAME", "TYPE", "MODE", "URL", "URI", "HOST", "PORT")
+#: ... or its value is a path that exists, as in GOOGLE_APPLICATION_CREDENTIALS, ...
+#: ... or shorter than this: "true" and "8192" would blank out ordinary words.
 _MIN_SECRET_LENGTH = 8
 
 _SECRET_WORDS = (
@@ -32,8 +41,13 @@ _SECRET_NAME = re.compile(rf"(?:.*[._-])?(?:{_SECRET_WORDS})(?:[_-](?:key|value)
 _KEY_NAME = re.compile(r"(?:.*[._-])?(?:key|token)s?", re.IGNORECASE)
 _FORTY_HEX = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 
-#: The user part of a URL may hold several "@" and ":"; it ends at the last "@" before the path.
-_USERINFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@", re.IGNORECASE)
+#: The user part of a URL may hold several "@" and ":", and, with a ":" before it, the "/" of an AWS secret; it ends at
+#: the last "@". Digits between ":" and "/" are a port, but buckets have none.
+_USERINFO = re.compile(
+    r"((?:s3[an]?|gs|gcs)://(?=[^\s/:@]*:)|[a-z][a-z0-9+.-]*://(?=[^\s/?#@]*@|[^\s/?#:@]*:(?!\d{1,5}(?:[/?#]|$))))"
+    r"[^\s\"'<>]*@",
+    re.IGNORECASE,
+)
 _QUERY = re.compile(
     r"([?&][^=&\s]*(?:token|key|secret|signature|credential|password)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE
 )
@@ -64,17 +78,43 @@ def scrub(value: Any, environ: Mapping[str, str] | None = None) -> Any:
     Returns new containers (tuples and sets stay what they are) and leaves numbers and other objects alone. `environ`
     defaults to this process's environment.
     """
-    return _scrub(value, _environment_secrets(os.environ if environ is None else environ))
+    return _scrub(value, tuple(secret_variables(environ)))
 
 
-def _environment_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
+def secret_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Value -> name of the environment variables that hold a secret, longest values first.
+
+    `environ` defaults to this process's environment.
+    """
     found = {
-        value
-        for name, value in environ.items()
-        if len(value) >= _MIN_SECRET_LENGTH and any(word in name.upper() for word in _ENVIRONMENT_WORDS)
+        value: name
+        for name, value in (os.environ if environ is None else environ).items()
+        if len(value) >= _MIN_SECRET_LENGTH and _names_secret(name.upper()) and not _is_path(value)
     }
-    # Longest first: a secret that contains another must not leave its rest behind.
-    return tuple(sorted(found, key=lambda secret: (-len(secret), secret)))
+    # A secret that contains another must not leave its rest behind.
+    return dict(sorted(found.items(), key=lambda item: (-len(item[0]), item[0])))
+
+
+def secret_in(text: str, name: str | None = None, variables: Mapping[str, str] | None = None) -> str | None:
+    """Which kind of secret `text`, given under `name`, holds, in words that do not repeat it; None if it holds none.
+
+    Just what `scrub` changes is one. `variables` defaults to `secret_variables()`.
+    """
+    for value, variable in (secret_variables() if variables is None else variables).items():
+        if value in text:
+            return f"the value of the environment variable {variable}"
+    if _USERINFO.search(text):
+        return "credentials in a URL"
+    return None if _scrub_named(name, text, ()) == text else "a token, key or password"
+
+
+def _names_secret(name: str) -> bool:
+    words = name.split("_")
+    return words[-1] not in _NO_SECRETS and any(_ENVIRONMENT_WORD.fullmatch(word) for word in words)
+
+
+def _is_path(value: str) -> bool:
+    return value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
 
 
 def _scrub(value: Any, secrets: tuple[str, ...]) -> Any:

@@ -145,7 +145,7 @@ store: {actors: [3, 1], signals: [hiddn]}
         ("store.storage_path=s3://bucket/runs", "store.storage_path: given 's3://bucket/runs'"),
         ("store.path=http://bucket/x", "store.path: given 'http://bucket/x'; allowed: a folder, s3://bucket/prefix"),
         ("store.path=s3://", "store.path: given 's3://'"),
-        ("store.path=s3://key:word@bucket/x", "store.path: holds credentials; give them in the environment"),
+        ("store.path=s3://key:word@bucket/x", "store.path: holds what looks like a secret (credentials in a URL)"),
         ("sweep={x: 1}", "sweep.x: unknown key"),
         ("train.epochs=true", "train.epochs: given True; allowed: a whole number"),
         ("train.epochs=2.5", "train.epochs: given 2.5; allowed: a whole number"),
@@ -191,7 +191,7 @@ def test_unlabelled_rows_need_a_teacher(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\nname: b\n", "found duplicate key name"),
+        ("name: a\nname: b\n", "the key 'name' occurs twice"),
         ("name: [", "line 2"),
         ("- a\n- b\n", "holds a list"),
         ("", "required"),
