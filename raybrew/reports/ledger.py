@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from raybrew.tracking.jsonl import read_metrics
 __all__ = ["LEDGER", "read_ledger"]
 
 LEDGER = "ledger.jsonl"
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def _is_number(value: Any) -> bool:
@@ -29,7 +31,7 @@ def _is_text(value: Any) -> bool:
 
 def _is_run(value: Any) -> bool:
     """The name of a folder beside the sweep's, and no path out of there."""
-    return isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\\", "\0"} & set(value)
+    return isinstance(value, str) and _RUN.fullmatch(value) is not None
 
 
 def _is_values(value: Any) -> bool:

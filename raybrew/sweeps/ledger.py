@@ -41,11 +41,8 @@ class Ledger:
         """
         words = {key: scrub(value) for key, value in values.items() if key in _WORDS}
         record = {"kind": kind, "at": round(time.time(), 3), **values, **words}
-        try:
-            self._log.write(record)
-            self._log.sync()
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write {self._log.path}: {error.strerror or error}") from error
+        self._log.write(record)
+        self._log.sync()
         return record
 
     @contextlib.contextmanager
