@@ -17,7 +17,7 @@ from raybrew.config.interpolation import resolved
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.overrides import apply_overrides
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems, shown
-from raybrew.config.reading import merged, read_yaml
+from raybrew.config.reading import merged, read_yaml, shown_path
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import check_judges
@@ -148,11 +148,11 @@ class _Files:
             raise_problems(str(path), [Problem("extends", f"a chain of more than {_MAX_CHAIN} files")])
         if absolute in self._read:
             return self._read[absolute]
-        values = read_yaml(path, f" (extended by {chain[-1]})" if chain else "")
+        values = read_yaml(path, f" (extended by {shown_path(chain[-1])})" if chain else "")
         values = {} if values is None else values
         if not isinstance(values, dict):
             given = "a list" if isinstance(values, list) else "a single value"
-            raise ConfigError(f"{path}: an experiment is a mapping of sections; the file holds {given}")
+            raise ConfigError(f"{shown_path(path)}: an experiment is a mapping of sections; the file holds {given}")
         bases = values.pop("extends", None)
         names = [bases] if isinstance(bases, str) else bases or []
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):

@@ -12,7 +12,7 @@ import yaml
 from raybrew.config.scrub import scrub
 from raybrew.errors import ConfigError, first_line
 
-__all__ = ["MAX_DEPTH", "MAX_FILE_BYTES", "describe", "merged", "parse_yaml", "read_yaml"]
+__all__ = ["MAX_DEPTH", "MAX_FILE_BYTES", "describe", "merged", "parse_yaml", "read_yaml", "shown_path"]
 
 #: An experiment is a page or two; a list of 50,000 label names fits.
 MAX_FILE_BYTES = 1 << 20
@@ -86,23 +86,27 @@ def read_yaml(path: Path, hint: str = "") -> Any:
     """
     try:
         if path.is_dir():
-            raise ConfigError(f"{_name(path)}: a folder; give an experiment file{hint}")
+            raise ConfigError(f"{shown_path(path)}: a folder; give an experiment file{hint}")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{_name(path)}: no such experiment file{hint}; looked at {_name(path.absolute())}") from None
+        raise ConfigError(
+            f"{shown_path(path)}: no such experiment file{hint}; looked at {shown_path(path.absolute())}"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         raise ConfigError(
-            f"{_name(path)}: cannot be read{hint}: {getattr(error, 'strerror', None) or error}"
+            f"{shown_path(path)}: cannot be read{hint}: {getattr(error, 'strerror', None) or error}"
         ) from error
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{_name(path)}: larger than {MAX_FILE_BYTES >> 20} MiB, so not an experiment file{hint}")
+        raise ConfigError(
+            f"{shown_path(path)}: larger than {MAX_FILE_BYTES >> 20} MiB, so not an experiment file{hint}"
+        )
     try:
         return parse_yaml(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{_name(path)}: not UTF-8: {first_line(error)}") from error
+        raise ConfigError(f"{shown_path(path)}: not UTF-8: {first_line(error)}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{_name(path)}:{describe(error)}") from error
+        raise ConfigError(f"{shown_path(path)}:{describe(error)}") from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -172,6 +176,7 @@ def _short(value: Any) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
-def _name(path: Path) -> str:
-    text = str(path)
+def shown_path(path: Path) -> str:
+    """A path in a message: without secrets, and in a length that people read."""
+    text = str(scrub(str(path)))
     return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"

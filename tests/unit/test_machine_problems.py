@@ -94,7 +94,7 @@ def test_messages_of_the_command_line_hold_no_secrets(
 def test_a_disk_is_named() -> None:
     assert machine_problem(FULL) == "/data/runs/x: No space left on device"
     assert machine_problem(ValueError("other")) is None
-    with pytest.raises(EnvironmentProblem, match="cannot write /data/y: .*No space left"), writing("/data/y"):
+    with pytest.raises(EnvironmentProblem, match=r"cannot write /data/y: .*No space left"), writing("/data/y"):
         raise FULL
     with pytest.raises(ValueError, match="other"), writing("/data/y"):
         raise ValueError("other")
