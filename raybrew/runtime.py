@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import ipaddress
 import logging
 import os
 import signal
@@ -29,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raybrew.errors import ClusterError, first_line
+from raybrew.loopback import LOOPBACK, loopback_only, node_ip_of
 
 __all__ = [
     "RayInfo",
@@ -55,9 +55,6 @@ _QUIET_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 _PROBE_SECONDS = 2.0
-_LOOPBACK = "127.0.0.1"
-#: Ray's switch between clusters and this machine alone; its default is off on macOS and Windows.
-_CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOGGERS = (
     *("ray", "ray.data", "ray.tune", "ray.train"),
     "ray.widgets.util",  # speaks while ray is imported, which sets the level of "ray" before
@@ -118,7 +115,7 @@ def ensure_ray(
     arguments: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     node_ip = None
     if address == "local":
-        node_ip = _node_ip(purpose)
+        node_ip = node_ip_of(purpose)
         arguments |= {"num_cpus": num_cpus, "include_dashboard": dashboard, "_node_ip_address": node_ip}
     else:
         _check_address(address, purpose)
@@ -127,7 +124,7 @@ def ensure_ray(
     ray = _ray()
     quiet_ray()  # ray sets a level of its own when it is imported
     try:
-        with _without_native_messages(), _own_sigterm(), _loopback_only(node_ip == _LOOPBACK):
+        with _without_native_messages(), _own_sigterm(), loopback_only(node_ip == LOOPBACK):
             context = ray.init(**arguments)
     except (PermissionError, ray.exceptions.AuthenticationError) as error:
         how = "refuses this token: it is another cluster's" if auth_token(purpose) else "asks for a token"
@@ -175,44 +172,6 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread() and callable(before):
             signal.signal(signal.SIGTERM, before)
-
-
-def _node_ip(purpose: str) -> str | None:
-    """Where a local Ray listens: the loopback interface, or what RAYBREW_NODE_IP says; None is Ray's own choice."""
-    given = os.environ.get("RAYBREW_NODE_IP") or _LOOPBACK
-    if given == "auto":
-        return None
-    try:
-        address = ipaddress.ip_address(given)
-        return _LOOPBACK if address.is_loopback else str(address)
-    except ValueError as error:
-        raise ClusterError(
-            f"{purpose}: RAYBREW_NODE_IP: given {given!r}; allowed: an IP address of this machine, or auto"
-        ) from error
-
-
-@contextlib.contextmanager
-def _loopback_only(wanted: bool) -> Iterator[None]:
-    """Start Ray as on macOS, where all its processes use the loopback interface.
-
-    Elsewhere Ray takes a loopback address for a mistake, and uses another one of the machine. Its processes read the
-    switch from the environment that they start with; this process read it when ray was imported.
-    """
-    if not wanted:
-        yield
-        return
-    from ray._private import ray_constants
-
-    before, imported = os.environ.get(_CLUSTER_SWITCH), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[_CLUSTER_SWITCH], ray_constants.ENABLE_RAY_CLUSTER = "0", False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = imported
-        if before is None:
-            del os.environ[_CLUSTER_SWITCH]
-        else:
-            os.environ[_CLUSTER_SWITCH] = before
 
 
 def _wanted(purpose: str) -> tuple[dict[str, int], float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +12,7 @@ from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
+from raybrew.config.paths import absolute, exists, unusable_path
 from raybrew.config.problems import Problem, shown
 from raybrew.config.stages import check_method, check_stages, check_steps, check_theseus
 from raybrew.config.store import StoreConfig
@@ -30,8 +30,6 @@ _FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".gz",
 #: `name` or `owner/name`; anything else can only be a folder.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
-#: Bytes of the name of a file or folder.
-_MAX_NAME = 255
 #: Training workers and teacher actors.
 _MAX_WORKERS = 4096
 
@@ -84,7 +82,7 @@ def _data(data: DataConfig) -> list[Problem]:
                 "file, a folder or a hub name",
             )
         )
-    return [*problems, *_unusable_path("data.cache", data.cache)]
+    return [*problems, *unusable_path("data.cache", data.cache)]
 
 
 def _train(key: str, train: TrainConfig) -> list[Problem]:
@@ -372,23 +370,10 @@ def _store(store: StoreConfig) -> list[Problem]:
         value = getattr(store, key)
         if value is not None and "://" in value:
             problems.append(Problem(f"store.{key}", f"given {value!r}; allowed: a local or shared (NFS) folder"))
-        problems += _unusable_path(f"store.{key}", value)
+        problems += unusable_path(f"store.{key}", value)
     if store.path is not None and "://" in store.path:
         problems += _store_url(store.path)
-    return [*problems, *_unusable_path("store.path", store.path)]
-
-
-def _unusable_path(key: str, text: str | None) -> list[Problem]:
-    """A path at which no machine can have anything."""
-    if text is None:
-        return []
-    try:
-        parts = Path(text).expanduser().parts
-    except RuntimeError:
-        return [Problem(key, f"given {shown(text)}; there is no such user")]
-    if text and all(len(part.encode()) <= _MAX_NAME for part in parts):
-        return []
-    return [Problem(key, f"given {shown(text)}; allowed: a path whose names have 1 to {_MAX_NAME} bytes")]
+    return [*problems, *unusable_path("store.path", store.path)]
 
 
 def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
@@ -439,32 +424,17 @@ def _missing_data(data: DataConfig) -> list[Problem]:
         if source is None or data.format == "hub" or (key == "test" and data.test_share is not None):
             continue
         meant_as_file = source.startswith(("/", ".", "~")) or source.lower().endswith(_FILE_ENDINGS)
-        if meant_as_file and not _exists(source) and not _exists(source.rsplit(":", 1)[0]):
-            problems.append(Problem(f"data.{key}", f"given {shown(source)}; no such file: {_absolute(source)}"))
+        if meant_as_file and not exists(source) and not exists(source.rsplit(":", 1)[0]):
+            problems.append(Problem(f"data.{key}", f"given {shown(source)}; no such file: {absolute(source)}"))
     return problems
 
 
 def _missing_model(name: str, model: str | None) -> list[Problem]:
     if model is None:
         return []
-    if _exists(model, folder=True) or _HUB_NAME.fullmatch(model):
+    if exists(model, folder=True) or _HUB_NAME.fullmatch(model):
         return []
-    return [Problem(f"{name}.model", f"given {shown(model)}; no such folder: {_absolute(model)}")]
-
-
-def _exists(text: str, folder: bool = False) -> bool:
-    try:
-        path = Path(text).expanduser()
-        return path.is_dir() if folder else path.exists()
-    except (OSError, RuntimeError):  # a name too long, an unknown ~user
-        return False
-
-
-def _absolute(text: str) -> Path:
-    try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError:
-        return Path(text)
+    return [Problem(f"{name}.model", f"given {shown(model)}; no such folder: {absolute(model)}")]
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (

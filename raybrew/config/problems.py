@@ -51,10 +51,11 @@ def raise_problems(source: str, problems: Sequence[Problem]) -> None:
 
 
 def shown(value: Any) -> str:
-    """`value` as Python writes it, in a few words."""
+    """`value` as Python writes it, in a few words and without secrets."""
     if isinstance(value, int) and value.bit_length() > 1000:
         return "a whole number of many digits"  # which Python refuses to write
-    text = repr(value[: 2 * _MAX_SHOWN] if isinstance(value, str) else value)
+    # Before it is cut: a part of a secret is not known as one.
+    text = repr(scrub(value))
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 

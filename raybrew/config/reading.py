@@ -172,7 +172,8 @@ def _nested(mark: Any) -> yaml.MarkedYAMLError:
 
 
 def _short(value: Any) -> str:
-    text = value.removeprefix(_TAG) if isinstance(value, str) else "a list or mapping"
+    # Before it is cut: a part of a secret is not known as one.
+    text = scrub(value.removeprefix(_TAG)) if isinstance(value, str) else "a list or mapping"
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 

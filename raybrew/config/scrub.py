@@ -102,7 +102,7 @@ def secret_in(text: str, name: str | None = None, variables: Mapping[str, str] |
     """
     for value, variable in (secret_variables() if variables is None else variables).items():
         if value in text:
-            return f"the value of the environment variable {variable}"
+            return f"the value of the environment variable {variable}, whose name says so"
     if _USERINFO.search(text):
         return "credentials in a URL"
     return None if _scrub_named(name, text, ()) == text else "a token, key or password"

@@ -254,7 +254,7 @@ def _matches(value: Any, wanted: Any) -> bool:
 
 
 def _index(part: str, items: list[Any], key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise ConfigError(f"{key}: the list has {len(items)} entries, counted from 0", (f"{key}: no such entry",))
     return int(part)
 

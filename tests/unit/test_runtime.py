@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from raybrew.errors import ClusterError
-from raybrew.runtime import _node_ip, _wait_for, _wanted, ensure_ray, quiet_ray
+from raybrew.loopback import node_ip_of
+from raybrew.runtime import _wait_for, _wanted, ensure_ray, quiet_ray
 
 
 def test_an_address_where_nobody_answers_is_said_at_once() -> None:
@@ -44,7 +45,7 @@ def test_addresses_of_other_forms_are_refused(address: str, message: str, monkey
 
 def test_a_local_ray_uses_the_loopback_interface_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAYBREW_NODE_IP", raising=False)
-    assert _node_ip("training") == "127.0.0.1"
+    assert node_ip_of("training") == "127.0.0.1"
     for given, address in (
         ("::1", "127.0.0.1"),
         ("127.0.0.1", "127.0.0.1"),
@@ -52,7 +53,7 @@ def test_a_local_ray_uses_the_loopback_interface_unless_asked(monkeypatch: pytes
         ("auto", None),
     ):
         monkeypatch.setenv("RAYBREW_NODE_IP", given)
-        assert _node_ip("training") == address
+        assert node_ip_of("training") == address
     for given in ("0.0.0.0.0", "host", "192.0.2.7:6379"):
         monkeypatch.setenv("RAYBREW_NODE_IP", given)
         with pytest.raises(ClusterError, match=rf"RAYBREW_NODE_IP: given '{given}'; allowed: an IP address"):
