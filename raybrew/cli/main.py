@@ -158,5 +158,5 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 def _say(message: str) -> None:
     """What went wrong, without secrets, in a length that people read."""
-    text = str(scrub(message))
+    text = str(scrub(message[: 2 * _MAX_MESSAGE]))
     write_line(f"raybrew: {text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + '...'}", sys.stderr)

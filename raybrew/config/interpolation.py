@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raybrew.config.problems import Problem, raise_problems, shown
@@ -12,7 +12,8 @@ from raybrew.errors import first_line
 __all__ = ["resolved"]
 
 _MARK = "${"
-_MAX_VALUES = 200_000
+#: Values that interpolations stand for, all together: each is looked up by itself, which takes its time.
+_MAX_VALUES = 10_000
 
 
 def resolved(values: Any, source: str) -> Any:
@@ -22,9 +23,9 @@ def resolved(values: Any, source: str) -> Any:
     from omegaconf import OmegaConf
 
     resolver = _Resolver()
-    resolver.checked(values, "")
+    resolver.parse(values, "")
     raise_problems(source, resolver.problems)
-    found = resolver.plain(OmegaConf.create(values), "", 0)
+    found = resolver.written(values, OmegaConf.create(values), "")
     raise_problems(source, resolver.problems)
     return found
 
@@ -32,8 +33,11 @@ def resolved(values: Any, source: str) -> Any:
 def _interpolates(value: Any) -> bool:
     if isinstance(value, str):
         return _MARK in value
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(map(_interpolates, parts))
+    return any(_interpolates(item) for _, item in _items(value))
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    yield from value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
 
 
 class _Resolver:
@@ -41,18 +45,32 @@ class _Resolver:
         self.problems: list[Problem] = []
         self._count = 0
 
-    def checked(self, value: Any, key: str) -> None:
-        """Parse each interpolation: OmegaConf stops at the first bad one, and does not say where it is."""
+    def parse(self, value: Any, key: str) -> None:
+        """Name each interpolation that is none: OmegaConf stops at the first, and does not say where it is."""
         from omegaconf import OmegaConf
 
-        if isinstance(value, dict | list):
-            for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-                self.checked(item, _joined(key, name))
-        elif isinstance(value, str) and _MARK in value:
+        for name, item in _items(value):
+            self.parse(item, _joined(key, name))
+        if isinstance(value, str) and _MARK in value:
             self._guarded(key, value, lambda: OmegaConf.create({"value": value}))
 
-    def plain(self, node: Any, key: str, depth: int) -> Any:
-        """The plain values of a config; one that interpolations make too deep or too large is a problem."""
+    def written(self, value: Any, node: Any, key: str) -> Any:
+        """What stands in the files as `value`, and in the config as `node`."""
+        if not _interpolates(value):
+            return value
+        found = {}
+        for name, item in _items(value):
+            here = _joined(key, name)
+            if isinstance(item, dict | list):
+                found[name] = self.written(item, node[name], here)
+            elif isinstance(item, str) and _MARK in item:
+                found[name] = self._meant(self._guarded(here, item, lambda name=name: node[name]), here, 0)
+            else:
+                found[name] = item
+        return found if isinstance(value, dict) else list(found.values())
+
+    def _meant(self, node: Any, key: str, depth: int) -> Any:
+        """The plain values of what an interpolation stands for, which may hold others."""
         from omegaconf import DictConfig, ListConfig
 
         self._count += 1
@@ -60,17 +78,15 @@ class _Resolver:
             if not self.problems:
                 self.problems.append(Problem(key, "interpolations make it hold itself, or too many values"))
             return None
-        if isinstance(node, DictConfig):
-            return {name: self._item(node, name, key, depth) for name in map(str, node)}
-        if isinstance(node, ListConfig):
-            return [self._item(node, index, key, depth) for index in range(len(node))]
-        return node
-
-    def _item(self, node: Any, name: str | int, key: str, depth: int) -> Any:
-        here = _joined(key, name)
-        written = node._get_node(name, validate_access=False)
-        value = self._guarded(here, written._value() if written is not None else None, lambda: node[name])
-        return self.plain(value, here, depth + 1)
+        if not isinstance(node, DictConfig | ListConfig):
+            return node
+        found = {}
+        for name in node if isinstance(node, DictConfig) else range(len(node)):
+            here = _joined(key, name)
+            found[name] = self._meant(self._guarded(here, None, lambda name=name: node[name]), here, depth + 1)
+            if self.problems:
+                break
+        return found if isinstance(node, DictConfig) else list(found.values())
 
     def _guarded(self, key: str, written: Any, read: Callable[[], Any]) -> Any:
         try:
@@ -80,9 +96,10 @@ class _Resolver:
                 text = "interpolations are nested too deep, or stand for each other"
             else:
                 text = first_line(error)
-            self.problems.append(Problem(key, f"given {shown(written)}: {text}"))
+            given = "" if written is None else f"given {shown(written)}: "
+            self.problems.append(Problem(key, f"{given}{text}"))
             return None
 
 
-def _joined(key: str, name: str | int) -> str:
+def _joined(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)

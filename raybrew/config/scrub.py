@@ -41,29 +41,30 @@ _SECRET_NAME = re.compile(rf"(?:.*[._-])?(?:{_SECRET_WORDS})(?:[_-](?:key|value)
 _KEY_NAME = re.compile(r"(?:.*[._-])?(?:key|token)s?", re.IGNORECASE)
 _FORTY_HEX = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 
+# Repetitions before a fixed word are bounded: of a long text, each position would be tried to its end.
 #: The user part of a URL may hold several "@" and ":", and, with a ":" before it, the "/" of an AWS secret; it ends at
 #: the last "@". Digits between ":" and "/" are a port, but buckets have none.
 _USERINFO = re.compile(
-    r"((?:s3[an]?|gs|gcs)://(?=[^\s/:@]*:)|[a-z][a-z0-9+.-]*://(?=[^\s/?#@]*@|[^\s/?#:@]*:(?!\d{1,5}(?:[/?#]|$))))"
+    r"((?:s3[an]?|gs|gcs)://(?=[^\s/:@]*:)|[a-z][a-z0-9+.-]{0,30}://(?=[^\s/?#@]*@|[^\s/?#:@]*:(?!\d{1,5}(?:[/?#]|$))))"
     r"[^\s\"'<>]*@",
     re.IGNORECASE,
 )
 _QUERY = re.compile(
-    r"([?&][^=&\s]*(?:token|key|secret|signature|credential|password)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE
+    r"([?&][^=&\s?]{0,60}(?:token|key|secret|signature|credential|password)[^=&\s]{0,60}=)[^&\s\"'<>]+", re.IGNORECASE
 )
 #: `WANDB_API_KEY=...`, `password: ...`, `--api-key ...` inside a text.
 _VALUE = r"(?!(?:null|none|~)(?![^\s,;]))(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&]+)"
 _ASSIGNMENT = re.compile(
-    rf"(?<![A-Za-z0-9])((?:[A-Za-z0-9_.-]*[_.-])?(?:{_SECRET_WORDS})[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE
+    rf"(?<![A-Za-z0-9])((?:[A-Za-z0-9_.-]{{0,60}}[_.-])?(?:{_SECRET_WORDS})[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE
 )
-_OPTION = re.compile(rf"(--(?:[a-z0-9-]+-)?(?:{_SECRET_WORDS}|token|key)(?:\s+|=))[^\s\"']+", re.IGNORECASE)
+_OPTION = re.compile(rf"(--(?:[a-z0-9-]{{1,60}}-)?(?:{_SECRET_WORDS}|token|key)(?:\s+|=))[^\s\"']+", re.IGNORECASE)
 _FORTY_HEX_ASSIGNMENT = re.compile(r"((?:key|token)[\"']?\s*[=:]\s*[\"']?)[0-9a-f]{40}(?![0-9a-f])", re.IGNORECASE)
 _TOKEN_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"hf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|wandb_v\d+_[A-Za-z0-9_-]{20,}"  # W&B
     r"|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}"  # GitHub, GitLab
-    r"|sk-[A-Za-z0-9_-]{20,}"  # OpenAI and others
+    r"|sk-(?=[\w-]{0,200}[0-9])(?=[\w-]{0,200}[A-Z])[A-Za-z0-9_-]{32,}"  # OpenAI and others
     r"|xox[abprs]-[A-Za-z0-9-]{10,}"  # Slack
     r"|A(?:KIA|SIA)[A-Z0-9]{16}"  # AWS access key ids
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"  # JSON web tokens

@@ -121,8 +121,8 @@ def _records(name: str, tables: Iterable[pa.Table | pa.RecordBatch], columns: Se
         for cells in zip(*values, strict=True):
             row += 1
             raw = dict(zip(columns, cells, strict=True))
-            column, reason = (None, "") if is_utf8 else not_utf8(raw)
-            yield row, None, raw if column is None else BadRow(name, row, column, reason)
+            bad, reason = (None, "") if is_utf8 else not_utf8(raw)
+            yield row, None, raw if bad is None else BadRow(name, row, bad, reason)
     if not row:
         raise DataError(f"{name}: no rows")
 

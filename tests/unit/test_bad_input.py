@@ -52,10 +52,10 @@ def refused(path: Path, *overrides: str) -> str:
         ("extends: {a: b}\n", "extends: given"),
         ("extends: [null]\n", "extends: given"),
         ("extends: ${name}\n", "no such experiment file"),
-        ("data: {train: ${a.b}}\n", "data.train: given '${a.b}'"),
+        ("data: {train: '${a.b}'}\n", "data.train: given '${a.b}'"),
         ("data: {train: '${'}\n", "data.train: given '${'"),
         ("data: {train: '${data.eval}', eval: '${data.train}'}\n", "data.train: given"),
-        ("data: {train: ???}\n", "data.train: required"),
+        ("data: {train: '???'}\n", "data.train: required"),
         ('data: {train: "a\\0b"}\n', "data.train: given"),
         ("train: {learning_rate: .inf}\n", "train.learning_rate: given inf; allowed: a finite number"),
         ("train: {learning_rate: .nan}\n", "train.learning_rate: given nan"),
@@ -100,7 +100,9 @@ def test_aliases_that_stand_for_millions_of_values_are_counted_before_they_are_m
     lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"{one}: &{one} [{', '.join([f'*{before}'] * 10)}]" for before, one in itertools.pairwise(names)]
     assert "more than 200000 values" in refused(write(tmp_path, TEXT + "\n".join(lines)))
-    interpolated = [f"{one}: [{', '.join([f'${{{before}}}'] * 10)}]" for before, one in itertools.pairwise(names)]
+    interpolated = [
+        f"{one}: [" + ", ".join([f"'${{{before}}}'"] * 10) + "]" for before, one in itertools.pairwise(names)
+    ]
     assert "too many values" in refused(write(tmp_path, TEXT + "\n".join([lines[0].replace("&a ", ""), *interpolated])))
 
 

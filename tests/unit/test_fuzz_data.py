@@ -107,7 +107,7 @@ def test_whole_files_are_read(name: str, tmp_path: Path) -> None:
     assert read(tmp_path / name, "tagging" if name == "a.conll" else "classification") == len(ROWS)
 
 
-@settings(FIXED, max_examples=600)
+@settings(FIXED, max_examples=2000)
 @given(
     name=st.sampled_from(sorted(FILES)), kind=st.sampled_from(sorted(TASK_CONFIGS)), skip=st.booleans(), data=st.data()
 )

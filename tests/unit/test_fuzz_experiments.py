@@ -47,7 +47,7 @@ def check(path: Path, overrides: list[str], back: Path) -> bool:
     return True
 
 
-@settings(FIXED, max_examples=250)
+@settings(FIXED, max_examples=1000)
 @given(data=st.data())
 def test_broken_files(data: st.DataObject, experiments: Path, tmp_path: Path) -> None:
     path = data.draw(st.sampled_from(FILES))
@@ -56,7 +56,7 @@ def test_broken_files(data: st.DataObject, experiments: Path, tmp_path: Path) ->
     check(broken, [], tmp_path / "back.yaml")
 
 
-@settings(FIXED, max_examples=250)
+@settings(FIXED, max_examples=1000)
 @given(path=st.sampled_from(FILES), overrides=broken_overrides())
 def test_broken_overrides(path: Path, overrides: list[str], tmp_path: Path) -> None:
     check(path, overrides, tmp_path / "back.yaml")

@@ -62,7 +62,7 @@ def check(experiment: Experiment) -> bool:
         ledger.write_bytes(before)
 
 
-@settings(FIXED, max_examples=150)
+@settings(FIXED, max_examples=500)
 @given(data=st.data())
 def test_broken_ledgers(experiment: Experiment, data: st.DataObject) -> None:
     ledger = folder_of(experiment) / "ledger.jsonl"
