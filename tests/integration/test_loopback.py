@@ -19,7 +19,7 @@ from raybrew.runtime import ray_runtime
 with ray_runtime("test", num_cpus=1):
     import ray
 
-    pid = ray.get(ray.remote(os.getpid).remote())
+    pid = ray.get(ray.remote(lambda: os.getpid()).remote())
     session = ray._private.worker._global_node.get_session_dir_path()
     here = {os.getpid(), pid, *(child.pid for child in psutil.Process().children(recursive=True))}
     found = []
