@@ -33,7 +33,7 @@ from raybrew.cli.submit import submit
 from raybrew.cli.sweep import sweep
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
-from raybrew.config.scrub import scrub
+from raybrew.config.scrub import scrub_message
 from raybrew.errors import RaybrewError, first_line, machine_problem
 from raybrew.runtime import quiet_libraries
 from raybrew.version import __version__
@@ -158,5 +158,5 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 def _say(message: str) -> None:
     """What went wrong, without secrets, in a length that people read."""
-    text = str(scrub(message[: 2 * _MAX_MESSAGE]))
+    text = scrub_message(message[: 2 * _MAX_MESSAGE])
     write_line(f"raybrew: {text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + '...'}", sys.stderr)

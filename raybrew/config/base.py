@@ -12,6 +12,7 @@ __all__ = [
     "MAX_CPUS",
     "MAX_SEED",
     "MAX_TEMPERATURE",
+    "MAX_THREADS",
     "MAX_WEIGHT",
     "MIN_TEMPERATURE",
     "NOT_IDENTITY",
@@ -34,7 +35,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", 
 #: Bounds of numbers. What lies beyond is a slip, and ends in libraries that do not check it: torch takes a number of
 #: threads without looking, and dies.
 MAX_COUNT = 10**9
-MAX_CPUS = 1024
+MAX_CPUS = 10**5
+MAX_THREADS = 1024
 MAX_WEIGHT = 10**6
 #: Every generator of random numbers takes it, and those after it that a sweep uses.
 MAX_SEED = 2**31 - 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,7 +66,9 @@ class _Resolver:
             if isinstance(item, dict | list):
                 found[name] = self.written(item, node[name], here)
             elif isinstance(item, str) and _MARK in item:
-                found[name] = self._meant(self._guarded(here, item, lambda name=name: node[name]), here, 0)
+                found[name] = self._meant(
+                    self._guarded(here, item, functools.partial(operator.getitem, node, name)), here, 0
+                )
             else:
                 found[name] = item
         return found if isinstance(value, dict) else list(found.values())
@@ -83,7 +87,9 @@ class _Resolver:
         found = {}
         for name in node if isinstance(node, DictConfig) else range(len(node)):
             here = _joined(key, name)
-            found[name] = self._meant(self._guarded(here, None, lambda name=name: node[name]), here, depth + 1)
+            found[name] = self._meant(
+                self._guarded(here, None, functools.partial(operator.getitem, node, name)), here, depth + 1
+            )
             if self.problems:
                 break
         return found if isinstance(node, DictConfig) else list(found.values())

@@ -43,7 +43,7 @@ def raise_problems(source: str, problems: Sequence[Problem]) -> None:
     """ConfigError that lists the problems, one a line and without secrets, if there are any."""
     if not problems:
         return
-    lines = [_cut(scrub(str(problem))) for problem in problems[:_MAX_LINES]]
+    lines = [_cut(f"{scrub(problem.key)}: {scrub(problem.message)}") for problem in problems[:_MAX_LINES]]
     if len(problems) > _MAX_LINES:
         lines.append(f"and {len(problems) - _MAX_LINES} further problems")
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["HIDDEN", "scrub", "secret_in", "secret_variables"]
+__all__ = ["HIDDEN", "scrub", "scrub_message", "secret_in", "secret_variables"]
 
 #: What stands in place of a secret.
 HIDDEN = "***"
@@ -57,6 +57,7 @@ _VALUE = r"(?!(?:null|none|~)(?![^\s,;]))(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&]+)
 _ASSIGNMENT = re.compile(
     rf"(?<![A-Za-z0-9])((?:[A-Za-z0-9_.-]{{0,60}}[_.-])?(?:{_SECRET_WORDS})[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE
 )
+_ASSIGNMENT_WITHOUT_COLON = re.compile(_ASSIGNMENT.pattern.replace("[=:]", "="), re.IGNORECASE)
 _OPTION = re.compile(rf"(--(?:[a-z0-9-]{{1,60}}-)?(?:{_SECRET_WORDS}|token|key)(?:\s+|=))[^\s\"']+", re.IGNORECASE)
 _FORTY_HEX_ASSIGNMENT = re.compile(r"((?:key|token)[\"']?\s*[=:]\s*[\"']?)[0-9a-f]{40}(?![0-9a-f])", re.IGNORECASE)
 _TOKEN_SHAPES = re.compile(
@@ -80,6 +81,11 @@ def scrub(value: Any, environ: Mapping[str, str] | None = None) -> Any:
     defaults to this process's environment.
     """
     return _scrub(value, tuple(secret_variables(environ)))
+
+
+def scrub_message(text: str) -> str:
+    """As `scrub`, for sentences: what follows `api_key: ` there is what is said about that key."""
+    return _scrub_text(text, tuple(secret_variables()), _ASSIGNMENT_WITHOUT_COLON)
 
 
 def secret_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -141,12 +147,12 @@ def _scrub_named(name: Any, value: Any, secrets: tuple[str, ...]) -> Any:
     return _scrub(value, secrets)
 
 
-def _scrub_text(text: str, secrets: tuple[str, ...]) -> str:
+def _scrub_text(text: str, secrets: tuple[str, ...], assignment: re.Pattern[str] = _ASSIGNMENT) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     text = _TOKEN_SHAPES.sub(HIDDEN, text)
     text = _OPTION.sub(rf"\1{HIDDEN}", text)
-    text = _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
+    text = assignment.sub(rf"\1{HIDDEN}", text)
     return _FORTY_HEX_ASSIGNMENT.sub(rf"\1{HIDDEN}", text)

@@ -31,7 +31,7 @@ class ShapeConfig(Section):
     """Width of the hidden states."""
     heads: int | None = Field(default=None, ge=1, le=4096)
     """Attention heads; must divide `hidden`. Default: the teacher's head width is kept where it divides."""
-    feed_forward: int | None = Field(default=None, ge=1, le=2**20)
+    feed_forward: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Width of the feed-forward layers. Default: the teacher's ratio to `hidden`."""
 
 

@@ -6,7 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import MAX_COUNT, MAX_CPUS, MAX_SEED, MAX_WEIGHT, NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.base import (
+    MAX_COUNT,
+    MAX_CPUS,
+    MAX_SEED,
+    MAX_THREADS,
+    MAX_WEIGHT,
+    NOT_IDENTITY,
+    WHEN_SET,
+    Many,
+    Section,
+)
 from raybrew.config.changes import ChangeConfig
 
 __all__ = ["EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
@@ -65,7 +75,7 @@ class TrainConfig(Section):
     """`ddp`: each worker holds the whole student; `fsdp`: student and optimizer are divided among the workers."""
     launcher: Literal["auto", "local", "ray"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
     """`local`: one worker in this process; `ray`: Ray Train; `auto`: local for one worker without a cluster address."""
-    threads: int | None = Field(default=None, ge=1, le=MAX_CPUS, json_schema_extra=NOT_IDENTITY)
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS, json_schema_extra=NOT_IDENTITY)
     """CPU threads of a worker. Default: what torch (local) or Ray (CPUs per worker) decides."""
     cpus_per_worker: float = Field(default=1, gt=0, le=MAX_CPUS, json_schema_extra=NOT_IDENTITY)
     """CPUs that Ray reserves for each worker."""

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from raybrew.config.scrub import scrub
+from raybrew.config.scrub import scrub, scrub_message
 
 FORTY_HEX = "0123456789abcdef0123456789abcdef01234567"
 
@@ -75,6 +75,11 @@ def test_long_texts_take_no_time(part: str) -> None:
     start = time.process_time()
     scrub(part * (20_000 // len(part)), {})
     assert time.process_time() - start < 2
+
+
+def test_what_a_sentence_says_about_a_key_stays() -> None:
+    sentence = "--env WANDB_API_KEY: looks like a secret; WANDB_API_KEY=abc hf_" + "a1" * 15
+    assert scrub_message(sentence) == "--env WANDB_API_KEY: looks like a secret; WANDB_API_KEY=*** ***"
 
 
 def test_values_under_secret_names() -> None:
