@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
-from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
 from raybrew.reports.collect import RunRecord, is_run, load_run
 from raybrew.reports.ledger import LEDGER, read_ledger
 from raybrew.reports.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical, trials_of
-from raybrew.tracking.jsonl import read_metrics
 
 __all__ = [
     "CANDIDATE",
