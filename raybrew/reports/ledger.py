@@ -46,7 +46,12 @@ def _is_status(value: Any) -> bool:
 
 
 def _is_values(value: Any) -> bool:
-    return isinstance(value, Mapping) and _is_changes(value.get("train.changes"))
+    """Values of a space, or whole sections."""
+    return (
+        isinstance(value, Mapping)
+        and _is_changes(value.get("train.changes"))
+        and isinstance(value.get("train", {}), Mapping)
+    )
 
 
 def _is_changes(value: Any) -> bool:
