@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -143,7 +144,10 @@ def _run(arguments: list[str], debug: bool) -> int:
         return 0
     except Exception as error:
         if getattr(error, "exit_code", None) == 2 and hasattr(error, "show"):
-            error.show()  # a usage error: typer carries its own click, whose class has no public name
+            # A usage error: typer carries its own click, whose class has no public name.
+            text = io.StringIO()
+            error.show(file=text)
+            write_line(_for_people(text.getvalue().rstrip("\n")), sys.stderr)
             return 2
         if debug:
             raise
@@ -157,6 +161,10 @@ def _run(arguments: list[str], debug: bool) -> int:
 
 
 def _say(message: str) -> None:
+    write_line(f"raybrew: {_for_people(message)}", sys.stderr)
+
+
+def _for_people(message: str) -> str:
     """What went wrong, without secrets, in a length that people read."""
     text = scrub_message(message[: 2 * _MAX_MESSAGE])
-    write_line(f"raybrew: {text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + '...'}", sys.stderr)
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE - 3]}..."

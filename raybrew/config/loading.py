@@ -18,6 +18,7 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.overrides import apply_overrides
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems, shown
 from raybrew.config.reading import merged, read_yaml, shown_path
+from raybrew.config.scrub import HIDDEN
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import check_judges
@@ -79,8 +80,7 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
         sections = {name: section for name, section in sections.items() if name not in ("data", "teacher")}
     problems += check_sections(sections, check_files)
     # Of a value that no key takes, only that is said.
-    named = tuple(problem.key for problem in unsound)
-    problems = [problem for problem in problems if not f"{problem.key}.".startswith(tuple(f"{key}." for key in named))]
+    problems = [problem for problem in problems if not any(_repeats(problem, said) for said in unsound)]
     raise_problems(source, [*unsound, *problems])
     experiment = Experiment.model_validate(parts)
     if experiment.sweep is not None:
@@ -118,6 +118,13 @@ def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | Non
     if key == "sweep":
         return None if value is None else SweepConfig
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _repeats(problem: Problem, said: Problem) -> bool:
+    """Whether `problem` comes of the mark in place of the value that `said` tells of."""
+    if f"{said.key}.".startswith(f"{problem.key}."):
+        return problem.key == said.key or HIDDEN in problem.message
+    return problem.key.startswith(f"{said.key}.")
 
 
 def _defaults(values: Mapping[Any, Any]) -> dict[str, Any]:

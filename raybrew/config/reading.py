@@ -85,10 +85,10 @@ def read_yaml(path: Path, hint: str = "") -> Any:
     `hint` says who asks for the file.
     """
     try:
-        if path.is_dir():
-            raise ConfigError(f"{shown_path(path)}: a folder; give an experiment file{hint}")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
+    except IsADirectoryError:
+        raise ConfigError(f"{shown_path(path)}: a folder; give an experiment file{hint}") from None
     except FileNotFoundError:
         raise ConfigError(
             f"{shown_path(path)}: no such experiment file{hint}; looked at {shown_path(path.absolute())}"

@@ -43,9 +43,11 @@ _FORTY_HEX = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 
 # Repetitions before a fixed word are bounded: of a long text, each position would be tried to its end.
 #: The user part of a URL may hold several "@" and ":", and, with a ":" before it, the "/" of an AWS secret; it ends at
-#: the last "@". Digits between ":" and "/" are a port, but buckets have none.
+#: the last "@". Digits between ":" and "/" are a port, but buckets have none. A URL that was taken for a path has one
+#: "/" left after the scheme.
 _USERINFO = re.compile(
-    r"((?:s3[an]?|gs|gcs)://(?=[^\s/:@]*:)|[a-z][a-z0-9+.-]{0,30}://(?=[^\s/?#@]*@|[^\s/?#:@]*:(?!\d{1,5}(?:[/?#]|$))))"
+    r"((?:s3[an]?|gs|gcs):/{1,2}(?=[^\s/:@]*:)"
+    r"|(?:https?:/|[a-z][a-z0-9+.-]{0,30}://)(?=[^\s/?#@]*@|[^\s/?#:@]*:(?!\d{1,5}(?:[/?#]|$))))"
     r"[^\s\"'<>]*@",
     re.IGNORECASE,
 )

@@ -201,6 +201,19 @@ def test_numbers_have_limits(section: str, key: str, value: Any) -> None:
     assert caught.value.problems[0].startswith(f"{section}.{key}")
 
 
+def test_of_a_value_that_no_key_takes_only_that_is_said() -> None:
+    sweep = {"space": {"distill.temperature": {"uniform": [1, float("inf")]}}}
+    with pytest.raises(ConfigError) as caught:
+        build_experiment({**GOOD, "data": {"train": "a", "eval": "b"}, "sweep": sweep}, check_files=False)
+    assert caught.value.problems == ("sweep.space.distill.temperature.uniform.1: given inf; allowed: a finite number",)
+
+
+def test_a_folder_is_no_experiment_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a folder; give an experiment file") as caught:
+        load_experiment(tmp_path)
+    assert str(caught.value).count("a folder") == 1
+
+
 def test_seeds_that_a_sweep_counts_up_to_have_the_same_limit() -> None:
     values = {**GOOD, "data": {"train": "a", "eval": "b"}, "train": {"seed": 2**31 - 2}}
     sweep = {"space": {"distill.temperature": [1, 2]}, "seeds": 3}

@@ -44,6 +44,8 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
         ("https://user:pass@host/path", "https://***@host/path"),
         ("https://token@host.example/x.git", "https://***@host.example/x.git"),
         ("see s3://key:se@cret@bucket/a and https://host/b", "see s3://***@bucket/a and https://host/b"),
+        ("/here/s3:/KEY:SEC/RET@bucket/a", "/here/s3:/***@bucket/a"),  # a URL that was taken for a path
+        ("/here/https:/token@host/x.git and http:/host/a@b", "/here/https:/***@host/x.git and http:/host/a@b"),
         ("https://host/a?X-Amz-Signature=abc&x=1", "https://host/a?X-Amz-Signature=***&x=1"),
         ("https://host/a@b and someone@example.org", "https://host/a@b and someone@example.org"),
         ("hf_abcdefghijklmnopqrstuvwxyz", "***"),
