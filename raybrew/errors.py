@@ -6,6 +6,11 @@ Every error also derives from the built-in exception a caller would expect, so `
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
 __all__ = [
     "CheckpointError",
     "ClusterError",
@@ -19,9 +24,22 @@ __all__ = [
     "RaybrewError",
     "RunError",
     "StoreError",
+    "StoreNotWritable",
     "StoreUnreachable",
     "first_line",
+    "machine_problem",
+    "writing",
 ]
+
+#: What a write ends in on a disk that is full, over its quota or read-only.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_DISK_WORDS = tuple(map(os.strerror, sorted(_DISK)))
+#: Other answers of the system that are no fault of the program.
+_SYSTEM = _DISK | {
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ESTALE),
+}
+_MEMORY_WORDS = ("can't allocate memory", "out of memory")
 
 
 class RaybrewError(Exception):
@@ -73,6 +91,18 @@ class StoreError(RaybrewError, OSError):
     """The teacher store is missing, foreign, damaged or lacks what was asked for."""
 
 
+class EnvironmentProblem(RaybrewError, RuntimeError):  # noqa: N818 (EnvironmentError is taken by Python)
+    """The machine cannot do what was asked: no GPU, a full disk, a missing package."""
+
+    exit_code = 4
+
+
+class StoreNotWritable(StoreError, EnvironmentProblem):  # noqa: N818 (as the others of its kind)
+    """The disk of a store, or of copies of one, is full or may not be written."""
+
+    exit_code = 4
+
+
 class StoreUnreachable(StoreError):  # noqa: N818 (as the others of its kind)
     """The service that holds the store does not answer, or refuses: what is there is not known."""
 
@@ -85,12 +115,6 @@ class RunError(RaybrewError, RuntimeError):
     """A run failed or its folder belongs to something else."""
 
 
-class EnvironmentProblem(RaybrewError, RuntimeError):  # noqa: N818 (EnvironmentError is taken by Python)
-    """The machine cannot do what was asked: no GPU, a full disk, a missing package."""
-
-    exit_code = 4
-
-
 class ClusterError(EnvironmentProblem):
     """Ray cannot be started, reached or given the resources asked for."""
 
@@ -99,6 +123,44 @@ class Interrupted(RaybrewError):  # noqa: N818 (an outcome, not a fault)
     """The run was asked to stop and saved its state first; the same command continues it."""
 
     exit_code = 130
+
+
+def machine_problem(error: BaseException) -> str | None:
+    """What the machine lacks, if that is what ended in `error`: room on a disk, the right to write, memory.
+
+    Libraries written in Rust and C++ tell of a full disk in words alone, so that these are looked at as well. What an
+    error of ours came from counts only if it was the disk: that a file cannot be read is the caller's matter.
+    """
+    known = isinstance(error, RaybrewError)
+    seen: set[int] = set()
+    here: BaseException | None = error
+    while here is not None and id(here) not in seen:
+        seen.add(id(here))
+        if isinstance(here, OSError) and here.errno in (_DISK if known else _SYSTEM):
+            where = "" if here.filename is None else f"{here.filename}: "
+            return f"{where}{os.strerror(here.errno)}"
+        text = "" if isinstance(here, RaybrewError) else str(here)
+        found = next((words for words in _DISK_WORDS if words in text), None)
+        if found is not None:
+            return found
+        if isinstance(here, MemoryError) or (isinstance(here, RuntimeError) and any(w in text for w in _MEMORY_WORDS)):
+            return "not enough memory"
+        here = here.__cause__ or (None if here.__suppress_context__ else here.__context__)
+    return None
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """EnvironmentProblem that names `path` where the machine keeps a block from writing to it."""
+    try:
+        yield
+    except RaybrewError:
+        raise
+    except Exception as error:
+        lacking = machine_problem(error)
+        if lacking is None:
+            raise
+        raise EnvironmentProblem(f"cannot write {path}: {lacking}") from error
 
 
 def first_line(error: BaseException) -> str:

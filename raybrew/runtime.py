@@ -3,6 +3,9 @@
 Importing this module imports no ray. `RAY_ADDRESS` (or `address`) joins a cluster; without it a private local one is
 started, which the context manager stops again. A process that is connected already keeps its connection.
 
+A local Ray listens on the loopback interface alone: its processes run whatever code they are sent. RAYBREW_NODE_IP, an
+address of this machine or `auto`, makes it listen on all interfaces, for workers on other machines.
+
 A cluster whose workers come on demand may have none yet. `RAYBREW_WAIT_FOR=GPU:8` asks for so many and waits for them,
 up to `RAYBREW_WAIT_SECONDS`, so that what follows is planned for the cluster as it will be.
 """
@@ -25,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raybrew.errors import ClusterError, first_line
+from raybrew.loopback import LOOPBACK, loopback_only, node_ip_of
 
 __all__ = [
     "RayInfo",
@@ -109,8 +113,10 @@ def ensure_ray(
         return _info(started=False, dashboard_url=None)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     arguments: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    node_ip = None
     if address == "local":
-        arguments |= {"num_cpus": num_cpus, "include_dashboard": dashboard}
+        node_ip = node_ip_of(purpose)
+        arguments |= {"num_cpus": num_cpus, "include_dashboard": dashboard, "_node_ip_address": node_ip}
     else:
         _check_address(address, purpose)
         _use_token(purpose)
@@ -118,7 +124,7 @@ def ensure_ray(
     ray = _ray()
     quiet_ray()  # ray sets a level of its own when it is imported
     try:
-        with _without_native_messages(), _own_sigterm():
+        with _without_native_messages(), _own_sigterm(), loopback_only(node_ip == LOOPBACK):
             context = ray.init(**arguments)
     except (PermissionError, ray.exceptions.AuthenticationError) as error:
         how = "refuses this token: it is another cluster's" if auth_token(purpose) else "asks for a token"

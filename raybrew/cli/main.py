@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -33,11 +34,14 @@ from raybrew.cli.submit import submit
 from raybrew.cli.sweep import sweep
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
-from raybrew.errors import RaybrewError
+from raybrew.config.scrub import scrub_message
+from raybrew.errors import RaybrewError, first_line, machine_problem
 from raybrew.runtime import quiet_libraries
 from raybrew.version import __version__
 
 __all__ = ["app", "main"]
+
+_MAX_MESSAGE = 20_000
 
 app = typer.Typer(
     name="raybrew",
@@ -132,22 +136,35 @@ def _run(arguments: list[str], debug: bool) -> int:
         if debug:
             raise
         _say(f"{'stopped' if error.exit_code == 130 else 'error'}: {error}")
-        return error.exit_code
+        # One code for a machine that cannot, whichever part of a command came upon it.
+        return 4 if error.exit_code == 1 and machine_problem(error) is not None else error.exit_code
     except BrokenPipeError:
         # The reader of stdout (such as `head`) has what it wants.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if getattr(error, "exit_code", None) == 2 and hasattr(error, "show"):
-            error.show()  # a usage error: typer carries its own click, whose class has no public name
+            # A usage error: typer carries its own click, whose class has no public name.
+            text = io.StringIO()
+            error.show(file=text)
+            write_line(_for_people(text.getvalue().rstrip("\n")), sys.stderr)
             return 2
         if debug:
             raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        _say(f"error: unexpected {type(error).__name__}: {first} (--debug shows where)")
-        return 4 if isinstance(error, MemoryError) or getattr(error, "errno", None) == 28 else 1
+        lacking = machine_problem(error)
+        if lacking is not None:
+            _say(f"error: {lacking} (--debug shows where)")
+            return 4
+        _say(f"error: unexpected {type(error).__name__}: {first_line(error)} (--debug shows where)")
+        return 1
     return result if isinstance(result, int) else 0
 
 
 def _say(message: str) -> None:
-    write_line(f"raybrew: {message}", sys.stderr)
+    write_line(f"raybrew: {_for_people(message)}", sys.stderr)
+
+
+def _for_people(message: str) -> str:
+    """What went wrong, without secrets, in a length that people read."""
+    text = scrub_message(message[: 2 * _MAX_MESSAGE])
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE - 3]}..."

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import Many, Section
+from raybrew.config.base import MAX_SEED, Many, Section
 from raybrew.config.problems import Problem
 
 __all__ = ["AUGMENT_OPTIONS", "AugmentConfig", "augment_problems"]
@@ -41,14 +41,14 @@ class AugmentConfig(Section):
     """Which rows are copied."""
     sides: Literal["both", "text", "text_pair"] = "both"
     """Of pairs: which of the two texts changes."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of all choices; with the row's content and the number of the copy it decides them."""
     p: float | None = Field(default=None, ge=0, le=1)
     """Probability that a word is changed (of `long_disorder`: that a span begins). Not set: 0.4 for `masked_lm`, else
     0.1."""
     model: str | None = None
     """Of `masked_lm`: folder or hub name of any masked language model."""
-    top_k: int = Field(default=15, ge=1)
+    top_k: int = Field(default=15, ge=1, le=1000)
     """Of `masked_lm`: a word is replaced by one of the so many best candidates."""
     mask: str = Field(default="[MASK]", min_length=1)
     """Of `masking`: what replaces a word; the teacher's mask token."""
@@ -57,7 +57,7 @@ class AugmentConfig(Section):
     cab, bca."""
     lengths: Many[int] = (1, 2, 3, 4, 5)
     """Of `n_gram_sampling`: lengths in words of the span that is kept."""
-    span: float = Field(default=20, gt=0)
+    span: float = Field(default=20, gt=0, le=1e6)
     """Of `long_disorder`: words of the span whose halves change places; up to 1 it is its share of the text."""
 
     @property

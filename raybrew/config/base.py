@@ -7,7 +7,22 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-__all__ = ["NOT_IDENTITY", "WHEN_SET", "FunctionName", "Many", "Name", "Section", "identity_of"]
+__all__ = [
+    "MAX_COUNT",
+    "MAX_CPUS",
+    "MAX_SEED",
+    "MAX_TEMPERATURE",
+    "MAX_THREADS",
+    "MAX_WEIGHT",
+    "MIN_TEMPERATURE",
+    "NOT_IDENTITY",
+    "WHEN_SET",
+    "FunctionName",
+    "Many",
+    "Name",
+    "Section",
+    "identity_of",
+]
 
 Item = TypeVar("Item")
 
@@ -16,6 +31,17 @@ Many = Annotated[tuple[Item, ...], Field(strict=False)]
 
 #: What a teacher or task may be called: it becomes part of keys, of names of losses, and of folders.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=50)]
+
+#: Bounds of numbers. What lies beyond is a slip, and ends in libraries that do not check it: torch takes a number of
+#: threads without looking, and dies.
+MAX_COUNT = 10**9
+MAX_CPUS = 10**5
+MAX_THREADS = 1024
+MAX_WEIGHT = 10**6
+#: Every generator of random numbers takes it, and those after it that a sweep uses.
+MAX_SEED = 2**31 - 1
+#: float32 logits divided by it, and a loss multiplied by its square, stay finite.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e4
 
 #: Mark of fields that change how a run is executed but not what it computes; they stay out of a run's identity.
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
@@ -40,7 +66,13 @@ class Section(BaseModel):
     """One section of an experiment: unknown keys and wrong types are errors, values never change."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, protected_namespaces=(), use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a secret in the wrong place
     )
 
     def is_identity(self, name: str) -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
-from raybrew.config.base import Section
-from raybrew.config.problems import Problem, near_match
+from raybrew.config.base import MAX_TEMPERATURE, MAX_WEIGHT, MIN_TEMPERATURE, Section
+from raybrew.config.problems import Problem, near_match, shown
 
 if TYPE_CHECKING:
     from raybrew.config.distill import DistillConfig
@@ -108,8 +108,9 @@ def why_not(key: str, value: Any, distill: DistillConfig, teacher: Any, task: An
     """Why `key` cannot become `value` while a student trains; None if it can."""
     if not is_changeable(key):
         return f"cannot change while a student trains; allowed: {', '.join(CHANGEABLE)}{near_match(key, CHANGEABLE)}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        return f"given {value!r}; allowed: numbers above 0"
+    low, high = (MIN_TEMPERATURE, MAX_TEMPERATURE) if key == "distill.temperature" else (0, MAX_WEIGHT)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or not low <= value <= high:
+        return f"given {shown(value)}; allowed: numbers above 0, from {low:g} to {high:g}"
     if key.startswith("distill.matches."):
         if task.kind == "multi":
             return "cannot change with several tasks, which do not share their matches"

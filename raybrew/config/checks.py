@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +12,8 @@ from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
-from raybrew.config.problems import Problem
+from raybrew.config.paths import absolute, exists, unusable_path
+from raybrew.config.problems import Problem, shown
 from raybrew.config.stages import check_method, check_stages, check_steps, check_theseus
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import WITHOUT_LAYERS, ShapeConfig, StudentConfig
@@ -29,6 +29,9 @@ _FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".gz",
 
 #: `name` or `owner/name`; anything else can only be a folder.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+#: Training workers and teacher actors.
+_MAX_WORKERS = 4096
 
 
 def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[Problem]:
@@ -79,7 +82,7 @@ def _data(data: DataConfig) -> list[Problem]:
                 "file, a folder or a hub name",
             )
         )
-    return problems
+    return [*problems, *unusable_path("data.cache", data.cache)]
 
 
 def _train(key: str, train: TrainConfig) -> list[Problem]:
@@ -112,8 +115,8 @@ def _train(key: str, train: TrainConfig) -> list[Problem]:
 def _workers(key: str, train: TrainConfig) -> list[Problem]:
     given = list(train.workers) if isinstance(train.workers, tuple) else train.workers
     fewest, most = train.worker_range if given != [] else (0, 0)
-    if (isinstance(given, list) and len(given) != 2) or fewest < 1 or most < fewest:
-        allowed = "allowed: a number of at least 1, or [fewest, most] of them"
+    if (isinstance(given, list) and len(given) != 2) or not 1 <= fewest <= most <= _MAX_WORKERS:
+        allowed = f"allowed: a number from 1 to {_MAX_WORKERS}, or [fewest, most] of them"
         return [Problem(f"{key}.workers", f"given {given}; {allowed}")]
     problems = []
     if most > train.batch_size and train.batch_tokens is None:
@@ -355,10 +358,9 @@ def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
 
 def _store(store: StoreConfig) -> list[Problem]:
     problems = []
-    if len(store.actors) != 2 or store.actors[0] < 1 or store.actors[1] < store.actors[0]:
-        problems.append(
-            Problem("store.actors", f"given {list(store.actors)}; allowed: [fewest, most], both at least 1")
-        )
+    if len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1] <= _MAX_WORKERS:
+        allowed = f"allowed: [fewest, most], both from 1 to {_MAX_WORKERS}"
+        problems.append(Problem("store.actors", f"given {list(store.actors)}; {allowed}"))
     for signal in store.signals:
         try:
             parse_signal(signal)
@@ -368,9 +370,10 @@ def _store(store: StoreConfig) -> list[Problem]:
         value = getattr(store, key)
         if value is not None and "://" in value:
             problems.append(Problem(f"store.{key}", f"given {value!r}; allowed: a local or shared (NFS) folder"))
+        problems += unusable_path(f"store.{key}", value)
     if store.path is not None and "://" in store.path:
         problems += _store_url(store.path)
-    return problems
+    return [*problems, *unusable_path("store.path", store.path)]
 
 
 def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
@@ -420,20 +423,18 @@ def _missing_data(data: DataConfig) -> list[Problem]:
         source = getattr(data, key)
         if source is None or data.format == "hub" or (key == "test" and data.test_share is not None):
             continue
-        path = Path(source).expanduser()
-        meant_as_file = path.is_absolute() or source.startswith((".", "~")) or source.lower().endswith(_FILE_ENDINGS)
-        if meant_as_file and not path.exists() and not Path(source.rsplit(":", 1)[0]).exists():
-            problems.append(Problem(f"data.{key}", f"given {source!r}; no such file: {path.absolute()}"))
+        meant_as_file = source.startswith(("/", ".", "~")) or source.lower().endswith(_FILE_ENDINGS)
+        if meant_as_file and not exists(source) and not exists(source.rsplit(":", 1)[0]):
+            problems.append(Problem(f"data.{key}", f"given {shown(source)}; no such file: {absolute(source)}"))
     return problems
 
 
 def _missing_model(name: str, model: str | None) -> list[Problem]:
     if model is None:
         return []
-    path = Path(model).expanduser()
-    if path.is_dir() or _HUB_NAME.fullmatch(model):
+    if exists(model, folder=True) or _HUB_NAME.fullmatch(model):
         return []
-    return [Problem(f"{name}.model", f"given {model!r}; no such folder: {path.absolute()}")]
+    return [Problem(f"{name}.model", f"given {shown(model)}; no such folder: {absolute(model)}")]
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from raybrew.config.augment import AugmentConfig
-from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.base import MAX_COUNT, NOT_IDENTITY, WHEN_SET, Many, Section
 
 __all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
 
@@ -81,13 +81,13 @@ class DataConfig(Section):
     says."""
     header: Many[str] = Field(default=(), json_schema_extra=WHEN_SET)
     """Names of all columns of CSV and TSV files whose first line is a row already: [id, text, label]."""
-    train_rows: int | None = Field(default=None, ge=1)
+    train_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only this many training rows: a random subset that is the same for every seed."""
-    eval_rows: int | None = Field(default=None, ge=1)
+    eval_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only this many evaluation rows."""
-    test_rows: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    test_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT, json_schema_extra=NOT_IDENTITY)
     """Use only this many test rows."""
-    unlabeled_rows: int | None = Field(default=None, ge=1)
+    unlabeled_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only this many unlabelled rows."""
     augment: AugmentConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Further rows without labels, made of those that are there: {kind: masked_lm, model: ..., copies: 20}."""

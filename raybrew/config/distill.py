@@ -6,7 +6,18 @@ from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from raybrew.config.base import NOT_IDENTITY, WHEN_SET, FunctionName, Many, Name, Section
+from raybrew.config.base import (
+    MAX_COUNT,
+    MAX_TEMPERATURE,
+    MAX_WEIGHT,
+    MIN_TEMPERATURE,
+    NOT_IDENTITY,
+    WHEN_SET,
+    FunctionName,
+    Many,
+    Name,
+    Section,
+)
 from raybrew.config.match_names import MATCH_NAMES, match_set
 from raybrew.config.problems import near_match
 from raybrew.methods import METHODS, with_method
@@ -59,9 +70,9 @@ class TemperatureScheduleConfig(Section):
 
     kind: Literal["flsw", "cwsm"]
     """`flsw`: hard is where student and teacher logits point apart; `cwsm`: where the student is unsure."""
-    beta: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=1.0, gt=0, le=1000)
     """How far temperatures move from `distill.temperature`."""
-    gamma: float | None = Field(default=None, gt=0)
+    gamma: float | None = Field(default=None, gt=0, le=1000)
     """Exponent of the distance in `flsw`; not set: 1."""
 
 
@@ -92,7 +103,7 @@ class MatchConfig(Section):
     """Which loss; `raybrew list losses` explains each."""
     layers: Literal["even", "last", "last_inner", "skip", "final"] | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
     """Weight of each pair."""
     teacher: str | None = None
     """Which of several teachers, by name; `rte` or `rte/b` of task rte among several. Not set: each task's only one."""
@@ -100,7 +111,7 @@ class MatchConfig(Section):
     """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
     relations: Many[Literal["query", "key", "value", "attention"]] = ("query", "key", "value")
     """Of `relation_kl`: queries, keys, values with themselves (MiniLMv2); `attention` relates queries to keys."""
-    relation_heads: int | None = Field(default=None, ge=1)
+    relation_heads: int | None = Field(default=None, ge=1, le=4096)
     """Of `relation_kl`: heads that both widths are cut into. Not set: as many as the teacher has attention heads."""
     feature: Literal["hidden", "attention", "attention_probs", "query", "key", "value", "pooled"] | None = Field(
         default=None, json_schema_extra=WHEN_SET
@@ -162,15 +173,15 @@ class EMDConfig(Section):
     Layers that are cheap to match gain weight as training goes on, so that no layers need be paired.
     """
 
-    hidden: float = Field(default=1.0, ge=0)
+    hidden: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
     """Weight for hidden states, and for the embeddings, which are matched apart."""
-    attention: float = Field(default=0.0, ge=0)
+    attention: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """Weight for attention scores; both models need as many heads."""
     projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
     """Trained map of each layer to the teacher's width; `auto`: linear where widths differ."""
     update_weights: bool = True
     """Move the weights of layers after each forward pass; they stay equal otherwise (as in TextBrewer's example)."""
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """New weights go through a softmax at this temperature; not set: proportional to inverse costs."""
 
 
@@ -197,17 +208,17 @@ class StageConfig(Section):
     """What logs call it. Not set: its number."""
     share: float | None = Field(default=None, gt=0, le=1, json_schema_extra=WHEN_SET)
     """Share of the run's steps. The last stage takes what the others leave."""
-    steps: int | None = Field(default=None, ge=1, json_schema_extra=WHEN_SET)
+    steps: int | None = Field(default=None, ge=1, le=MAX_COUNT, json_schema_extra=WHEN_SET)
     """Number of steps, in place of `share`."""
-    learning_rate: float | None = Field(default=None, gt=0, json_schema_extra=WHEN_SET)
+    learning_rate: float | None = Field(default=None, gt=0, le=MAX_WEIGHT, json_schema_extra=WHEN_SET)
     """In place of `train.learning_rate`."""
-    temperature: float | None = Field(default=None, gt=0, json_schema_extra=WHEN_SET)
+    temperature: float | None = Field(default=None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, json_schema_extra=WHEN_SET)
     """In place of `distill.temperature`; the next ones likewise."""
     kd_loss: KDLossConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Loss between logits."""
-    kd_weight: float | None = Field(default=None, ge=0, json_schema_extra=WHEN_SET)
+    kd_weight: float | None = Field(default=None, ge=0, le=MAX_WEIGHT, json_schema_extra=WHEN_SET)
     """Weight of the KD loss."""
-    hard_label_weight: float | None = Field(default=None, ge=0, json_schema_extra=WHEN_SET)
+    hard_label_weight: float | None = Field(default=None, ge=0, le=MAX_WEIGHT, json_schema_extra=WHEN_SET)
     """Weight of the loss against labels."""
     matches: Many[MatchConfig] | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Losses between intermediate layers; [] for none."""
@@ -244,15 +255,15 @@ class DistillConfig(Section):
     ) = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """A published method (`raybrew list methods`): it sets the keys below that are not given."""
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     """Temperature of both softmaxes in the KD loss."""
     temperature_schedule: TemperatureScheduleConfig | None = None
     """Temperatures around `temperature`, one per example; they depend on the other rows of the micro-batch."""
     kd_loss: KDLossConfig = KDLossConfig()
     """Loss between logits."""
-    kd_weight: float = Field(default=1.0, ge=0)
+    kd_weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
     """Weight of the KD loss."""
-    hard_label_weight: float = Field(default=0.0, ge=0)
+    hard_label_weight: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """Weight of the loss against labels; rows without a label do not count."""
     scale_by_temperature_squared: bool = True
     """Multiply the KD loss by T^2, so that its gradient does not shrink as T grows (arXiv 1503.02531, section
@@ -309,7 +320,8 @@ class DistillConfig(Section):
     @classmethod
     def _of_method(cls, value: Any, build: ModelWrapValidatorHandler[DistillConfig]) -> DistillConfig:
         """What the method says, under what is given; `model_fields_set` stays what is given."""
-        if not isinstance(value, dict) or value.get("method") not in METHODS:
+        method = value.get("method") if isinstance(value, dict) else None
+        if not isinstance(method, str) or method not in METHODS:
             return build(value)
         made = build(with_method(value))
         object.__setattr__(made, "__pydantic_fields_set__", set(value))

@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from raybrew.config.base import Section
 from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
+from raybrew.config.interpolation import resolved
 from raybrew.config.multi_task import MultiTaskConfig
-from raybrew.config.problems import Problem, near_match, problems_of, raise_problems
+from raybrew.config.overrides import apply_overrides
+from raybrew.config.problems import Problem, near_match, problems_of, raise_problems, shown
+from raybrew.config.reading import merged, read_yaml, shown_path
+from raybrew.config.scrub import HIDDEN
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import check_judges
 from raybrew.config.task import TASK_CONFIGS, task_config_of
-from raybrew.errors import ConfigError, first_line
+from raybrew.config.values import sound_values
+from raybrew.errors import ConfigError
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
+
+#: Files that extend one another.
+_MAX_CHAIN = 20
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), check_files: bool = True) -> Experiment:
@@ -32,18 +38,15 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), check_files
     `extends: other.yaml` (or a list) in a file is read first, relative to that file; later values win. Paths of data
     and models are relative to the current folder. ConfigError lists every problem that was found.
     """
-    merged = OmegaConf.merge(_read(Path(path), ()), _overrides(overrides))
-    try:
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {first_line(error)}") from error
-    return build_experiment(values, source=str(path), check_files=check_files)
+    values = apply_overrides(_with_bases(Path(path)), overrides)
+    return build_experiment(resolved(values, str(path)), source=str(path), check_files=check_files)
 
 
 def build_experiment(values: Any, source: str = "experiment", check_files: bool = True) -> Experiment:
     """An experiment from plain values; ConfigError lists every problem, each with its dotted key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: an experiment is a mapping of sections, given {type(values).__name__}")
+    values, unsound = sound_values(values)
     problems: list[Problem] = []
     parts: dict[str, Any] = {}
     for key, value in values.items():
@@ -76,7 +79,9 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
         # Data and teachers are in it, and what it says is not known.
         sections = {name: section for name, section in sections.items() if name not in ("data", "teacher")}
     problems += check_sections(sections, check_files)
-    raise_problems(source, problems)
+    # Of a value that no key takes, only that is said.
+    problems = [problem for problem in problems if not any(_repeats(problem, said) for said in unsound)]
+    raise_problems(source, [*unsound, *problems])
     experiment = Experiment.model_validate(parts)
     if experiment.sweep is not None:
         # The space last: each of its corners is a whole experiment.
@@ -115,6 +120,13 @@ def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | Non
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
+def _repeats(problem: Problem, said: Problem) -> bool:
+    """Whether `problem` comes of the mark in place of the value that `said` tells of."""
+    if f"{said.key}.".startswith(f"{problem.key}."):
+        return problem.key == said.key or HIDDEN in problem.message
+    return problem.key.startswith(f"{said.key}.")
+
+
 def _defaults(values: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         name: field.get_default()
@@ -123,50 +135,38 @@ def _defaults(values: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> DictConfig:
-    absolute = path.absolute()
-    if absolute in chain:
-        raise ConfigError(f"{path}: `extends` goes in a circle: {' -> '.join(str(p.name) for p in (*chain, absolute))}")
-    if not path.is_file():
-        by = f" (extended by {chain[-1]})" if chain else ""
-        raise ConfigError(f"{path}: no such experiment file{by}; looked at {absolute}")
-    try:
-        config = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}:{where} {getattr(error, 'problem', None) or first_line(error)}") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read: {first_line(error)}") from error
-    if isinstance(config, ListConfig):
-        raise ConfigError(f"{path}: an experiment is a mapping of sections, this file holds a list")
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path}: an experiment is a mapping of sections; the file holds none")
-    bases = config.pop("extends", None) if "extends" in config else None
-    names = [bases] if isinstance(bases, str) else list(bases or [])
-    parts = [_read(path.parent / str(name), (*chain, absolute)) for name in names]
-    result = OmegaConf.merge(*parts, config)
-    if not isinstance(result, DictConfig):
-        raise ConfigError(f"{path}: an experiment is a mapping of sections")
-    return result
+def _with_bases(path: Path) -> dict[str, Any]:
+    """The values of an experiment file over those of the files that it extends."""
+    return _Files().read(path, ())
 
 
-def _overrides(overrides: Sequence[str]) -> DictConfig:
-    wrong = [text for text in overrides if "=" not in text or text.startswith(("=", "-"))]
-    if wrong:
-        raise ConfigError(
-            "command line: an override reads section.key=value, given " + ", ".join(map(repr, wrong)), tuple(wrong)
-        )
-    result = OmegaConf.create({})
-    for text in overrides:
-        try:
-            OmegaConf.update(result, *_split(text), force_add=True)
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(f"command line: {text!r}: {first_line(error)}", (text,)) from error
-    return result
+class _Files:
+    """Reads each file once, however often others extend it."""
 
+    def __init__(self) -> None:
+        self._read: dict[Path, dict[str, Any]] = {}
 
-def _split(text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    parsed = OmegaConf.from_dotlist([f"value={value}"])
-    return key, OmegaConf.to_container(parsed)["value"] if value else None  # type: ignore[index,call-overload]
+    def read(self, path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+        absolute = path.absolute()
+        if absolute in chain:
+            circle = " -> ".join(part.name for part in (*chain, absolute))
+            raise_problems(str(path), [Problem("extends", f"goes in a circle: {circle}")])
+        if len(chain) > _MAX_CHAIN:
+            raise_problems(str(path), [Problem("extends", f"a chain of more than {_MAX_CHAIN} files")])
+        if absolute in self._read:
+            return self._read[absolute]
+        values = read_yaml(path, f" (extended by {shown_path(chain[-1])})" if chain else "")
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            given = "a list" if isinstance(values, list) else "a single value"
+            raise ConfigError(f"{shown_path(path)}: an experiment is a mapping of sections; the file holds {given}")
+        bases = values.pop("extends", None)
+        names = [bases] if isinstance(bases, str) else bases or []
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            allowed = "allowed: a file name or a list of them"
+            raise_problems(str(path), [Problem("extends", f"given {shown(bases)}; {allowed}")])
+        found: dict[str, Any] = {}
+        for name in names:
+            found = merged(found, self.read(path.parent / name, (*chain, absolute)))
+        self._read[absolute] = merged(found, values)
+        return self._read[absolute]

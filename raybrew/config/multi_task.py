@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import Name, Section
+from raybrew.config.base import MAX_WEIGHT, Name, Section
 from raybrew.config.data import DataConfig
 from raybrew.config.task import ClassificationConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
@@ -23,7 +23,7 @@ class TaskPart(Section):
     """Its rows."""
     teacher: TeacherConfig = TeacherConfig()
     """Its teacher or teachers."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
     """Factor on all losses of this task."""
 
 
@@ -32,7 +32,7 @@ class MultiTaskConfig(Section):
 
     kind: Literal["multi"] = "multi"
     """Which task; `raybrew list tasks` shows all."""
-    tau: float = Field(default=0.5, ge=0)
+    tau: float = Field(default=0.5, ge=0, le=10)
     """The task of a step is drawn with probability proportional to its number of rows ** tau: 1 by size, 0 alike."""
     metric: Literal["mean"] = "mean"
     """What chooses the best checkpoint: the mean over tasks of each one's own `metric`."""

@@ -11,9 +11,15 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 
+from raybrew.config.scrub import scrub
 from raybrew.errors import ConfigError
 
-__all__ = ["Problem", "near_match", "problems_of", "raise_problems"]
+__all__ = ["Problem", "near_match", "problems_of", "raise_problems", "shown"]
+
+#: Messages are for people: what is longer is cut.
+_MAX_LINE = 1000
+_MAX_LINES = 100
+_MAX_SHOWN = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +35,32 @@ class Problem:
 
 def near_match(given: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` if something allowed resembles what was given, else nothing."""
-    found = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(given[:_MAX_SHOWN], list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def raise_problems(source: str, problems: Sequence[Problem]) -> None:
-    """ConfigError that lists all problems, one a line, if there are any."""
+    """ConfigError that lists the problems, one a line and without secrets, if there are any."""
     if not problems:
         return
-    lines = tuple(str(problem) for problem in problems)
-    count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
-    raise ConfigError(f"{source}: {count}\n" + "\n".join(f"  {line}" for line in lines), lines)
+    lines = [_cut(f"{scrub(problem.key)}: {scrub(problem.message)}") for problem in problems[:_MAX_LINES]]
+    if len(problems) > _MAX_LINES:
+        lines.append(f"and {len(problems) - _MAX_LINES} further problems")
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise ConfigError(f"{_cut(scrub(source))}: {count}\n" + "\n".join(f"  {line}" for line in lines), tuple(lines))
+
+
+def shown(value: Any) -> str:
+    """`value` as Python writes it, in a few words and without secrets."""
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return "a whole number of many digits"  # which Python refuses to write
+    # Before it is cut: a part of a secret is not known as one.
+    text = repr(scrub(value))
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 3]}..."
 
 
 def problems_of(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[Problem]:
@@ -62,7 +83,7 @@ def _describe(key: str, findings: list[Mapping[str, Any]], model: type[BaseModel
         section = _as_model(_walk(first["loc"][:-1], model)[1])
         fields = list(section.model_fields) if section is not None else []
         near = near_match(key.rsplit(".", 1)[-1], fields)
-        return f"unknown key (given {_short(given)}); allowed: {', '.join(fields)}{near}"
+        return f"unknown key (given {shown(given)}); allowed: {', '.join(fields)}{near}"
     if kind == "missing":
         return "required, but not given"
     if kind == "union_tag_invalid":
@@ -74,7 +95,7 @@ def _describe(key: str, findings: list[Mapping[str, Any]], model: type[BaseModel
     if isinstance(given, str):
         literals = [name for finding in findings if finding["type"] == "literal_error" for name in _literals(finding)]
         near = near_match(given, literals)
-    return f"given {_short(given)}; allowed: {allowed}{near}"
+    return f"given {shown(given)}; allowed: {allowed}{near}"
 
 
 def _allowed(finding: Mapping[str, Any]) -> str:
@@ -108,11 +129,6 @@ def _allowed(finding: Mapping[str, Any]) -> str:
 def _literals(finding: Mapping[str, Any]) -> list[str]:
     text: str = finding["ctx"]["expected"]
     return [part.strip().strip("'") for part in text.replace(" or ", ", ").split(",")]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], Any]:

@@ -1,7 +1,11 @@
-"""Secrets taken out of anything that is about to be stored, logged or sent. Standard library only.
+"""Secrets found in what a user gives, and taken out of text that is about to be logged, shown or sent.
 
 What counts as a secret: the value of an environment variable whose name says so, the user part of a URL, tokens of
 a well-known shape anywhere in a text, and values that stand under a name such as `password` or `api_key`.
+
+An experiment that holds one is refused (`raybrew.config.values`). What raybrew reads again, such as a ledger or the
+configuration of a run, therefore holds none and is never scrubbed: a scrubbed path would lead elsewhere.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -11,14 +15,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["HIDDEN", "scrub"]
+__all__ = ["HIDDEN", "scrub", "scrub_message", "secret_in", "secret_variables"]
 
 #: What stands in place of a secret.
 HIDDEN = "***"
 
-#: An environment variable whose name contains one of these holds a secret ...
-_ENVIRONMENT_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
-#: ... if its value is this long; shorter ones ("true", "8192") would blank out ordinary words.
+#: An environment variable holds a secret if one of the words of its name is one of these ...
+_ENVIRONMENT_WORD = re.compile(
+    r"(?:API|ACCESS|SECRET)?KEYS?\d*|.*(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?\d*"
+)
+#: ... unless the last one names something else, as in SSH_KEY_DIR, ...
+_NO_SECRETS = ("DIR", "PATH", "FILE", "FOLDER", "HOME", "ROOT", "NAME", "TYPE", "MODE", "URL", "URI", "HOST", "PORT")
+#: ... or its value is a path that exists, as in GOOGLE_APPLICATION_CREDENTIALS, ...
+#: ... or shorter than this: "true" and "8192" would blank out ordinary words.
 _MIN_SECRET_LENGTH = 8
 
 _SECRET_WORDS = (
@@ -32,24 +41,33 @@ _SECRET_NAME = re.compile(rf"(?:.*[._-])?(?:{_SECRET_WORDS})(?:[_-](?:key|value)
 _KEY_NAME = re.compile(r"(?:.*[._-])?(?:key|token)s?", re.IGNORECASE)
 _FORTY_HEX = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
 
-#: The user part of a URL may hold several "@" and ":"; it ends at the last "@" before the path.
-_USERINFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@", re.IGNORECASE)
+# Repetitions before a fixed word are bounded: of a long text, each position would be tried to its end.
+#: The user part of a URL may hold several "@" and ":", and, with a ":" before it, the "/" of an AWS secret; it ends at
+#: the last "@". Digits between ":" and "/" are a port, but buckets have none. A URL that was taken for a path has one
+#: "/" left after the scheme.
+_USERINFO = re.compile(
+    r"((?:s3[an]?|gs|gcs):/{1,2}(?=[^\s/:@]*:)"
+    r"|(?:https?:/|[a-z][a-z0-9+.-]{0,30}://)(?=[^\s/?#@]*@|[^\s/?#:@]*:(?!\d{1,5}(?:[/?#]|$))))"
+    r"[^\s\"'<>]*@",
+    re.IGNORECASE,
+)
 _QUERY = re.compile(
-    r"([?&][^=&\s]*(?:token|key|secret|signature|credential|password)[^=&\s]*=)[^&\s\"'<>]+", re.IGNORECASE
+    r"([?&][^=&\s?]{0,60}(?:token|key|secret|signature|credential|password)[^=&\s]{0,60}=)[^&\s\"'<>]+", re.IGNORECASE
 )
 #: `WANDB_API_KEY=...`, `password: ...`, `--api-key ...` inside a text.
 _VALUE = r"(?!(?:null|none|~)(?![^\s,;]))(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&]+)"
 _ASSIGNMENT = re.compile(
-    rf"(?<![A-Za-z0-9])((?:[A-Za-z0-9_.-]*[_.-])?(?:{_SECRET_WORDS})[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE
+    rf"(?<![A-Za-z0-9])((?:[A-Za-z0-9_.-]{{0,60}}[_.-])?(?:{_SECRET_WORDS})[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE
 )
-_OPTION = re.compile(rf"(--(?:[a-z0-9-]+-)?(?:{_SECRET_WORDS}|token|key)(?:\s+|=))[^\s\"']+", re.IGNORECASE)
+_ASSIGNMENT_WITHOUT_COLON = re.compile(_ASSIGNMENT.pattern.replace("[=:]", "="), re.IGNORECASE)
+_OPTION = re.compile(rf"(--(?:[a-z0-9-]{{1,60}}-)?(?:{_SECRET_WORDS}|token|key)(?:\s+|=))[^\s\"']+", re.IGNORECASE)
 _FORTY_HEX_ASSIGNMENT = re.compile(r"((?:key|token)[\"']?\s*[=:]\s*[\"']?)[0-9a-f]{40}(?![0-9a-f])", re.IGNORECASE)
 _TOKEN_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"hf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|wandb_v\d+_[A-Za-z0-9_-]{20,}"  # W&B
     r"|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}"  # GitHub, GitLab
-    r"|sk-[A-Za-z0-9_-]{20,}"  # OpenAI and others
+    r"|sk-(?=[\w-]{0,200}[0-9])(?=[\w-]{0,200}[A-Z])[A-Za-z0-9_-]{32,}"  # OpenAI and others
     r"|xox[abprs]-[A-Za-z0-9-]{10,}"  # Slack
     r"|A(?:KIA|SIA)[A-Z0-9]{16}"  # AWS access key ids
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+"  # JSON web tokens
@@ -64,17 +82,48 @@ def scrub(value: Any, environ: Mapping[str, str] | None = None) -> Any:
     Returns new containers (tuples and sets stay what they are) and leaves numbers and other objects alone. `environ`
     defaults to this process's environment.
     """
-    return _scrub(value, _environment_secrets(os.environ if environ is None else environ))
+    return _scrub(value, tuple(secret_variables(environ)))
 
 
-def _environment_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
+def scrub_message(text: str) -> str:
+    """As `scrub`, for sentences: what follows `api_key: ` there is what is said about that key."""
+    return _scrub_text(text, tuple(secret_variables()), _ASSIGNMENT_WITHOUT_COLON)
+
+
+def secret_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Value -> name of the environment variables that hold a secret, longest values first.
+
+    `environ` defaults to this process's environment.
+    """
     found = {
-        value
-        for name, value in environ.items()
-        if len(value) >= _MIN_SECRET_LENGTH and any(word in name.upper() for word in _ENVIRONMENT_WORDS)
+        value: name
+        for name, value in (os.environ if environ is None else environ).items()
+        if len(value) >= _MIN_SECRET_LENGTH and _names_secret(name.upper()) and not _is_path(value)
     }
-    # Longest first: a secret that contains another must not leave its rest behind.
-    return tuple(sorted(found, key=lambda secret: (-len(secret), secret)))
+    # A secret that contains another must not leave its rest behind.
+    return dict(sorted(found.items(), key=lambda item: (-len(item[0]), item[0])))
+
+
+def secret_in(text: str, name: str | None = None, variables: Mapping[str, str] | None = None) -> str | None:
+    """Which kind of secret `text`, given under `name`, holds, in words that do not repeat it; None if it holds none.
+
+    Just what `scrub` changes is one. `variables` defaults to `secret_variables()`.
+    """
+    for value, variable in (secret_variables() if variables is None else variables).items():
+        if value in text:
+            return f"the value of the environment variable {variable}, whose name says so"
+    if _USERINFO.search(text):
+        return "credentials in a URL"
+    return None if _scrub_named(name, text, ()) == text else "a token, key or password"
+
+
+def _names_secret(name: str) -> bool:
+    words = name.split("_")
+    return words[-1] not in _NO_SECRETS and any(_ENVIRONMENT_WORD.fullmatch(word) for word in words)
+
+
+def _is_path(value: str) -> bool:
+    return value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
 
 
 def _scrub(value: Any, secrets: tuple[str, ...]) -> Any:
@@ -100,12 +149,12 @@ def _scrub_named(name: Any, value: Any, secrets: tuple[str, ...]) -> Any:
     return _scrub(value, secrets)
 
 
-def _scrub_text(text: str, secrets: tuple[str, ...]) -> str:
+def _scrub_text(text: str, secrets: tuple[str, ...], assignment: re.Pattern[str] = _ASSIGNMENT) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
     text = _QUERY.sub(rf"\1{HIDDEN}", text)
     text = _TOKEN_SHAPES.sub(HIDDEN, text)
     text = _OPTION.sub(rf"\1{HIDDEN}", text)
-    text = _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
+    text = assignment.sub(rf"\1{HIDDEN}", text)
     return _FORTY_HEX_ASSIGNMENT.sub(rf"\1{HIDDEN}", text)

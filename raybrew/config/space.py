@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from raybrew.config.base import MAX_SEED
 from raybrew.config.experiment import Experiment
 from raybrew.config.population import check_population
 from raybrew.config.problems import Problem, near_match
@@ -253,7 +254,7 @@ def _matches(value: Any, wanted: Any) -> bool:
 
 
 def _index(part: str, items: list[Any], key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise ConfigError(f"{key}: the list has {len(items)} entries, counted from 0", (f"{key}: no such entry",))
     return int(part)
 
@@ -302,6 +303,10 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
                 "GPU goes to trials of one worker only",
             )
         )
+    seeds = max(sweep.seeds, sweep.rerun_best.seeds if sweep.rerun_best.count else 1)
+    if experiment.train.seed + seeds - 1 > MAX_SEED:
+        given = f"given {experiment.train.seed}, from which {seeds} seeds are counted up"
+        problems.append(Problem("train.seed", f"{given}; allowed: at most {MAX_SEED - seeds + 1}"))
     views = task_views(experiment)
     if all(view.data.eval is None for view in views.values()):
         key = "data.eval" if None in views else "task.tasks.<name>.data.eval"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import Many, Section
+from raybrew.config.base import MAX_CPUS, Many, Section
 
 __all__ = ["StoreConfig"]
 
@@ -24,13 +24,13 @@ class StoreConfig(Section):
     """How stored numbers are kept, int8 with a scale for each token and layer; logits are always float32."""
     signals: Many[str] = ()
     """Signals to capture beyond what the objective needs, such as `hidden.00`."""
-    rows_per_shard: int = Field(default=4096, ge=1)
+    rows_per_shard: int = Field(default=4096, ge=1, le=10**7)
     """Rows of one shard, the unit that is computed, committed and repeated after a failure."""
-    batch_tokens: int = Field(default=8192, ge=64)
+    batch_tokens: int = Field(default=8192, ge=64, le=10**8)
     """Padded tokens of one teacher batch at most."""
     actors: Many[int] = (1, 2)
     """Fewest and most teacher actors."""
-    cpus_per_actor: float = Field(default=1, gt=0)
+    cpus_per_actor: float = Field(default=1, gt=0, le=MAX_CPUS)
     """CPUs that Ray reserves for each teacher actor."""
     launcher: Literal["auto", "local", "ray"] = "auto"
     """`ray`: Ray Data actors; `local`: in this process; `auto`: Ray, except for a single shard."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import WHEN_SET, Many, Section
+from raybrew.config.base import MAX_COUNT, WHEN_SET, Many, Section
 
 __all__ = ["LAYER_RULES", "WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig"]
 
@@ -25,20 +25,20 @@ WITHOUT_LAYERS = ("BiGRU",)
 class ShapeConfig(Section):
     """Size of a transformer student; what is not given is the teacher's."""
 
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=1000)
     """Number of transformer layers."""
-    hidden: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1, le=65536)
     """Width of the hidden states."""
-    heads: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1, le=4096)
     """Attention heads; must divide `hidden`. Default: the teacher's head width is kept where it divides."""
-    feed_forward: int | None = Field(default=None, ge=1)
+    feed_forward: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Width of the feed-forward layers. Default: the teacher's ratio to `hidden`."""
 
 
 class VocabularyConfig(Section):
     """Word embeddings for the pieces of a corpus alone: those of the training rows, labelled and unlabelled."""
 
-    min_count: int = Field(default=1, ge=1)
+    min_count: int = Field(default=1, ge=1, le=MAX_COUNT)
     """Pieces that come up less often are left out. With 1 the rows are cut into the same pieces as before."""
     keep: Many[str] = ()
     """Further pieces to keep, as the tokenizer writes them. Special tokens and single characters are kept anyway."""

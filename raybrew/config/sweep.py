@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.base import MAX_COUNT, MAX_CPUS, MAX_SEED, NOT_IDENTITY, WHEN_SET, Many, Section
 from raybrew.config.problems import near_match
 
 __all__ = [
@@ -115,11 +115,11 @@ class SearchConfig(Section):
 
     kind: Literal["random", "grid", "optuna"] = "random"
     """`raybrew list searchers` explains each."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the search; seeds of training follow `train.seed`."""
     objectives: Many[Literal["quality", "parameters", "megabytes", "latency"]] = ("quality",)
     """What `optuna` looks for; several give a Pareto front. `random` and `grid` do not depend on it."""
-    startup_trials: int = Field(default=8, ge=1, json_schema_extra=NOT_IDENTITY)
+    startup_trials: int = Field(default=8, ge=1, le=10**5, json_schema_extra=NOT_IDENTITY)
     """Configurations that `optuna` draws at random before it starts to learn."""
 
 
@@ -130,9 +130,9 @@ class SchedulerConfig(Section):
     """`raybrew list schedulers` explains each."""
     grace: float = Field(default=0.25, gt=0, lt=1)
     """Share of its steps that a trial may always do (`asha`, `median`)."""
-    reduction_factor: float = Field(default=2.0, gt=1)
+    reduction_factor: float = Field(default=2.0, gt=1, le=1000)
     """Of this many trials at a rung one goes on (`asha`)."""
-    min_trials: int = Field(default=3, ge=1)
+    min_trials: int = Field(default=3, ge=1, le=10**5)
     """Trials that must have come as far before `median` stops one."""
     interval: float = Field(default=0.25, gt=0, lt=1, json_schema_extra=WHEN_SET)
     """Share of training between two rounds of `pbt`, each at the first evaluation after it."""
@@ -148,33 +148,33 @@ class SchedulerConfig(Section):
 class RerunConfig(Section):
     """More seeds for the best configurations, so that luck is told from merit."""
 
-    count: int = Field(default=0, ge=0)
+    count: int = Field(default=0, ge=0, le=10**5)
     """How many of the best are run again, and compared by these further seeds alone."""
-    seeds: int = Field(default=3, ge=2)
+    seeds: int = Field(default=3, ge=2, le=1000)
     """Seeds that each of them has in the end."""
 
 
 class BudgetConfig(Section):
     """Limits of the whole sweep. What runs when one is reached is stopped and can be continued by a larger one."""
 
-    wall_minutes: float | None = Field(default=None, gt=0)
+    wall_minutes: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Minutes from start to end, added over continuations."""
-    gpu_hours: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Hours of all trials times the GPUs of all their workers; interrupted, killed and failed parts count."""
-    money: float | None = Field(default=None, gt=0)
+    money: float | None = Field(default=None, gt=0, le=1e15)
     """Hours of all trials, on GPUs or not, times `price_per_hour`."""
-    price_per_hour: float | None = Field(default=None, ge=0)
+    price_per_hour: float | None = Field(default=None, ge=0, le=1e15)
     """What an hour of one trial costs: all its workers, their CPUs and GPUs together."""
-    failures: int | None = Field(default=None, ge=0)
+    failures: int | None = Field(default=None, ge=0, le=MAX_COUNT)
     """Failed trials that are put up with; one more ends the sweep."""
 
 
 class ResourcesConfig(Section):
     """What one trial of one worker reserves. More workers take `train.cpus_per_worker` each, and a GPU each."""
 
-    cpus: float = Field(default=1, gt=0)
+    cpus: float = Field(default=1, gt=0, le=MAX_CPUS)
     """CPUs."""
-    gpus: float = Field(default=0, ge=0)
+    gpus: float = Field(default=0, ge=0, le=MAX_CPUS)
     """GPUs; a fraction lets several trials share one."""
 
 
@@ -189,9 +189,9 @@ class SweepConfig(Section):
     """Combinations that are left out: a list of {key: value or list of values}."""
     search: SearchConfig = SearchConfig()
     """How configurations are chosen: random, grid or optuna."""
-    trials: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    trials: int | None = Field(default=None, ge=1, le=10**5, json_schema_extra=NOT_IDENTITY)
     """Configurations to try; members of the population of `pbt`. Default: all of a grid, else 16."""
-    seeds: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
+    seeds: int = Field(default=1, ge=1, le=1000, json_schema_extra=NOT_IDENTITY)
     """Seeds per configuration: train.seed, train.seed + 1, ..."""
     rerun_best: RerunConfig = Field(default=RerunConfig(), json_schema_extra=NOT_IDENTITY)
     """More seeds for the best."""
@@ -204,9 +204,9 @@ class SweepConfig(Section):
     """Limits of time, cost and failures."""
     resources: ResourcesConfig = Field(default=ResourcesConfig(), json_schema_extra=NOT_IDENTITY)
     """What one trial reserves."""
-    concurrency: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    concurrency: int | None = Field(default=None, ge=1, le=10**5, json_schema_extra=NOT_IDENTITY)
     """Trials at the same time at most. Default: as many as the cluster has room for."""
-    keep_students: int = Field(default=3, ge=1, json_schema_extra=NOT_IDENTITY)
+    keep_students: int = Field(default=3, ge=1, le=10**5, json_schema_extra=NOT_IDENTITY)
     """Students of the best configurations that stay on disk; the weights of the others are removed at the end, and
     trained again when a continued sweep comes to need them."""
     warm_start: str | None = None

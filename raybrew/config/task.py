@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from raybrew.config.base import Many, Section
+from raybrew.config.base import MAX_WEIGHT, Many, Section
 
 __all__ = [
     "METRICS",
@@ -103,16 +103,16 @@ class QAConfig(Section):
     """How answers are compared: as SQuAD's script does (English), or that of CMRC 2018 and DRCD (Chinese)."""
     max_length: int = Field(default=384, ge=32, le=65536)
     """Longest encoded window in tokens, question included; longer contexts are read through several windows."""
-    stride: int = Field(default=128, ge=1)
+    stride: int = Field(default=128, ge=1, le=65536)
     """Tokens that two neighbouring windows share. An answer of more tokens may be cut by the border of a window, which
     then has no label; one that no window holds whole makes a bad row."""
-    max_question: int = Field(default=64, ge=1)
+    max_question: int = Field(default=64, ge=1, le=65536)
     """Longest question in tokens; the rest of longer ones is left out."""
-    max_answer: int = Field(default=30, ge=1)
+    max_answer: int = Field(default=30, ge=1, le=65536)
     """Longest answer in tokens that is predicted."""
     no_answer: bool = False
     """Whether questions may have no answer in their context (SQuAD 2.0); otherwise such rows are bad."""
-    no_answer_margin: float = 0.0
+    no_answer_margin: float = Field(default=0.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT)
     """With `no_answer`: how much the score of `none` must exceed that of the best span to be predicted."""
     n_best: int = Field(default=20, ge=1, le=1000)
     """Best starts and ends that are combined, and most answers that `raybrew predict` writes beside the empty one."""

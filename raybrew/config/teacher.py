@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import NOT_IDENTITY, Name, Section
+from raybrew.config.base import MAX_WEIGHT, NOT_IDENTITY, Name, Section
 from raybrew.config.train import FinetuneConfig
 
 __all__ = ["TeacherConfig", "TeacherMember"]
@@ -27,7 +27,7 @@ class TeacherMember(Section):
     """Where its outputs come from, as `teacher.source`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of its forward pass."""
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
     """Its share of the average, relative to the other teachers'; 0: only its layers are matched."""
 
 

@@ -6,7 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from raybrew.config.base import NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.base import (
+    MAX_COUNT,
+    MAX_CPUS,
+    MAX_SEED,
+    MAX_THREADS,
+    MAX_WEIGHT,
+    NOT_IDENTITY,
+    WHEN_SET,
+    Many,
+    Section,
+)
 from raybrew.config.changes import ChangeConfig
 
 __all__ = ["EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
@@ -15,41 +25,41 @@ __all__ = ["EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
 class EarlyStoppingConfig(Section):
     """End training when evaluations stop getting better."""
 
-    patience: int = Field(default=3, ge=1)
+    patience: int = Field(default=3, ge=1, le=MAX_COUNT)
     """End after so many evaluations in a row without a better value of `task.metric`, or, where nothing trains the head
     in the last stage, of the evaluation loss."""
-    min_delta: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """A value counts as better if it beats the best one so far by more than this."""
 
 
 class TrainConfig(Section):
     """Optimisation of a student. `batch_size` counts rows per optimizer step over all workers."""
 
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=30, ge=1, le=10**6)
     """Passes over the training rows."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Stop after this many optimizer steps, whatever `epochs` says."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=10**6)
     """Rows per optimizer step, over all workers and micro-batches together."""
-    batch_tokens: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1, le=10**8)
     """Tokens per optimizer step, padding included: as many rows of like length as fit. Replaces `batch_size`."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)
     """Rows per forward pass of one worker; the rest of a batch is accumulated. Default: no accumulation."""
-    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1, le=10**8)
     """Tokens per forward pass of one worker, padding included; the rest of a batch is accumulated."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=MAX_WEIGHT)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after warm-up: to zero linearly or by a half cosine, or constant."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly from zero."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=MAX_WEIGHT)
     """Decoupled weight decay of matrices; biases and normalisation weights have none."""
     layer_lr_decay: float = Field(default=1.0, gt=0, le=1)
     """Learning rate of each layer as a share of that of the layer above it; head and projections have the full rate."""
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0, le=MAX_WEIGHT)
     """Clip the norm of all trained parameters' gradient, projections included."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of initialisation, row order and dropout."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 on GPUs that have it, else fp32."""
@@ -65,27 +75,27 @@ class TrainConfig(Section):
     """`ddp`: each worker holds the whole student; `fsdp`: student and optimizer are divided among the workers."""
     launcher: Literal["auto", "local", "ray"] = Field(default="auto", json_schema_extra=NOT_IDENTITY)
     """`local`: one worker in this process; `ray`: Ray Train; `auto`: local for one worker without a cluster address."""
-    threads: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS, json_schema_extra=NOT_IDENTITY)
     """CPU threads of a worker. Default: what torch (local) or Ray (CPUs per worker) decides."""
-    cpus_per_worker: float = Field(default=1, gt=0, json_schema_extra=NOT_IDENTITY)
+    cpus_per_worker: float = Field(default=1, gt=0, le=MAX_CPUS, json_schema_extra=NOT_IDENTITY)
     """CPUs that Ray reserves for each worker."""
-    max_failures: int = Field(default=3, ge=0, json_schema_extra=NOT_IDENTITY)
+    max_failures: int = Field(default=3, ge=0, le=MAX_COUNT, json_schema_extra=NOT_IDENTITY)
     """How often Ray restarts dead workers from the last checkpoint before the run fails."""
-    eval_steps: int | None = Field(default=None, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Evaluate every so many steps. Default: after each epoch. The last step is always evaluated."""
-    eval_epochs: int | None = Field(default=None, ge=1)
+    eval_epochs: int | None = Field(default=None, ge=1, le=10**6)
     """Evaluate after every so many epochs, in place of `eval_steps`."""
     early_stopping: EarlyStoppingConfig | None = None
     """End before the last step when evaluations stop getting better, e.g. {patience: 3, min_delta: 0.001}."""
-    checkpoint_steps: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    checkpoint_steps: int | None = Field(default=None, ge=1, le=MAX_COUNT, json_schema_extra=NOT_IDENTITY)
     """Save the full training state every so many steps. Default: at each evaluation."""
-    checkpoint_epochs: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    checkpoint_epochs: int | None = Field(default=None, ge=1, le=10**6, json_schema_extra=NOT_IDENTITY)
     """Save the full training state after every so many epochs, in place of `checkpoint_steps`."""
-    checkpoint_minutes: float = Field(default=10.0, gt=0, json_schema_extra=NOT_IDENTITY)
+    checkpoint_minutes: float = Field(default=10.0, gt=0, le=MAX_COUNT, json_schema_extra=NOT_IDENTITY)
     """Save the full training state after so many minutes without a checkpoint."""
-    keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=NOT_IDENTITY)
+    keep_checkpoints: int = Field(default=2, ge=1, le=10**6, json_schema_extra=NOT_IDENTITY)
     """How many training states are kept; the best student is kept besides."""
-    log_steps: int = Field(default=10, ge=1)
+    log_steps: int = Field(default=10, ge=1, le=MAX_COUNT)
     """Write losses, learning rate and speed to metrics.jsonl every so many steps."""
     changes: Many[ChangeConfig] = Field(default=(), json_schema_extra=WHEN_SET)
     """Other temperatures, loss weights or peak learning rates from shares of the steps on, such as
@@ -104,7 +114,7 @@ class FinetuneConfig(TrainConfig):
     """Weights to begin with: those of `teacher.model`, or random ones from `seed`; of the folder only config.json and
     the tokenizer are read then."""
 
-    epochs: int = Field(default=3, ge=1)
+    epochs: int = Field(default=3, ge=1, le=10**6)
     """Passes over the training rows."""
-    learning_rate: float = Field(default=3e-5, gt=0)
+    learning_rate: float = Field(default=3e-5, gt=0, le=MAX_WEIGHT)
     """Peak learning rate of AdamW."""

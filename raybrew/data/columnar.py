@@ -18,6 +18,12 @@ __all__ = ["ArrowFile", "DatasetRows", "ParquetFile"]
 
 _BATCH_ROWS = 8192
 _ARROW_FILE_MARK = b"ARROW1"
+#: Types of text -> the types of bytes that are laid out alike.
+_TEXT_TYPES: tuple[tuple[Callable[[pa.DataType], bool], pa.DataType], ...] = (
+    (pa.types.is_string, pa.binary()),
+    (pa.types.is_large_string, pa.large_binary()),
+    (pa.types.is_string_view, pa.binary_view()),
+)
 
 
 class ParquetFile:
@@ -34,8 +40,9 @@ class ParquetFile:
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         file = _guarded(self.name, lambda: pq.ParquetFile(self.path))
-        require_columns(self.name, file.schema_arrow.names, columns)
-        columns = _with_optional(columns, optional, file.schema_arrow.names)
+        names = _guarded(self.name, lambda: file.schema_arrow.names)
+        require_columns(self.name, names, columns)
+        columns = _with_optional(columns, optional, names)
         with file:
             yield from _records(self.name, file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)), columns)
 
@@ -55,8 +62,9 @@ class ArrowFile:
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
         with _guarded(self.name, self._open) as reader:
-            require_columns(self.name, reader.schema.names, columns)
-            columns = _with_optional(columns, optional, reader.schema.names)
+            names = _guarded(self.name, lambda: reader.schema.names)
+            require_columns(self.name, names, columns)
+            columns = _with_optional(columns, optional, names)
             if isinstance(reader, pa.RecordBatchFileReader):
                 batches: Iterable[Any] = map(reader.get_batch, range(reader.num_record_batches))
             else:
@@ -106,15 +114,49 @@ def _records(name: str, tables: Iterable[pa.Table | pa.RecordBatch], columns: Se
     row = 0
     tables = iter(tables)
     while (table := _guarded(name, lambda: next(tables, None))) is not None:
+        for column in columns:
+            _guarded(name, functools.partial(_check_layout, table.column(column)))
         # A batch with one undecodable value is read again leniently, and that row is reported.
-        values, is_utf8 = _python_values(table, columns)
+        values, is_utf8 = _guarded(name, functools.partial(_python_values, table, columns))
         for cells in zip(*values, strict=True):
             row += 1
             raw = dict(zip(columns, cells, strict=True))
-            column, reason = (None, "") if is_utf8 else not_utf8(raw)
-            yield row, None, raw if column is None else BadRow(name, row, column, reason)
+            bad, reason = (None, "") if is_utf8 else not_utf8(raw)
+            yield row, None, raw if bad is None else BadRow(name, row, bad, reason)
     if not row:
         raise DataError(f"{name}: no rows")
+
+
+def _check_layout(column: pa.Array | pa.ChunkedArray) -> None:
+    """ArrowInvalid if offsets or indices lead out of the values: Arrow reads where they point, without a look."""
+    for array in column.chunks if isinstance(column, pa.ChunkedArray) else (column,):
+        try:
+            array.validate(full=True)
+        except pa.ArrowInvalid:
+            # Text that is not UTF-8 is a bad row rather than a damaged file.
+            _bytes_of(array).validate(full=True)
+
+
+def _bytes_of(array: pa.Array) -> pa.Array:
+    """A view of `array` whose texts are bytes."""
+    if pa.types.is_dictionary(array.type):
+        return pa.DictionaryArray.from_arrays(array.indices, _bytes_of(array.dictionary), safe=False)
+    return array.view(_bytes_type(array.type))
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType:
+    for is_kind, replaced in _TEXT_TYPES:
+        if is_kind(kind):
+            return replaced
+    if pa.types.is_list(kind):
+        return pa.list_(_bytes_type(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_bytes_type(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_bytes_type(kind.value_type), kind.list_size)
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _bytes_type(field.type), field.nullable) for field in kind])
+    return kind
 
 
 def _python_values(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> tuple[list[list[Any]], bool]:
@@ -124,14 +166,12 @@ def _python_values(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> 
             return values, True
     except UnicodeDecodeError:
         pass
-    return [[_text(value) for value in _as_bytes(table.column(column)).to_pylist()] for column in columns], False
+    return [[_text(value) for value in _lenient(table.column(column))] for column in columns], False
 
 
-def _as_bytes(column: Any) -> Any:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return column.cast(kind).cast(pa.large_binary())
-    return column
+def _lenient(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else (column,)
+    return [value for chunk in chunks for value in _bytes_of(chunk).to_pylist()]
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -140,6 +180,11 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _text(value: Any) -> Any:
+    """Bytes as text, those that are none as U+DC80..U+DCFF, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {name: _text(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_text(item) for item in value]
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
 
 
@@ -157,5 +202,5 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
 def _guarded(name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns may be undecodable
         raise DataError(f"{name}: damaged or of another format ({first_line(error)})") from error

@@ -20,6 +20,8 @@ __all__ = [
     "require_columns",
 ]
 
+#: Characters of what a message says about one row or file: the data may be anything.
+_MAX_REASON = 300
 #: Columns of one source row as they stand there.
 RawRow: TypeAlias = Mapping[str, Any]
 
@@ -36,7 +38,8 @@ class BadRow:
 
     def __str__(self) -> str:
         place = f"{self.file}, row {self.row}" + ("" if self.line is None else f" (line {self.line})")
-        return f"{place}: {self.reason}" if self.column is None else f"{place}, column {self.column!r}: {self.reason}"
+        column = "" if self.column is None else f", column {self.column!r}"
+        return f"{place}{column}: {_cut(self.reason, _MAX_REASON)}"
 
 
 #: Row number, line number (text formats), and the row or what is wrong with it.
@@ -76,7 +79,8 @@ def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> N
     missing = [column for column in wanted if column not in has]
     if not missing:
         return
-    text = f"{file}: no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, has)) or 'no columns'}"
+    there = _cut(", ".join(repr(_cut(column, 60)) for column in has) or "no columns", 2 * _MAX_REASON)
+    text = f"{file}: no column {', '.join(map(repr, missing))}; it has {there}"
     by_case = {column.casefold(): column for column in has}
     near = [by_case[hit] for name in missing for hit in difflib.get_close_matches(str(name).casefold(), by_case, n=3)]
     if near:
@@ -87,15 +91,25 @@ def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> N
 def not_utf8(values: RawRow) -> tuple[str | None, str]:
     """Column and reason for a row decoded with `surrogateescape`, whose undecodable bytes became U+DC80..U+DCFF."""
     for column, value in values.items():
-        if not isinstance(value, str):
-            continue
-        for index, char in enumerate(value):
-            if "\udc80" <= char <= "\udcff":
-                return column, f"not UTF-8: byte 0x{ord(char) - 0xDC00:02x} at character {index + 1}"
+        for text in _texts(value):
+            for index, char in enumerate(text):
+                if "\udc80" <= char <= "\udcff":
+                    return column, f"not UTF-8: byte 0x{ord(char) - 0xDC00:02x} at character {index + 1}"
     return None, "not UTF-8"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def first_line(error: BaseException) -> str:
     """The message of a library's error on one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    return _cut(" ".join(str(error).split()) or type(error).__name__, _MAX_REASON)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

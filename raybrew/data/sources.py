@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from raybrew.config.data import FILE_ENDINGS
+from raybrew.config.scrub import scrub
 from raybrew.data.hub import HubName, load_folder, load_hub, parse_hub_name
 from raybrew.data.records import RowReader
 from raybrew.errors import DataError
@@ -123,7 +124,9 @@ def _looks_like_path(text: str) -> bool:
 
 def _not_found(text: str, data_format: str) -> DataError:
     if "://" in text:
-        return DataError(f"{text}: rows are read from local or shared (NFS) files or the hub; copy the file first")
+        return DataError(
+            f"{scrub(text)}: rows are read from local or shared (NFS) files or the hub; copy the file first"
+        )
     path = Path(text).expanduser().absolute()
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)

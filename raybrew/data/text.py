@@ -18,7 +18,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from raybrew.data.documents import is_document, rows_of_document
 from raybrew.data.records import BadRow, MissingColumnsError, Record, first_line, not_utf8, require_columns
@@ -38,6 +38,8 @@ _DECLARED = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\r?\n')
 _DOCUMENT_BYTES = 1 << 30
 #: A quote that is never closed would otherwise swallow the rest of the file.
 _FIELD_CHARACTERS = 1 << 24
+#: Bytes, of CSV characters.
+_LINE_LIMIT = 1 << 26
 
 
 class _TextFile:
@@ -100,7 +102,7 @@ class CsvFile(_TextFile):
             delimiter = self.delimiter or (declared[1].decode("ascii", "replace") if declared else ",")
             # surrogateescape: one bad byte makes one bad row instead of ending the file. newline="": csv sees \r\n.
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(text, strict=True, delimiter=delimiter)
+            reader = csv.reader(_bounded(text, self.name), strict=True, delimiter=delimiter)
             header = list(self.header) or self._header(reader)
             self._require(header, columns, delimiter)
             row = 0
@@ -303,5 +305,18 @@ def text_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, bytes
     Messages call it `name`, by default its path.
     """
     with _opened(path, name or str(path)) as file:
-        for line, data in enumerate(file, 1):
+        for line, data in enumerate(_bounded(file, name or str(path)), 1):
             yield line, data.removeprefix(_UTF8_MARK) if line == 1 else data
+
+
+def _bounded(file: IO[AnyStr], name: str) -> Iterator[AnyStr]:
+    """The lines of `file`; DataError at one that is too long to be a row, before it fills the memory."""
+    number = 0
+    while data := file.readline(_LINE_LIMIT):
+        number += 1
+        if len(data) == _LINE_LIMIT:
+            raise DataError(
+                f"{name}: line {number} is longer than {_LINE_LIMIT >> 20} MiB, so not a row; is the file of another "
+                "format (data.format), or without line ends?"
+            )
+        yield data

@@ -13,6 +13,7 @@ from raybrew.config.loading import load_experiment
 from raybrew.data.sampler import num_batches
 from raybrew.demo.recipe import EXPERIMENT, NUM_EVAL, NUM_LABELLED, NUM_UNLABELLED, TEACHER
 from raybrew.demo.reviews import build_splits, write_splits
+from raybrew.errors import writing
 from raybrew.reports.collect import RunRecord, load_run
 from raybrew.reports.compare import compare
 from raybrew.reports.tables import json_rows
@@ -46,7 +47,8 @@ def run_demo(folder: Path, seeds: int = 3, reporter: Reporter | None = None) -> 
     same start for as many steps. Finished parts are not repeated.
     """
     reporter = reporter or QuietReporter()
-    path, control = write_demo(folder, reporter)
+    with writing(folder):
+        path, control = write_demo(folder, reporter)
     experiment = load_experiment(path)
     results = [_step(reporter, f"raybrew finetune {path}", finetune, experiment)]
     reporter.say(f"$ raybrew capture {path}")

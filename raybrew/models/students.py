@@ -9,12 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config.student import ShapeConfig, StudentConfig
-from raybrew.errors import ConfigError, ModelError, first_line
+from raybrew.errors import ConfigError, EnvironmentProblem, ModelError, first_line
 from raybrew.models.bigru import BiGRUConfig
 from raybrew.models.initialise import init_from_teacher, share_embeddings
 from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
@@ -268,6 +269,8 @@ def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> Pretraine
 
 def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) -> PreTrainedModel:
     config.problem_type = PROBLEM_TYPES.get(task_kind)
+    if torch.get_default_device().type != "meta":
+        _check_room(config)
     try:
         model: PreTrainedModel = AUTO_CLASSES[task_kind].from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
@@ -277,6 +280,23 @@ def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) ->
         raise _unfit(config, first_line(error)) from error
     model.train(False)
     return model
+
+
+def _check_room(config: PretrainedConfig) -> None:
+    """EnvironmentProblem if the layers' weights alone exceed the memory: the system would end the process."""
+    if config.model_type in _REFUSED:
+        return  # its layers are not `layers` times as large as one
+    try:
+        layers, hidden, _, feed_forward = dims_of(config)
+    except ModelError:
+        return
+    needed = 4 * layers * (4 * hidden * hidden + 2 * hidden * feed_forward)
+    there = psutil.virtual_memory().total
+    if needed > there:
+        raise EnvironmentProblem(
+            f"the weights of {sizes_text(config)} take about {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f} GiB of memory; make student.shape smaller"
+        )
 
 
 def _check_runs(model: PreTrainedModel, shape: ShapeConfig) -> None:

@@ -149,7 +149,8 @@ class RunRecord:
 def load_run(folder: str | Path) -> RunRecord:
     """One run; RunError if `folder` is none. Unreadable files become `problems`, so that one cannot hide the rest.
 
-    Secrets are taken out again: the folder may come from a machine that did not know them as such.
+    Secrets leave what people read, as the folder may be an older version's. Values that are read again stay whole:
+    exports and sweeps go by their paths.
     """
     folder = Path(folder)
     if not is_run(folder):
@@ -174,11 +175,11 @@ def load_run(folder: str | Path) -> RunRecord:
         kinds.setdefault(str(record.get("kind")), []).append(record)
     return RunRecord(
         folder=folder,
-        config=scrub(config),
+        config=config,
         config_text=scrub(config_text),
-        identity=scrub(identity or {}),
+        identity=identity or {},
         environment=scrub(environment or {}),
-        summary=scrub(summary),
+        summary=summary,
         train=tuple(kinds["train"]),
         evals=tuple(kinds["eval"]),
         events=scrub(tuple(kinds["event"])),
@@ -304,14 +305,16 @@ def _read_config(path: Path, problems: list[str]) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return "", {}
-    from omegaconf import OmegaConf
+    import yaml
+
+    from raybrew.config.reading import describe, parse_yaml
 
     try:
-        value = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except Exception as error:  # OmegaConf passes on the errors of its YAML parser and adds its own
-        problems.append(f"{path.name} is no YAML: {' '.join(str(error).split())[:200]}")
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        problems.append(f"{path.name} is no YAML:{describe(error)[:200]}")
         return text, {}
     if not isinstance(value, dict):
         problems.append(f"{path.name} holds no mapping")
         return text, {}
-    return text, {str(name): item for name, item in value.items()}
+    return text, value

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
-from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
 from raybrew.reports.collect import RunRecord, is_run, load_run
+from raybrew.reports.ledger import LEDGER, read_ledger
 from raybrew.reports.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical, trials_of
-from raybrew.tracking.jsonl import read_metrics
 
 __all__ = [
     "CANDIDATE",
@@ -36,8 +35,6 @@ __all__ = [
     "load_sweep",
     "sessions_of",
 ]
-
-LEDGER = "ledger.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +113,7 @@ def load_sweep(folder: str | Path) -> SweepRecord:
     folder = Path(folder)
     if not is_sweep(folder):
         raise RunError(f"{folder} is no sweep folder: {LEDGER} is not in it")
-    records = scrub(read_metrics(folder / LEDGER))
+    records = read_ledger(folder / LEDGER)
     head = next((record for record in records if record.get("kind") == "sweep"), None)
     if head is None:
         raise RunError(f"{folder / LEDGER} has no line of kind `sweep`; remove the folder to start the sweep anew")

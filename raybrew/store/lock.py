@@ -18,7 +18,7 @@ from pathlib import Path
 import filelock
 
 from raybrew.data.arrow import write_json
-from raybrew.errors import Interrupted, StoreError
+from raybrew.errors import Interrupted, StoreError, StoreNotWritable
 from raybrew.store.index import INDEX, published_index
 from raybrew.store.layout import Shard
 from raybrew.store.storage import PENDING, Storage, storage_errors
@@ -121,7 +121,7 @@ def locked_folder(root: Path, waiting: Waiting | None = None) -> Iterator[str]:
                 waiting(waiting_for(root, who))
             timeout, told = _POLL_SECONDS, who
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-            raise StoreError(f"{root}: no folder can be made here ({error.strerror}); set store.path") from None
+            raise StoreNotWritable(f"{root}: no folder can be made here ({error.strerror}); set store.path") from None
     try:
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(root / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})

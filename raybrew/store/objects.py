@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.fs
 import xxhash
 
+from raybrew.config.scrub import scrub
 from raybrew.data.arrow import ShardInfo
 from raybrew.errors import DataError, StoreError, StoreUnreachable
 from raybrew.store.staging import cache_root, stage
@@ -70,8 +71,9 @@ class ObjectFolder:
         self.cache = cache
         self.patient = patient
         parts = urlsplit(self.location)
-        if parts.scheme not in ("s3", "gs") or not parts.netloc or "@" in parts.netloc or parts.query:
-            raise StoreError(f"{self.location}: no URL of an object store; s3://bucket/prefix or gs://bucket/prefix")
+        shown = scrub(self.location)
+        if parts.scheme not in ("s3", "gs") or not parts.netloc or shown != self.location or parts.query:
+            raise StoreError(f"{shown}: no URL of an object store; s3://bucket/prefix or gs://bucket/prefix")
         self._root = f"{parts.netloc}{parts.path}".rstrip("/")
 
     def __reduce__(self) -> tuple[type[ObjectFolder], tuple[str, str | None, bool]]:

@@ -18,7 +18,7 @@ import filelock
 
 from raybrew.data.arrow import ShardInfo, hash_file
 from raybrew.data.hashes import known_hashes
-from raybrew.errors import DataError, StoreError
+from raybrew.errors import DataError, StoreError, StoreNotWritable
 
 __all__ = ["cache_root", "stage", "staged_name"]
 
@@ -60,7 +60,7 @@ def stage(
         except (DataError, StoreError):
             raise
         except OSError as error:
-            raise StoreError(
+            raise StoreNotWritable(
                 f"{source}: cannot be copied into {folder} ({error.strerror or error}); set store.cache to a folder "
                 "of this machine with room"
             ) from error

@@ -19,7 +19,7 @@ import pyarrow as pa
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import ArrowFolder, ShardInfo, hash_file, write_bytes
 from raybrew.data.hashes import changed_files, known_hashes
-from raybrew.errors import DataError, StoreError
+from raybrew.errors import DataError, StoreError, StoreNotWritable
 
 __all__ = [
     "PENDING",
@@ -293,7 +293,7 @@ def stores_root(config: StoreConfig) -> str:
 
 @contextlib.contextmanager
 def storage_errors(storage: Storage, what: str) -> Iterator[None]:
-    """A full disk or missing rights as a StoreError of one line; other errors pass."""
+    """A full disk or missing rights as a StoreNotWritable of one line; other errors pass."""
     try:
         yield
     except StoreError:
@@ -302,12 +302,12 @@ def storage_errors(storage: Storage, what: str) -> Iterator[None]:
         root = storage.path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**20
-            raise StoreError(
+            raise StoreNotWritable(
                 f"{what}: no space left ({free:.0f} MiB free) in {root}; finished shards are kept: "
                 "free some space or set store.path, and run the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"{what}: {root} cannot be written ({error.strerror}); set store.path") from error
+            raise StoreNotWritable(f"{what}: {root} cannot be written ({error.strerror}); set store.path") from error
         raise
 
 

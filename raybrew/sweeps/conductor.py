@@ -99,7 +99,9 @@ class Conductor:
                 job = make_job(self.base, values, trial.seed, self.group, trial.role, trial.rerun)
             except ConfigError:
                 continue
-            job = self.jobs[job.run] = dataclasses.replace(job, values=trial.values)
+            if job.run != trial.run:
+                continue  # another version named it: what it measured counts, but it cannot go on
+            self.jobs[job.run] = dataclasses.replace(job, values=trial.values)
             if trial.role == CANDIDATE:
                 self.controls.key_of(job)  # the first candidate decides how its controls start
             if trial.member is not None and not trial.again:

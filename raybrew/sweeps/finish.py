@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from raybrew.config.scrub import scrub
 from raybrew.data.arrow import write_json
-from raybrew.errors import RunError
+from raybrew.errors import RunError, writing
 from raybrew.exports.folder import replaced_folder
 from raybrew.reports.numbers import show_named
 from raybrew.reports.ranking import Standing, recommended, rule_of
@@ -73,7 +72,8 @@ def _export(conductor: Conductor, record: SweepRecord, best: Standing) -> None:
     """The student and a mark that says whose it is, in place of what is in `best`; whole or not at all."""
     run, target = conductor.students.run(best.run), record.folder / BEST
     if not run.has_student:  # `best` holds it
-        write_json(target / BEST_MARK, _mark(record, best))
+        with writing(target):
+            write_json(target / BEST_MARK, _mark(record, best))
         return
     with replaced_folder(target) as new:
         shutil.copytree(run.student, new, dirs_exist_ok=True)
@@ -82,21 +82,18 @@ def _export(conductor: Conductor, record: SweepRecord, best: Standing) -> None:
 
 def _mark(record: SweepRecord, best: Standing) -> dict[str, Any]:
     chosen = next(trial for trial in best.trials if trial.run == best.run)
-    mark: dict[str, Any] = scrub(
-        {
-            "sweep": record.sweep_id,
-            "run": best.run,
-            "values": best.values,
-            "seed": chosen.seed,
-            "metric": record.metric,
-            "value": best.mean,
-            "seeds": [trial.seed for trial in best.counted],
-            "run_value": chosen.value,
-            "rule": rule_of(record.metric, bool(record.finalists())),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
-    )
-    return mark
+    return {
+        "sweep": record.sweep_id,
+        "run": best.run,
+        "values": best.values,
+        "seed": chosen.seed,
+        "metric": record.metric,
+        "value": best.mean,
+        "seeds": [trial.seed for trial in best.counted],
+        "run_value": chosen.value,
+        "rule": rule_of(record.metric, bool(record.finalists())),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def _kept(conductor: Conductor) -> set[str]:

@@ -12,11 +12,14 @@ from filelock import FileLock, Timeout
 
 from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunError
-from raybrew.reports.sweeps import LEDGER
-from raybrew.tracking.jsonl import MetricsLog, read_metrics
+from raybrew.reports.ledger import LEDGER, read_ledger
+from raybrew.tracking.jsonl import MetricsLog
 from raybrew.training.run_folder import make_storage
 
 __all__ = ["Ledger"]
+
+#: Keys of a line whose values are text for people, from a command line or a library.
+_WORDS = frozenset({"command", "error", "reason"})
 
 
 class Ledger:
@@ -27,17 +30,19 @@ class Ledger:
         self._log = MetricsLog(folder / LEDGER)
 
     def records(self) -> list[dict[str, Any]]:
-        """All whole lines so far."""
-        return read_metrics(self.folder / LEDGER)
+        """All whole lines so far; RunError for one that no sweep has written."""
+        return read_ledger(self.folder / LEDGER)
 
     def write(self, kind: str, **values: Any) -> dict[str, Any]:
-        """Append one line and bring it to the disk."""
-        record = {"kind": kind, "at": round(time.time(), 3), **scrub(values)}
-        try:
-            self._log.write(record)
-            self._log.sync()
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write {self._log.path}: {error.strerror or error}") from error
+        """Append one line and bring it to the disk.
+
+        Secrets leave what people wrote or libraries said. Values stay whole: a sweep is continued from them, and an
+        experiment with a secret in it is refused before.
+        """
+        words = {key: scrub(value) for key, value in values.items() if key in _WORDS}
+        record = {"kind": kind, "at": round(time.time(), 3), **values, **words}
+        self._log.write(record)
+        self._log.sync()
         return record
 
     @contextlib.contextmanager

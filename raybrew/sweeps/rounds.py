@@ -53,10 +53,11 @@ class Population:
         begun = next((record for record in records if record["kind"] == "population"), None)
         if begun is None:
             return
-        if begun["asked"] != self.conductor.sweep.trials:
+        asked = begun.get("asked")
+        if asked != self.conductor.sweep.trials:
             raise ConfigError(
                 f"sweep.trials: given {self.conductor.sweep.trials}, but this sweep began with a population of "
-                f"{begun['asked'] or len(begun['members'])}; keep that number, or make another sweep of it by another "
+                f"{asked or len(begun['members'])}; keep that number, or make another sweep of it by another "
                 "name or sweep.search.seed"
             )
         self.beginnings = begun["members"]

@@ -13,6 +13,7 @@ from raybrew.config import Experiment
 from raybrew.config.judge import LOSS, quality
 from raybrew.config.space import planned_trainings, space_notes
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
+from raybrew.config.values import refuse_secrets
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
 from raybrew.reports.collect import dict_at, number
@@ -45,6 +46,7 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
     """
     if experiment.sweep is None:
         raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
+    refuse_secrets(experiment.plain())
     view = quiet_or(reporter)
     for note in [*space_notes(experiment), *judge_notes(experiment)]:
         if note.startswith("warning"):

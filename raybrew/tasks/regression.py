@@ -47,7 +47,7 @@ class Regression(TextTask):
             raise BadValue(column, f"a number expected, got {type(value).__name__}")
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # text; a whole number of 400 digits
             raise BadValue(column, f"a number expected, got {value!r}") from None
         if not math.isfinite(number) or abs(number) > 3e38:
             raise BadValue(column, f"a finite number of at most 3e38 expected, got {value!r}")

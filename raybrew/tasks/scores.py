@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from raybrew.errors import writing
+
 __all__ = [
     "LABELLED",
     "RowScores",
@@ -306,20 +308,21 @@ _FORMULAS = {
 
 def save_scores(path: Path, scores: RowScores) -> None:
     """Write `scores` to `path` (.npz), replacing it whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     about = {"kind": scores.kind, "labels": scores.labels, "names": scores.names, "key": scores.key}
     values = scores.values
-    with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-            data=values.data,
-            indices=values.indices,
-            indptr=values.indptr,
-            shape=np.array(values.shape),
-        )
-    os.replace(temporary, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+                data=values.data,
+                indices=values.indices,
+                indptr=values.indptr,
+                shape=np.array(values.shape),
+            )
+        os.replace(temporary, path)
 
 
 def load_scores(path: Path) -> RowScores | None:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from raybrew.errors import RunError
+from raybrew.errors import RunError, writing
 
 __all__ = ["NOT_FINITE", "TEXT_KEYS", "MetricsLog", "read_metrics"]
 
@@ -42,20 +42,22 @@ class MetricsLog:
         """Append `record` as one line and hand it to the operating system (a killed process loses nothing).
 
         TypeError for values other than text, numbers, booleans, None and lists or mappings of them: a tensor here
-        would hide a wait for the device.
+        would hide a wait for the device. EnvironmentProblem if the disk does not take the line.
         """
         line = json.dumps(_strict(record), ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _mend_tail(self.path)
-            self._file = open(self.path, "a", encoding="utf-8", newline="\n", buffering=1)  # noqa: SIM115
-        self._file.write(line + "\n")
+        with writing(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _mend_tail(self.path)
+                self._file = open(self.path, "a", encoding="utf-8", newline="\n", buffering=1)  # noqa: SIM115
+            self._file.write(line + "\n")
 
     def sync(self) -> None:
         """Bring all lines to the disk itself; call it before a checkpoint counts on them."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with writing(self.path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def truncate_after(self, step: int) -> int:
         """Drop every line with a step beyond `step` and a torn last line; returns the number of lines dropped.
@@ -70,19 +72,21 @@ class MetricsLog:
         dropped = len(lines) - len(kept) + torn
         if dropped:
             temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
-            with open(temporary, "wb") as file:
-                file.writelines(raw + b"\n" for raw in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            with writing(self.path):
+                with open(temporary, "wb") as file:
+                    file.writelines(raw + b"\n" for raw in kept)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path)
             _sync_folder(self.path.parent)
         return dropped
 
     def close(self) -> None:
         """Flush and close; a later `write` opens the file again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with writing(self.path):
+                file.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -114,7 +118,7 @@ def _read_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
             record = json.loads(raw.decode("utf-8"))
             if not isinstance(record, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == last:
                 return lines, 1
             raise RunError(
@@ -141,7 +145,7 @@ def _mend_tail(path: Path) -> None:
             return
         try:
             json.loads(tail.decode("utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             file.truncate(size - len(tail))
         else:
             file.seek(0, io.SEEK_END)

@@ -174,9 +174,9 @@ class WandbTracker:
             name=config["run_id"],
             project=self.config.project,
             entity=self.config.entity,
-            group=self.config.group or self.experiment,
+            group=scrub(self.config.group or self.experiment),
             job_type=self.job_type,
-            tags=list(self.config.tags),
+            tags=scrub(list(self.config.tags)),
             dir=str(folder),
             config=config,
             mode=mode,  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from raybrew.config import Experiment
 from raybrew.config.loading import dump_experiment
 from raybrew.config.scrub import scrub
+from raybrew.config.values import refuse_secrets
 from raybrew.data.arrow import write_json
 from raybrew.errors import ConfigError, EnvironmentProblem, RunError
 from raybrew.models.machine import machine_facts
@@ -179,6 +180,7 @@ class RunFolder:
         RunError shows each value that differs. Execution settings (workers, device, trackers) may differ. Without a
         `command` an existing folder is only checked.
         """
+        refuse_secrets(experiment.plain())
         identity = {"verb": verb, "identity": experiment.identity(verb), "inputs": dict(inputs)}
         existing = _read_json(self.path / "identity.json")
         if existing is not None and existing != identity:
@@ -197,7 +199,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(scrub(dump_experiment(experiment)), encoding="utf-8")
+            (self.path / "config.yaml").write_text(dump_experiment(experiment), encoding="utf-8")
             write_json(self.path / "environment.json", scrub(describe_environment(command or "")))
             # Last, as it marks the folder as ours.
             write_json(self.path / "identity.json", identity)
@@ -215,7 +217,7 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which marks the run as done."""
         try:
-            write_json(self.path / "summary.json", scrub(dict(summary)))
+            write_json(self.path / "summary.json", dict(summary))
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {self.path}: {error.strerror or error}") from error
 

@@ -24,7 +24,7 @@ from raybrew.data.row_checks import row_cautions
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.data.rows import Split as RowSplit
 from raybrew.distillers.ensemble import Average
-from raybrew.errors import ConfigError, DataError, RunError
+from raybrew.errors import ConfigError, DataError, RunError, writing
 from raybrew.models.inspection import count_parameters, model_megabytes
 from raybrew.models.loading import (
     ModelSource,
@@ -297,7 +297,8 @@ def _keep(path: Path, found: Evaluation) -> None:
         save_scores(path.with_suffix(".npz"), found.scores)
     values = found.plain() | {"agreement": None if found.agreement is None else dataclasses.asdict(found.agreement)}
     del values["cautions"]
-    write_json(path, values)
+    with writing(path):
+        write_json(path, values)
 
 
 def evaluate_ensemble(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
+from raybrew.config.loading import load_experiment
 from raybrew.config.task import TASK_CONFIGS, TaskConfig
 from raybrew.config.views import choose_task
 from raybrew.errors import ConfigError, ModelError, RunError
@@ -124,7 +125,7 @@ def _student(
     made = RunFolder(run.folder, run.run_id)
     if folder.resolve() == made.student.resolve() and not made.has_student:
         raise RunError(made.why_no_student())
-    whole = experiment or Experiment.model_validate(run.config)
+    whole = experiment or load_experiment(run.folder / "config.yaml", check_files=False)
     view = choose_task(whole, task)
     folder = folder / (task or "")
     if not folder.is_dir():

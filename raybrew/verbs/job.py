@@ -21,7 +21,7 @@ from raybrew.config import Experiment, TrainConfig
 from raybrew.config.judge import LOSS
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
-from raybrew.errors import DivergenceError, Interrupted, ModelError
+from raybrew.errors import DivergenceError, Interrupted, ModelError, writing
 from raybrew.models.loading import ModelSource, pick_precision
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.tasks.scores import RowScores
@@ -294,7 +294,8 @@ class _RunHooks:
             "grad_norm": str(error.grad_norm),
             "examples": examples,
         }
-        write_json(self.run.path / "divergence.json", content)
+        with writing(self.run.path):
+            write_json(self.run.path / "divergence.json", content)
 
     def _examples(self, training: EncodedRows, error: DivergenceError) -> list[dict[str, str]]:
         """Those of `training` that the error names, each with its id and text."""

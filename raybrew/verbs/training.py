@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment, TrainConfig
+from raybrew.config.scrub import scrub
 from raybrew.config.views import task_views
 from raybrew.errors import Interrupted
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
@@ -52,7 +53,7 @@ def train_run(
     With `score_test` the best model is scored on `data.test` in the end.
     `alone`: whether nothing else that raybrew started runs beside this run.
     """
-    command = command or command_line()
+    command = command_line() if command is None else str(scrub(command))
     run.prepare(experiment, verb, fingerprints_of(inputs), command)
     spec = {
         "experiment": experiment.plain(),
@@ -137,8 +138,9 @@ def facts_of_model(
 
 
 def command_line() -> str:
-    """The command that is running, as a user would type it."""
+    """The command that is running, as a user would type it, without secrets."""
     import shlex
 
     name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    return shlex.join([name, *sys.argv[1:]])
+    # Before words are quoted, for a secret with a quote in it; and after, for an option and its value.
+    return str(scrub(shlex.join([name, *scrub(sys.argv[1:])])))

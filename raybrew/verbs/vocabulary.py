@@ -19,7 +19,7 @@ from raybrew.config.student import VocabularyConfig
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows, piece_fingerprint, tokenizer_fingerprint
 from raybrew.data.text import text_lines
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, writing
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
 from raybrew.models.trim import trim_tokenizer
 from raybrew.models.vocabulary import VOCABULARY_FILE, find_vocabulary, trimmed_config
@@ -58,7 +58,8 @@ def student_tokens(
     }
     key = xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True, default=str).encode())
     folder = cache_folder(experiment) / f"vocabulary-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):
         if find_vocabulary(folder) is None:
             counts = _counts(tokenizer, encoded, texts)
@@ -67,7 +68,8 @@ def student_tokens(
                 again = [encode(view, rows, trimmed) for view, rows in tasks]
                 return all(_same_pieces(one, other, kept) for one, other in zip(encoded, again, strict=True))
 
-            write_vocabulary(folder, tokenizer, counts, settings, source, exact)
+            with writing(folder):
+                write_vocabulary(folder, tokenizer, counts, settings, source, exact)
     found = find_vocabulary(folder)
     assert found is not None  # just written
     if not found.exact:

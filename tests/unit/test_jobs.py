@@ -220,7 +220,7 @@ def test_secrets_by_their_form_are_refused(folder: Path, cluster: Cluster) -> No
     token = "hf_" + "a" * 30
     with pytest.raises(ConfigError, match="--env WHATEVER: looks like a secret"):
         submitting.submit("x.yaml", "distill", env={"WHATEVER": token})
-    with pytest.raises(ConfigError, match="experiment: holds what looks like a secret"):
+    with pytest.raises(ConfigError, match=r"tracking\.wandb\.tags\.0: holds what looks like a secret"):
         submitting.submit("x.yaml", "distill", overrides=[f"tracking.wandb.tags=[{token}]"])
 
 

@@ -258,6 +258,7 @@ def test_every_layer_is_listed_once_and_ray_is_confined(project: dict[str, Any])
     allowed = {line.split(" -> ")[0] for line in ray["ignore_imports"]}
     assert allowed == {
         "raybrew.jobs.**",
+        "raybrew.loopback",
         "raybrew.nodes",
         "raybrew.runtime",
         "raybrew.store.capture",

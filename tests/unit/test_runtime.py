@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from raybrew.errors import ClusterError
+from raybrew.loopback import node_ip_of
 from raybrew.runtime import _wait_for, _wanted, ensure_ray, quiet_ray
 
 
@@ -40,6 +41,23 @@ def test_addresses_of_other_forms_are_refused(address: str, message: str, monkey
         ensure_ray("capture")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 4
+
+
+def test_a_local_ray_uses_the_loopback_interface_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYBREW_NODE_IP", raising=False)
+    assert node_ip_of("training") == "127.0.0.1"
+    for given, address in (
+        ("::1", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("auto", None),
+    ):
+        monkeypatch.setenv("RAYBREW_NODE_IP", given)
+        assert node_ip_of("training") == address
+    for given in ("0.0.0.0.0", "host", "192.0.2.7:6379"):
+        monkeypatch.setenv("RAYBREW_NODE_IP", given)
+        with pytest.raises(ClusterError, match=rf"RAYBREW_NODE_IP: given '{given}'; allowed: an IP address"):
+            ensure_ray("training")
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,100 @@
+"""What any value of an experiment must be, whatever key it stands at: plain, within bounds, and no secret."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from raybrew.config.problems import Problem, raise_problems, shown
+from raybrew.config.reading import MAX_DEPTH
+from raybrew.config.scrub import HIDDEN, secret_in, secret_variables
+
+__all__ = ["refuse_secrets", "sound_values"]
+
+_MAX_VALUES = 500_000
+_MAX_KEY = 200
+_MAX_TEXT = 4096
+#: Beyond these, neither Arrow nor numpy holds a whole number.
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+
+
+def sound_values(values: Any) -> tuple[Any, list[Problem]]:
+    """`values` in plain types, and the problems of those that no key takes, `***` standing in their place."""
+    door = _Door()
+    return door.checked(values, "", None, 0), door.problems
+
+
+def refuse_secrets(values: Any) -> None:
+    """ConfigError if an experiment, made in Python perhaps, holds a secret: what is stored is read again, so whole."""
+    _, problems = sound_values(values)
+    raise_problems("experiment", [problem for problem in problems if problem.message.startswith(_SECRET)])
+
+
+_SECRET = "holds what looks like a secret"
+
+
+class _Door:
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._count = 0
+        self._variables = secret_variables()
+
+    def checked(self, value: Any, key: str, name: str | None, depth: int) -> Any:
+        self._count += 1
+        if self._count > _MAX_VALUES:
+            return self._refuse(key, f"more than {_MAX_VALUES} values") if self._count == _MAX_VALUES + 1 else HIDDEN
+        if isinstance(value, Mapping | list | tuple):
+            if depth >= MAX_DEPTH:
+                return self._refuse(key, f"lists and mappings are nested more than {MAX_DEPTH} deep")
+            if isinstance(value, Mapping):
+                return self._mapping(value, key, depth)
+            return [self.checked(item, f"{key}.{index}", None, depth + 1) for index, item in enumerate(value)]
+        if value is None or isinstance(value, bool | BaseModel):
+            return value
+        if isinstance(value, int):
+            if _SMALLEST <= value <= _LARGEST:
+                return int(value)
+            return self._refuse(key, "given a whole number of more than 63 bits")
+        if isinstance(value, float):
+            if math.isfinite(value):
+                return float(value)
+            return self._refuse(key, f"given {value}; allowed: a finite number")
+        if isinstance(value, str):
+            return self._text(str(value), key, name)
+        kind = type(value).__name__
+        return self._refuse(key, f"given a {kind}; allowed: text, a number, true, false, null, a list or a mapping")
+
+    def _mapping(self, value: Mapping[Any, Any], key: str, depth: int) -> dict[str, Any]:
+        found = {}
+        for name, item in value.items():
+            if not isinstance(name, str):
+                self._refuse(key, f"given the key {shown(name)}; keys are text, so quote it")
+            elif not name or len(name) > _MAX_KEY or not name.isprintable() or secret_in(name, None, self._variables):
+                self._refuse(key, f"given the key {shown(name)}; allowed: printable text of 1 to {_MAX_KEY} characters")
+            else:
+                found[name] = self.checked(item, f"{key}.{name}" if key else name, name, depth + 1)
+        return found
+
+    def _text(self, value: str, key: str, name: str | None) -> str:
+        if len(value) > _MAX_TEXT:
+            return self._refuse(key, f"given {len(value)} characters; allowed: at most {_MAX_TEXT}")
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            return self._refuse(key, f"given {shown(value)}, which holds characters that are no text")
+        if value == "???":
+            return self._refuse(key, "required: '???' stands for a value that is still to be given")
+        if "${" in value:
+            return self._refuse(
+                key, f"given {shown(value)}; `${{` stands for another value, in files and overrides only"
+            )
+        secret = secret_in(value, name, self._variables)
+        if secret is not None:
+            # Not repeated: it would reach a log.
+            return self._refuse(key, f"{_SECRET} ({secret}); remove it, and give it in the environment")
+        return value
+
+    def _refuse(self, key: str, message: str) -> str:
+        self.problems.append(Problem(key or "experiment", message))
+        return HIDDEN

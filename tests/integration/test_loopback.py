@@ -1,0 +1,56 @@
+"""A local Ray is this machine's own: all its processes listen on the loopback interface, unless asked otherwise."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+#: Starts Ray as commands do, runs a task, and prints where the processes of that Ray listen.
+PROGRAM = """
+import json, os, psutil
+from raybrew.runtime import ray_runtime
+with ray_runtime("test", num_cpus=1):
+    import ray
+
+    pid = ray.get(ray.remote(lambda: os.getpid()).remote())
+    session = ray._private.worker._global_node.get_session_dir_path()
+    here = {os.getpid(), pid, *(child.pid for child in psutil.Process().children(recursive=True))}
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if process.info["pid"] in here or session in " ".join(process.info["cmdline"] or ()):
+            for place in process.net_connections("inet"):
+                if place.status == psutil.CONN_LISTEN:
+                    found.append([process.name(), place.laddr.ip])
+print(json.dumps(found))
+"""
+
+
+def listening(**environment: str) -> list[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
+    """(process, address) of all that listens."""
+    without = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAYBREW_NODE_IP")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**without, **environment}, capture_output=True, text=True, check=True
+    )
+    found = []
+    for name, text in json.loads(done.stdout.splitlines()[-1]):
+        address = ipaddress.ip_address(text)
+        found.append((name, getattr(address, "ipv4_mapped", None) or address))
+    return found
+
+
+def test_a_local_ray_listens_on_the_loopback_interface() -> None:
+    found = listening()
+    assert {"gcs_server", "raylet"} <= {name for name, _ in found}
+    assert [(name, str(address)) for name, address in found if not address.is_loopback] == []
+
+
+def test_or_on_all_interfaces_where_that_is_asked_for() -> None:
+    found = listening(RAYBREW_NODE_IP="auto")
+    assert any(name == "gcs_server" and not address.is_loopback for name, address in found)
