@@ -29,6 +29,7 @@ from raybrew.training.evaluation import Evaluation
 from raybrew.training.optim import clip_gradients, trained_parameters
 from raybrew.training.parallel import (
     full_state,
+    is_sharded,
     load_full_state,
     load_optimizer_state,
     optimizer_state,
@@ -224,7 +225,7 @@ def train(
             best = None  # of a version that judged otherwise, which does not compare
         evaluated = Evaluation(state["last_metrics"], state.get("last_losses", {}))
         step, ended_by, num_judged = state["step"], state["ended_by"], state.get("judged", 0)
-    module = context.wrap(trainee, find_unused=program.find_unused)
+    module: nn.Module | None = None
     weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
     started = saved_at = time.monotonic()
     trainee.train()
@@ -233,7 +234,7 @@ def train(
         return elapsed_before + time.monotonic() - started
 
     def save(step: int) -> None:
-        window.check(context, precision.is_scaled, program.example_ids)
+        window.check(context, precision.scale, program.example_ids)
         parts = {
             "trainee": full_state(trainee),
             "optimizer": optimizer_state(optimizer),
@@ -263,6 +264,9 @@ def train(
                 raise Interrupted(f"stopped after step {batch.step} of {num_steps}; the state is saved")
 
         program.start_step(batch.step, context.rank)
+        if module is None:
+            find_unused = program.find_unused or _leaves_unused(trainee, program, batch, precision, context)
+            module = context.wrap(trainee, find_unused)
         if objective.has_schedules:
             weights = torch.tensor(objective.weights(batch.step / num_steps), dtype=torch.float64, device=device)
         shares = program.shares(batch)
@@ -294,13 +298,13 @@ def train(
         position = {"step": step, "epoch": round(program.epochs_after(step), 4)}
         stage, judged = stages.name_of(batch.step), stages.is_last(batch.step)
         if program.logs_at(step) or at_end or stages.begins_at(step):
-            window.check(context, precision.is_scaled, program.example_ids)
+            window.check(context, precision.scale, program.example_ids)
             record = window.record(context, optimizer.param_groups[0]["lr"], float(grad_norm))
             if context.rank == 0:
                 hooks.log(position | {"kind": "train", "time": seconds()} | stage | record)
         program.end_step()
         if program.evaluates_at(step) or at_end:
-            window.check(context, precision.is_scaled, program.example_ids)
+            window.check(context, precision.scale, program.example_ids)
             evaluated = hooks.evaluate(trainee)
             judge, value = program.judge, evaluated.value(program.judge)
             score = None if value is None else quality(judge, value)
@@ -334,6 +338,27 @@ def train(
 def _better(score: float, best: float) -> bool:
     """Whether one quality is higher than the other; any number is better than none (NaN)."""
     return score > best or (math.isnan(best) and not math.isnan(score))
+
+
+def _leaves_unused(trainee: Any, program: Program, batch: Any, precision: Precision, context: Context) -> bool:
+    """Whether the losses of a step leave parameters that are trained without a gradient, on any rank.
+
+    DDP waits for the gradients of all of them, for ever, unless it is told. Nothing but the first step tells: some heads
+    have parameters that their model does not read. All ranks call it.
+    """
+    if context.world_size == 1 or is_sharded(trainee):
+        return False
+    parameters = trained_parameters([trainee])
+    micro = batch.micro_batches[0].to(context.device)
+    trainee.eval()  # draws no random numbers, moves no running means
+    try:
+        with precision.autocast():
+            sums, _ = trainee(micro.inputs, program.targets(micro))
+        found = torch.autograd.grad(sums.sum(), parameters, allow_unused=True)
+    finally:
+        trainee.train()
+    unused = sum(gradient is None for gradient in found)
+    return float(context.add_up(torch.tensor([float(unused)]))[0]) > 0
 
 
 def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:

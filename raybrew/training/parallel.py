@@ -46,10 +46,12 @@ def shard(trainee: nn.Module, student: nn.Module, device: torch.device) -> None:
     `trainee` trains.
     """
     mesh = torch.distributed.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),))
-    for layers in [module for module in student.modules() if isinstance(module, nn.ModuleList)]:
-        for layer in layers:
-            if any(True for _ in layer.parameters()):
-                fully_shard(layer, mesh=mesh)
+    # Lists in lists (groups of layers) come after what holds them, and a layer must be divided before its group.
+    lists = [module for module in student.modules() if isinstance(module, nn.ModuleList)]
+    for layer in [layer for layers in reversed(lists) for layer in layers]:
+        is_list = isinstance(layer, nn.ModuleList | nn.ModuleDict)  # nobody calls it, its layers are divided themselves
+        if not is_list and not is_sharded(layer) and any(True for _ in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)
     fully_shard(trainee, mesh=mesh)
     register_fsdp_forward_method(trainee, "measure")
