@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from raybrew.errors import ClusterError
 
-__all__ = ["Folder", "Node", "Place", "alive_nodes", "check_shared", "on_each_node", "places_problems"]
+__all__ = ["Folder", "Node", "Place", "alive_nodes", "check_seen", "check_shared", "on_each_node", "places_problems"]
 
 #: A node that has not answered by then (its first process has to start, and to import) is given up.
 _ANSWER_SECONDS = 120.0
@@ -138,6 +138,52 @@ def check_shared(places: Mapping[str, Place], purpose: str) -> None:
             f"{purpose}: {'; '.join(problems)}; it must be storage that all nodes share (NFS or the like"
             + (", or s3://, gs://)" if any("store.path" in line for line in problems) else ")")
         )
+
+
+def check_seen(places: Mapping[str, Place], purpose: str) -> None:
+    """ClusterError that names the nodes that do not have in each of `places` what this process reads there.
+
+    Folders are compared by names and sizes of their files, others by their manifest. Nothing to do for one node.
+    """
+    nodes = alive_nodes()
+    if len(nodes) < 2 or not places:
+        return
+    here = {name: _content(place) for name, place in places.items()}
+    answers = on_each_node(nodes, _other_content, places, here)
+    problems = []
+    for node in nodes:
+        answer = answers[node.id]
+        if answer.error is not None:
+            problems.append(f"node {node.name} cannot be asked: {answer.error}")
+        else:
+            problems += [f"{name} on node {node.name}: {what}" for name, what in answer.value.items()]
+    if problems:
+        raise ClusterError(
+            f"{purpose}: {'; '.join(problems)}; every node must read the same files there: use storage that all nodes "
+            "share, or copy them to each node"
+        )
+
+
+def _other_content(node: Node, places: Mapping[str, Place], expected: Mapping[str, Any]) -> dict[str, str]:
+    """On a node: what is wrong with each place; nothing for those that hold what is expected."""
+    found: dict[str, str] = {}
+    for name, place in places.items():
+        try:
+            content = _content(place)
+        except Exception as error:  # as of many storages
+            found[name] = f"cannot be read: {_reason(error)}"
+            continue
+        if content != expected[name]:
+            found[name] = "holds other files" if content else "is not there"
+    return found
+
+
+def _content(place: Place) -> Any:
+    """What tells whether two nodes read the same."""
+    if not isinstance(place, Folder):
+        return place.read("manifest.json")
+    files = sorted(path for path in place.path.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return [(path.relative_to(place.path).as_posix(), path.stat().st_size) for path in files]
 
 
 def places_problems(name: str, place: Place, nodes: Collection[Node]) -> list[str]:

@@ -21,9 +21,10 @@ from raybrew.config import Experiment
 from raybrew.config.loading import dump_experiment
 from raybrew.config.scrub import scrub
 from raybrew.data.arrow import write_json
-from raybrew.errors import ConfigError, EnvironmentProblem, RunError
+from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, first_line
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
+from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.version import __version__
 
 __all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
@@ -211,6 +212,17 @@ class RunFolder:
             shutil.copyfile(self.student / task / "config.json", self.architecture / "config.json")
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {self.architecture}: {error.strerror or error}") from error
+
+    def note_failure(self, error: RaybrewError) -> None:
+        """Let the last line of `metrics.jsonl` say why training ended, where no worker lived to write it."""
+        with contextlib.suppress(OSError, RunError):  # what ended the run is worth more
+            last = next(reversed(read_metrics(self.metrics)), {})
+            if last.get("event") in ("failed", "interrupted"):
+                return
+            date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            line = {"step": last.get("step", 0), "kind": "event", "event": "failed", "message": first_line(error)}
+            with MetricsLog(self.metrics) as log:
+                log.write({**line, "date": date})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which marks the run as done."""

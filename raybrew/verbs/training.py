@@ -10,7 +10,7 @@ from typing import Any
 
 from raybrew.config import Experiment, TrainConfig
 from raybrew.config.views import task_views
-from raybrew.errors import Interrupted
+from raybrew.errors import Interrupted, RaybrewError
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.training.checkpoints import Checkpoints
@@ -19,6 +19,7 @@ from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.job import run_job
+from raybrew.verbs.needs import needed_files
 from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.reporter import Reporter, follow_metrics
 from raybrew.verbs.result import RunResult
@@ -65,8 +66,13 @@ def train_run(
         "alone": alone,
     }
     num_steps = num_steps_of(experiment, inputs, config)
-    with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-        result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
+    try:
+        with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
+            needs = needed_files(experiment, inputs, source, vocabulary)
+            result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation, needs)
+    except RaybrewError as error:
+        run.note_failure(error)
+        raise
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
     augmented = sum(part.num_augmented for part in inputs)
