@@ -13,9 +13,20 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from raybrew.errors import ClusterError
+from raybrew.errors import ClusterError, RaybrewError
 
-__all__ = ["Folder", "Node", "Place", "alive_nodes", "check_seen", "check_shared", "on_each_node", "places_problems"]
+__all__ = [
+    "Folder",
+    "Node",
+    "Place",
+    "alive_nodes",
+    "check_seen",
+    "check_shared",
+    "gpu_nodes",
+    "on_each_node",
+    "on_gpu",
+    "places_problems",
+]
 
 #: A node that has not answered by then (its first process has to start, and to import) is given up.
 _ANSWER_SECONDS = 120.0
@@ -85,6 +96,14 @@ def alive_nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.id != here, node.address, node.id))
 
 
+def gpu_nodes() -> list[Node]:
+    """Those of `alive_nodes` that have GPUs."""
+    import ray
+
+    found = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")}  # type: ignore[no-untyped-call]
+    return [node for node in alive_nodes() if node.id in found]
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What a node answered, or why it did not; `delay` is its clock minus ours in seconds, as the answer came."""
@@ -94,12 +113,21 @@ class Answer:
     delay: float = 0.0
 
 
-def on_each_node(nodes: Collection[Node], function: Callable[..., Any], *arguments: Any) -> dict[str, Answer]:
-    """Id -> answer of `function(node, *arguments)`, a function of a module, run on each of `nodes` at the same time."""
+def on_each_node(
+    nodes: Collection[Node], function: Callable[..., Any], *arguments: Any, sees_gpus: bool = False
+) -> dict[str, Answer]:
+    """Id -> answer of `function(node, *arguments)`, a function of a module, run on each of `nodes` at the same time.
+
+    It reserves nothing, not even with `sees_gpus`, and then looks at GPUs that others may be using.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote = ray.remote(num_cpus=0, max_retries=0)(_answer)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0}
+    if sees_gpus:
+        # Ray may hide GPUs from what reserves none. The process ends with the answer, as it holds memory of them.
+        options |= {"runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}, "max_calls": 1}
+    remote = ray.remote(**options)(_answer)
     waiting = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
             function, node, *arguments
@@ -122,6 +150,24 @@ def on_each_node(nodes: Collection[Node], function: Callable[..., Any], *argumen
         ray.cancel(reference, force=True)
         found[node.id] = Answer(error=f"no answer within {_ANSWER_SECONDS:g} s")
     return found
+
+
+def on_gpu(purpose: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)` in a process of the connected cluster that reserves a GPU; waits for one.
+
+    Errors of ours are raised as they are, others as ClusterError.
+    """
+    import ray
+
+    remote = ray.remote(num_cpus=1, num_gpus=1, max_calls=1)(function)
+    try:
+        return ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RaybrewError):
+            raise error.cause from None
+        raise ClusterError(f"{purpose}: {_last_line(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"{purpose}: {_reason(error)}") from error
 
 
 def check_shared(places: Mapping[str, Place], purpose: str) -> None:

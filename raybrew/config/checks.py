@@ -355,10 +355,9 @@ def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
 
 def _store(store: StoreConfig) -> list[Problem]:
     problems = []
-    if len(store.actors) != 2 or store.actors[0] < 1 or store.actors[1] < store.actors[0]:
-        problems.append(
-            Problem("store.actors", f"given {list(store.actors)}; allowed: [fewest, most], both at least 1")
-        )
+    actors = store.actors
+    if actors is not None and (len(actors) != 2 or actors[0] < 1 or actors[1] < actors[0]):
+        problems.append(Problem("store.actors", f"given {list(actors)}; allowed: [fewest, most], both at least 1"))
     for signal in store.signals:
         try:
             parse_signal(signal)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from raybrew.config.train import TrainConfig
 from raybrew.errors import ClusterError, DivergenceError, RaybrewError, RunError
-from raybrew.models.loading import pick_device
+from raybrew.models.devices import choose_launcher, free_gpu, pick_device, place_of_training
 from raybrew.nodes import Folder, Place, check_seen, check_shared
 from raybrew.runtime import check_resources, ensure_ray
 from raybrew.training.context import (
@@ -32,25 +32,12 @@ from raybrew.training.context import (
     stop_on_signals,
 )
 
-__all__ = ["Job", "check_device", "choose_launcher", "launch"]
+__all__ = ["Job", "launch"]
 
 #: How often an elastic group looks whether it could be larger. Growing costs the steps since the last checkpoint.
 _RESIZE_SECONDS = 60.0
 
 Job = Callable[[Mapping[str, Any], Context], dict[str, Any]]
-
-
-def choose_launcher(config: TrainConfig) -> str:
-    """`local` or `ray`: `auto` is local for one worker unless a cluster address is set."""
-    if config.launcher != "auto":
-        return config.launcher
-    return "ray" if config.worker_range[1] > 1 or os.environ.get("RAY_ADDRESS") else "local"
-
-
-def check_device(config: TrainConfig, key: str = "train") -> None:
-    """EnvironmentProblem if this process is to train and lacks the device; Ray's workers may have what it lacks."""
-    if choose_launcher(config) == "local":
-        pick_device(config.device, f"{key}.device")
 
 
 def launch(
@@ -109,7 +96,8 @@ def _on_ray(
     ray_info = ensure_ray("training")
     if ray_info.dashboard_url:
         say(f"Ray dashboard: {ray_info.dashboard_url}")
-    use_gpu = config.device == "cuda" or (config.device == "auto" and ray_info.gpus >= fewest)
+    use_gpu = place_of_training(config, key).device == "cuda"
+    free_gpu()  # of this process, beside which workers may run
     check_resources(
         cpus=fewest * config.cpus_per_worker,
         gpus=fewest if use_gpu else 0,
@@ -123,7 +111,13 @@ def _on_ray(
 
     trainer = TorchTrainer(
         _ray_worker,  # type: ignore[arg-type]  # what it returns is the result's `return_value`
-        train_loop_config={"job": job, "spec": dict(spec), "run_folder": str(run_folder), "threads": config.threads},
+        train_loop_config={
+            "job": job,
+            "spec": dict(spec),
+            "run_folder": str(run_folder),
+            "threads": config.threads,
+            "use_gpu": use_gpu,
+        },
         scaling_config=ScalingConfig(
             # The stubs know the old ScalingConfig.
             num_workers=fewest if fewest == most else (fewest, most),  # type: ignore[arg-type]
@@ -201,7 +195,8 @@ def _ray_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    device = ray.train.torch.get_device()
+    # A worker that reserved no GPU may see those of others.
+    device = ray.train.torch.get_device() if config["use_gpu"] else torch.device("cpu")
 
     def report(metrics: dict[str, Any]) -> None:
         ray.train.report({name: value for name, value in metrics.items() if isinstance(value, (int, float))})

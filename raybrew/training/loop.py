@@ -343,8 +343,8 @@ def _better(score: float, best: float) -> bool:
 def _leaves_unused(trainee: Any, program: Program, batch: Any, precision: Precision, context: Context) -> bool:
     """Whether the losses of a step leave parameters that are trained without a gradient, on any rank.
 
-    DDP waits for the gradients of all of them, for ever, unless it is told. Nothing but the first step tells: some heads
-    have parameters that their model does not read. All ranks call it.
+    DDP waits for the gradients of all of them, for ever, unless it is told. Only the first step tells: some models have
+    parameters that their head does not read. All ranks call it.
     """
     if context.world_size == 1 or is_sharded(trainee):
         return False

@@ -174,14 +174,23 @@ class RunFolder:
             return f"{self.path} is not finished; {again} trains it to its end"
         return f"{self.lost_student}; {again} trains it again"
 
-    def prepare(self, experiment: Experiment, verb: str, inputs: Mapping[str, Any], command: str | None) -> None:
+    def prepare(
+        self,
+        experiment: Experiment,
+        verb: str,
+        inputs: Mapping[str, Any],
+        command: str | None,
+        precision: Mapping[str, str] | None = None,
+    ) -> None:
         """Create the folder, or check that it belongs to this configuration and these inputs.
 
-        RunError shows each value that differs. Execution settings (workers, device, trackers) may differ. Without a
-        `command` an existing folder is only checked.
+        RunError shows each value that differs. Execution settings (workers, device, trackers) may differ, but not the
+        `precision` that comes of them, once there is a checkpoint. Without a `command` an existing folder is only
+        checked.
         """
-        identity = {"verb": verb, "identity": experiment.identity(verb), "inputs": dict(inputs)}
+        identity: dict[str, Any] = {"verb": verb, "identity": experiment.identity(verb), "inputs": dict(inputs)}
         existing = _read_json(self.path / "identity.json")
+        before = existing.pop("precision", None) if existing is not None else None
         if existing is not None and existing != identity:
             lines = [
                 f"  {key}: the run has {old!r}, this configuration {new!r}"
@@ -193,6 +202,14 @@ class RunFolder:
                 raise RunError(
                     f"{self.path} belongs to another configuration:\n" + "\n".join(lines) + "\n"
                     "use another --run-id or name, or remove that folder"
+                )
+        if precision is not None:
+            identity["precision"] = dict(precision)
+            if before is not None and before != precision and any(self.checkpoints.glob("step-*")):
+                differing = "; ".join(f"{key} {old}, here {new}" for key, old, new in _differences(before, precision))
+                raise RunError(
+                    f"{self.path} was begun in another precision ({differing}), which `auto` is on other devices; go "
+                    "on where it was begun, or use another --run-id, or set train.precision for a run of its own"
                 )
         if command is None and existing is not None:
             return

@@ -22,7 +22,7 @@ from raybrew.config.judge import LOSS
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.errors import DivergenceError, Interrupted, ModelError
-from raybrew.models.loading import ModelSource, pick_precision
+from raybrew.models.loading import ModelSource
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.tasks.scores import RowScores
 from raybrew.tracking.jsonl import MetricsLog
@@ -48,7 +48,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     experiment = Experiment.model_validate(spec["experiment"])
     finetuning = spec["verb"] == "finetune"
     config: TrainConfig = finetune_config(experiment) if finetuning else experiment.train
-    precision = Precision(pick_precision(config.precision, context.device), context.device)
+    precision = Precision(spec["precision"], context.device)
     torch.manual_seed(config.seed)
     inputs = [Inputs.from_plain(values) for values in spec["inputs"]]
     source = ModelSource(**spec["source"]) if spec["source"] else None
