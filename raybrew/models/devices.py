@@ -79,14 +79,13 @@ def cluster_devices(purpose: str) -> Devices:
 
     ClusterError if it cannot be reached.
     """
-    if _TOLD in _known:
-        return _known[_TOLD]
     address = os.environ.get("RAY_ADDRESS") or "local"
+    if _TOLD in _known or address in _known:
+        return _known.get(_TOLD) or _known[address]
     if address == "local" and not ray_connected():
         return Devices.here()  # it would be started on this machine
-    if address not in _known or address == "local":
-        with ray_runtime(purpose):
-            _known[address] = _ask()
+    with ray_runtime(purpose):
+        _known[address] = _ask()
     return _known[address]
 
 

@@ -30,6 +30,7 @@ from raybrew.training.optim import clip_gradients, trained_parameters
 from raybrew.training.parallel import (
     full_state,
     is_sharded,
+    leaves_unused,
     load_full_state,
     load_optimizer_state,
     optimizer_state,
@@ -265,7 +266,11 @@ def train(
 
         program.start_step(batch.step, context.rank)
         if module is None:
-            find_unused = program.find_unused or _leaves_unused(trainee, program, batch, precision, context)
+            find_unused = program.find_unused
+            if context.world_size > 1 and not (find_unused or is_sharded(trainee)):
+                micro = batch.micro_batches[0].to(device)
+                unused = leaves_unused(trainee, micro.inputs, program.targets(micro), precision.autocast())
+                find_unused = float(context.add_up(torch.tensor([float(unused)]))[0]) > 0
             module = context.wrap(trainee, find_unused)
         if objective.has_schedules:
             weights = torch.tensor(objective.weights(batch.step / num_steps), dtype=torch.float64, device=device)
@@ -338,27 +343,6 @@ def train(
 def _better(score: float, best: float) -> bool:
     """Whether one quality is higher than the other; any number is better than none (NaN)."""
     return score > best or (math.isnan(best) and not math.isnan(score))
-
-
-def _leaves_unused(trainee: Any, program: Program, batch: Any, precision: Precision, context: Context) -> bool:
-    """Whether the losses of a step leave parameters that are trained without a gradient, on any rank.
-
-    DDP waits for the gradients of all of them, for ever, unless it is told. Only the first step tells: some models have
-    parameters that their head does not read. All ranks call it.
-    """
-    if context.world_size == 1 or is_sharded(trainee):
-        return False
-    parameters = trained_parameters([trainee])
-    micro = batch.micro_batches[0].to(context.device)
-    trainee.eval()  # draws no random numbers, moves no running means
-    try:
-        with precision.autocast():
-            sums, _ = trainee(micro.inputs, program.targets(micro))
-        found = torch.autograd.grad(sums.sum(), parameters, allow_unused=True)
-    finally:
-        trainee.train()
-    unused = sum(gradient is None for gradient in found)
-    return float(context.add_up(torch.tensor([float(unused)]))[0]) > 0
 
 
 def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 __all__ = [
     "full_state",
     "is_sharded",
+    "leaves_unused",
     "load_full_state",
     "load_optimizer_state",
     "optimizer_state",
@@ -37,6 +39,24 @@ def replicate(module: nn.Module, device: torch.device, find_unused: bool) -> nn.
     return nn.parallel.DistributedDataParallel(
         module, device_ids=devices, find_unused_parameters=find_unused, gradient_as_bucket_view=True
     )
+
+
+def leaves_unused(trainee: nn.Module, inputs: Any, targets: Any, autocast: AbstractContextManager[Any]) -> bool:
+    """Whether the losses of a batch leave parameters of `trainee` that are trained without a gradient.
+
+    DDP waits for the gradients of all of them, for ever, unless it is told. Only a batch tells: some models have
+    parameters that their head does not read.
+    """
+    parameters = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
+    training = trainee.training
+    trainee.eval()  # draws no random numbers, moves no running means
+    try:
+        with autocast:
+            sums, _ = trainee(inputs, targets)
+        found = torch.autograd.grad(sums.sum(), parameters, allow_unused=True)
+    finally:
+        trainee.train(training)
+    return any(gradient is None for gradient in found)
 
 
 def shard(trainee: nn.Module, student: nn.Module, device: torch.device) -> None:

@@ -153,7 +153,7 @@ def capture_table(
                 place = place_of_teacher(
                     experiment.teacher.device, experiment.teacher.precision, experiment.store.launcher
                 )
-                reporter.say(f"capture on {place.text}")
+                reporter.say(f"capture {label or experiment.name} on {place.text}")
                 title = f"capture {label or experiment.name} ({names})"
                 update = stack.enter_context(reporter.bar(title, progress.total_rows, task_of(experiment).unit_name))
             if progress.note:

@@ -58,7 +58,7 @@ def train_run(
     place = place_of_training(config, key)
     inputs = [_in_precision(part, place) for part in inputs]
     run.prepare(experiment, verb, fingerprints_of(inputs), command, _precisions(inputs, place))
-    reporter.say(f"{verb} on {place.text}")
+    reporter.say(f"{verb} {experiment.name} on {place.text}")
     spec = {
         "experiment": experiment.plain(),
         "verb": verb,

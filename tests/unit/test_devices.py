@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ EIGHT, NONE, OLD = Devices(8), Devices(0), Devices(8, bf16=False)
 
 
 @pytest.fixture(autouse=True)
-def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_known", {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    yield
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,9 +28,8 @@ from raybrew.models.forward import compiled, forward
 from raybrew.signals import LOGITS
 from raybrew.training.context import LocalContext
 from raybrew.training.encoded import Trainee
-from raybrew.training.loop import _leaves_unused
 from raybrew.training.optim import clip_gradients
-from raybrew.training.parallel import full_state, is_sharded, replicate, shard
+from raybrew.training.parallel import full_state, is_sharded, leaves_unused, replicate, shard
 from raybrew.training.precision import Precision
 from raybrew.training.window import Window, _machine
 
@@ -157,24 +155,6 @@ def test_every_family_trains_divided_as_whole(name: str, process_group: None) ->
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Micro:
-    inputs: Any
-    teacher: Any
-
-    def to(self, device: torch.device) -> _Micro:
-        return self
-
-
-class _Pair(LocalContext):
-    """One of two equal workers."""
-
-    world_size = 2
-
-    def add_up(self, values: Tensor) -> Tensor:
-        return 2 * values
-
-
 @pytest.mark.parametrize(("name", "unused"), [("albert", False), ("bert", False), ("xlnet", True), ("funnel", False)])
 def test_parameters_that_a_head_does_not_use_are_noticed(name: str, unused: bool, process_group: None) -> None:
     """DDP would wait for the gradient of XLNet's mask embedding in the second step."""
@@ -182,21 +162,12 @@ def test_parameters_that_a_head_does_not_use_are_noticed(name: str, unused: bool
     trainee.train()
     inputs, teacher = _batch()
 
-    class Program:
-        def targets(self, micro: Any) -> Any:
-            return micro.teacher
-
-    class Batch:
-        micro_batches = (_Micro(inputs, teacher),)
-
-    program: Any = Program()
     state = torch.get_rng_state()
-    found = _leaves_unused(trainee, program, Batch(), Precision("fp32", CPU), _Pair(CPU))
+    found = leaves_unused(trainee, inputs, teacher, Precision("fp32", CPU).autocast())
     assert found is unused
     assert torch.equal(torch.get_rng_state(), state)
     assert trainee.training
     assert all(each.grad is None for each in trainee.parameters())
-    assert _leaves_unused(trainee, program, Batch(), Precision("fp32", CPU), LocalContext(CPU)) is False
     _trained(trainee, replicate(trainee, CPU, find_unused=found))
 
 
