@@ -56,7 +56,8 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     parts = build_parts(experiment, inputs, source, config, finetuning, context, vocabulary)
     run = RunFolder(Path(spec["run_folder"]), spec["run_id"])
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
-    start_step, state = newest_state(checkpoints, context)
+    # Of a student that is divided each worker takes its part.
+    start_step, state = newest_state(checkpoints, context, config.parallel == "fsdp" and context.world_size > 1)
     hooks = _RunHooks(spec, experiment, run, checkpoints, parts, context, precision)
     with hooks.open(start_step, num_steps_of(experiment, inputs, config)):
         state = hooks.with_best(state)
@@ -95,13 +96,13 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     }
 
 
-def newest_state(checkpoints: Checkpoints, context: Context) -> tuple[int, dict[str, Any] | None]:
+def newest_state(checkpoints: Checkpoints, context: Context, mapped: bool = False) -> tuple[int, dict[str, Any] | None]:
     """Step and state to go on from; (0, None) to begin. Rank 0 chooses, so that all ranks take the same one."""
-    found = checkpoints.load_newest() if context.rank == 0 else None
+    found = checkpoints.load_newest(mapped) if context.rank == 0 else None
     step = context.gather(None if found is None else found[0])[0]
     if step is None:
         return 0, None
-    return step, found[1] if found is not None else checkpoints.load(step)
+    return step, found[1] if found is not None else checkpoints.load(step, mapped)
 
 
 def _how_judged(parts: Parts, judge: str, metric: str) -> list[str]:

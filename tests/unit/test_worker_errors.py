@@ -23,7 +23,7 @@ GONE = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] 
 OURS = StoreError("the folder is not there")
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """As Ray Train's errors of workers and of its controller."""
 
     def __init__(
@@ -37,10 +37,10 @@ class Failed(Exception):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (Failed({0: GONE, 1: OURS}), OURS),
-        (Failed({0: GONE, 1: ValueError("bad"), 2: OURS}), OURS),
-        (Failed(controller=OURS), OURS),
-        (Failed(controller=Failed({0: GONE, 3: OURS})), OURS),
+        (FailedError({0: GONE, 1: OURS}), OURS),
+        (FailedError({0: GONE, 1: ValueError("bad"), 2: OURS}), OURS),
+        (FailedError(controller=OURS), OURS),
+        (FailedError(controller=FailedError({0: GONE, 3: OURS})), OURS),
     ],
 )
 def test_the_cause_is_told_and_not_what_it_did_to_others(error: BaseException, expected: BaseException) -> None:
@@ -48,10 +48,10 @@ def test_the_cause_is_told_and_not_what_it_did_to_others(error: BaseException, e
 
 
 def test_causes_that_are_not_ours_are_one_line() -> None:
-    found = _root_cause(Failed({0: GONE, 1: dist.DistBackendError("NCCL"), 2: MemoryError("one\ntwo")}))
+    found = _root_cause(FailedError({0: GONE, 1: dist.DistBackendError("NCCL"), 2: MemoryError("one\ntwo")}))
     assert isinstance(found, RunError)
     assert "MemoryError: two" in str(found)
-    assert "closed by peer" in str(_root_cause(Failed({0: GONE, 1: GONE})))
+    assert "closed by peer" in str(_root_cause(FailedError({0: GONE, 1: GONE})))
     wrapped = StoreError("cannot be written")
     wrapped.__cause__ = OSError("disk")
     assert _root_cause(wrapped) is wrapped, "our words, not those of the library below"
