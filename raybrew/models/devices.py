@@ -55,13 +55,12 @@ class Place:
 
     device: str  #: `cpu` or `cuda`
     precision: str
-    text: str = ""  #: in a line, and why
+    auto: str  #: the precision that `auto` is here
+    text: str  #: in a line, and why
 
     def precision_of(self, wanted: str) -> str:
         """What another model is computed in beside it."""
         return self.auto if wanted == "auto" else wanted
-
-    auto: str = "fp32"  #: what `auto` is here
 
 
 #: What this process was told by the one that started it, and what it has asked clusters before, by address.
@@ -116,13 +115,15 @@ def place_of_training(config: TrainConfig, key: str = "train") -> Place:
     """Where training by `config` runs. EnvironmentProblem where a GPU is asked for and there is none, or too few."""
     if choose_launcher(config) == "local":
         device = pick_device(config.device, f"{key}.device").type
-        return _place(device, config.precision, Devices.here(), "in this process")
-    devices = cluster_devices("training")
+        return _place(device, config.precision, _here_for(device), "in this process")
     fewest, most = config.worker_range
+    devices = Devices(0) if config.device == "cpu" else cluster_devices("training")
     device = device_of_workers(config.device, fewest, devices.gpus, key)
     count = f"{fewest} to {most}" if fewest < most else str(fewest)
-    workers = f"{count} worker{'s' if most > 1 else ''}{' with a GPU each' if device == 'cuda' else ''}"
-    return _place(device, config.precision, devices, f"{workers} of a cluster with {devices.gpus:g} GPUs")
+    where = f"{count} Ray worker{'s' if most > 1 else ''}"
+    if device == "cuda":
+        where += f" with a GPU each, of {devices.gpus:g}"
+    return _place(device, config.precision, devices, where)
 
 
 def place_of_teacher(device: str, precision: str, launcher: str) -> Place:
@@ -130,9 +131,13 @@ def place_of_teacher(device: str, precision: str, launcher: str) -> Place:
 
     It is the same whether there is anything left to capture or not: a store is named after its precision.
     """
+    where = "in this process" if launcher == "local" else "Ray actors"
+    if device == "cpu":
+        return _place(device, precision, Devices(0), where)
     devices = Devices.here() if launcher == "local" else cluster_devices("capture")
     chosen = ("cuda" if devices.gpus else "cpu") if device == "auto" else device
-    where = "in this process" if launcher == "local" else f"on machines with {devices.gpus:g} GPUs"
+    if chosen == "cuda" and launcher != "local":
+        where += f" with a GPU each, of {devices.gpus:g}"
     return _place(chosen, precision, devices, where)
 
 
@@ -146,7 +151,7 @@ def place_of_evaluation(config: TrainConfig) -> tuple[Place, bool]:
         if devices.gpus:
             return _place("cuda", config.precision, devices, "on a GPU of the cluster"), True
     device = pick_device(config.device).type
-    return _place(device, config.precision, Devices.here(), "in this process"), False
+    return _place(device, config.precision, _here_for(device), "in this process"), False
 
 
 def device_of_workers(wanted: str, fewest: int, gpus: float, key: str) -> str:
@@ -161,11 +166,16 @@ def device_of_workers(wanted: str, fewest: int, gpus: float, key: str) -> str:
     return "cuda"
 
 
+def _here_for(device: str) -> Devices:
+    """GPUs of this process, if they are used: to ask what they can takes some of their memory."""
+    return Devices.here() if device == "cuda" else Devices(0)
+
+
 def _place(device: str, precision: str, devices: Devices, where: str) -> Place:
     # `cuda` without a GPU in sight is what a store was captured on, which is looked for from elsewhere.
     auto = "bf16" if device == "cuda" and (devices.bf16 or not devices.gpus) else "fp32"
     chosen = auto if precision == "auto" else precision
-    return Place(device, chosen, f"{device}, {chosen}: {where}", auto)
+    return Place(device, chosen, auto, f"{device}, {chosen}: {where}")
 
 
 def pick_device(wanted: str, key: str = "train.device") -> torch.device:

@@ -19,7 +19,7 @@ from raybrew.config import Experiment
 from raybrew.config.views import task_views
 from raybrew.data.arrow import write_json
 from raybrew.errors import ClusterError, RaybrewError, first_line
-from raybrew.models.devices import pick_device, pick_precision
+from raybrew.models.devices import free_gpu, pick_device, pick_precision
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import alive_nodes
@@ -187,3 +187,4 @@ def _time(work: _Work) -> Timings:
         return time_in_turn(work.models, work.tokens, device, precision, _BUDGET_SECONDS * len(work.models))
     finally:
         torch.set_num_threads(before)
+        free_gpu()

@@ -145,14 +145,13 @@ def capture_table(
     update: Callable[[int, str], None] | None = None
     if experiment.store.path is None:
         make_storage(Path(experiment.store.storage_path))
+    given = experiment.teacher
+    place = place_of_teacher(given.device, given.precision, experiment.store.launcher)
     with contextlib.ExitStack() as stack:
 
         def show(progress: CaptureProgress) -> None:
             nonlocal update
             if update is None:  # the bar appears only if there is something to do
-                place = place_of_teacher(
-                    experiment.teacher.device, experiment.teacher.precision, experiment.store.launcher
-                )
                 reporter.say(f"capture {label or experiment.name} on {place.text}")
                 title = f"capture {label or experiment.name} ({names})"
                 update = stack.enter_context(reporter.bar(title, progress.total_rows, task_of(experiment).unit_name))
