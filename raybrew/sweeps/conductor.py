@@ -67,8 +67,8 @@ class Conductor:
         self.group = f"{base.name}-{ledger.folder.name}"
         self.controls = Controls(base, self.group, steps_of)
         self.students = Students(ledger.folder)
-        #: GPUs of the cluster, once that is known: they decide whether trials of several workers run on GPUs.
-        self.devices = Devices(0)  #: of the cluster
+        #: GPUs of the cluster, once that is known: they decide whether trials run on GPUs.
+        self.devices = Devices(0)
         self.jobs: dict[str, Job] = {}
         self.trials = Trials()
         self.running: dict[str, float] = {}

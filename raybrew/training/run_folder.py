@@ -234,7 +234,7 @@ class RunFolder:
         """Let the last line of `metrics.jsonl` say why training ended, where no worker lived to write it."""
         with contextlib.suppress(OSError, RunError):  # what ended the run is worth more
             last = next(reversed(read_metrics(self.metrics)), {})
-            if last.get("event") in ("failed", "interrupted"):
+            if last.get("event") == "failed" and last.get("message") == first_line(error):
                 return
             date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             line = {"step": last.get("step", 0), "kind": "event", "event": "failed", "message": first_line(error)}
