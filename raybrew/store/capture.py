@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import shard_name, write_shard
@@ -34,6 +35,7 @@ from raybrew.errors import (
     StoreUnreachable,
 )
 from raybrew.models.devices import Place, free_gpu
+from raybrew.models.inspection import model_megabytes
 from raybrew.models.loading import ModelSource
 from raybrew.nodes import Folder, check_seen, check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
@@ -136,13 +138,9 @@ def capture(
                 _write_pending(pending, rows, sources)
                 try:
                     if tasks and _runs_here(store, tasks, known.place):
-                        teacher_here = build_teacher(settings, model, tokenizer)
-                        try:
-                            _run_here(ShardWorker(settings, teacher_here), tasks, reporter)
-                        finally:
-                            free_gpu(model)
+                        _run_here(settings, model, tokenizer, tasks, reporter)
                     elif tasks:
-                        size = sum(each.numel() * each.element_size() for each in model.parameters())
+                        size = int(model_megabytes(model) * 10**6)
                         del model  # the actors load their own
                         _run_on_ray(settings, tasks, store, reporter, size)
                 except KeyboardInterrupt:
@@ -208,8 +206,16 @@ def _runs_here(store: StoreConfig, tasks: list[ShardTask], place: Place) -> bool
     return store.launcher == "local"
 
 
-def _run_here(worker: ShardWorker, tasks: list[ShardTask], reporter: ProgressReporter) -> None:
-    with ThreadPoolExecutor(_SHARDS_IN_HAND, "shard") as pool:
+def _run_here(
+    settings: WorkerSettings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[ShardTask],
+    reporter: ProgressReporter,
+) -> None:
+    worker = ShardWorker(settings, build_teacher(settings, model, tokenizer))
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(_SHARDS_IN_HAND, "shard") as pool:
+        stack.callback(free_gpu, model)  # students that are trained next need it
         waiting = {pool.submit(worker.run, task) for task in tasks}
         try:
             while waiting:
