@@ -123,8 +123,7 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
     # Beyond torch's own limit of 8 shapes it would run the others uncompiled, without a word.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
     base = _below_vocabulary(model)
-    part = model if base is None else base
-    forward_pass = part.forward if base is not None else part
+    forward_pass: Callable[..., Any] = model if base is None else base.forward
 
     def run(*args: Any, **inputs: Any) -> Any:
         return forward_pass(*args, **inputs)
@@ -134,7 +133,7 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
         return function
 
     def with_head(**inputs: Any) -> Any:
-        base.forward = function  # type: ignore[method-assign]
+        base.forward = function
         try:
             return model(**inputs)
         finally:
