@@ -131,13 +131,13 @@ def place_of_teacher(device: str, precision: str, launcher: str) -> Place:
 
     It is the same whether there is anything left to capture or not: a store is named after its precision.
     """
-    where = "in this process" if launcher == "local" else "Ray actors"
+    where = {"local": "in this process", "ray": "Ray actors"}.get(launcher, "in this process, or Ray actors")
     if device == "cpu":
         return _place(device, precision, Devices(0), where)
     devices = Devices.here() if launcher == "local" else cluster_devices("capture")
     chosen = ("cuda" if devices.gpus else "cpu") if device == "auto" else device
     if chosen == "cuda" and launcher != "local":
-        where += f" with a GPU each, of {devices.gpus:g}"
+        where = f"Ray actors with a GPU each, of {devices.gpus:g}"
     return _place(chosen, precision, devices, where)
 
 
