@@ -200,6 +200,6 @@ def free_gpu(*modules: Any) -> None:
     """Move `modules` off the GPU and give back what this process keeps of it: workers may share the device."""
     for module in modules:
         module.to("cpu")
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()
         torch.cuda.empty_cache()

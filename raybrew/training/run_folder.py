@@ -233,7 +233,7 @@ class RunFolder:
     def note_failure(self, error: RaybrewError) -> None:
         """Let the last line of `metrics.jsonl` say why training ended, where no worker lived to write it."""
         with contextlib.suppress(OSError, RunError):  # what ended the run is worth more
-            last = next(reversed(read_metrics(self.metrics)), {})
+            last: dict[str, Any] = next(reversed(read_metrics(self.metrics)), {})
             if last.get("event") == "failed" and last.get("message") == first_line(error):
                 return
             date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
