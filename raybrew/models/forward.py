@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from raybrew.errors import ModelError
 from raybrew.models.attention import attention_signals
+from raybrew.models.masks import read_no_masks
 from raybrew.models.pooled import pooled_output
 from raybrew.models.taps import module_outputs
 from raybrew.signals import LOGITS, Signal
@@ -44,6 +45,7 @@ def forward(
     Outputs of modules, by name, are as they come. ModelError names a layer or module that the model does not have, and
     what it cannot give.
     """
+    read_no_masks()
     layers = [signal for signal in request if signal.kind == "hidden"]
     items = inputs.get("items")
     with (

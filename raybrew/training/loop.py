@@ -26,6 +26,7 @@ from raybrew.distillers.objective import Objective
 from raybrew.errors import Interrupted
 from raybrew.training.context import Context
 from raybrew.training.evaluation import Evaluation
+from raybrew.training.factors import factors_of, sent
 from raybrew.training.optim import clip_gradients, trained_parameters
 from raybrew.training.parallel import (
     full_state,
@@ -227,7 +228,7 @@ def train(
         evaluated = Evaluation(state["last_metrics"], state.get("last_losses", {}))
         step, ended_by, num_judged = state["step"], state["ended_by"], state.get("judged", 0)
     module: nn.Module | None = None
-    weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
+    weights = sent(objective.weights(0.0), device)
     started = saved_at = time.monotonic()
     trainee.train()
 
@@ -252,7 +253,7 @@ def train(
             objective.enter(stages.at(batch.step))
             optimizer.state.clear()
             window = Window(objective.names, device)
-            weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
+            weights = sent(objective.weights(0.0), device)
         known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
             # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
@@ -273,7 +274,7 @@ def train(
                 find_unused = float(context.add_up(torch.tensor([float(unused)]))[0]) > 0
             module = context.wrap(trainee, find_unused)
         if objective.has_schedules:
-            weights = torch.tensor(objective.weights(batch.step / num_steps), dtype=torch.float64, device=device)
+            weights = sent(objective.weights(batch.step / num_steps), device)
         shares = program.shares(batch)
         factors: Tensor | None = None
         sums = torch.zeros(len(objective.terms), device=device)
@@ -287,7 +288,7 @@ def train(
                 if denominators is None:
                     denominators = context.add_up(micro_counts.double())
                 if factors is None:
-                    factors = _factors(weights, denominators, shares, context.world_size)
+                    factors = factors_of(weights, denominators, shares, context.world_size)
                 precision.scaler.scale((micro_sums * factors).sum()).backward()
             sums += micro_sums.detach()
         precision.scaler.unscale_(optimizer)
@@ -343,13 +344,3 @@ def train(
 def _better(score: float, best: float) -> bool:
     """Whether one quality is higher than the other; any number is better than none (NaN)."""
     return score > best or (math.isnan(best) and not math.isnan(score))
-
-
-def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:
-    """What each term's sum is multiplied by, float32.
-
-    DDP and FSDP average over ranks; multiplying by their number makes it the sum that the one division expects.
-    """
-    per_item = torch.where(counts > 0, world_size / counts, 0.0).to(weights.device, torch.float32)
-    factors = weights.float() * per_item
-    return factors if shares is None else factors * torch.tensor(shares, device=weights.device)

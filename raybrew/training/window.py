@@ -86,7 +86,7 @@ class Window:
             values.append(torch.stack([each.grad_norm.double() for each in steps]))
         finite = torch.isfinite(torch.stack(values)).all(dim=0).tolist()
         first = next((index for index, good in enumerate(finite) if not good), len(steps))
-        if float(context.add_up(torch.tensor([float(first < len(steps))], device=self.device))[0]) == 0:
+        if float(context.add_up(torch.tensor([float(first < len(steps))]))[0]) == 0:
             return
         bad = steps[min(context.gather(first))]
         sums = context.add_up(bad.sums.double()).tolist()
