@@ -46,6 +46,8 @@ class RaybrewError(Exception):
     """Base of all errors raised on purpose by raybrew."""
 
     exit_code = 1
+    #: Whether the same may succeed a while later, so that workers are started again for it.
+    transient = False
 
     def __reduce__(self) -> tuple[type, tuple[object, ...], dict[str, object]]:
         # The default rebuilds from `args` and would lose attributes set by subclasses on the way through Ray.
@@ -106,6 +108,8 @@ class StoreNotWritable(StoreError, EnvironmentProblem):  # noqa: N818 (as the ot
 class StoreUnreachable(StoreError):  # noqa: N818 (as the others of its kind)
     """The service that holds the store does not answer, or refuses: what is there is not known."""
 
+    transient = True
+
 
 class CheckpointError(RaybrewError, OSError):
     """A checkpoint is missing, damaged or belongs to another configuration."""
@@ -117,6 +121,8 @@ class RunError(RaybrewError, RuntimeError):
 
 class ClusterError(EnvironmentProblem):
     """Ray cannot be started, reached or given the resources asked for."""
+
+    transient = True
 
 
 class Interrupted(RaybrewError):  # noqa: N818 (an outcome, not a fault)

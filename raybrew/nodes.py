@@ -13,9 +13,20 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from raybrew.errors import ClusterError
+from raybrew.errors import ClusterError, RaybrewError
 
-__all__ = ["Folder", "Node", "Place", "alive_nodes", "check_shared", "on_each_node", "places_problems"]
+__all__ = [
+    "Folder",
+    "Node",
+    "Place",
+    "alive_nodes",
+    "check_seen",
+    "check_shared",
+    "gpu_nodes",
+    "on_each_node",
+    "on_gpu",
+    "places_problems",
+]
 
 #: A node that has not answered by then (its first process has to start, and to import) is given up.
 _ANSWER_SECONDS = 120.0
@@ -85,6 +96,14 @@ def alive_nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.id != here, node.address, node.id))
 
 
+def gpu_nodes() -> list[Node]:
+    """Those of `alive_nodes` that have GPUs."""
+    import ray
+
+    found = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")}  # type: ignore[no-untyped-call]
+    return [node for node in alive_nodes() if node.id in found]
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What a node answered, or why it did not; `delay` is its clock minus ours in seconds, as the answer came."""
@@ -94,12 +113,21 @@ class Answer:
     delay: float = 0.0
 
 
-def on_each_node(nodes: Collection[Node], function: Callable[..., Any], *arguments: Any) -> dict[str, Answer]:
-    """Id -> answer of `function(node, *arguments)`, a function of a module, run on each of `nodes` at the same time."""
+def on_each_node(
+    nodes: Collection[Node], function: Callable[..., Any], *arguments: Any, sees_gpus: bool = False
+) -> dict[str, Answer]:
+    """Id -> answer of `function(node, *arguments)`, a function of a module, run on each of `nodes` at the same time.
+
+    It reserves nothing, not even with `sees_gpus`, and then looks at GPUs that others may be using.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote = ray.remote(num_cpus=0, max_retries=0)(_answer)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0}
+    if sees_gpus:
+        # Ray may hide GPUs from what reserves none. The process ends with the answer, as it holds memory of them.
+        options |= {"runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}, "max_calls": 1}
+    remote = ray.remote(**options)(_answer)
     waiting = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
             function, node, *arguments
@@ -124,6 +152,24 @@ def on_each_node(nodes: Collection[Node], function: Callable[..., Any], *argumen
     return found
 
 
+def on_gpu(purpose: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)` in a process of the connected cluster that reserves a GPU; waits for one.
+
+    Errors of ours are raised as they are, others as ClusterError.
+    """
+    import ray
+
+    remote = ray.remote(num_cpus=1, num_gpus=1, max_calls=1)(function)
+    try:
+        return ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RaybrewError):
+            raise error.cause from None
+        raise ClusterError(f"{purpose}: {_last_line(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"{purpose}: {_reason(error)}") from error
+
+
 def check_shared(places: Mapping[str, Place], purpose: str) -> None:
     """ClusterError that names the nodes of the connected cluster that do not see each of `places` as this one does.
 
@@ -138,6 +184,52 @@ def check_shared(places: Mapping[str, Place], purpose: str) -> None:
             f"{purpose}: {'; '.join(problems)}; it must be storage that all nodes share (NFS or the like"
             + (", or s3://, gs://)" if any("store.path" in line for line in problems) else ")")
         )
+
+
+def check_seen(places: Mapping[str, Place], purpose: str) -> None:
+    """ClusterError that names the nodes that do not have in each of `places` what this process reads there.
+
+    Folders are compared by names and sizes of their files, others by their manifest. Nothing to do for one node.
+    """
+    nodes = alive_nodes()
+    if len(nodes) < 2 or not places:
+        return
+    here = {name: _content(place) for name, place in places.items()}
+    answers = on_each_node(nodes, _other_content, places, here)
+    problems = []
+    for node in nodes:
+        answer = answers[node.id]
+        if answer.error is not None:
+            problems.append(f"node {node.name} cannot be asked: {answer.error}")
+        else:
+            problems += [f"{name} on node {node.name}: {what}" for name, what in answer.value.items()]
+    if problems:
+        raise ClusterError(
+            f"{purpose}: {'; '.join(problems)}; every node must read the same files there: use storage that all nodes "
+            "share, or copy them to each node"
+        )
+
+
+def _other_content(node: Node, places: Mapping[str, Place], expected: Mapping[str, Any]) -> dict[str, str]:
+    """On a node: what is wrong with each place; nothing for those that hold what is expected."""
+    found: dict[str, str] = {}
+    for name, place in places.items():
+        try:
+            content = _content(place)
+        except Exception as error:  # as of many storages
+            found[name] = f"cannot be read: {_reason(error)}"
+            continue
+        if content != expected[name]:
+            found[name] = "holds other files" if content else "is not there"
+    return found
+
+
+def _content(place: Place) -> Any:
+    """What tells whether two nodes read the same."""
+    if not isinstance(place, Folder):
+        return place.read("manifest.json")
+    files = sorted(path for path in place.path.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return [(path.relative_to(place.path).as_posix(), path.stat().st_size) for path in files]
 
 
 def places_problems(name: str, place: Place, nodes: Collection[Node]) -> list[str]:

@@ -38,6 +38,7 @@ __all__ = [
     "probe",
     "quiet_libraries",
     "quiet_ray",
+    "ray_connected",
     "ray_gpus",
     "ray_runtime",
     "stop_ray",
@@ -81,6 +82,7 @@ class RayInfo:
     dashboard_url: str | None
     cpus: float
     gpus: float
+    memory: float = 0.0  #: bytes of all nodes that Ray gives to processes
 
 
 def quiet_ray() -> None:
@@ -254,13 +256,17 @@ def ray_gpus() -> float:
     return float(_ray().cluster_resources().get("GPU", 0)) if _connected() else 0.0
 
 
+def ray_connected() -> bool:
+    """Whether this process is connected to a cluster. Starts and imports nothing."""
+    return _connected()
+
+
 def _info(started: bool, dashboard_url: str | None) -> RayInfo:
     ray = _ray()
     total = ray.cluster_resources()
     url = None if not dashboard_url else dashboard_url if "://" in dashboard_url else f"http://{dashboard_url}"
-    return RayInfo(
-        started, ray.get_runtime_context().gcs_address, url, float(total.get("CPU", 0)), float(total.get("GPU", 0))
-    )
+    amounts = (float(total.get(name, 0)) for name in ("CPU", "GPU", "memory"))
+    return RayInfo(started, ray.get_runtime_context().gcs_address, url, *amounts)
 
 
 def _check_address(address: str, purpose: str) -> None:

@@ -358,9 +358,10 @@ def _unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
 
 def _store(store: StoreConfig) -> list[Problem]:
     problems = []
-    if len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1] <= _MAX_WORKERS:
+    actors = store.actors
+    if actors is not None and (len(actors) != 2 or not 1 <= actors[0] <= actors[1] <= _MAX_WORKERS):
         allowed = f"allowed: [fewest, most], both from 1 to {_MAX_WORKERS}"
-        problems.append(Problem("store.actors", f"given {list(store.actors)}; {allowed}"))
+        problems.append(Problem("store.actors", f"given {list(actors)}; {allowed}"))
     for signal in store.signals:
         try:
             parse_signal(signal)

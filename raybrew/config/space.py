@@ -295,11 +295,16 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
         )
     if sweep.budget.money is not None and sweep.budget.price_per_hour is None:
         problems.append(Problem("sweep.budget.price_per_hour", "required with sweep.budget.money"))
-    if 0 < sweep.resources.gpus < 1 and experiment.train.worker_range[1] > 1:
+    gpus, device = sweep.resources.gpus, experiment.train.device
+    if gpus == 0 and device == "cuda" and experiment.train.worker_range[1] == 1:
+        problems.append(
+            Problem("sweep.resources.gpus", "given 0 with train.device=cuda; leave it out, or set train.device=cpu")
+        )
+    if gpus is not None and 0 < gpus < 1 and experiment.train.worker_range[1] > 1:
         problems.append(
             Problem(
                 "sweep.resources.gpus",
-                f"given {sweep.resources.gpus:g} with train.workers={experiment.train.worker_range[1]}; a part of a "
+                f"given {gpus:g} with train.workers={experiment.train.worker_range[1]}; a part of a "
                 "GPU goes to trials of one worker only",
             )
         )

@@ -28,9 +28,14 @@ class StoreConfig(Section):
     """Rows of one shard, the unit that is computed, committed and repeated after a failure."""
     batch_tokens: int = Field(default=8192, ge=64, le=10**8)
     """Padded tokens of one teacher batch at most."""
-    actors: Many[int] = (1, 2)
-    """Fewest and most teacher actors."""
+    actors: Many[int] | None = None
+    """Fewest and most teacher actors. Default: one, and as many as the cluster has GPUs, or CPUs and memory, for."""
     cpus_per_actor: float = Field(default=1, gt=0, le=MAX_CPUS)
     """CPUs that Ray reserves for each teacher actor."""
     launcher: Literal["auto", "local", "ray"] = "auto"
     """`ray`: Ray Data actors; `local`: in this process; `auto`: Ray, except for a single shard."""
+
+    @property
+    def fewest_actors(self) -> int:
+        """Actors that a capture does not begin without."""
+        return 1 if self.actors is None else self.actors[0]

@@ -174,8 +174,9 @@ class ResourcesConfig(Section):
 
     cpus: float = Field(default=1, gt=0, le=MAX_CPUS)
     """CPUs."""
-    gpus: float = Field(default=0, ge=0, le=MAX_CPUS)
-    """GPUs; a fraction lets several trials share one."""
+    gpus: float | None = Field(default=None, ge=0, le=MAX_CPUS)
+    """GPUs; a fraction lets several trials share one, 0 trains on CPUs. Default: 1 where the cluster has GPUs and
+    `train.device` is not cpu."""
 
 
 class SweepConfig(Section):

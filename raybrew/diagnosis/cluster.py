@@ -77,7 +77,7 @@ def _enough(experiment: Experiment | None, cpus: float, gpus: float) -> Iterator
     if experiment is None:
         return
     train, store = experiment.train, experiment.store
-    wanted = max(train.worker_range[0] * train.cpus_per_worker, store.actors[0] * store.cpus_per_actor)
+    wanted = max(train.worker_range[0] * train.cpus_per_worker, store.fewest_actors * store.cpus_per_actor)
     if wanted > cpus:
         yield Finding(
             "Ray",

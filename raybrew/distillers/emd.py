@@ -67,8 +67,8 @@ class LayerWeights(nn.Module):
         # Only a step that trains moves the weights, not one that looks or counts.
         if self.update and torch.is_grad_enabled() and self.training:
             new = updated_weights(flow, matrix, *weights, temperature=self.temperature)
-            self.teacher_weights.copy_(torch.from_numpy(new[0]))
-            self.student_weights.copy_(torch.from_numpy(new[1]))
+            self.teacher_weights.copy_(torch.from_numpy(new[0]), non_blocking=True)
+            self.student_weights.copy_(torch.from_numpy(new[1]), non_blocking=True)
         return term
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from raybrew.errors import ModelError
 from raybrew.models.attention import attention_signals
+from raybrew.models.masks import read_no_masks
 from raybrew.models.pooled import pooled_output
 from raybrew.models.taps import module_outputs
 from raybrew.signals import LOGITS, Signal
@@ -44,10 +45,11 @@ def forward(
     Outputs of modules, by name, are as they come. ModelError names a layer or module that the model does not have, and
     what it cannot give.
     """
+    read_no_masks()
     layers = [signal for signal in request if signal.kind == "hidden"]
     items = inputs.get("items")
     with (
-        _head_reads(model, items if run is None else None) as at_items,
+        _head_reads(model, items) as at_items,
         attention_signals(model, request, inputs.get("attention_mask")) as attention,
         pooled_output(model, request) as pooled,
         module_outputs(model, request) as tapped,
@@ -77,10 +79,8 @@ def _head_reads(model: nn.Module, items: Tensor | None) -> Iterator[list[bool]]:
     not empty when that was done; it is not for models without such a head.
     """
     done: list[bool] = []
-    base = getattr(model, "base_model", None)
-    if not isinstance(model, PreTrainedModel) or base is model or model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
-        items = None
-    if items is None:
+    base = _below_vocabulary(model)
+    if items is None or base is None:
         yield done
         return
     places = items.unsqueeze(-1)
@@ -100,6 +100,13 @@ def _head_reads(model: nn.Module, items: Tensor | None) -> Iterator[list[bool]]:
             hook.remove()
 
 
+def _below_vocabulary(model: nn.Module) -> nn.Module | None:
+    """The part of a language model that its head reads; None for models without a head over a vocabulary."""
+    if not isinstance(model, PreTrainedModel) or model.base_model is model or model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+        return None
+    return model.base_model
+
+
 def _logits(outputs: Mapping[str, Tensor], items: Tensor | None) -> Tensor:
     if "logits" in outputs:
         logits = outputs["logits"]
@@ -111,15 +118,30 @@ def _logits(outputs: Mapping[str, Tensor], items: Tensor | None) -> Tensor:
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:
-    """`model` as a compiled function, for each shape of its inputs anew; weights and state stay those of `model`."""
+    """`model` as a compiled function, for each shape of its inputs anew; weights and state stay those of `model`.
 
-    def run(**inputs: Any) -> Any:
-        return model(**inputs)
-
+    Of a language model that is all below its head, which is given few tokens, and another number in each batch.
+    """
     # Beyond torch's own limit of 8 shapes it would run the others uncompiled, without a word.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+    base = _below_vocabulary(model)
+    forward_pass: Callable[..., Any] = model if base is None else base.forward
+
+    def run(*args: Any, **inputs: Any) -> Any:
+        return forward_pass(*args, **inputs)
+
     function: Callable[..., Any] = torch.compile(run, dynamic=False)
-    return function
+    if base is None:
+        return function
+
+    def with_head(**inputs: Any) -> Any:
+        base.forward = function
+        try:
+            return model(**inputs)
+        finally:
+            del base.forward
+
+    return with_head
 
 
 def checkpoint_layers(model: nn.Module) -> None:

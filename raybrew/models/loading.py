@@ -42,8 +42,6 @@ __all__ = [
     "load_tokenizer",
     "max_tokens",
     "model_labels",
-    "pick_device",
-    "pick_precision",
 ]
 
 #: Task kind -> the Auto class that gives its head.
@@ -246,26 +244,6 @@ def max_tokens(config: PretrainedConfig) -> int | None:
         padding = _PADDING_OF_MPNET if family == "mpnet" else int(config.pad_token_id)
         return int(config.max_position_embeddings) - padding - 1
     return None
-
-
-def pick_device(wanted: str, key: str = "train.device") -> torch.device:
-    """`auto` | `cpu` | `cuda` as a device; ModelError when a GPU is asked for and there is none."""
-    from raybrew.errors import EnvironmentProblem
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentProblem(
-            f"{key}: cuda was asked for, but torch {torch.__version__} sees no GPU; use {key}=cpu or auto"
-        )
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
-def pick_precision(wanted: str, device: torch.device) -> str:
-    """`auto` resolved for `device`: bf16 on GPUs that have it, else fp32."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 @contextlib.contextmanager

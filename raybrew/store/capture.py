@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import shard_name, write_shard
@@ -32,8 +34,10 @@ from raybrew.errors import (
     StoreError,
     StoreUnreachable,
 )
+from raybrew.models.devices import Place, free_gpu
+from raybrew.models.inspection import model_megabytes
 from raybrew.models.loading import ModelSource
-from raybrew.nodes import check_shared
+from raybrew.nodes import Folder, check_seen, check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.elements import element_type_of
@@ -69,6 +73,8 @@ __all__ = ["CaptureProgress", "capture"]
 #: Shards that one worker has in hand: while one goes through the model, the other is tokenised or written.
 _SHARDS_IN_HAND = 2
 _POLL_SECONDS = 0.5
+#: An actor on CPUs holds its teacher, what that computes of a batch, and two shards.
+_TIMES_IN_MEMORY = 4
 
 
 def capture(
@@ -89,7 +95,7 @@ def capture(
     """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
     What it lacks is computed. `rows` has `id` (16 bytes) and the content columns of the task; repeats are stored
-    once. `auto` precision is decided on this machine, `auto` device by each worker. A row that the teacher cannot
+    once. `auto` device and precision are those of the machines that capture. A row that the teacher cannot
     compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. `verify` reads what is stored
     already and computes anew what does not hold the bytes that were written. `labels` are noted as the names of the
     outputs. While another capture writes this store,
@@ -99,7 +105,7 @@ def capture(
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
     _check_actors(store)
-    known, model, tokenizer = identify(task, teacher, request, device, precision)
+    known, model, tokenizer = identify(task, teacher, request, device, precision, store.launcher)
     check_element_type(model.config, request, store.element_type)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
@@ -121,7 +127,7 @@ def capture(
                 pending,
                 known.source,
                 task,
-                device,
+                known.place.device,
                 known.precision,
                 store.element_type,
                 store.batch_tokens,
@@ -131,11 +137,12 @@ def capture(
             with storage_errors(storage, "the capture cannot go on"):
                 _write_pending(pending, rows, sources)
                 try:
-                    if tasks and _runs_here(store, tasks):
-                        _run_here(ShardWorker(settings, build_teacher(settings, model, tokenizer)), tasks, reporter)
+                    if tasks and _runs_here(store, tasks, known.place):
+                        _run_here(settings, model, tokenizer, tasks, reporter)
                     elif tasks:
+                        size = int(model_megabytes(model) * 10**6)
                         del model  # the actors load their own
-                        _run_on_ray(settings, tasks, store, reporter)
+                        _run_on_ray(settings, tasks, store, reporter, size)
                 except KeyboardInterrupt:
                     raise Interrupted(
                         f"{reporter.shards_done} of {len(tasks)} shards are done and kept in {storage.location}; the "
@@ -158,7 +165,7 @@ def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.N
 
 
 def _check_actors(store: StoreConfig) -> None:
-    if len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1]:
+    if store.actors is not None and (len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1]):
         message = f"store.actors: {list(store.actors)} given; two numbers are needed, fewest and most, such as [1, 2]"
         raise ConfigError(message, (message,))
 
@@ -193,12 +200,22 @@ def _is_published(storage: Storage, shards: list[Shard], verify: bool) -> bool:
     return bool(manifest["shards"] == shards and sound)
 
 
-def _runs_here(store: StoreConfig, tasks: list[ShardTask]) -> bool:
-    return store.launcher == "local" or (store.launcher == "auto" and len(tasks) == 1)
+def _runs_here(store: StoreConfig, tasks: list[ShardTask], place: Place) -> bool:
+    if store.launcher == "auto":
+        return len(tasks) == 1 and (place.device == "cpu" or torch.cuda.is_available())
+    return store.launcher == "local"
 
 
-def _run_here(worker: ShardWorker, tasks: list[ShardTask], reporter: ProgressReporter) -> None:
-    with ThreadPoolExecutor(_SHARDS_IN_HAND, "shard") as pool:
+def _run_here(
+    settings: WorkerSettings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[ShardTask],
+    reporter: ProgressReporter,
+) -> None:
+    worker = ShardWorker(settings, build_teacher(settings, model, tokenizer))
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(_SHARDS_IN_HAND, "shard") as pool:
+        stack.callback(free_gpu, model)  # students that are trained next need it
         waiting = {pool.submit(worker.run, task) for task in tasks}
         try:
             while waiting:
@@ -230,7 +247,7 @@ class _ShardActor:
 
 
 def _run_on_ray(
-    settings: WorkerSettings, tasks: list[ShardTask], store: StoreConfig, reporter: ProgressReporter
+    settings: WorkerSettings, tasks: list[ShardTask], store: StoreConfig, reporter: ProgressReporter, size: int
 ) -> None:
     """A Ray Data job of one operator whose rows are shards.
 
@@ -239,6 +256,8 @@ def _run_on_ray(
     with ray_runtime("capture") as info:
         storage = settings.pending.storage
         check_shared({f"store.path ({storage.location})": storage}, "capture")
+        folder = Path(settings.teacher.model)
+        check_seen({f"teacher.model ({folder})": Folder(folder)} if folder.is_dir() else {}, "capture")
         import ray.data
 
         quiet_ray()
@@ -248,7 +267,7 @@ def _run_on_ray(
         # Actors here never have more calls queued than they run, which Ray takes for a pool that is not yet full.
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
         try:
-            for row in _shard_results(settings, tasks, store, info):
+            for row in _shard_results(settings, tasks, store, info, size):
                 if row["error"]:
                     raise pickle.loads(row["error"])
                 values = json.loads(row["result"])
@@ -258,12 +277,12 @@ def _run_on_ray(
 
 
 def _shard_results(
-    settings: WorkerSettings, tasks: list[ShardTask], store: StoreConfig, info: RayInfo
+    settings: WorkerSettings, tasks: list[ShardTask], store: StoreConfig, info: RayInfo, size: int
 ) -> Iterable[dict[str, Any]]:
     import ray.data
 
-    gpus = 1 if settings.device == "cuda" or (settings.device == "auto" and info.gpus) else 0
-    fewest, most = (min(count, len(tasks)) for count in store.actors)
+    gpus = 1 if settings.device == "cuda" else 0
+    fewest, most = (min(count, len(tasks)) for count in store.actors or (1, _room(store, info, gpus, size)))
     check_resources(fewest * store.cpus_per_actor, fewest * gpus, "capture (store.actors, store.cpus_per_actor)")
     room = min(info.cpus // store.cpus_per_actor, info.gpus if gpus else math.inf)
     settings = dataclasses.replace(settings, threads=max(1, int(store.cpus_per_actor)))
@@ -291,6 +310,12 @@ def _shard_results(
         num_gpus=gpus,
     )
     return dataset.iter_rows()
+
+
+def _room(store: StoreConfig, info: RayInfo, gpus: int, size: int) -> int:
+    """Actors that the cluster has CPUs, GPUs and, for teachers of `size` bytes on CPUs, memory for; at least one."""
+    room = min(info.cpus // store.cpus_per_actor, info.gpus if gpus else math.inf)
+    return max(1, int(room if gpus else min(room, info.memory // (_TIMES_IN_MEMORY * size))))
 
 
 def _plain_error(error: BaseException) -> RaybrewError:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, ModelError, StoreError, StoreUnreachable
 from raybrew.models.attention import PROJECTED_MODELS
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
+from raybrew.models.devices import Place, place_of_teacher
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
 from raybrew.store.fingerprint import store_parts, teacher_fingerprint
 from raybrew.store.layout import read_manifest
@@ -55,7 +55,7 @@ def find_store(
     """
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
-    known, _, _ = identify(task, teacher, request, device, precision)
+    known, _, _ = identify(task, teacher, request, device, precision, store.launcher)
 
     def look() -> Store:
         found = find_any(known, teacher, store_root, store.cache, store.element_type)
@@ -147,8 +147,13 @@ class StoreIdentity:
     """What names the store of a teacher. `source` is where any process of this machine finds it."""
 
     source: ModelSource
-    precision: str
+    place: Place
     parts: dict[str, Any]
+
+    @property
+    def precision(self) -> str:
+        """That of the teacher's forward pass."""
+        return self.place.precision
 
     @property
     def fingerprint(self) -> str:
@@ -157,19 +162,19 @@ class StoreIdentity:
 
 
 def identify(
-    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str
+    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str, launcher: str
 ) -> tuple[StoreIdentity, PreTrainedModel, PreTrainedTokenizerBase]:
     """What names the store of `teacher`, and the loaded teacher (its weights are what is hashed).
 
-    `auto` precision is decided on this machine. ModelError if the teacher cannot be loaded or lacks a layer asked for.
+    `auto` is what it is on the machines that `launcher` captures on. ModelError if the teacher cannot be loaded or
+    lacks a layer asked for.
     """
     source = dataclasses.replace(teacher, model=_absolute(teacher.model))
     needs_head = any(signal.kind in ("logits", "pooled") for signal in request)
     model, tokenizer = load_model(source, task.kind, needs_head=needs_head), load_tokenizer(source)
     _check_layers(model.config, request, teacher.model)
-    here = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    precision = pick_precision(precision, here)
-    return StoreIdentity(source, precision, store_parts(model, tokenizer, task, precision)), model, tokenizer
+    place = place_of_teacher(device, precision, launcher)
+    return StoreIdentity(source, place, store_parts(model, tokenizer, task, place.precision)), model, tokenizer
 
 
 def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.data.arrow import ShardInfo, shard_name, write_shard
 from raybrew.errors import Interrupted, StoreError
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device
+from raybrew.models.devices import pick_device
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import Signal
 from raybrew.store.compute import Teacher
 from raybrew.store.elements import element_type_of

@@ -19,6 +19,7 @@ from raybrew.config.space import DEFAULT_TRIALS
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import sweep_judge
 from raybrew.errors import ConfigError
+from raybrew.models.devices import Devices
 from raybrew.reports.ranking import Standing, parameters_in, ranking
 from raybrew.reports.sweeps import sessions_of
 from raybrew.reports.trials import CANDIDATE, TrialRecord, after, new_trial, trials_of
@@ -66,8 +67,8 @@ class Conductor:
         self.group = f"{base.name}-{ledger.folder.name}"
         self.controls = Controls(base, self.group, steps_of)
         self.students = Students(ledger.folder)
-        #: GPUs of the cluster, once that is known: they decide whether trials of several workers run on GPUs.
-        self.cluster_gpus = 0.0
+        #: GPUs of the cluster, once that is known: they decide whether trials run on GPUs.
+        self.devices = Devices(0)
         self.jobs: dict[str, Job] = {}
         self.trials = Trials()
         self.running: dict[str, float] = {}
@@ -293,9 +294,8 @@ class Conductor:
     def started(self, run: str) -> None:
         """A trial begins (or begins again)."""
         self.running[run] = time.time()
-        line = self.ledger.write(
-            "start", run=run, gpus=gpus_of(self.jobs[run].experiment, self.sweep, self.cluster_gpus)
-        )
+        gpus = gpus_of(self.jobs[run].experiment, self.sweep, self.devices.gpus)
+        line = self.ledger.write("start", run=run, gpus=gpus)
         self.trials[run] = after(self.trials[run], line)
 
     def lost(self, run: str, error: str, seconds: float | None = None) -> None:

@@ -5,26 +5,28 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from raybrew.config import Experiment, TrainConfig
+from raybrew.config import Experiment
 from raybrew.config.sweep import SweepConfig
+from raybrew.models.devices import device_of_workers
 
 if TYPE_CHECKING:
     from raybrew.sweeps.conductor import Conductor
 
-__all__ = ["gpus_of", "on_gpus", "over_budget", "spent"]
-
-
-def on_gpus(train: TrainConfig, cluster_gpus: float) -> bool:
-    """Whether each worker of a trial of several workers gets a GPU."""
-    return train.device == "cuda" or (train.device == "auto" and cluster_gpus >= train.worker_range[1])
+__all__ = ["gpus_of", "over_budget", "spent"]
 
 
 def gpus_of(experiment: Experiment, sweep: SweepConfig, cluster_gpus: float) -> float:
-    """GPUs that a trial holds, those of all its workers together."""
-    workers = experiment.train.worker_range[1]
-    if workers == 1:
-        return sweep.resources.gpus
-    return float(workers) if on_gpus(experiment.train, cluster_gpus) else 0.0
+    """GPUs that a trial holds, those of all its workers together; 0: it trains on CPUs.
+
+    ClusterError where each of several workers needs one and there are too few.
+    """
+    train, given = experiment.train, sweep.resources.gpus
+    if train.worker_range[1] > 1:
+        fewest, most = train.worker_range
+        return float(most) if device_of_workers(train.device, fewest, cluster_gpus, "train") == "cuda" else 0.0
+    if given is not None:
+        return given
+    return 1.0 if train.device == "cuda" or (train.device == "auto" and cluster_gpus) else 0.0
 
 
 def spent(conductor: Conductor) -> dict[str, float]:

@@ -19,11 +19,13 @@ from raybrew.config import Experiment
 from raybrew.config.views import task_views
 from raybrew.data.arrow import write_json
 from raybrew.errors import ClusterError, RaybrewError, first_line
+from raybrew.models.devices import free_gpu, pick_device, pick_precision
 from raybrew.models.latency import Timings
-from raybrew.models.loading import ModelSource, load_config, pick_device, pick_precision
+from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import alive_nodes
 from raybrew.reports.collect import dict_at, integer, load_run
 from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.costs import gpus_of
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.progress import SweepReporter
 from raybrew.verbs.choose import teacher_sources
@@ -167,7 +169,7 @@ def _resources(base: Experiment, device: str) -> tuple[float, float]:
     """CPUs and GPUs of a trial, or of one worker of a trial that has several."""
     assert base.sweep is not None
     if base.train.worker_range[1] == 1:
-        return base.sweep.resources.cpus, base.sweep.resources.gpus
+        return base.sweep.resources.cpus, gpus_of(base, base.sweep, 1.0) if device == "cuda" else 0.0
     return base.train.cpus_per_worker, float(device == "cuda")
 
 
@@ -185,3 +187,4 @@ def _time(work: _Work) -> Timings:
         return time_in_turn(work.models, work.tokens, device, precision, _BUDGET_SECONDS * len(work.models))
     finally:
         torch.set_num_threads(before)
+        free_gpu()

@@ -11,6 +11,7 @@ from raybrew.config.judge import LOSS, value_of_quality
 from raybrew.reports.numbers import metric_scale, metric_title, show_named, show_seconds
 from raybrew.reports.trials import CANDIDATE, TrialRecord
 from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.costs import gpus_of
 from raybrew.sweeps.trials import OVER, value_of
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
@@ -85,7 +86,8 @@ def waiting_reason(conductor: Conductor, slots: int) -> str:
     elif train.worker_range[1] > 1:
         why = f"each takes {train.worker_range[1]} workers with {train.cpus_per_worker:g} CPUs"
     else:
-        gpus = f" and {sweep.resources.gpus:g} GPUs" if sweep.resources.gpus else ""
+        held = gpus_of(conductor.base, sweep, conductor.devices.gpus)
+        gpus = f" and {held:g} GPU{'s' if held != 1 else ''}" if held else ""
         why = f"each reserves {sweep.resources.cpus:g} CPUs{gpus} (sweep.resources)"
     return f"{waiting} trial{'s' if waiting > 1 else ''} waiting for one of {slots} places: {why}"
 

@@ -22,6 +22,7 @@ from raybrew.reports.timing import relative_latency
 from raybrew.reports.trials import CANDIDATE, trials_of
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
+from raybrew.sweeps.costs import gpus_of
 from raybrew.sweeps.finish import finish_sweep
 from raybrew.sweeps.latency import measure_alone
 from raybrew.sweeps.ledger import Ledger
@@ -121,6 +122,7 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
                 view.say(f"Ray dashboard: {ray_info.dashboard_url}")
             check_shared({f"store.storage_path ({ledger.folder})": Folder(ledger.folder)}, "sweep")
             slots = room_for(experiment, ray_info)
+            view.say(_how_trials_run(experiment, slots, ray_info.gpus))
             ledger.write("room", slots=slots, cpus=ray_info.cpus, gpus=ray_info.gpus)
             with view.follow(conductor, slots) as changed:
                 reason = run_trials(conductor, ray_info, changed)
@@ -141,6 +143,19 @@ def _run(experiment: Experiment, conductor: Conductor, view: SweepReporter) -> s
         _report(ledger.folder)
         mirror_summary(experiment, ledger.folder)
     return reason
+
+
+def _how_trials_run(experiment: Experiment, slots: int, cluster_gpus: float) -> str:
+    """One line on what trials run on, and the keys that change it."""
+    assert experiment.sweep is not None
+    gpus = gpus_of(experiment, experiment.sweep, cluster_gpus)
+    each = f"each with {gpus:g} GPU{'s' if gpus != 1 else ''}" if gpus else "on CPUs"
+    text = f"up to {slots} trial{'s' if slots > 1 else ''} at the same time, {each}"
+    if not gpus and cluster_gpus:
+        return f"{text}; the cluster's {cluster_gpus:g} GPUs stay idle (train.device, sweep.resources.gpus)"
+    if gpus and experiment.sweep.resources.gpus is None and experiment.train.worker_range[1] == 1:
+        return f"{text} (sweep.resources.gpus: a fraction lets trials share one)"
+    return text
 
 
 def _report(folder: Path) -> None:

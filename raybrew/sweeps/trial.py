@@ -21,6 +21,7 @@ from raybrew.config import Experiment
 from raybrew.config.judge import quality
 from raybrew.config.stages import stage_names
 from raybrew.errors import Interrupted, RunError
+from raybrew.models.devices import Devices, assume_devices
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import STOP_FILE
 from raybrew.training.run_folder import RunFolder
@@ -42,6 +43,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
     if os.path.isdir(spec["cwd"]):
         os.chdir(spec["cwd"])  # paths in experiments are relative to where the command was given
     experiment = Experiment.model_validate(spec["experiment"])
+    assume_devices(Devices(**spec["devices"]))
     judge = experiment.judge
     until: float | None = spec["until"]
     folder = RunFolder.of(experiment, "distill").path
@@ -66,7 +68,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
         if pause:
             outcome = {"status": "paused", **pause}
         else:
-            outcome = _distill(experiment, spec["command"], report, spec["needs_student"])
+            outcome = _distill(experiment, spec["command"], report, spec["needs_student"], spec["device"])
     except Interrupted as error:
         if stopped.is_set():
             # As Tune ends a function itself: a return would make it report once more, and nobody listens any more.
@@ -87,13 +89,15 @@ def run_trial(config: Mapping[str, Any]) -> None:
     tune.report(outcome)
 
 
-def _distill(experiment: Experiment, command: str, report: Any, needs_student: bool) -> dict[str, Any]:
+def _distill(experiment: Experiment, command: str, report: Any, needs_student: bool, device: str) -> dict[str, Any]:
     from raybrew.verbs.distill import distill
     from raybrew.verbs.prepare import keep_rows
 
     keep_rows()
     several = experiment.train.worker_range[1] > 1
-    train = experiment.train.model_copy(update={"launcher": "ray" if several else "local"})
+    # One worker takes the GPU that Ray reserved for it, or none: Ray does not hide those of others.
+    changes = {"launcher": "ray"} if several else {"launcher": "local", "device": device}
+    train = experiment.train.model_copy(update=changes)
     if train.threads is None:
         train = train.model_copy(update={"threads": int(os.environ.get("OMP_NUM_THREADS", "1"))})
     experiment = experiment.model_copy(update={"train": train})

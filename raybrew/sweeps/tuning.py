@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from ray.tune.search import Searcher
 
 from raybrew.config import Experiment
 from raybrew.errors import ClusterError, RaybrewError
+from raybrew.models.devices import cluster_devices
 from raybrew.reports.trials import CANDIDATE
 from raybrew.runtime import RayInfo, check_resources
 from raybrew.sweeps.conductor import Conductor
@@ -40,7 +42,7 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
     """
     base, sweep = conductor.base, conductor.sweep
     slots = room_for(base, ray_info)
-    conductor.cluster_gpus = ray_info.gpus
+    conductor.devices = dataclasses.replace(cluster_devices("sweep"), gpus=ray_info.gpus)
     folder = conductor.ledger.folder / ".tune"
     shutil.rmtree(folder, ignore_errors=True)
     brain = _Brain(conductor, changed)
@@ -50,7 +52,7 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(slots))
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # with a traceback; ours is a line
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, wanted_resources(base)),
+        tune.with_resources(run_trial, wanted_resources(base, ray_info)),
         tune_config=tune.TuneConfig(
             search_alg=_Asker(brain),
             scheduler=build_scheduler(sweep.scheduler, earlier),
@@ -97,16 +99,15 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
     return conductor.stopped_by or "finished"
 
 
-def wanted_resources(base: Experiment) -> Any:
+def wanted_resources(base: Experiment, ray_info: RayInfo) -> Any:
     """What Ray reserves for one trial.
 
     A trial of several workers is a Ray Train run, whose workers reserve for themselves; its own process must then hold
     no part of a CPU, or they might never fit.
     """
     assert base.sweep is not None
-    wanted = base.sweep.resources
     if base.train.worker_range[1] == 1:
-        return {"cpu": wanted.cpus, "gpu": wanted.gpus}
+        return {"cpu": base.sweep.resources.cpus, "gpu": gpus_of(base, base.sweep, ray_info.gpus)}
     return tune.PlacementGroupFactory([{"CPU": 0, "memory": 2**20}])
 
 
@@ -114,12 +115,11 @@ def room_for(base: Experiment, ray_info: RayInfo) -> int:
     """Trials at the same time; ClusterError if there is room for none."""
     assert base.sweep is not None
     sweep, train = base.sweep, base.train
+    gpus = gpus_of(base, sweep, ray_info.gpus)
     if train.worker_range[1] == 1:
-        cpus, gpus = sweep.resources.cpus, sweep.resources.gpus
-        keys = "sweep.resources"
+        cpus, keys = sweep.resources.cpus, "sweep.resources"
     else:
-        workers = train.worker_range[1]
-        cpus, gpus = workers * train.cpus_per_worker, gpus_of(base, sweep, ray_info.gpus)
+        cpus = train.worker_range[1] * train.cpus_per_worker
         keys = "train.workers, train.cpus_per_worker"
     check_resources(cpus, gpus, f"one trial ({keys})")
     room = math.floor(ray_info.cpus / cpus + 1e-9)
@@ -186,6 +186,8 @@ class _Asker(Searcher):
             "command": f"raybrew distill {folder}/config.yaml",
             "until": conductor.until(job.run),
             "needs_student": again,
+            "device": "cuda" if conductor.trials[job.run].gpus else "cpu",
+            "devices": dataclasses.asdict(conductor.devices),
         }
         may_stop = job.role == CANDIDATE and not job.rerun and not again
         return {"spec": json.dumps(spec), "run": job.run, "may_stop": may_stop}

@@ -100,14 +100,16 @@ class Checkpoints:
         os.replace(temporary, path)
         _sync(self.folder)
 
-    def load_newest(self) -> tuple[int, dict[str, Any]] | None:
+    def load_newest(self, mapped: bool = False) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state), None if there is none; damaged ones are passed over.
+
+        Tensors of a `mapped` one are read from the file when they are used, which must be before the next save.
 
         CheckpointError if there are checkpoints and all of them are damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
-            state = self._read(step)
+            state = self._read(step, mapped)
             if state is not None:
                 self._newest = step
                 return step, state
@@ -117,9 +119,9 @@ class Checkpoints:
             )
         return None
 
-    def load(self, step: int) -> dict[str, Any]:
+    def load(self, step: int, mapped: bool = False) -> dict[str, Any]:
         """The checkpoint of `step`; CheckpointError if it is not there or damaged."""
-        state = self._read(step)
+        state = self._read(step, mapped)
         if state is None:
             raise CheckpointError(
                 f"{self._path(step)}: not there or damaged, but another worker has read it; is {self.folder} the same "
@@ -130,11 +132,11 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"
 
-    def _read(self, step: int) -> dict[str, Any] | None:
+    def _read(self, step: int, mapped: bool) -> dict[str, Any] | None:
         if not self.has(step):
             return None
         try:
-            state: dict[str, Any] = torch.load(self._path(step), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self._path(step), map_location="cpu", weights_only=True, mmap=mapped)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
             return None
         return state

@@ -10,16 +10,17 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from raybrew.config.train import TrainConfig
-from raybrew.errors import ClusterError, RaybrewError, RunError
-from raybrew.models.loading import pick_device
-from raybrew.nodes import Folder, check_shared
+from raybrew.errors import ClusterError, DivergenceError, RaybrewError, RunError
+from raybrew.models.devices import choose_launcher, free_gpu, pick_device, place_of_training
+from raybrew.nodes import Folder, Place, check_seen, check_shared
 from raybrew.runtime import check_resources, ensure_ray
 from raybrew.training.context import (
     FAILURES_FILE,
@@ -31,25 +32,12 @@ from raybrew.training.context import (
     stop_on_signals,
 )
 
-__all__ = ["Job", "check_device", "choose_launcher", "launch"]
+__all__ = ["Job", "launch"]
 
 #: How often an elastic group looks whether it could be larger. Growing costs the steps since the last checkpoint.
 _RESIZE_SECONDS = 60.0
 
 Job = Callable[[Mapping[str, Any], Context], dict[str, Any]]
-
-
-def choose_launcher(config: TrainConfig) -> str:
-    """`local` or `ray`: `auto` is local for one worker unless a cluster address is set."""
-    if config.launcher != "auto":
-        return config.launcher
-    return "ray" if config.worker_range[1] > 1 or os.environ.get("RAY_ADDRESS") else "local"
-
-
-def check_device(config: TrainConfig, key: str = "train") -> None:
-    """EnvironmentProblem if this process is to train and lacks the device; Ray's workers may have what it lacks."""
-    if choose_launcher(config) == "local":
-        pick_device(config.device, f"{key}.device")
 
 
 def launch(
@@ -60,8 +48,11 @@ def launch(
     say: Callable[[str], None],
     key: str = "train",
     on_evaluation: OnEvaluation | None = None,
+    needs: Mapping[str, Place] | None = None,
 ) -> dict[str, Any]:
     """Run `job` on `config.workers` workers and return rank 0's result.
+
+    `needs` are places, by key and location, in which every node must find what this process finds there.
 
     Ctrl-C and SIGTERM ask the workers to save and stop; the job's result says so. `on_evaluation` is asked after each
     evaluation of a job in this process; Ray's workers are stopped by a STOP_FILE in the run folder.
@@ -70,7 +61,7 @@ def launch(
         (run_folder / left_over).unlink(missing_ok=True)
     if choose_launcher(config) == "local":
         return _in_process(job, spec, config, key, on_evaluation)
-    return _on_ray(job, spec, config, run_folder, say, key)
+    return _on_ray(job, spec, config, run_folder, say, key, needs or {})
 
 
 def _in_process(
@@ -85,7 +76,13 @@ def _in_process(
 
 
 def _on_ray(
-    job: Job, spec: Mapping[str, Any], config: TrainConfig, run_folder: Path, say: Callable[[str], None], key: str
+    job: Job,
+    spec: Mapping[str, Any],
+    config: TrainConfig,
+    run_folder: Path,
+    say: Callable[[str], None],
+    key: str,
+    needs: Mapping[str, Place],
 ) -> dict[str, Any]:
     # Ray Train reads these when it is imported; the workers' controller polls twice a second instead of every two.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -99,20 +96,28 @@ def _on_ray(
     ray_info = ensure_ray("training")
     if ray_info.dashboard_url:
         say(f"Ray dashboard: {ray_info.dashboard_url}")
-    use_gpu = config.device == "cuda" or (config.device == "auto" and ray_info.gpus >= fewest)
+    use_gpu = place_of_training(config, key).device == "cuda"
+    free_gpu()  # of this process, beside which workers may run
     check_resources(
         cpus=fewest * config.cpus_per_worker,
         gpus=fewest if use_gpu else 0,
         purpose=f"{fewest} training workers ({key}.workers, {key}.cpus_per_worker)",
     )
     check_shared({f"store.storage_path ({run_folder})": Folder(run_folder)}, "training")
+    check_seen(needs, "training")
 
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     trainer = TorchTrainer(
         _ray_worker,  # type: ignore[arg-type]  # what it returns is the result's `return_value`
-        train_loop_config={"job": job, "spec": dict(spec), "run_folder": str(run_folder), "threads": config.threads},
+        train_loop_config={
+            "job": job,
+            "spec": dict(spec),
+            "run_folder": str(run_folder),
+            "threads": config.threads,
+            "use_gpu": use_gpu,
+        },
         scaling_config=ScalingConfig(
             # The stubs know the old ScalingConfig.
             num_workers=fewest if fewest == most else (fewest, most),  # type: ignore[arg-type]
@@ -159,13 +164,22 @@ def _on_ray(
 
 
 def _failure_notes(path: Path) -> Any:
-    """What writes a line for each failure of workers to `path`, from Ray Train's controller."""
+    """What writes a line for each failure of workers to `path`, from Ray Train's controller.
+
+    It ends the run where a worker met an error that comes again: the other workers wait for that one in vain.
+    """
     from ray.train import UserCallback
 
     class FailureNotes(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            causes = {rank: error for rank, error in worker_exceptions.items() if not _is_consequence(error)}
+            for error in causes.values():
+                if isinstance(error, RaybrewError) and not error.transient:
+                    # An error of a callback is one that Ray does not start workers again for.
+                    raise error
             reasons = {
-                str(rank): (str(error).strip() or type(error).__name__) for rank, error in worker_exceptions.items()
+                str(rank): (str(error).strip() or type(error).__name__)
+                for rank, error in (causes or worker_exceptions).items()
             }
             # Where the controller's node does not see the run folder, the run goes on without this line.
             with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
@@ -181,7 +195,8 @@ def _ray_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    device = ray.train.torch.get_device()
+    # A worker that reserved no GPU may see those of others.
+    device = ray.train.torch.get_device() if config["use_gpu"] else torch.device("cpu")
 
     def report(metrics: dict[str, Any]) -> None:
         ray.train.report({name: value for name, value in metrics.items() if isinstance(value, (int, float))})
@@ -189,26 +204,41 @@ def _ray_worker(config: dict[str, Any]) -> dict[str, Any]:
     context = DistributedContext(device, Path(config["run_folder"]), report)
     try:
         result: dict[str, Any] = config["job"](config["spec"], context)
-    except RaybrewError as error:
-        # Wrong data or a diverged loss will be no better next time: hand the error over instead of restarting for it.
+    except DivergenceError as error:
+        # All workers have it. Where one of them raises, the others end at once, and the first still keeps the examples.
         return {"raised": error}
     return result
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """The innermost reason of a failed fit as one of our errors."""
-    seen = error
-    for _ in range(10):
-        inner = getattr(seen, "cause", None) or seen.__cause__
-        worker_failures = getattr(seen, "worker_failures", None)
-        if worker_failures:
-            inner = next(iter(worker_failures.values()))
-        if not isinstance(inner, BaseException):
-            break
-        seen = inner
+    """The reason of a failed fit as one of our errors: what one worker met, not what it did to the others."""
+    reasons = list(_innermost(error, set()))
+    ours = (each for each in reasons if isinstance(each, RaybrewError))
+    causes = (each for each in reasons if not _is_consequence(each))
+    seen = next(ours, None) or next(causes, None) or reasons[0]
     if isinstance(seen, RaybrewError):
         return seen
     first = (str(seen).strip().splitlines() or [type(seen).__name__])[-1]
     if "resource" in type(seen).__name__.lower():
         return ClusterError(f"Ray could not start the training workers: {first}")
     return RunError(f"the training workers failed: {type(seen).__name__}: {first}")
+
+
+def _innermost(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
+    """What an error is made of, by rank where workers failed; an error of ours is what it says."""
+    seen.add(id(error))
+    wrapped = [*sorted(dict(getattr(error, "worker_failures", None) or {}).items())]
+    inner = [each for _, each in wrapped]
+    inner += [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")] + [error.__cause__]
+    known = [each for each in inner if isinstance(each, BaseException) and id(each) not in seen]
+    if isinstance(error, RaybrewError) or not known:
+        yield error
+        return
+    for each in known:
+        if id(each) not in seen:
+            yield from _innermost(each, seen)
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """Whether an error only says that another worker is gone: the exchange with it broke."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -26,9 +26,12 @@ from raybrew.distillers.objective import Objective
 from raybrew.errors import Interrupted
 from raybrew.training.context import Context
 from raybrew.training.evaluation import Evaluation
+from raybrew.training.factors import factors_of, sent
 from raybrew.training.optim import clip_gradients, trained_parameters
 from raybrew.training.parallel import (
     full_state,
+    is_sharded,
+    leaves_unused,
     load_full_state,
     load_optimizer_state,
     optimizer_state,
@@ -224,8 +227,8 @@ def train(
             best = None  # of a version that judged otherwise, which does not compare
         evaluated = Evaluation(state["last_metrics"], state.get("last_losses", {}))
         step, ended_by, num_judged = state["step"], state["ended_by"], state.get("judged", 0)
-    module = context.wrap(trainee, find_unused=program.find_unused)
-    weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
+    module: nn.Module | None = None
+    weights = sent(objective.weights(0.0), device)
     started = saved_at = time.monotonic()
     trainee.train()
 
@@ -233,7 +236,7 @@ def train(
         return elapsed_before + time.monotonic() - started
 
     def save(step: int) -> None:
-        window.check(context, precision.is_scaled, program.example_ids)
+        window.check(context, precision.scale, program.example_ids)
         parts = {
             "trainee": full_state(trainee),
             "optimizer": optimizer_state(optimizer),
@@ -250,7 +253,7 @@ def train(
             objective.enter(stages.at(batch.step))
             optimizer.state.clear()
             window = Window(objective.names, device)
-            weights = torch.tensor(objective.weights(0.0), dtype=torch.float64, device=device)
+            weights = sent(objective.weights(0.0), device)
         known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
             # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
@@ -263,8 +266,15 @@ def train(
                 raise Interrupted(f"stopped after step {batch.step} of {num_steps}; the state is saved")
 
         program.start_step(batch.step, context.rank)
+        if module is None:
+            find_unused = program.find_unused
+            if context.world_size > 1 and not (find_unused or is_sharded(trainee)):
+                micro = batch.micro_batches[0].to(device)
+                unused = leaves_unused(trainee, micro.inputs, program.targets(micro), precision.autocast())
+                find_unused = float(context.add_up(torch.tensor([float(unused)]))[0]) > 0
+            module = context.wrap(trainee, find_unused)
         if objective.has_schedules:
-            weights = torch.tensor(objective.weights(batch.step / num_steps), dtype=torch.float64, device=device)
+            weights = sent(objective.weights(batch.step / num_steps), device)
         shares = program.shares(batch)
         factors: Tensor | None = None
         sums = torch.zeros(len(objective.terms), device=device)
@@ -278,7 +288,7 @@ def train(
                 if denominators is None:
                     denominators = context.add_up(micro_counts.double())
                 if factors is None:
-                    factors = _factors(weights, denominators, shares, context.world_size)
+                    factors = factors_of(weights, denominators, shares, context.world_size)
                 precision.scaler.scale((micro_sums * factors).sum()).backward()
             sums += micro_sums.detach()
         precision.scaler.unscale_(optimizer)
@@ -294,13 +304,13 @@ def train(
         position = {"step": step, "epoch": round(program.epochs_after(step), 4)}
         stage, judged = stages.name_of(batch.step), stages.is_last(batch.step)
         if program.logs_at(step) or at_end or stages.begins_at(step):
-            window.check(context, precision.is_scaled, program.example_ids)
+            window.check(context, precision.scale, program.example_ids)
             record = window.record(context, optimizer.param_groups[0]["lr"], float(grad_norm))
             if context.rank == 0:
                 hooks.log(position | {"kind": "train", "time": seconds()} | stage | record)
         program.end_step()
         if program.evaluates_at(step) or at_end:
-            window.check(context, precision.is_scaled, program.example_ids)
+            window.check(context, precision.scale, program.example_ids)
             evaluated = hooks.evaluate(trainee)
             judge, value = program.judge, evaluated.value(program.judge)
             score = None if value is None else quality(judge, value)
@@ -334,13 +344,3 @@ def train(
 def _better(score: float, best: float) -> bool:
     """Whether one quality is higher than the other; any number is better than none (NaN)."""
     return score > best or (math.isnan(best) and not math.isnan(score))
-
-
-def _factors(weights: Tensor, counts: Tensor, shares: list[float] | None, world_size: int) -> Tensor:
-    """What each term's sum is multiplied by, float32.
-
-    DDP and FSDP average over ranks; multiplying by their number makes it the sum that the one division expects.
-    """
-    per_item = torch.where(counts > 0, world_size / counts, 0.0).to(weights.device, torch.float32)
-    factors = weights.float() * per_item
-    return factors if shares is None else factors * torch.tensor(shares, device=weights.device)

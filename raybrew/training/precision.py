@@ -23,9 +23,9 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether losses are scaled, so that gradients may overflow now and then."""
-        return self.scaler.is_enabled()
+    def scale(self) -> float | None:
+        """What losses are multiplied by in float16; None in other types. Waits for the device."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Context in which matrix products run in the reduced type."""

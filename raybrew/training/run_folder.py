@@ -22,9 +22,10 @@ from raybrew.config.loading import dump_experiment
 from raybrew.config.scrub import scrub
 from raybrew.config.values import refuse_secrets
 from raybrew.data.arrow import write_json
-from raybrew.errors import ConfigError, EnvironmentProblem, RunError
+from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, first_line
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
+from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.version import __version__
 
 __all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
@@ -174,15 +175,24 @@ class RunFolder:
             return f"{self.path} is not finished; {again} trains it to its end"
         return f"{self.lost_student}; {again} trains it again"
 
-    def prepare(self, experiment: Experiment, verb: str, inputs: Mapping[str, Any], command: str | None) -> None:
+    def prepare(
+        self,
+        experiment: Experiment,
+        verb: str,
+        inputs: Mapping[str, Any],
+        command: str | None,
+        precision: Mapping[str, str] | None = None,
+    ) -> None:
         """Create the folder, or check that it belongs to this configuration and these inputs.
 
-        RunError shows each value that differs. Execution settings (workers, device, trackers) may differ. Without a
-        `command` an existing folder is only checked.
+        RunError shows each value that differs. Execution settings (workers, device, trackers) may differ, but not the
+        `precision` that comes of them, once there is a checkpoint. Without a `command` an existing folder is only
+        checked.
         """
         refuse_secrets(experiment.plain())
-        identity = {"verb": verb, "identity": experiment.identity(verb), "inputs": dict(inputs)}
+        identity: dict[str, Any] = {"verb": verb, "identity": experiment.identity(verb), "inputs": dict(inputs)}
         existing = _read_json(self.path / "identity.json")
+        before = existing.pop("precision", None) if existing is not None else None
         if existing is not None and existing != identity:
             lines = [
                 f"  {key}: the run has {old!r}, this configuration {new!r}"
@@ -194,6 +204,14 @@ class RunFolder:
                 raise RunError(
                     f"{self.path} belongs to another configuration:\n" + "\n".join(lines) + "\n"
                     "use another --run-id or name, or remove that folder"
+                )
+        if precision is not None:
+            identity["precision"] = dict(precision)
+            if before is not None and before != precision and any(self.checkpoints.glob("step-*")):
+                differing = "; ".join(f"{key} {old}, here {new}" for key, old, new in _differences(before, precision))
+                raise RunError(
+                    f"{self.path} was begun in another precision ({differing}), which `auto` is on other devices; go "
+                    "on where it was begun, or use another --run-id, or set train.precision for a run of its own"
                 )
         if command is None and existing is not None:
             return
@@ -213,6 +231,17 @@ class RunFolder:
             shutil.copyfile(self.student / task / "config.json", self.architecture / "config.json")
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {self.architecture}: {error.strerror or error}") from error
+
+    def note_failure(self, error: RaybrewError) -> None:
+        """Let the last line of `metrics.jsonl` say why training ended, where no worker lived to write it."""
+        with contextlib.suppress(OSError, RunError):  # what ended the run is worth more
+            last: dict[str, Any] = next(reversed(read_metrics(self.metrics)), {})
+            if last.get("event") == "failed" and last.get("message") == first_line(error):
+                return
+            date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            line = {"step": last.get("step", 0), "kind": "event", "event": "failed", "message": first_line(error)}
+            with MetricsLog(self.metrics) as log:
+                log.write({**line, "date": date})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which marks the run as done."""

@@ -71,21 +71,22 @@ class Window:
         self.num_steps += 1
         self.unseen.append(_Step(step, sums, weighted.sum(), counts, grad_norm))
 
-    def check(self, context: Context, scaled: bool, example_ids: Callable[[int], Sequence[str]]) -> None:
+    def check(self, context: Context, scale: float | None, example_ids: Callable[[int], Sequence[str]]) -> None:
         """DivergenceError on all ranks for the first step since the last check whose loss or gradient is no number.
 
-        With `scaled` losses (float16) an infinite gradient is part of finding the scale. `example_ids` gives the ids of
-        the global batch of a step, counted from 0. All ranks call it.
+        `scale` is what losses are multiplied by in float16, None elsewhere. Infinite gradients are part of finding the
+        scale, unless it has sunk below 1: then no scale gives finite gradients. `example_ids` gives the ids of the
+        global batch of a step, counted from 0. All ranks call it.
         """
         steps, self.unseen = self.unseen, []
         if not steps:
             return
         values = [torch.stack([each.loss for each in steps])]
-        if not scaled:
+        if scale is None or scale < 1:
             values.append(torch.stack([each.grad_norm.double() for each in steps]))
         finite = torch.isfinite(torch.stack(values)).all(dim=0).tolist()
         first = next((index for index, good in enumerate(finite) if not good), len(steps))
-        if float(context.add_up(torch.tensor([float(first < len(steps))], device=self.device))[0]) == 0:
+        if float(context.add_up(torch.tensor([float(first < len(steps))]))[0]) == 0:
             return
         bad = steps[min(context.gather(first))]
         sums = context.add_up(bad.sums.double()).tolist()
@@ -93,7 +94,7 @@ class Window:
         terms = {
             name: total / count if count else 0.0 for name, total, count in zip(self.names, sums, counts, strict=True)
         }
-        raise _diverged(bad.step, terms, float(bad.grad_norm), tuple(example_ids(bad.step - 1)))
+        raise _diverged(bad.step, terms, float(bad.grad_norm), tuple(example_ids(bad.step - 1)), scale)
 
     def over_all_ranks(self, context: Context) -> dict[str, Any]:
         """The sums in plain numbers, for a checkpoint or a record. All ranks call it."""
@@ -144,7 +145,9 @@ class Window:
         return record
 
 
-def _diverged(step: int, terms: Mapping[str, float], grad_norm: float, ids: tuple[str, ...]) -> DivergenceError:
+def _diverged(
+    step: int, terms: Mapping[str, float], grad_norm: float, ids: tuple[str, ...], scale: float | None
+) -> DivergenceError:
     values = ", ".join(f"loss/{name} {value:.6g}" for name, value in terms.items())
     if all(math.isfinite(value) for value in terms.values()) and not math.isfinite(grad_norm):
         what = f"the gradient is no longer finite at step {step} ({values}, grad_norm {grad_norm:.6g})"
@@ -155,6 +158,9 @@ def _diverged(step: int, terms: Mapping[str, float], grad_norm: float, ids: tupl
         shown = ", ".join(ids[:_SHOWN_IDS]) + (", ..." if len(ids) > _SHOWN_IDS else "")
         of = f" on {len(ids)} example{'s' if len(ids) > 1 else ''} ({shown})"
         look = ", or look at these examples"
+    if scale is not None and scale < 1:
+        what += f", and no loss scale of fp16 makes it finite (scale {scale:.3g})"
+        look += ", or set train.precision to bf16 or fp32"
     error = DivergenceError(f"{what}{of}; lower the learning rate (train.learning_rate){look}")
     error.step, error.terms, error.grad_norm, error.example_ids = step, dict(terms), grad_norm, ids
     return error
@@ -167,6 +173,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
         return {"memory_bytes": int(psutil.Process().memory_info().rss)}
     found: dict[str, Any] = {"memory_bytes": int(torch.cuda.max_memory_allocated(device))}
-    with contextlib.suppress(ModuleNotFoundError, RuntimeError):  # needs nvidia-ml-py and a driver that tells
+    # Needs nvidia-ml-py and a driver that tells; NVMLError (MIG, vGPU) is no RuntimeError and not always importable.
+    with contextlib.suppress(Exception):
         found["gpu_utilisation"] = torch.cuda.utilization(device) / 100
     return found

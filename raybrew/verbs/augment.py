@@ -22,7 +22,8 @@ from raybrew.data.hashes import known_hashes
 from raybrew.data.records import first_line
 from raybrew.data.rows import row_ids
 from raybrew.errors import EnvironmentProblem, ModelError
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device
+from raybrew.models.devices import pick_device
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.models.word_candidates import WordCandidates
 from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.base import Task

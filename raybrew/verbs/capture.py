@@ -17,6 +17,7 @@ from raybrew.data.cautions import tell
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, DataError
+from raybrew.models.devices import place_of_teacher
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
@@ -144,11 +145,14 @@ def capture_table(
     update: Callable[[int, str], None] | None = None
     if experiment.store.path is None:
         make_storage(Path(experiment.store.storage_path))
+    given = experiment.teacher
+    place = place_of_teacher(given.device, given.precision, experiment.store.launcher)
     with contextlib.ExitStack() as stack:
 
         def show(progress: CaptureProgress) -> None:
             nonlocal update
             if update is None:  # the bar appears only if there is something to do
+                reporter.say(f"capture {label or experiment.name} on {place.text}")
                 title = f"capture {label or experiment.name} ({names})"
                 update = stack.enter_context(reporter.bar(title, progress.total_rows, task_of(experiment).unit_name))
             if progress.note:

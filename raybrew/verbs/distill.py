@@ -14,11 +14,11 @@ from raybrew.config.views import task_views
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError
+from raybrew.models.devices import place_of_training
 from raybrew.models.loading import ModelSource
 from raybrew.reports.html import write_report
 from raybrew.signals import Signal, sorted_signals
 from raybrew.training.context import OnEvaluation
-from raybrew.training.launch import check_device
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.capture import likely_objective
 from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
@@ -83,7 +83,7 @@ def distill(
         finished = run.summary()
         done = finished is not None and (run.has_student or not needs_student)
         if not done:
-            check_device(experiment.train)  # before the teacher's pass, which may take hours
+            place_of_training(experiment.train)  # before the teacher's pass, which may take hours
         inputs = [_inputs(experiment, task, tokens, reporter) for task in tasks]
         if finished is not None:
             run.prepare(experiment, "distill", fingerprints_of(inputs), None)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +25,11 @@ from raybrew.data.rows import RowSet, load_rows
 from raybrew.data.rows import Split as RowSplit
 from raybrew.distillers.ensemble import Average
 from raybrew.errors import ConfigError, DataError, RunError, writing
+from raybrew.models.devices import Place, free_gpu, place_of_evaluation
 from raybrew.models.inspection import count_parameters, model_megabytes
-from raybrew.models.loading import (
-    ModelSource,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_labels,
-    pick_device,
-    pick_precision,
-)
+from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, model_labels
+from raybrew.nodes import on_gpu
+from raybrew.runtime import ray_runtime
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.agreement import Agreement, agreement_from, agreement_of
@@ -376,12 +371,13 @@ def logits_of(
     *,
     hidden: bool = True,
 ) -> np.ndarray | list[np.ndarray]:
-    """float32 logits of a loaded model, in this process: (rows, classes), or (items, classes) for each row.
+    """float32 logits of a loaded model, where such models are trained.
+
+    (rows, classes), or (items, classes) for each row.
 
     Tasks that hide tokens do so for evaluation; without `hidden` the model reads rows as they are.
     """
-    device = pick_device(experiment.train.device)
-    precision = Precision(pick_precision(experiment.train.precision, device), device)
+    place, elsewhere = place_of_evaluation(experiment.train)
     tokenizer, task = load_tokenizer(source), task_of(experiment)
     shown = as_shown(rows, task, tokenizer, *EVALUATION) if hidden else rows
     done, unit = 0, task.unit_name
@@ -395,15 +391,23 @@ def logits_of(
             done += count
             update(done, "")
 
-        return compute_logits(
-            network.to(device),
-            shown,
-            tokenizer.pad_token_id,
-            LocalContext(device),
-            precision,
-            head_of(experiment, tokenizer),
-            advance,
-        )
+        given = (network, shown, tokenizer.pad_token_id, place, head_of(experiment, tokenizer))
+        if elsewhere:
+            with ray_runtime("evaluation"):
+                return on_gpu("evaluation", _compute, *given)  # type: ignore[no-any-return]
+        return _compute(*given, advance)
+
+
+def _compute(
+    network: Any, rows: Any, pad_token_id: int, place: Place, head: Any, advance: Callable[[int], None] | None = None
+) -> np.ndarray | list[np.ndarray]:
+    """In the process that has the device; the model is off it afterwards."""
+    device = torch.device(place.device)
+    precision = Precision(place.precision, device)
+    try:
+        return compute_logits(network.to(device), rows, pad_token_id, LocalContext(device), precision, head, advance)
+    finally:
+        free_gpu(network)
 
 
 def pick_model(experiment: Experiment, model: str, run_id: str | None = None, task: str | None = None) -> ModelSource:

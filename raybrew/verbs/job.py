@@ -22,7 +22,7 @@ from raybrew.config.judge import LOSS
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.errors import DivergenceError, Interrupted, ModelError, writing
-from raybrew.models.loading import ModelSource, pick_precision
+from raybrew.models.loading import ModelSource
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.tasks.scores import RowScores
 from raybrew.tracking.jsonl import MetricsLog
@@ -48,7 +48,7 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     experiment = Experiment.model_validate(spec["experiment"])
     finetuning = spec["verb"] == "finetune"
     config: TrainConfig = finetune_config(experiment) if finetuning else experiment.train
-    precision = Precision(pick_precision(config.precision, context.device), context.device)
+    precision = Precision(spec["precision"], context.device)
     torch.manual_seed(config.seed)
     inputs = [Inputs.from_plain(values) for values in spec["inputs"]]
     source = ModelSource(**spec["source"]) if spec["source"] else None
@@ -56,7 +56,8 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     parts = build_parts(experiment, inputs, source, config, finetuning, context, vocabulary)
     run = RunFolder(Path(spec["run_folder"]), spec["run_id"])
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
-    start_step, state = newest_state(checkpoints, context)
+    # Of a student that is divided each worker takes its part.
+    start_step, state = newest_state(checkpoints, context, config.parallel == "fsdp" and context.world_size > 1)
     hooks = _RunHooks(spec, experiment, run, checkpoints, parts, context, precision)
     with hooks.open(start_step, num_steps_of(experiment, inputs, config)):
         state = hooks.with_best(state)
@@ -95,13 +96,13 @@ def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
     }
 
 
-def newest_state(checkpoints: Checkpoints, context: Context) -> tuple[int, dict[str, Any] | None]:
+def newest_state(checkpoints: Checkpoints, context: Context, mapped: bool = False) -> tuple[int, dict[str, Any] | None]:
     """Step and state to go on from; (0, None) to begin. Rank 0 chooses, so that all ranks take the same one."""
-    found = checkpoints.load_newest() if context.rank == 0 else None
+    found = checkpoints.load_newest(mapped) if context.rank == 0 else None
     step = context.gather(None if found is None else found[0])[0]
     if step is None:
         return 0, None
-    return step, found[1] if found is not None else checkpoints.load(step)
+    return step, found[1] if found is not None else checkpoints.load(step, mapped)
 
 
 def _how_judged(parts: Parts, judge: str, metric: str) -> list[str]:

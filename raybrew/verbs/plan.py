@@ -23,8 +23,9 @@ from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RunError
+from raybrew.models.devices import pick_device, pick_precision
 from raybrew.models.forward import forward
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.models.students import new_model
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
@@ -241,10 +242,16 @@ def _store_plan(
         free_bytes(one),
         rate,
         sizes.amounts.tokens / rate,
-        one.store.actors[1],
+        one.store.actors[1] if one.store.actors is not None else _actors_here(one, device),
         device.type,
         task_of(one).unit_name,
     )
+
+
+def _actors_here(one: Experiment, device: torch.device) -> int:
+    """Teacher actors that this machine has GPUs or CPUs for."""
+    room = torch.cuda.device_count() if device.type == "cuda" else (os.cpu_count() or 1) // one.store.cpus_per_actor
+    return max(1, int(room))
 
 
 def _live_plan(
@@ -326,10 +333,10 @@ def _machine_problems(experiment: Experiment, captures: bool) -> list[str]:
         return []
     cpus, problems = os.cpu_count() or 1, []
     store, train = experiment.store, experiment.train
-    if captures and store.launcher != "local" and store.actors[0] * store.cpus_per_actor > cpus:
+    if captures and store.launcher != "local" and store.fewest_actors * store.cpus_per_actor > cpus:
         problems.append(
-            f"store.actors, store.cpus_per_actor: {store.actors[0]} actors of {store.cpus_per_actor:g} CPUs at least, "
-            f"{cpus} CPUs here"
+            f"store.actors, store.cpus_per_actor: {store.fewest_actors} actors of {store.cpus_per_actor:g} CPUs at "
+            f"least, {cpus} CPUs here"
         )
     fewest = train.worker_range[0]
     if train.launcher != "local" and fewest > 1 and fewest * train.cpus_per_worker > cpus:

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from raybrew.config import Experiment
 from raybrew.errors import RunError
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device
+from raybrew.models.devices import pick_device
+from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.models.students import new_model
 from raybrew.signals import LOGITS
 from raybrew.training.encoded import build_order, total_steps

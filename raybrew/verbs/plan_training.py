@@ -17,8 +17,9 @@ from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.distill import TheseusConfig
 from raybrew.config.stages import stage_ends
 from raybrew.data.sampler import Order
+from raybrew.models.devices import pick_device, pick_precision
 from raybrew.models.forward import MODEL_INPUTS, forward
-from raybrew.models.loading import ModelSource, load_model, pick_device, pick_precision
+from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.students import build_student
 from raybrew.models.theseus import Hybrid
 from raybrew.signals import LOGITS, Signal

@@ -57,7 +57,7 @@ def runs_live(
         raise
     except StoreError:
         pass  # not there yet, or not all of it
-    known, _, _ = identify(task, teacher, request, device, precision)
+    known, _, _ = identify(task, teacher, request, device, precision, one.store.launcher)
     storage = open_storage(f"{root}/{known.fingerprint}", one.store.cache)
     there = 0 if is_remote(root) else sum(storage.files().values())
     needed = Sizes.text(sizes.total)

@@ -109,14 +109,14 @@ def _compare_one(view: Experiment, source: ModelSource, rows: int) -> tuple[Live
     """`verify_live` of an experiment of one task and one teacher."""
     from torch import nn
 
-    from raybrew.models.loading import pick_device
+    from raybrew.models.devices import pick_device
     from raybrew.store.compute import Teacher
     from raybrew.store.find import find_any, identify
     from raybrew.store.live import compare_live
     from raybrew.verbs.prepare import task_of
 
     task, settings = task_of(view), view.teacher
-    known, model, tokenizer = identify(task, source, (), settings.device, settings.precision)
+    known, model, tokenizer = identify(task, source, (), settings.device, settings.precision, view.store.launcher)
     store = find_any(known, source, stores_root(view.store), view.store.cache)
     device = pick_device(settings.device, "teacher.device")
     module: nn.Module = model

@@ -23,7 +23,8 @@ from raybrew.distillers.alignment import AlignedAnswers
 from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
-from raybrew.models.loading import load_model, load_tokenizer, pick_precision
+from raybrew.models.devices import pick_precision
+from raybrew.models.loading import load_model, load_tokenizer
 from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
 from raybrew.store.reader import RowPositions, Store

@@ -11,7 +11,8 @@ from typing import Any
 from raybrew.config import Experiment, TrainConfig
 from raybrew.config.scrub import scrub
 from raybrew.config.views import task_views
-from raybrew.errors import Interrupted
+from raybrew.errors import Interrupted, RaybrewError
+from raybrew.models.devices import Place, place_of_training
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.training.checkpoints import Checkpoints
@@ -20,6 +21,7 @@ from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.inputs import Inputs, fingerprints_of
 from raybrew.verbs.job import run_job
+from raybrew.verbs.needs import needed_files
 from raybrew.verbs.parts import num_steps_of
 from raybrew.verbs.reporter import Reporter, follow_metrics
 from raybrew.verbs.result import RunResult
@@ -54,7 +56,10 @@ def train_run(
     `alone`: whether nothing else that raybrew started runs beside this run.
     """
     command = command_line() if command is None else str(scrub(command))
-    run.prepare(experiment, verb, fingerprints_of(inputs), command)
+    place = place_of_training(config, key)
+    inputs = [_in_precision(part, place) for part in inputs]
+    run.prepare(experiment, verb, fingerprints_of(inputs), command, _precisions(inputs, place))
+    reporter.say(f"{verb} {experiment.name} on {place.text}")
     spec = {
         "experiment": experiment.plain(),
         "verb": verb,
@@ -64,10 +69,16 @@ def train_run(
         "source": dataclasses.asdict(source) if source is not None else None,
         "vocabulary": None if vocabulary is None else str(vocabulary),
         "alone": alone,
+        "precision": place.precision,
     }
     num_steps = num_steps_of(experiment, inputs, config)
-    with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-        result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation)
+    try:
+        with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
+            needs = needed_files(experiment, inputs, source, vocabulary)
+            result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation, needs)
+    except RaybrewError as error:
+        run.note_failure(error)
+        raise
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
     augmented = sum(part.num_augmented for part in inputs)
@@ -111,6 +122,18 @@ def train_run(
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()
     return RunResult(run.path, summary)
+
+
+def _in_precision(inputs: Inputs, place: Place) -> Inputs:
+    """`inputs` whose live teachers are computed in what `auto` is at the place of training."""
+    teachers = (dataclasses.replace(each, precision=place.precision_of(each.precision)) for each in inputs.teachers)
+    return dataclasses.replace(inputs, teachers=tuple(teachers))
+
+
+def _precisions(inputs: Sequence[Inputs], place: Place) -> dict[str, str]:
+    """What the student and its live teachers are computed in; stores are named after theirs."""
+    live = {each.precision for part in inputs for each in part.teachers if each.store is None}
+    return {"train": place.precision, **({"teacher": ", ".join(sorted(live))} if live else {})}
 
 
 def facts_of_model(

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -158,3 +160,54 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(project: Path, unbroken: Path
     # With another number of workers, which is no part of what the run computes.
     cli(*arguments(project, "stopped"))
     assert gap(weights(project, "stopped"), weights(project, "two")) < 2e-4
+
+
+_RANK_ERROR = '''
+import sys, time
+from pathlib import Path
+import torch
+from raybrew.config import TrainConfig
+from raybrew.errors import StoreError
+from raybrew.training.launch import launch
+
+def job(spec, context):
+    """The worker `bad` meets an error of ours; the other goes on to the next exchange."""
+    Path(spec["folder"], f"start.{context.rank}.{time.time()}").touch()
+    if context.rank == spec["bad"]:
+        raise StoreError("the folder is not there")
+    context.add_up(torch.ones(1, dtype=torch.float64))
+    return {"status": "done"}
+
+if __name__ == "__main__":
+    from rank_error import job
+    folder = Path(sys.argv[1])
+    config = TrainConfig(workers=2, launcher="ray", device="cpu", cpus_per_worker=0.5)
+    for bad in (1, 0):
+        started = time.monotonic()
+        try:
+            launch(job, {"bad": bad, "folder": str(folder)}, config, folder / str(bad), lambda line: None)
+        except StoreError as error:
+            print(bad, error, round(time.monotonic() - started), len(list(folder.glob("start.*"))), sep=";")
+'''
+
+
+def test_an_error_of_one_worker_ends_all_of_them(tmp_path: Path) -> None:
+    """They would wait for it for half an hour, three times."""
+    (tmp_path / "rank_error.py").write_text(_RANK_ERROR)
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "rank_error.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    told = [line.split(";") for line in done.stdout.splitlines()]
+    assert [(bad, words, starts) for bad, words, _, starts in told] == [
+        ("1", "the folder is not there", "2"),
+        ("0", "the folder is not there", "4"),
+    ], done.stderr
+    assert all(int(seconds) < 200 for _, _, seconds, _ in told)

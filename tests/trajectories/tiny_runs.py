@@ -267,7 +267,7 @@ def run(
     `judge` is what chooses the best student.
     """
     context = context or LocalContext(torch.device("cpu"))
-    subject = trainee(kind, dropout, config.compile)
+    subject = trainee(kind, dropout, config.compile).to(context.device)
     items = kind == "tagging"
     teacher_model = teacher_of(kind)
     rows, recorder = Rows(items), recorder or Recorder()
@@ -293,6 +293,9 @@ def run(
         pad_token_id=0,
         teacher_at=None if kept is None else lambda step: kept[stages.at(step)],
     )
+    teacher_model.to(context.device)
+    if subject.theseus is not None:
+        subject.theseus.hybrid.teacher.to(context.device)
     teachers = [SignalsInBatch() if stored else LiveTeacher(teacher_model, request) for request in requests]
     precision = Precision(precision_name, context.device)
     program = EncodedProgram(subject, teachers, loader, config, judge, stages)

@@ -130,7 +130,7 @@ def test_a_trial_of_a_sweep_is_not_alone(tmp_path: Path, rounds: list[Round]) ->
     whole = experiment(tmp_path)
     threads = torch.get_num_threads()
     try:
-        _distill(whole, "raybrew sweep x.yaml", lambda metrics: False, needs_student=True)
+        _distill(whole, "raybrew sweep x.yaml", lambda metrics: False, needs_student=True, device="cpu")
     finally:
         torch.set_num_threads(threads)
     (run,) = (tmp_path / "runs" / "x").glob("distill-*")

@@ -14,6 +14,7 @@ import pytest
 from sweep_helpers import base, conductor_of, drive, end
 
 from raybrew.config.sweep import SchedulerConfig
+from raybrew.models.devices import Devices
 from raybrew.reports.sweep_tables import cost_of
 from raybrew.reports.sweeps import CANDIDATE, TrialRecord, load_sweep
 from raybrew.sweeps.conductor import Conductor
@@ -200,9 +201,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     [
         ({"workers": 1}, {"gpus": 0.5}, 8, 0.5),
         ({"workers": 1}, {"gpus": 2}, 8, 2),
-        ({"workers": 8, "device": "cuda"}, {"gpus": 1}, 0, 8),
+        ({"workers": 1}, {}, 8, 1),
+        ({"workers": 1}, {}, 0, 0),
+        ({"workers": 1}, {"gpus": 0}, 8, 0),
+        ({"workers": 1, "device": "cpu"}, {}, 8, 0),
+        ({"workers": 8, "device": "cuda"}, {"gpus": 1}, 8, 8),
         ({"workers": 8}, {}, 8, 8),
-        ({"workers": 8}, {}, 4, 0),
+        ({"workers": 8}, {}, 0, 0),
         ({"workers": [2, 4], "device": "cuda"}, {}, 8, 4),
         ({"workers": 8, "device": "cpu"}, {}, 8, 0),
     ],
@@ -212,7 +217,7 @@ def test_gpu_hours_are_those_of_all_workers(
 ) -> None:
     sweep = {**GRID, "resources": resources, "budget": {"money": 1000, "price_per_hour": 3}}
     conductor = conductor_of(base(tmp_path, sweep, train=train))
-    conductor.cluster_gpus = cluster
+    conductor.devices = Devices(cluster)
     job = conductor.next()
     assert job is not None
     conductor.started(job.run)
