@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +15,10 @@ from raybrew.config.judge import LOSS, quality
 from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
 from raybrew.models.machine import machine_text
+from raybrew.reports.details import RunDetails, dict_at
 from raybrew.tracking.jsonl import read_metrics
 
-__all__ = ["BestResult", "RunRecord", "RunStatus", "find_runs", "load_run", "load_runs"]
+__all__ = ["BestResult", "RunRecord", "RunStatus", "dict_at", "find_runs", "load_run", "load_runs"]
 
 RunStatus = Literal["done", "running or interrupted", "failed"]
 Role = Literal["teacher", "student", "control"]
@@ -46,19 +49,49 @@ class BestResult:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """Everything a run folder tells. `problems` are sentences about files that are missing or unreadable."""
+    """Everything a run folder tells. Its configuration and its curves are read when they are asked for."""
 
     folder: Path
-    config: dict[str, Any]
-    config_text: str
     identity: dict[str, Any]
     environment: dict[str, Any]
     summary: dict[str, Any] | None
-    train: tuple[dict[str, Any], ...]
-    evals: tuple[dict[str, Any], ...]
-    events: tuple[dict[str, Any], ...]
     status: RunStatus
-    problems: tuple[str, ...]
+    details: RunDetails = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.details.config
+
+    @property
+    def config_text(self) -> str:
+        return self.details.config_text
+
+    @property
+    def train(self) -> tuple[dict[str, Any], ...]:
+        return self.details.lines("train")
+
+    @property
+    def evals(self) -> tuple[dict[str, Any], ...]:
+        return self.details.lines("eval")
+
+    @property
+    def events(self) -> tuple[dict[str, Any], ...]:
+        return self.details.lines("event")
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Sentences about files that are missing or unreadable."""
+        return self.details.problems
+
+    @functools.cached_property
+    def task(self) -> Mapping[str, Any]:
+        """The section `task`, as the run's identity has it, or its configuration."""
+        return dict_at(self.identity, "identity", "task") or dict_at(self.config, "task")
+
+    @functools.cached_property
+    def method(self) -> Any:
+        """`distill.method`, which is no part of the identity."""
+        return self.details.method
 
     @property
     def run_id(self) -> str:
@@ -122,7 +155,7 @@ class RunRecord:
         record = next((record for record in reversed(self.evals) if record.get("best") is True), None)
         if record is None:
             return None
-        metric = str(record.get("judge") or dict_at(self.config, "task").get("metric") or "accuracy")
+        metric = str(record.get("judge") or self.task.get("metric") or "accuracy")
         value = number(record.get(f"eval/{metric}"))
         if value is None:
             return None
@@ -158,32 +191,18 @@ def load_run(folder: str | Path) -> RunRecord:
             "<storage_path>/<experiment>/<run id>, or one above it"
         )
     problems: list[str] = []
-    config_text, config = _read_config(folder / "config.yaml", problems)
     identity = _read_json(folder / "identity.json", problems)
     environment = _read_json(folder / "environment.json", problems)
     summary = _read_json(folder / "summary.json", problems, needed=False)
-    try:
-        records = read_metrics(folder / "metrics.jsonl")
-        if not records:
-            problems.append("metrics.jsonl is missing or empty: there are no curves")
-    except RunError as error:
-        records = []
-        problems.append(str(error))
-    kinds: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "event": []}
-    for record in records:
-        kinds.setdefault(str(record.get("kind")), []).append(record)
+    identity, environment, summary = scrub((identity or {}, environment or {}, summary))
+    details = RunDetails(folder, problems)
     return RunRecord(
         folder=folder,
-        config=scrub(config),
-        config_text=scrub(config_text),
-        identity=scrub(identity or {}),
-        environment=scrub(environment or {}),
-        summary=scrub(summary),
-        train=tuple(kinds["train"]),
-        evals=tuple(kinds["eval"]),
-        events=scrub(tuple(kinds["event"])),
-        status=_status(summary, kinds["event"]),
-        problems=tuple(problems),
+        identity=identity,
+        environment=environment,
+        summary=summary,
+        status=_status(summary, details),
+        details=details,
     )
 
 
@@ -213,15 +232,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Whether `folder` was made by a run."""
-    return any((folder / mark).is_file() for mark in MARKS)
-
-
-def dict_at(value: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The mapping under `keys`, empty where any is missing or is no mapping."""
-    found: Any = value
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    return any(os.path.isfile(os.path.join(folder, mark)) for mark in MARKS)  # thousands of times
 
 
 def number(value: Any) -> float | None:
@@ -238,12 +249,11 @@ def integer(value: Any) -> int | None:
 
 def _runs_of_sweep(folder: Path) -> list[Path]:
     """Runs of the trials of the sweep in `folder`, which lie beside it; none if it is no sweep."""
-    names = {
-        str(record.get("run")): None
-        for record in read_metrics(folder / "ledger.jsonl")
-        if record.get("kind") == "trial"
-    }
-    return [folder.parent / name for name in names if is_run(folder.parent / name)]
+    names = dict.fromkeys(str(record.get("run")) for record in read_metrics(folder / "ledger.jsonl", "trial"))
+    if not names:
+        return []
+    there = set(os.listdir(folder.parent))  # most trials of a sweep may have no folder any more
+    return [folder.parent / name for name in names if name in there and is_run(folder.parent / name)]
 
 
 def _runs_below(folder: Path, levels: int) -> list[Path]:
@@ -256,9 +266,10 @@ def _runs_below(folder: Path, levels: int) -> list[Path]:
     return found
 
 
-def _status(summary: Mapping[str, Any] | None, events: list[dict[str, Any]]) -> RunStatus:
+def _status(summary: Mapping[str, Any] | None, details: RunDetails) -> RunStatus:
     if summary is not None and summary.get("status", "done") == "done":
         return "done"
+    events = details.lines("event")
     if events and events[-1].get("event") == "failed":
         return "failed"
     return "running or interrupted"
@@ -293,25 +304,3 @@ def _read_json(path: Path, problems: list[str], needed: bool = True) -> dict[str
         problems.append(f"{path.name} holds no JSON object")
         return None
     return value
-
-
-def _read_config(path: Path, problems: list[str]) -> tuple[str, dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        problems.append(f"{path.name} is missing")
-        return "", {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
-        return "", {}
-    from omegaconf import OmegaConf
-
-    try:
-        value = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except Exception as error:  # OmegaConf passes on the errors of its YAML parser and adds its own
-        problems.append(f"{path.name} is no YAML: {' '.join(str(error).split())[:200]}")
-        return text, {}
-    if not isinstance(value, dict):
-        problems.append(f"{path.name} holds no mapping")
-        return text, {}
-    return text, {str(name): item for name, item in value.items()}

@@ -55,6 +55,22 @@ class Comparison:
     shipped: RunRecord | None = None
     """Of a sweep: the run whose student is exported, one of the seeds of `best`."""
 
+    left_out: int = 0
+    """Rows that are not among `rows`, see `first`."""
+
+    def first(self, most: int) -> Comparison:
+        """The `most` first rows, and of the others the best one and the controls that the first are compared with."""
+        if len(self.rows) <= most:
+            return self
+        # Rows are copied as they are related, so a control is known by its runs.
+        runs = {run.folder for row in self.rows[:most] if row.control for run in row.control.runs}
+        kept = [
+            row
+            for place, row in enumerate(self.rows)
+            if place < most or row is self.best or any(run.folder in runs for run in row.runs)
+        ]
+        return dataclasses.replace(self, rows=tuple(kept), left_out=len(self.rows) - len(kept))
+
     @property
     def split(self) -> Split:
         """The rows that the values shown first come from: of the best if there is one."""
@@ -178,7 +194,7 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
 
 def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Settings of each run; in place of its losses the name of its method, with what it sets otherwise than others."""
-    found = [(settings_of(run), dict_at(run.config, "distill").get("method")) for run in runs]
+    found = [(settings_of(run), run.method) for run in runs]
     own: list[dict[str, Any]] = []
     for settings, method in found:
         losses = {key: value for key, value in dict_at(settings, "distill").items() if key != "method"}

@@ -69,7 +69,7 @@ def sample_of_runs(runs: Sequence[RunRecord], split: Split, metric: str, fixed: 
         tuple(value for _, value in found),
         rows_of(found[0][0], split),
         resampled,
-        _SHARES.get(str(dict_at(found[0][0].config, "task").get("kind") or "classification")) == metric,
+        _SHARES.get(str(found[0][0].task.get("kind") or "classification")) == metric,
         fixed,
     )
 
@@ -94,7 +94,7 @@ def sample_of_teacher(runs: Sequence[RunRecord], split: Split, metric: str) -> S
     facts = dict_at(run.summary or {}, "teacher")
     rows = rows_of(run, split) if split == "eval" else integer(dict_at(facts, "test").get("rows"))
     resampled = _matching(_resampled_of(run, f"teacher-{split}"), metric, value)
-    share = _SHARES.get(str(dict_at(run.config, "task").get("kind") or "classification")) == metric
+    share = _SHARES.get(str(run.task.get("kind") or "classification")) == metric
     return _sample(metric, (value,), rows, [resampled], share, fixed=True)
 
 
@@ -164,7 +164,7 @@ def _files(folder: Path, name: str) -> dict[str, Path]:
 
 def _own_metrics(run: RunRecord) -> dict[str, str]:
     """Task -> the metric that it adds to the mean, of several tasks."""
-    tasks = dict_at(run.config, "task", "tasks")
+    tasks = dict_at(run.task, "tasks")
     return {str(task): str(dict_at(tasks, task, "task").get("metric") or "") for task in tasks}
 
 

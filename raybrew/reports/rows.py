@@ -258,15 +258,16 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
     summaries = [run.summary or {} for run in runs]
     student = dict_at(summaries[0], "student")
     bests = [run.best for run in runs]
-    configured = str(dict_at(first.config, "task").get("metric") or "accuracy")
-    metric = next((best.metric for best in bests if best), configured)
+    metric = next((best.metric for best in bests if best), None) or str(first.task.get("metric") or "accuracy")
     names = dict.fromkeys(name for best in bests if best for name in best.metrics if name != "rows")
     metrics = {name: Stat.of(best.metrics.get(name) for best in bests if best) for name in names}
     tests = [dict_at(summary, "test", "metrics") for summary in summaries]
     tested = dict.fromkeys(name for test in tests for name in test if name != "rows")
     test_metrics = {str(name): Stat.of(number(test.get(name)) for test in tests) for name in tested}
-    lines = [record for record in (*first.train, *first.evals) if integer(record.get("step")) is not None]
     steps = integer(summaries[0].get("steps"))
+    if steps is None:
+        lines = [step for record in (*first.train, *first.evals) if (step := integer(record.get("step"))) is not None]
+        steps = max(lines, default=None)
     return Row(
         label=_label(first),
         variant="",
@@ -280,7 +281,7 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
         parameters=integer(student.get("parameters")),
         megabytes=number(student.get("megabytes")),
         timings=alike(timing for run in runs if (timing := timing_of(run)) is not None),
-        steps=steps if steps is not None else max((record["step"] for record in lines), default=None),
+        steps=steps,
         wall_seconds=Stat.of(number(summary.get("wall_seconds")) for summary in summaries),
         test=Stat.of(value_on(run, "test", metric) for run in runs),
         test_metrics={name: stat for name, stat in test_metrics.items() if stat},
