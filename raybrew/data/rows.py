@@ -32,6 +32,7 @@ __all__ = [
     "row_ids",
     "rows_beside",
     "rows_fingerprint",
+    "rows_of_ids",
     "source_of",
     "subset_indices",
 ]
@@ -81,6 +82,12 @@ def rows_beside(table: pa.Table, ids: npt.NDArray[np.uint8]) -> pa.Table:
         return table
     known = np.unique(_as_keys(ids))
     return table.filter(pa.array(~np.isin(_as_keys(row_ids(table)), known)))
+
+
+def rows_of_ids(ids: npt.NDArray[np.uint8], wanted: Collection[bytes]) -> npt.NDArray[np.int64]:
+    """Places in `ids` (rows, 16) of those that are `wanted`."""
+    known = np.array(sorted(wanted), f"V{_ID_BYTES}")
+    return np.flatnonzero(np.isin(_as_keys(ids), known))
 
 
 def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
