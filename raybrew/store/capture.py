@@ -23,6 +23,7 @@ import pyarrow as pa
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import shard_name, write_shard
 from raybrew.data.rows import row_ids
+from raybrew.data.tables import taken
 from raybrew.errors import (
     ClusterError,
     ConfigError,
@@ -153,7 +154,7 @@ def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.N
     with pending.storage.scratch(pending.token) as scratch:
         for index, places in sources.items():
             path = scratch / shard_name(index)
-            write_shard(path, rows.take(places))
+            write_shard(path, taken(rows, places))
             pending.storage.put(path, pending.name(path.name))
 
 
