@@ -33,12 +33,12 @@ from raybrew.errors import (
     StoreError,
     StoreUnreachable,
 )
-from raybrew.models.loading import ModelSource
+from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.elements import element_type_of
-from raybrew.store.find import captured_labels, check_element_type, checked_rows, identify, other_weights
+from raybrew.store.find import captured_labels, check_element_type, checked_rows, identity_of, other_weights
 from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import (
     EXAMPLES,
@@ -60,7 +60,6 @@ from raybrew.store.worker import (
     ShardResult,
     ShardWorker,
     WorkerSettings,
-    build_teacher,
     load_teacher,
 )
 from raybrew.tasks.base import Task
@@ -100,8 +99,8 @@ def capture(
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
     _check_actors(store)
-    known, model, tokenizer = identify(task, teacher, request, device, precision)
-    check_element_type(model.config, request, store.element_type)
+    known = identity_of(task, teacher, request, device, precision, store)
+    check_element_type(load_config(known.source), request, store.element_type)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
     if waiting is not None and not is_remote(store_root) and not storage.exists():
@@ -133,9 +132,8 @@ def capture(
                 _write_pending(pending, rows, sources)
                 try:
                     if tasks and _runs_here(store, tasks):
-                        _run_here(ShardWorker(settings, build_teacher(settings, model, tokenizer)), tasks, reporter)
+                        _run_here(ShardWorker(settings, load_teacher(settings)), tasks, reporter)
                     elif tasks:
-                        del model  # the actors load their own
                         _run_on_ray(settings, tasks, store, reporter)
                 except KeyboardInterrupt:
                     raise Interrupted(

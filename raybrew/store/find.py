@@ -16,9 +16,9 @@ from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, ModelError, StoreError, StoreUnreachable
 from raybrew.models.attention import PROJECTED_MODELS
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_precision
+from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, pick_precision
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
-from raybrew.store.fingerprint import store_parts, teacher_fingerprint
+from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts, teacher_fingerprint
 from raybrew.store.layout import read_manifest
 from raybrew.store.lock import Waiting, await_store
 from raybrew.store.reader import Store
@@ -34,6 +34,7 @@ __all__ = [
     "find_any",
     "find_store",
     "identify",
+    "identity_of",
     "other_weights",
 ]
 
@@ -55,7 +56,7 @@ def find_store(
     """
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
-    known, _, _ = identify(task, teacher, request, device, precision)
+    known = identity_of(task, teacher, request, device, precision, store)
 
     def look() -> Store:
         found = find_any(known, teacher, store_root, store.cache, store.element_type)
@@ -164,12 +165,37 @@ def identify(
     `auto` precision is decided on this machine. ModelError if the teacher cannot be loaded or lacks a layer asked for.
     """
     source = dataclasses.replace(teacher, model=_absolute(teacher.model))
-    needs_head = any(signal.kind in ("logits", "pooled") for signal in request)
-    model, tokenizer = load_model(source, task.kind, needs_head=needs_head), load_tokenizer(source)
+    model, tokenizer = load_model(source, task.kind, needs_head=_needs_head(request)), load_tokenizer(source)
     _check_layers(model.config, request, teacher.model)
+    return _identity(source, hashes_of(model), tokenizer, task, device, precision), model, tokenizer
+
+
+def identity_of(
+    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str, store: StoreConfig
+) -> StoreIdentity:
+    """What names the store of `teacher`, as `identify` has it. The model is not loaded if its files are known."""
+    source = dataclasses.replace(teacher, model=_absolute(teacher.model))
+    _check_layers(load_config(source), request, teacher.model)
+    folder = Path(store.storage_path) / ".cache"
+    hashes = known_hashes(source, task.kind, folder, needs_head=_needs_head(request))
+    return _identity(source, hashes, load_tokenizer(source), task, device, precision)
+
+
+def _needs_head(request: tuple[Signal, ...]) -> bool:
+    return any(signal.kind in ("logits", "pooled") for signal in request)
+
+
+def _identity(
+    source: ModelSource,
+    hashes: ModelHashes,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    device: str,
+    precision: str,
+) -> StoreIdentity:
     here = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     precision = pick_precision(precision, here)
-    return StoreIdentity(source, precision, store_parts(model, tokenizer, task, precision)), model, tokenizer
+    return StoreIdentity(source, precision, store_parts(hashes, tokenizer, task, precision))
 
 
 def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:
