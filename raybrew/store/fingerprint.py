@@ -108,9 +108,7 @@ def _stamp(source: ModelSource) -> list[list[Any]] | None:
     ]
 
 
-def store_parts(
-    hashes: ModelHashes, tokenizer: PreTrainedTokenizerBase, task: Task, precision: str
-) -> dict[str, Any]:
+def store_parts(hashes: ModelHashes, tokenizer: PreTrainedTokenizerBase, task: Task, precision: str) -> dict[str, Any]:
     """The parts of a store's fingerprint, as they stand in its manifest. `precision` is that of the forward pass.
 
     Rows are no part of it (a store grows), nor labels, batch sizes or devices.

@@ -21,8 +21,8 @@ from raybrew.config.controls import planned_controls
 from raybrew.config.space import planned_trainings
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
-from raybrew.distillers.ensemble import request_of_member
 from raybrew.data.tables import taken
+from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer, pick_device, pick_precision

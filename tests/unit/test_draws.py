@@ -32,7 +32,11 @@ def test_this_numpy_is_used() -> None:
 @pytest.mark.parametrize("by_numpy", [True, False])
 @pytest.mark.parametrize(
     ("size", "digest"),
-    [(BatchSize(8), "db22d51dfd4cab6c"), (BatchSize(8, 200), "8b9936a9a10a703b"), (BatchSize(8, 200, bounded_lengths=True), "19130ef380931286")],
+    [
+        (BatchSize(8), "db22d51dfd4cab6c"),
+        (BatchSize(8, 200), "8b9936a9a10a703b"),
+        (BatchSize(8, 200, bounded_lengths=True), "19130ef380931286"),
+    ],
 )
 def test_order_of_batches_is_that_of_earlier_releases(
     size: BatchSize, digest: str, by_numpy: bool, monkeypatch: pytest.MonkeyPatch

@@ -102,7 +102,7 @@ def test_bounded_lengths_are_few_and_near() -> None:
     assert [padded_length(length, bounded=False) for length in (1, 17, 200)] == [1, 17, 200]
 
 
-def test_epochs_are_counted_only_as_far_as_steps_reach_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_are_counted_once_as_far_as_steps_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, built = [], []
     count, build = sampler.count_batches, sampler.epoch_batches
     monkeypatch.setattr(sampler, "count_batches", lambda *given: counted.append(given[3]) or count(*given))
