@@ -68,7 +68,7 @@ def hash_file(path: Path) -> str:
 
 
 def write_shard(path: Path, table: pa.Table) -> ShardInfo:
-    """Write `table` to `path` as one Arrow IPC stream, of one record batch up to 1 GiB; the file appears whole or not at all.
+    """Write `table` to `path` as one Arrow IPC stream, one record batch up to 1 GiB; the file appears whole or not.
 
     OSError (such as a full disk) leaves nothing behind.
     """

@@ -19,9 +19,11 @@ def share_times(rows: Sequence[Row]) -> list[Row]:
     Weights do not change how long a model takes, so a difference between a student and its control is noise.
     """
     together: dict[str, list[Timing]] = {}
-    for row in rows:
-        together.setdefault(_key(row), []).extend(row.timings)
-    return [dataclasses.replace(row, timings=alike(together[_key(row)])) for row in rows]
+    keys = [_key(row) for row in rows]
+    for key, row in zip(keys, rows, strict=True):
+        together.setdefault(key, []).extend(row.timings)
+    shared = {key: alike(timings) for key, timings in together.items()}
+    return [dataclasses.replace(row, timings=shared[key]) for key, row in zip(keys, rows, strict=True)]
 
 
 def _key(row: Row) -> str:
