@@ -81,6 +81,8 @@ def _environment_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _scrub(value: Any, secrets: tuple[str, ...]) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
     if isinstance(value, str):
         return _scrub_text(value, secrets) if len(value) > _SHORT else _scrub_short(value, secrets)
     if isinstance(value, Mapping):

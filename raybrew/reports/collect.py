@@ -25,6 +25,8 @@ Role = Literal["teacher", "student", "control"]
 
 #: A folder that holds one of these is a run.
 MARKS = ("identity.json", "summary.json", "metrics.jsonl")
+#: Sections of a config that decide what a run computes, for run folders without an identity.
+_SECTIONS = ("task", "data", "teacher", "student", "distill", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,28 @@ class RunRecord:
     @functools.cached_property
     def method(self) -> Any:
         """`distill.method`, which is no part of the identity."""
-        return self.details.method
+        return dict_at(self.summary or {}, "distill").get("method") or self.details.method
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What the run computes, without its seed."""
+        settings = dict(dict_at(self.identity, "identity") or {name: self.config.get(name) for name in _SECTIONS})
+        section = settings.get("teacher") if self.verb == "finetune" else None
+        if isinstance(section, Mapping) and isinstance(section.get("finetune"), Mapping):
+            settings["teacher"] = {**section, "finetune": _without_seed(section["finetune"])}
+        elif isinstance(settings.get("train"), Mapping):
+            settings["train"] = _without_seed(settings["train"])
+        return settings
+
+    @functools.cached_property
+    def evaluation_key(self) -> str:
+        """Equal for runs judged by the same task, or tasks, on the same rows."""
+        task = dict_at(self.settings, "task")
+        judged: Any = _judged(self.settings.get("task"), dict_at(self.settings, "data"))
+        if task.get("kind") == "multi":
+            parts = dict_at(task, "tasks")
+            judged = {name: _judged(dict_at(parts, name, "task"), dict_at(parts, name, "data")) for name in parts}
+        return json.dumps(judged, sort_keys=True, default=str)
 
     @property
     def run_id(self) -> str:
@@ -108,7 +131,7 @@ class RunRecord:
         found = (self.summary or {}).get("verb") or self.identity.get("verb")
         return str(found or self.folder.name.split("-")[0])
 
-    @property
+    @functools.cached_property
     def role(self) -> Role:
         """`teacher` (fine-tuned on labels), `student` (has a loss from a teacher) or `control` (has none)."""
         role = (self.summary or {}).get("role")
@@ -138,7 +161,7 @@ class RunRecord:
             return " ".join(str(word) for word in command)
         return None if command is None else str(command)
 
-    @property
+    @functools.cached_property
     def best(self) -> BestResult | None:
         """The final best evaluation, else the best so far, else None."""
         found = dict_at(self.summary or {}, "best")
@@ -179,7 +202,7 @@ class RunRecord:
         return machine_text(dict_at(self.environment, "machine"))
 
 
-def load_run(folder: str | Path) -> RunRecord:
+def load_run(folder: str | Path, environ: Mapping[str, str] | None = None) -> RunRecord:
     """One run; RunError if `folder` is none. Unreadable files become `problems`, so that one cannot hide the rest.
 
     Secrets are taken out again: the folder may come from a machine that did not know them as such.
@@ -194,7 +217,7 @@ def load_run(folder: str | Path) -> RunRecord:
     identity = _read_json(folder / "identity.json", problems)
     environment = _read_json(folder / "environment.json", problems)
     summary = _read_json(folder / "summary.json", problems, needed=False)
-    identity, environment, summary = scrub((identity or {}, environment or {}, summary))
+    identity, environment, summary = scrub((identity or {}, environment or {}, summary), environ)
     details = RunDetails(folder, problems)
     return RunRecord(
         folder=folder,
@@ -208,7 +231,8 @@ def load_run(folder: str | Path) -> RunRecord:
 
 def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
     """All runs that `find_runs` finds."""
-    return [load_run(folder) for folder in find_runs(paths)]
+    environ = dict(os.environ)
+    return [load_run(folder, environ) for folder in find_runs(paths)]
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -280,6 +304,14 @@ def _numbers(values: Any) -> dict[str, float]:
         return {}
     found = {str(name): number(value) for name, value in values.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _judged(task: Any, data: Mapping[str, Any]) -> list[Any]:
+    return [task, {name: data.get(name) for name in ("eval", "eval_rows", "columns")} if data else {}]
+
+
+def _without_seed(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name != "seed"}
 
 
 def _asks_a_teacher(distill: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from raybrew.tracking.jsonl import read_metrics
 __all__ = ["RunDetails", "dict_at"]
 
 #: A method that a configuration names.
-_METHOD = re.compile(r"""\bmethod["']?\s*:\s*(?!null\b|~|$)""", re.MULTILINE)
+_METHOD = re.compile(r"""\bmethod["']?\s*:(?!\s*(?:null\b|~|$))""", re.MULTILINE)
 
 
 class RunDetails:
