@@ -27,6 +27,8 @@ _SECRET_WORDS = (
     r"|(?:api|access|auth|bearer|session|security|refresh|id|hf)[_-]?token"
     r"|password|passwd|secret|credentials?|authorization"
 )
+#: Types of values that hide nothing.
+_PLAIN = frozenset({int, float, bool, type(None)})
 #: Texts up to this length are remembered.
 _SHORT = 80
 #: Names under which any text is a secret. `mask_token` and `tokenizer` are none.
@@ -81,12 +83,15 @@ def _environment_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _scrub(value: Any, secrets: tuple[str, ...]) -> Any:
-    if value is None or isinstance(value, int | float):
+    if type(value) in _PLAIN:
         return value
     if isinstance(value, str):
         return _scrub_text(value, secrets) if len(value) > _SHORT else _scrub_short(value, secrets)
     if isinstance(value, Mapping):
-        return {_scrub(name, secrets): _scrub_named(name, item, secrets) for name, item in value.items()}
+        return {
+            _scrub(name, secrets): item if type(item) in _PLAIN else _scrub_named(name, item, secrets)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         return [_scrub(item, secrets) for item in value]
     if isinstance(value, tuple):

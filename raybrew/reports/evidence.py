@@ -38,6 +38,8 @@ SPLITS: tuple[Split, ...] = ("test", "eval")
 
 #: Weights that are multiplied at once.
 CHUNK = 4_000_000
+#: Weights up to this number are kept as floats.
+_KEPT = 4 * CHUNK
 #: Row scores that differ from the summary by more were written by something else.
 _CLOSE = 1e-3
 #: Kind of task -> its metric that is the share of rows that are right.
@@ -201,11 +203,19 @@ def _resampled(files: tuple[tuple[str, str, int], ...], own: str) -> _Resampled 
     )
 
 
+@functools.lru_cache(maxsize=2)
+def _as_floats(rows: int, salt: str) -> Array:
+    """`row_weights` as products need them, for many models on the same rows."""
+    return row_weights(rows, salt).astype("float64")
+
+
 def resampled_metrics(scores: RowScores, salt: str = "") -> dict[str, Array]:
     """Each metric on the resamples of `row_weights`, a part of them at a time."""
     import numpy as np
 
     weights = row_weights(len(scores), salt)
+    if weights.size <= _KEPT:
+        return scores.metrics(_as_floats(len(scores), salt))
     size = max(1, CHUNK // max(1, len(scores)))
     parts = [scores.metrics(weights[start : start + size]) for start in range(0, len(weights), size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
