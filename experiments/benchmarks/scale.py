@@ -134,7 +134,7 @@ class StubTrainer:
     def finish(self, job: Any, value: float) -> None:
         """`summary.json`, which the search reads; with `whole` also what reports read."""
         folder = self.folder / job.run
-        folder.mkdir(parents=True)
+        (folder / "student").mkdir(parents=True, exist_ok=True)
         plain = job.experiment.plain()
         layers = plain["student"]["shape"]["layers"]
         summary = {
@@ -188,7 +188,7 @@ def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]
     ledger.write("sweep", name=experiment.name, experiment=experiment.plain(), command="raybrew sweep e.yaml")
     ledger.write("session")
     conductor = Conductor(
-        experiment, ledger, control_epochs=3,
+        experiment, ledger, steps_of=lambda candidate, control: {},
         objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
     )  # fmt: skip
     scheduler = build_scheduler(experiment.sweep.scheduler)
@@ -277,7 +277,7 @@ def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
         }
         began = time.process_time()
         again = Conductor(
-            experiment, Ledger(folder), control_epochs=3,
+            experiment, Ledger(folder), steps_of=lambda candidate, control: {},
             objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
         )  # fmt: skip
         assert again.over()

@@ -12,7 +12,10 @@ from raybrew.cli.terminal import print_json, write_line
 from raybrew.config.loading import load_experiment
 from raybrew.errors import RunError
 
-__all__ = ["folder_of", "show"]
+__all__ = ["MOST_ROWS", "folder_of", "show"]
+
+#: Rows of a table that people read; each further one costs intervals over its resampled rows.
+MOST_ROWS = 50
 
 
 def show(
@@ -24,6 +27,9 @@ def show(
             show_default=False,
         ),
     ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help=f"Show every row; without it the first {MOST_ROWS} and their controls.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show runs in one table: quality, gain over the control, size, speed. Reads stored results only."""
@@ -40,7 +46,7 @@ def show(
 
         print_json(json_rows(compare(runs)))
         return
-    print_runs(runs)
+    print_runs(runs, None if show_all else MOST_ROWS)
     if len(runs) == 1:
         run = runs[0]
         write_line(f"{run.folder}: {run.status}")

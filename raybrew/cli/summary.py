@@ -27,9 +27,13 @@ def print_run(result: RunResult) -> None:
         write_line(f"report: {short_path(result.path / 'report.html')}")
 
 
-def print_runs(runs: Sequence[RunRecord]) -> None:
-    """One table of all runs."""
-    print_comparison(compare(list(runs)))
+def print_runs(runs: Sequence[RunRecord], most: int | None = None) -> None:
+    """One table of all runs, or of the `most` first rows of it."""
+    comparison = compare(list(runs))
+    shown = comparison if most is None else comparison.first(most)
+    print_comparison(shown)
+    if shown.left_out:
+        write_line(f"{len(shown.rows)} of {len(comparison.rows)} rows are shown; --all shows all, --json lists all")
 
 
 def print_bests(sweeps: Sequence[SweepRecord]) -> None:

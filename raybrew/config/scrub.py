@@ -10,6 +10,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -35,6 +36,10 @@ _SECRET_WORDS = (
     r"|(?:api|access|auth|bearer|session|security|refresh|id|hf)[_-]?token"
     r"|password|passwd|secret|credentials?|authorization"
 )
+#: Types of values that hide nothing.
+_PLAIN = frozenset({int, float, bool, type(None)})
+#: Texts up to this length are remembered.
+_SHORT = 80
 #: Names under which any text is a secret. `mask_token` and `tokenizer` are none.
 _SECRET_NAME = re.compile(rf"(?:.*[._-])?(?:{_SECRET_WORDS})(?:[_-](?:key|value))?", re.IGNORECASE)
 #: Names under which 40 hexadecimal digits are a W&B key rather than a commit.
@@ -127,10 +132,15 @@ def _is_path(value: str) -> bool:
 
 
 def _scrub(value: Any, secrets: tuple[str, ...]) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, str):
-        return _scrub_text(value, secrets)
+        return _scrub_text(value, secrets) if len(value) > _SHORT else _scrub_short(value, secrets)
     if isinstance(value, Mapping):
-        return {_scrub(name, secrets): _scrub_named(name, item, secrets) for name, item in value.items()}
+        return {
+            _scrub(name, secrets): item if type(item) in _PLAIN else _scrub_named(name, item, secrets)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         return [_scrub(item, secrets) for item in value]
     if isinstance(value, tuple):
@@ -142,11 +152,22 @@ def _scrub(value: Any, secrets: tuple[str, ...]) -> Any:
 
 def _scrub_named(name: Any, value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(name, str) and isinstance(value, str) and value:
-        if _SECRET_NAME.fullmatch(name):
-            return HIDDEN
-        if _KEY_NAME.fullmatch(name) and _FORTY_HEX.fullmatch(value):
+        is_secret, is_key = _kind_of_name(name)
+        if is_secret or (is_key and _FORTY_HEX.fullmatch(value)):
             return HIDDEN
     return _scrub(value, secrets)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _kind_of_name(name: str) -> tuple[bool, bool]:
+    """Whether any text under `name` is a secret, and whether 40 hexadecimal digits are."""
+    return bool(_SECRET_NAME.fullmatch(name)), bool(_KEY_NAME.fullmatch(name))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _scrub_short(text: str, secrets: tuple[str, ...]) -> str:
+    """Names and words, of which thousands of runs have the same."""
+    return _scrub_text(text, secrets)
 
 
 def _scrub_text(text: str, secrets: tuple[str, ...], assignment: re.Pattern[str] = _ASSIGNMENT) -> str:

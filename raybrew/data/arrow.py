@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from raybrew.data.tables import merged
 from raybrew.errors import DataError
 
 __all__ = [
@@ -67,11 +68,11 @@ def hash_file(path: Path) -> str:
 
 
 def write_shard(path: Path, table: pa.Table) -> ShardInfo:
-    """Write `table` to `path` as one Arrow IPC stream of one record batch; the file appears whole or not at all.
+    """Write `table` to `path` as one Arrow IPC stream, one record batch up to 1 GiB; the file appears whole or not.
 
     OSError (such as a full disk) leaves nothing behind.
     """
-    table = table.combine_chunks()
+    table = merged(table)
     temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:

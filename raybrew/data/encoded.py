@@ -103,6 +103,10 @@ class EncodedRows:
         """Example ids, (rows, 16); a copy."""
         return self.arrow.flat("id").read()
 
+    def names(self, rows: npt.ArrayLike) -> list[str]:
+        """Ids of the examples of these rows, in hex."""
+        return [each.tobytes().hex() for each in self.arrow.flat("id").gather(rows)]
+
     @functools.cached_property
     def rows(self) -> pa.Table | None:
         """The source rows, where the task's metrics need them."""

@@ -21,9 +21,8 @@ __all__ = ["MicroBatch", "StepBatch", "StepLoader", "TokenRows", "collate", "pre
 class TokenRows(Protocol):
     """Encoded rows, memory-mapped: what `raybrew.data.encoded.EncodedRows` offers."""
 
-    @property
-    def ids(self) -> np.ndarray:
-        """Example ids, (rows, 16) uint8."""
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Ids of the examples of these rows, in hex."""
         ...
 
     @property

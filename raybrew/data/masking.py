@@ -46,10 +46,9 @@ class MaskedRows:
     seed: int
     epoch: int
 
-    @property
-    def ids(self) -> npt.NDArray[np.uint8]:
-        """Example ids, (rows, 16)."""
-        return self.rows.ids
+    def names(self, rows: npt.ArrayLike) -> list[str]:
+        """Ids of the examples of these rows, in hex."""
+        return self.rows.names(rows)
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:

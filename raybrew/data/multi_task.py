@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from raybrew.data.draws import uniform
 from raybrew.data.loader import MicroBatch, StepBatch, StepLoader, prefetched
 from raybrew.data.sampler import Order
 
@@ -45,8 +46,8 @@ class TaskSchedule:
     def epoch(self, epoch: int) -> list[str]:
         """The task of each step of `epoch`."""
         # The third number keeps these draws apart from those of the tasks' own batches.
-        random = np.random.Generator(np.random.PCG64([self.seed, epoch, len(self.tasks)]))
-        places = np.searchsorted(np.cumsum(self.shares), random.random(self.steps_per_epoch), side="right")
+        drawn = uniform([self.seed, epoch, len(self.tasks)], self.steps_per_epoch)
+        places = np.searchsorted(np.cumsum(self.shares), drawn, side="right")
         return [self.tasks[min(int(place), len(self.tasks) - 1)] for place in places]
 
     def steps(self, start: int, end: int) -> Iterator[tuple[int, str]]:
@@ -106,7 +107,7 @@ class MultiTaskLoader:
         ((_, task),) = self.order.steps(step, step + 1)
         loader = self.loaders[task]
         rows = loader.order.batch(self.order.before(step)[task])
-        return [loader.data.ids[row].tobytes().hex() for row in rows]
+        return loader.data.names(rows)
 
     def steps(self) -> Iterator[TaskStep]:
         """The same steps without a thread."""

@@ -16,6 +16,7 @@ from raybrew.config.data import DataConfig
 from raybrew.data.labels import Labeller, NoLabel
 from raybrew.data.records import BadRow, MissingColumnsError, RawRow
 from raybrew.data.sources import open_source, resolve_source
+from raybrew.data.tables import merged, taken
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
 from raybrew.tasks.ids import example_id
@@ -32,6 +33,7 @@ __all__ = [
     "row_ids",
     "rows_beside",
     "rows_fingerprint",
+    "rows_of_ids",
     "source_of",
     "subset_indices",
 ]
@@ -81,6 +83,12 @@ def rows_beside(table: pa.Table, ids: npt.NDArray[np.uint8]) -> pa.Table:
         return table
     known = np.unique(_as_keys(ids))
     return table.filter(pa.array(~np.isin(_as_keys(row_ids(table)), known)))
+
+
+def rows_of_ids(ids: npt.NDArray[np.uint8], wanted: Collection[bytes]) -> npt.NDArray[np.int64]:
+    """Places in `ids` (rows, 16) of those that are `wanted`."""
+    known = np.array(sorted(wanted), f"V{_ID_BYTES}")
+    return np.flatnonzero(np.isin(_as_keys(ids), known))
 
 
 def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
@@ -265,7 +273,7 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
             )
     size = getattr(data, f"{split}_rows")
     if size is not None and size < table.num_rows:
-        table = table.take(subset_indices(table.num_rows, size))
+        table = taken(table, subset_indices(table.num_rows, size))
     numbered = labeller is not None and labeller.numbered
     return RowSet(table, labels, tuple(bad), shown, set_aside, num_rows, numbered)
 
@@ -304,7 +312,7 @@ class _Rows:
 
     def table(self) -> pa.Table:
         self._flush()
-        return pa.Table.from_batches(self._chunks, self._schema).combine_chunks()
+        return merged(pa.Table.from_batches(self._chunks, self._schema))
 
     def _flush(self) -> None:
         arrays = [pa.array(self._columns[field.name], field.type) for field in self._schema]

@@ -6,12 +6,18 @@ workers, or resumed ones, see the same batches (mosaicml/streaming: streaming/ba
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import threading
+from pathlib import Path
 
 import numpy as np
 
-__all__ = ["BatchSize", "Order", "epoch_batches", "num_batches", "padded_length", "share_of_rank"]
+from raybrew.data.arrow import write_json
+from raybrew.data.draws import Shuffler
+
+__all__ = ["BatchSize", "Order", "count_batches", "epoch_batches", "num_batches", "padded_length", "share_of_rank"]
 
 #: Batches whose rows are sorted by length together. Large enough for little padding, small enough to stay random.
 _BATCHES_PER_BUCKET = 50
@@ -45,13 +51,18 @@ class BatchSize:
 
 
 class Order:
-    """The global batches of all epochs. Batches by tokens differ in number from epoch to epoch, and are counted."""
+    """The global batches of all epochs. Batches by tokens differ in number from epoch to epoch, and are counted.
 
-    def __init__(self, lengths: np.ndarray, size: BatchSize, seed: int) -> None:
+    The folder `counts`, of these rows alone, keeps what was counted for other processes and runs.
+    """
+
+    def __init__(self, lengths: np.ndarray, size: BatchSize, seed: int, counts: Path | None = None) -> None:
         self.lengths = lengths
         self.size = size
         self.seed = seed
-        self._starts = [0]  # the step at which each epoch begins, as far as it was asked for
+        name = f"order-{seed}-{size.tokens}-{size.bounded_lengths}.json"
+        self._file = None if counts is None or size.tokens is None else counts / name
+        self._starts = _known_starts(self._file, len(lengths))  # the step at which each epoch begins, as far as known
         self._lock = threading.RLock()  # the thread that prepares batches asks, and the one that trains
 
     def batches(self, epoch: int) -> list[np.ndarray]:
@@ -63,8 +74,11 @@ class Order:
         if self.size.tokens is None:
             return epoch * num_batches(len(self.lengths), self.size.rows)
         with self._lock:
-            while len(self._starts) <= epoch:
-                self._starts.append(self._starts[-1] + len(self.batches(len(self._starts) - 1)))
+            if len(self._starts) <= epoch:
+                while len(self._starts) <= epoch:
+                    counted = count_batches(self.lengths, self.size, self.seed, len(self._starts) - 1)
+                    self._starts.append(self._starts[-1] + counted)
+                _keep_starts(self._file, len(self.lengths), self._starts)
             return self._starts[epoch]
 
     def epoch_of(self, step: int) -> int:
@@ -72,15 +86,15 @@ class Order:
         if self.size.tokens is None:
             return step // num_batches(len(self.lengths), self.size.rows)
         with self._lock:
-            while self._starts[-1] <= step:
+            while self._starts[-1] < step:  # the epoch that begins with `step` need not be counted
                 self.first_step(len(self._starts))
         return int(np.searchsorted(self._starts, step, side="right")) - 1
 
     def progress(self, finished_steps: int) -> float:
         """Epochs that `finished_steps` steps make, with the part of the last one."""
         epoch = self.epoch_of(finished_steps)
-        start, end = self.first_step(epoch), self.first_step(epoch + 1)
-        return epoch + (finished_steps - start) / (end - start)
+        done = finished_steps - self.first_step(epoch)
+        return epoch + done / (self.first_step(epoch + 1) - self.first_step(epoch)) if done else float(epoch)
 
     def batch(self, step: int) -> np.ndarray:
         """Row indices of the global batch of `step`."""
@@ -100,18 +114,49 @@ def epoch_batches(lengths: np.ndarray, size: BatchSize, seed: int, epoch: int) -
     group, cut into batches, and the batches are shuffled again: rows of one batch have like lengths, the longest first,
     and the order of batches is random.
     """
-    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    random = Shuffler([seed, epoch])
     order = random.permutation(len(lengths))
     batches: list[np.ndarray] = []
     for rows in _groups(order, lengths, size):
         # Longest first: the one incomplete batch then holds the shortest rows.
         rows = rows[np.argsort(-lengths[rows].astype(np.int64), kind="stable")]
-        cut = 0
-        while cut < len(rows):
-            end = cut + size.limit(int(lengths[rows[cut]]))
-            batches.append(rows[cut:end])
-            cut = end
+        ends = _ends(lengths[rows], size)
+        batches += [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     return [batches[index] for index in random.permutation(len(batches))]
+
+
+def count_batches(lengths: np.ndarray, size: BatchSize, seed: int, epoch: int) -> int:
+    """How many batches `epoch_batches` gives, in half of its time."""
+    if size.tokens is None:
+        return num_batches(len(lengths), size.rows)
+    order = Shuffler([seed, epoch]).permutation(len(lengths))
+    return sum(len(_ends(np.sort(lengths[rows])[::-1], size)) for rows in _groups(order, lengths, size))
+
+
+def _ends(lengths: np.ndarray, size: BatchSize) -> list[int]:
+    """Where batches of rows with these lengths, the longest first, end."""
+    ends: list[int] = []
+    cut = 0
+    while cut < len(lengths):
+        cut += size.limit(int(lengths[cut]))
+        ends.append(cut)
+    return ends
+
+
+def _known_starts(file: Path | None, num_rows: int) -> list[int]:
+    """What `_keep_starts` wrote, else the start of the first epoch alone."""
+    if file is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known["rows"] == num_rows:
+                return [int(start) for start in known["starts"]]
+    return [0]
+
+
+def _keep_starts(file: Path | None, num_rows: int, starts: list[int]) -> None:
+    if file is not None:
+        with contextlib.suppress(OSError):  # others count themselves then
+            write_json(file, {"rows": num_rows, "starts": starts})
 
 
 def _groups(order: np.ndarray, lengths: np.ndarray, size: BatchSize) -> list[np.ndarray]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +15,18 @@ from raybrew.config.judge import LOSS, quality
 from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
 from raybrew.models.machine import machine_text
+from raybrew.reports.details import RunDetails, dict_at
 from raybrew.tracking.jsonl import read_metrics
 
-__all__ = ["BestResult", "RunRecord", "RunStatus", "find_runs", "load_run", "load_runs"]
+__all__ = ["BestResult", "RunRecord", "RunStatus", "dict_at", "find_runs", "load_run", "load_runs"]
 
 RunStatus = Literal["done", "running or interrupted", "failed"]
 Role = Literal["teacher", "student", "control"]
 
 #: A folder that holds one of these is a run.
 MARKS = ("identity.json", "summary.json", "metrics.jsonl")
+#: Sections of a config that decide what a run computes, for run folders without an identity.
+_SECTIONS = ("task", "data", "teacher", "student", "distill", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +51,70 @@ class BestResult:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """Everything a run folder tells. `problems` are sentences about files that are missing or unreadable."""
+    """Everything a run folder tells. Its configuration and its curves are read when they are asked for."""
 
     folder: Path
-    config: dict[str, Any]
-    config_text: str
     identity: dict[str, Any]
     environment: dict[str, Any]
     summary: dict[str, Any] | None
-    train: tuple[dict[str, Any], ...]
-    evals: tuple[dict[str, Any], ...]
-    events: tuple[dict[str, Any], ...]
     status: RunStatus
-    problems: tuple[str, ...]
+    details: RunDetails = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.details.config
+
+    @property
+    def config_text(self) -> str:
+        return self.details.config_text
+
+    @property
+    def train(self) -> tuple[dict[str, Any], ...]:
+        return self.details.lines("train")
+
+    @property
+    def evals(self) -> tuple[dict[str, Any], ...]:
+        return self.details.lines("eval")
+
+    @property
+    def events(self) -> tuple[dict[str, Any], ...]:
+        return self.details.lines("event")
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Sentences about files that are missing or unreadable."""
+        return self.details.problems
+
+    @functools.cached_property
+    def task(self) -> Mapping[str, Any]:
+        """The section `task`, as the run's identity has it, or its configuration."""
+        return dict_at(self.identity, "identity", "task") or dict_at(self.config, "task")
+
+    @functools.cached_property
+    def method(self) -> Any:
+        """`distill.method`, which is no part of the identity."""
+        return dict_at(self.summary or {}, "distill").get("method") or self.details.method
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What the run computes, without its seed."""
+        settings = dict(dict_at(self.identity, "identity") or {name: self.config.get(name) for name in _SECTIONS})
+        section = settings.get("teacher") if self.verb == "finetune" else None
+        if isinstance(section, Mapping) and isinstance(section.get("finetune"), Mapping):
+            settings["teacher"] = {**section, "finetune": _without_seed(section["finetune"])}
+        elif isinstance(settings.get("train"), Mapping):
+            settings["train"] = _without_seed(settings["train"])
+        return settings
+
+    @functools.cached_property
+    def evaluation_key(self) -> str:
+        """Equal for runs judged by the same task, or tasks, on the same rows."""
+        task = dict_at(self.settings, "task")
+        judged: Any = _judged(self.settings.get("task"), dict_at(self.settings, "data"))
+        if task.get("kind") == "multi":
+            parts = dict_at(task, "tasks")
+            judged = {name: _judged(dict_at(parts, name, "task"), dict_at(parts, name, "data")) for name in parts}
+        return json.dumps(judged, sort_keys=True, default=str)
 
     @property
     def run_id(self) -> str:
@@ -75,7 +131,7 @@ class RunRecord:
         found = (self.summary or {}).get("verb") or self.identity.get("verb")
         return str(found or self.folder.name.split("-")[0])
 
-    @property
+    @functools.cached_property
     def role(self) -> Role:
         """`teacher` (fine-tuned on labels), `student` (has a loss from a teacher) or `control` (has none)."""
         role = (self.summary or {}).get("role")
@@ -105,7 +161,7 @@ class RunRecord:
             return " ".join(str(word) for word in command)
         return None if command is None else str(command)
 
-    @property
+    @functools.cached_property
     def best(self) -> BestResult | None:
         """The final best evaluation, else the best so far, else None."""
         found = dict_at(self.summary or {}, "best")
@@ -122,7 +178,7 @@ class RunRecord:
         record = next((record for record in reversed(self.evals) if record.get("best") is True), None)
         if record is None:
             return None
-        metric = str(record.get("judge") or dict_at(self.config, "task").get("metric") or "accuracy")
+        metric = str(record.get("judge") or self.task.get("metric") or "accuracy")
         value = number(record.get(f"eval/{metric}"))
         if value is None:
             return None
@@ -146,7 +202,7 @@ class RunRecord:
         return machine_text(dict_at(self.environment, "machine"))
 
 
-def load_run(folder: str | Path) -> RunRecord:
+def load_run(folder: str | Path, environ: Mapping[str, str] | None = None) -> RunRecord:
     """One run; RunError if `folder` is none. Unreadable files become `problems`, so that one cannot hide the rest.
 
     Secrets leave what people read, as the folder may be an older version's. Values that are read again stay whole:
@@ -159,38 +215,24 @@ def load_run(folder: str | Path) -> RunRecord:
             "<storage_path>/<experiment>/<run id>, or one above it"
         )
     problems: list[str] = []
-    config_text, config = _read_config(folder / "config.yaml", problems)
     identity = _read_json(folder / "identity.json", problems)
     environment = _read_json(folder / "environment.json", problems)
     summary = _read_json(folder / "summary.json", problems, needed=False)
-    try:
-        records = read_metrics(folder / "metrics.jsonl")
-        if not records:
-            problems.append("metrics.jsonl is missing or empty: there are no curves")
-    except RunError as error:
-        records = []
-        problems.append(str(error))
-    kinds: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "event": []}
-    for record in records:
-        kinds.setdefault(str(record.get("kind")), []).append(record)
+    details = RunDetails(folder, problems)
     return RunRecord(
         folder=folder,
-        config=config,
-        config_text=scrub(config_text),
         identity=identity or {},
-        environment=scrub(environment or {}),
+        environment=scrub(environment or {}, environ),
         summary=summary,
-        train=tuple(kinds["train"]),
-        evals=tuple(kinds["eval"]),
-        events=scrub(tuple(kinds["event"])),
-        status=_status(summary, kinds["event"]),
-        problems=tuple(problems),
+        status=_status(summary, details),
+        details=details,
     )
 
 
 def load_runs(paths: Iterable[str | Path]) -> list[RunRecord]:
     """All runs that `find_runs` finds."""
-    return [load_run(folder) for folder in find_runs(paths)]
+    environ = dict(os.environ)
+    return [load_run(folder, environ) for folder in find_runs(paths)]
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -214,15 +256,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Whether `folder` was made by a run."""
-    return any((folder / mark).is_file() for mark in MARKS)
-
-
-def dict_at(value: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The mapping under `keys`, empty where any is missing or is no mapping."""
-    found: Any = value
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    return any(os.path.isfile(os.path.join(folder, mark)) for mark in MARKS)  # thousands of times
 
 
 def number(value: Any) -> float | None:
@@ -239,12 +273,11 @@ def integer(value: Any) -> int | None:
 
 def _runs_of_sweep(folder: Path) -> list[Path]:
     """Runs of the trials of the sweep in `folder`, which lie beside it; none if it is no sweep."""
-    names = {
-        str(record.get("run")): None
-        for record in read_metrics(folder / "ledger.jsonl")
-        if record.get("kind") == "trial"
-    }
-    return [folder.parent / name for name in names if is_run(folder.parent / name)]
+    names = dict.fromkeys(str(record.get("run")) for record in read_metrics(folder / "ledger.jsonl", "trial"))
+    if not names:
+        return []
+    there = set(os.listdir(folder.parent))  # most trials of a sweep may have no folder any more
+    return [folder.parent / name for name in names if name in there and is_run(folder.parent / name)]
 
 
 def _runs_below(folder: Path, levels: int) -> list[Path]:
@@ -257,9 +290,10 @@ def _runs_below(folder: Path, levels: int) -> list[Path]:
     return found
 
 
-def _status(summary: Mapping[str, Any] | None, events: list[dict[str, Any]]) -> RunStatus:
+def _status(summary: Mapping[str, Any] | None, details: RunDetails) -> RunStatus:
     if summary is not None and summary.get("status", "done") == "done":
         return "done"
+    events = details.lines("event")
     if events and events[-1].get("event") == "failed":
         return "failed"
     return "running or interrupted"
@@ -270,6 +304,14 @@ def _numbers(values: Any) -> dict[str, float]:
         return {}
     found = {str(name): number(value) for name, value in values.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _judged(task: Any, data: Mapping[str, Any]) -> list[Any]:
+    return [task, {name: data.get(name) for name in ("eval", "eval_rows", "columns")} if data else {}]
+
+
+def _without_seed(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name != "seed"}
 
 
 def _asks_a_teacher(distill: Mapping[str, Any]) -> bool:
@@ -294,27 +336,3 @@ def _read_json(path: Path, problems: list[str], needed: bool = True) -> dict[str
         problems.append(f"{path.name} holds no JSON object")
         return None
     return value
-
-
-def _read_config(path: Path, problems: list[str]) -> tuple[str, dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        problems.append(f"{path.name} is missing")
-        return "", {}
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
-        return "", {}
-    import yaml
-
-    from raybrew.config.reading import describe, parse_yaml
-
-    try:
-        value = parse_yaml(text)
-    except yaml.YAMLError as error:
-        problems.append(f"{path.name} is no YAML:{describe(error)[:200]}")
-        return text, {}
-    if not isinstance(value, dict):
-        problems.append(f"{path.name} holds no mapping")
-        return text, {}
-    return text, value

@@ -15,11 +15,11 @@ from raybrew.config.judge import LOSS
 from raybrew.config.judge import quality as quality_of
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
-from raybrew.reports.controls import against_control, by_shape
+from raybrew.reports.controls import Controls, against_control
 from raybrew.reports.evidence import Split
 from raybrew.reports.numbers import kept_share
 from raybrew.reports.row_times import mark_times, share_times, teacher_ms, time_teachers
-from raybrew.reports.rows import Row, Stat, evaluation_key, group_runs, model_name, row_of, settings_of
+from raybrew.reports.rows import Row, Stat, group_runs, model_name, row_of
 from raybrew.reports.teachers import made, may_compare, teacher_quality, teachers_apart, teachers_on_test
 from raybrew.reports.variants import name_variants
 
@@ -54,6 +54,22 @@ class Comparison:
     """How `best` was chosen, as a sentence."""
     shipped: RunRecord | None = None
     """Of a sweep: the run whose student is exported, one of the seeds of `best`."""
+
+    left_out: int = 0
+    """Rows that are not among `rows`, see `first`."""
+
+    def first(self, most: int) -> Comparison:
+        """The `most` first rows, and of the others the best one and the controls that the first are compared with."""
+        if len(self.rows) <= most:
+            return self
+        # Rows are copied as they are related, so a control is known by its runs.
+        runs = {run.folder for row in self.rows[:most] if row.control for run in row.control.runs}
+        kept = [
+            row
+            for place, row in enumerate(self.rows)
+            if place < most or row is self.best or any(run.folder in runs for run in row.runs)
+        ]
+        return dataclasses.replace(self, rows=tuple(kept), left_out=len(self.rows) - len(kept))
 
     @property
     def split(self) -> Split:
@@ -107,7 +123,7 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
     rows = teachers_apart(teachers_on_test(rows + _teachers_by_facts(rows)))
     known = [row for row in rows if row.role == "teacher"]
     rows = mark_times(time_teachers(rows, lambda row: _teacher_of(row, known)), notes)
-    controls = by_shape([row for row in rows if row.role == "control" and row.done and row.quality])
+    controls = Controls([row for row in rows if row.role == "control" and row.done and row.quality])
     teachers = [row for row in rows if row.role == "teacher"]
     rows = [_against_teacher(against_control(row, controls), teachers) for row in _with_tries(rows, also_tried)]
     named = Counter(row.metric for row in rows if row.quality is not None)
@@ -123,7 +139,7 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
     if metric == LOSS and len({_loss_key(row) for row in finished}) > 1:
         best = None
         notes.append(LOSSES_DIFFER)
-    if len({evaluation_key(row.runs[0]) for row in rows if row.runs}) > 1:
+    if len({row.runs[0].evaluation_key for row in rows if row.runs}) > 1:
         notes.append("The runs are judged by different tasks or evaluation rows: compare only those that agree.")
     if len({run.machine for run in runs if run.machine}) > 1:
         notes.append("The runs come from different machines: their training times do not compare.")
@@ -134,11 +150,11 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
 
 def _with_tries(rows: Sequence[Row], also_tried: int) -> list[Row]:
     """`rows`, each with how many configurations were compared on its rows."""
-    judged = Counter(evaluation_key(row.runs[0]) for row in rows if row.role == "student" and row.done and row.runs)
+    judged = Counter(row.runs[0].evaluation_key for row in rows if row.role == "student" and row.done and row.runs)
     tested = sum(row.role == "student" and row.test is not None for row in rows)
     found = []
     for row in rows:
-        count = judged[evaluation_key(row.runs[0])] + also_tried if row.runs else 1
+        count = judged[row.runs[0].evaluation_key] + also_tried if row.runs else 1
         found.append(dataclasses.replace(row, tries={"test": max(1, tested), "eval": max(1, count)}))
     return found
 
@@ -150,7 +166,7 @@ def _like_finished(rows: list[Row]) -> list[Row]:
 
 
 def _model_key(row: Row) -> str:
-    settings = settings_of(row.runs[0])
+    settings = row.runs[0].settings
     names = ("teacher",) if row.role == "teacher" else ("student", "teacher")
     return json.dumps([row.role == "teacher", *(settings.get(name) for name in names)], sort_keys=True, default=str)
 
@@ -178,7 +194,7 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
 
 def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Settings of each run; in place of its losses the name of its method, with what it sets otherwise than others."""
-    found = [(settings_of(run), dict_at(run.config, "distill").get("method")) for run in runs]
+    found = [(run.settings, run.method) for run in runs]
     own: list[dict[str, Any]] = []
     for settings, method in found:
         losses = {key: value for key, value in dict_at(settings, "distill").items() if key != "method"}
@@ -291,6 +307,6 @@ def ordered(rows: Sequence[Row], metric: str, best: Row | None) -> list[Row]:
 
 def _loss_key(row: Row) -> str:
     """Equal for rows whose evaluation losses may be compared: of the same terms, weights and teacher."""
-    settings, best = settings_of(row.runs[0]), dict_at(row.runs[0].summary or {}, "best")
+    settings, best = row.runs[0].settings, dict_at(row.runs[0].summary or {}, "best")
     parts = [settings.get("distill"), settings.get("teacher"), sorted(dict_at(best, "losses"))]
     return json.dumps(parts, sort_keys=True, default=str)

@@ -10,60 +10,85 @@ from typing import Any
 from raybrew.config.controls import is_searched
 from raybrew.reports.collect import dict_at
 from raybrew.reports.evidence import Split, test_of, value_on
-from raybrew.reports.rows import Gain, Row, Stat, evaluation_key, settings_of
+from raybrew.reports.rows import Gain, Row, Stat
 
-__all__ = ["against_control", "by_shape"]
-
-Shapes = dict[str, list[tuple[int, Row]]]
+__all__ = ["Controls", "against_control"]
 
 
-def by_shape(controls: Sequence[Row]) -> Shapes:
-    """Finished controls, with their places, under keys by which students of the same shape find them."""
-    found: Shapes = {}
-    for place, row in enumerate(controls):
+#: Sections of the settings in which a student and its control should agree.
+_COMPARED = ("student", "train", "data")
+
+
+class Controls:
+    """Finished controls. Thousands of students find theirs: what decides how close one is, is compared once."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        #: The strongest control of each closeness, and its place, under keys by which students of its shape find it.
+        self._found: dict[str, dict[str, tuple[int, Row]]] = {}
+        self._distances: dict[tuple[str, str], int] = {}
+        for place, row in enumerate(rows):
+            settings, size = _shape_keys(row)
+            closeness = _closeness(row)
+            for key in (f"by size {size}", f"by settings {settings}" if settings else f"by size alone {size}"):
+                known = self._found.setdefault(key, {})
+                if closeness not in known or row.score > known[closeness][1].score:
+                    known[closeness] = place, row
+
+    def of(self, row: Row) -> Row | None:
+        """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any.
+
+        How well it is optimised is no such setting: learning rates of controls are searched as those of students are.
+        """
+        if row.role != "student" or not row.done or row.quality is None:
+            return None
+        closeness = _closeness(row)
+        candidates = [
+            (self._distance(closeness, row, key, other), -other.score, place, other)
+            for key, (place, other) in self._with_shape_of(row)
+            if other.metric == row.metric
+            if _same_shape(row, other) and other.runs[0].evaluation_key == row.runs[0].evaluation_key
+        ]
+        # Among equally close controls the strongest, so that the gain is not flattered.
+        return min(candidates)[-1] if candidates else None
+
+    def _with_shape_of(self, row: Row) -> list[tuple[str, tuple[int, Row]]]:
+        """The controls that `_same_shape` may hold for."""
         settings, size = _shape_keys(row)
-        for key in (f"by size {size}", f"by settings {settings}" if settings else f"by size alone {size}"):
-            found.setdefault(key, []).append((place, row))
-    return found
+        keys = [f"by settings {settings}", f"by size alone {size}"] if settings else [f"by size {size}"]
+        return [each for key in keys for each in self._found.get(key, {}).items()]
+
+    def _distance(self, mine: str, row: Row, theirs: str, other: Row) -> int:
+        """In how many settings the two differ that are not searched for both."""
+        if (mine, theirs) not in self._distances:
+            count = sum(not is_searched(key) for key in _differences(row, other))
+            self._distances[mine, theirs] = count
+        return self._distances[mine, theirs]
+
+
+def _closeness(row: Row) -> str:
+    """Equal for rows whose comparison with any other row comes out alike, searched settings aside."""
+    settings = row.runs[0].settings
+    sections = {
+        section: {key: value for key, value in part.items() if not is_searched(f"{section}.{key}")}
+        for section in _COMPARED
+        for part in [dict_at(settings, section)]
+    }
+    parts = [sections, row.steps, row.parameters, row.label, row.metric, row.runs[0].evaluation_key]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def _shape_keys(row: Row) -> tuple[str, str]:
     """What `_same_shape` compares: settings, empty where they are not known, and size."""
-    student = dict_at(settings_of(row.runs[0]), "student")
+    student = dict_at(row.runs[0].settings, "student")
     known = student.get("model") or student.get("shape")
     settings = [student.get(name) for name in ("model", "revision", "shape")]
     size = json.dumps([row.parameters, row.label])
     return json.dumps(settings, sort_keys=True, default=str) if known else "", size
 
 
-def _with_shape_of(row: Row, controls: Shapes) -> list[tuple[int, Row]]:
-    """The controls that `_same_shape` may hold for."""
-    settings, size = _shape_keys(row)
-    if not settings:
-        return controls.get(f"by size {size}", [])
-    return [*controls.get(f"by settings {settings}", ()), *controls.get(f"by size alone {size}", ())]
-
-
-def _control_among(row: Row, controls: Shapes) -> Row | None:
-    """The control of a student: of the same shape and evaluation the one whose other settings agree best, if any.
-
-    How well it is optimised is no such setting: learning rates of controls are searched as those of students are.
-    """
-    if row.role != "student" or not row.done or row.quality is None:
-        return None
-    candidates = [
-        (sum(not is_searched(key) for key in _differences(row, other)), -other.quality.mean, index, other)
-        for index, other in _with_shape_of(row, controls)
-        if other.quality and other.metric == row.metric
-        if _same_shape(row, other) and evaluation_key(other.runs[0]) == evaluation_key(row.runs[0])
-    ]
-    # Among equally close controls the strongest, so that the gain is not flattered.
-    return min(candidates)[-1] if candidates else None
-
-
-def against_control(row: Row, controls: Shapes) -> Row:
+def against_control(row: Row, controls: Controls) -> Row:
     """`row` with its gain over its control."""
-    control = _control_among(row, controls)
+    control = controls.of(row)
     if control is None:
         return row
     on: Split = "test" if _same_test(row, control) else "eval"
@@ -103,7 +128,7 @@ def _by_seed(row: Row, on: Split) -> dict[int, float]:
 
 
 def _same_shape(row: Row, other: Row) -> bool:
-    one, two = (dict_at(settings_of(item.runs[0]), "student") for item in (row, other))
+    one, two = (dict_at(item.runs[0].settings, "student") for item in (row, other))
     if one and two and (one.get("model") or one.get("shape")):
         return all(one.get(name) == two.get(name) for name in ("model", "revision", "shape"))
     return row.parameters is not None and (row.parameters, row.label) == (other.parameters, other.label)
@@ -111,9 +136,9 @@ def _same_shape(row: Row, other: Row) -> bool:
 
 def _differences(row: Row, control: Row) -> tuple[str, ...]:
     """Dotted keys of `student`, `train` and the labelled rows in which the two differ."""
-    one, two = settings_of(row.runs[0]), settings_of(control.runs[0])
+    one, two = row.runs[0].settings, control.runs[0].settings
     found = []
-    for section in ("student", "train", "data"):
+    for section in _COMPARED:
         mine, theirs = dict_at(one, section), dict_at(two, section)
         found += [f"{section}.{key}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     # More unlabelled rows are what a teacher is for; a control cannot use them, and takes as many steps by more epochs.

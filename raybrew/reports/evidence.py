@@ -38,6 +38,8 @@ SPLITS: tuple[Split, ...] = ("test", "eval")
 
 #: Weights that are multiplied at once.
 CHUNK = 4_000_000
+#: Weights up to this number are kept as floats.
+_KEPT = 4 * CHUNK
 #: Row scores that differ from the summary by more were written by something else.
 _CLOSE = 1e-3
 #: Kind of task -> its metric that is the share of rows that are right.
@@ -69,7 +71,7 @@ def sample_of_runs(runs: Sequence[RunRecord], split: Split, metric: str, fixed: 
         tuple(value for _, value in found),
         rows_of(found[0][0], split),
         resampled,
-        _SHARES.get(str(dict_at(found[0][0].config, "task").get("kind") or "classification")) == metric,
+        _SHARES.get(str(found[0][0].task.get("kind") or "classification")) == metric,
         fixed,
     )
 
@@ -94,7 +96,7 @@ def sample_of_teacher(runs: Sequence[RunRecord], split: Split, metric: str) -> S
     facts = dict_at(run.summary or {}, "teacher")
     rows = rows_of(run, split) if split == "eval" else integer(dict_at(facts, "test").get("rows"))
     resampled = _matching(_resampled_of(run, f"teacher-{split}"), metric, value)
-    share = _SHARES.get(str(dict_at(run.config, "task").get("kind") or "classification")) == metric
+    share = _SHARES.get(str(run.task.get("kind") or "classification")) == metric
     return _sample(metric, (value,), rows, [resampled], share, fixed=True)
 
 
@@ -164,7 +166,7 @@ def _files(folder: Path, name: str) -> dict[str, Path]:
 
 def _own_metrics(run: RunRecord) -> dict[str, str]:
     """Task -> the metric that it adds to the mean, of several tasks."""
-    tasks = dict_at(run.config, "task", "tasks")
+    tasks = dict_at(run.task, "tasks")
     return {str(task): str(dict_at(tasks, task, "task").get("metric") or "") for task in tasks}
 
 
@@ -201,11 +203,19 @@ def _resampled(files: tuple[tuple[str, str, int], ...], own: str) -> _Resampled 
     )
 
 
+@functools.lru_cache(maxsize=2)
+def _as_floats(rows: int, salt: str) -> Array:
+    """`row_weights` as products need them, for many models on the same rows."""
+    return row_weights(rows, salt).astype("float64")
+
+
 def resampled_metrics(scores: RowScores, salt: str = "") -> dict[str, Array]:
     """Each metric on the resamples of `row_weights`, a part of them at a time."""
     import numpy as np
 
     weights = row_weights(len(scores), salt)
+    if weights.size <= _KEPT:
+        return scores.metrics(_as_floats(len(scores), salt))
     size = max(1, CHUNK // max(1, len(scores)))
     parts = [scores.metrics(weights[start : start + size]) for start in range(0, len(weights), size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

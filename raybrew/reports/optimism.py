@@ -114,9 +114,9 @@ def checkpoints_of(run: RunRecord) -> int:
 
 def expected_maximum(count: int) -> float:
     """Of `count` independent standard normal values, by Blom's approximation."""
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    return float(norm.ppf((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
+    return float(ndtri((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
 
 
 def _first(sample: Sample) -> np.ndarray | None:

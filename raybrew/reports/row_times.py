@@ -19,9 +19,11 @@ def share_times(rows: Sequence[Row]) -> list[Row]:
     Weights do not change how long a model takes, so a difference between a student and its control is noise.
     """
     together: dict[str, list[Timing]] = {}
-    for row in rows:
-        together.setdefault(_key(row), []).extend(row.timings)
-    return [dataclasses.replace(row, timings=alike(together[_key(row)])) for row in rows]
+    keys = [_key(row) for row in rows]
+    for key, row in zip(keys, rows, strict=True):
+        together.setdefault(key, []).extend(row.timings)
+    shared = {key: alike(timings) for key, timings in together.items()}
+    return [dataclasses.replace(row, timings=shared[key]) for key, row in zip(keys, rows, strict=True)]
 
 
 def _key(row: Row) -> str:
@@ -38,9 +40,12 @@ def _key(row: Row) -> str:
 def time_teachers(rows: Sequence[Row], teacher_of: Callable[[Row], Row | None]) -> list[Row]:
     """Teachers with their times from the rounds of their students; with their own only if they had a turn in none."""
     found: dict[int, list[Timing]] = {}
+    taken: set[tuple[int, int]] = set()
     for row in rows:
         teacher = teacher_of(row)
-        if teacher is not None:
+        # Rows of one architecture share their timings.
+        if teacher is not None and (id(teacher), id(row.timings)) not in taken:
+            taken.add((id(teacher), id(row.timings)))
             found.setdefault(id(teacher), []).extend(each.of_teacher for each in row.timings if each.teacher)
     return [dataclasses.replace(row, timings=alike(found.get(id(row)) or row.timings)) for row in rows]
 

@@ -11,17 +11,19 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from raybrew.config.judge import quality
 from raybrew.reports.collect import Role, RunRecord, RunStatus, dict_at, integer, number
-from raybrew.reports.evidence import SPLITS, Split, rows_of, sample_of_runs, sample_of_teacher, value_on
+from raybrew.reports.evidence import Split, rows_of, sample_of_runs, sample_of_teacher, value_on
 from raybrew.reports.gain import Gain, Stat
 from raybrew.reports.intervals import Interval, Sample, difference, interval
 from raybrew.reports.timing import Timing, alike, faster, timing_of
 
-__all__ = ["Gain", "Row", "Stat", "evaluation_key", "group_runs", "model_name", "row_of", "settings_of"]
+__all__ = ["Gain", "Row", "Stat", "group_runs", "model_name", "row_of"]
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +99,18 @@ class Row:
         return self.test_rows if self.test is not None else self.eval_rows
 
     @functools.cached_property
-    def samples(self) -> dict[Split, Sample | None]:
+    def samples(self) -> Mapping[Split, Sample | None]:
         """What was measured on the rows of each split, as intervals are made of."""
-        found = {split: sample_of_runs(self.runs, split, self.metric, self.role == "teacher") for split in SPLITS}
-        if self.told_by is not None:
-            told = {split: sample_of_teacher([self.told_by], split, self.metric) for split in SPLITS}
-            found = {split: found[split] or told[split] for split in SPLITS}
-        return found
+        return _BySplit(self._sample)
+
+    def _sample(self, split: Split) -> Sample | None:
+        found = sample_of_runs(self.runs, split, self.metric, self.role == "teacher")
+        return found or (None if self.told_by is None else sample_of_teacher([self.told_by], split, self.metric))
 
     @functools.cached_property
-    def intervals(self) -> dict[Split, Interval | None]:
+    def intervals(self) -> Mapping[Split, Interval | None]:
         """Of the metric on each split."""
-        return {split: None if sample is None else interval(sample) for split, sample in self.samples.items()}
+        return _BySplit(lambda split: None if self.samples[split] is None else interval(self.samples[split]))
 
     @property
     def interval(self) -> Interval | None:
@@ -186,6 +188,18 @@ class Row:
         }  # fmt: skip
 
 
+class _BySplit(dict[Split, _T]):
+    """A value of each split, made when it is asked for: scores of rows are read for what is shown."""
+
+    def __init__(self, make: Callable[[Split], _T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, split: Split) -> _T:
+        self[split] = self._make(split)
+        return self[split]
+
+
 def _columns(name: str, found: Interval | None, on: Split | None, rows: int | None = None) -> dict[str, Any]:
     """The interval of a value: low, high, its level, and the rows and seeds that it counts."""
     return {
@@ -198,16 +212,12 @@ def _columns(name: str, found: Interval | None, on: Split | None, rows: int | No
     }
 
 
-#: Sections of a config that decide what a run computes, for run folders without an identity.
-_SECTIONS = ("task", "data", "teacher", "student", "distill", "train")
-
-
 def group_runs(runs: Sequence[RunRecord], notes: list[str]) -> list[tuple[RunRecord, ...]]:
     """Finished runs by configuration without seed, ordered by seed; each unfinished run alone."""
     groups: dict[str, dict[Any, RunRecord]] = {}
     repeated = 0
     for run in runs:
-        key = json.dumps([run.role, settings_of(run)], sort_keys=True, default=str)
+        key = json.dumps([run.role, run.settings], sort_keys=True, default=str)
         seed: Any = run.seed
         if run.status != "done":
             key, seed = f"{key} {run.folder}", None
@@ -226,47 +236,22 @@ def group_runs(runs: Sequence[RunRecord], notes: list[str]) -> list[tuple[RunRec
     ]
 
 
-def settings_of(run: RunRecord) -> dict[str, Any]:
-    """What the run computes, without its seed."""
-    settings = dict(dict_at(run.identity, "identity") or {name: run.config.get(name) for name in _SECTIONS})
-    section = settings.get("teacher") if run.verb == "finetune" else None
-    if isinstance(section, Mapping) and isinstance(section.get("finetune"), Mapping):
-        settings["teacher"] = {**section, "finetune": _without(section["finetune"], "seed")}
-    elif isinstance(settings.get("train"), Mapping):
-        settings["train"] = _without(settings["train"], "seed")
-    return settings
-
-
-def evaluation_key(run: RunRecord) -> str:
-    """Equal for runs judged by the same task, or tasks, on the same rows."""
-    settings = settings_of(run)
-    task = dict_at(settings, "task")
-    judged: Any = _judged(settings.get("task"), dict_at(settings, "data"))
-    if task.get("kind") == "multi":
-        parts = dict_at(task, "tasks")
-        judged = {name: _judged(dict_at(parts, name, "task"), dict_at(parts, name, "data")) for name in parts}
-    return json.dumps(judged, sort_keys=True, default=str)
-
-
-def _judged(task: Any, data: Mapping[str, Any]) -> list[Any]:
-    return [task, {name: data.get(name) for name in ("eval", "eval_rows", "columns")} if data else {}]
-
-
 def row_of(runs: tuple[RunRecord, ...]) -> Row:
     """What one group measured, before it is related to others."""
     first = runs[0]
     summaries = [run.summary or {} for run in runs]
     student = dict_at(summaries[0], "student")
     bests = [run.best for run in runs]
-    configured = str(dict_at(first.config, "task").get("metric") or "accuracy")
-    metric = next((best.metric for best in bests if best), configured)
+    metric = next((best.metric for best in bests if best), None) or str(first.task.get("metric") or "accuracy")
     names = dict.fromkeys(name for best in bests if best for name in best.metrics if name != "rows")
     metrics = {name: Stat.of(best.metrics.get(name) for best in bests if best) for name in names}
     tests = [dict_at(summary, "test", "metrics") for summary in summaries]
     tested = dict.fromkeys(name for test in tests for name in test if name != "rows")
     test_metrics = {str(name): Stat.of(number(test.get(name)) for test in tests) for name in tested}
-    lines = [record for record in (*first.train, *first.evals) if integer(record.get("step")) is not None]
     steps = integer(summaries[0].get("steps"))
+    if steps is None:
+        lines = [step for record in (*first.train, *first.evals) if (step := integer(record.get("step"))) is not None]
+        steps = max(lines, default=None)
     return Row(
         label=_label(first),
         variant="",
@@ -280,7 +265,7 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
         parameters=integer(student.get("parameters")),
         megabytes=number(student.get("megabytes")),
         timings=alike(timing for run in runs if (timing := timing_of(run)) is not None),
-        steps=steps if steps is not None else max((record["step"] for record in lines), default=None),
+        steps=steps,
         wall_seconds=Stat.of(number(summary.get("wall_seconds")) for summary in summaries),
         test=Stat.of(value_on(run, "test", metric) for run in runs),
         test_metrics={name: stat for name, stat in test_metrics.items() if stat},
@@ -314,7 +299,3 @@ def model_name(model: str) -> str:
     """Last part of a hub name or folder; run folders keep their model in `student/`, which says nothing."""
     parts = [part for part in model.replace("\\", "/").split("/") if part not in ("", "student")]
     return parts[-1] if parts else model
-
-
-def _without(section: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if name != key}

@@ -9,7 +9,7 @@ from typing import Any
 
 from raybrew.reports.collect import RunRecord, dict_at, integer
 from raybrew.reports.evidence import SPLITS, Split, teacher_value
-from raybrew.reports.rows import Row, Stat, evaluation_key
+from raybrew.reports.rows import Row, Stat
 
 __all__ = ["made", "may_compare", "teacher_quality", "teachers_apart", "teachers_on_test"]
 
@@ -24,11 +24,11 @@ def made(teacher: Row, student: Row, facts: Mapping[str, Any]) -> bool:
     # Copied or renamed: the same experiment and evaluation, and a model of the same size.
     same = any(run.experiment == student.runs[0].experiment for run in teacher.runs)
     sizes = {teacher.parameters, integer(facts.get("parameters"))} - {None}
-    return same and len(sizes) <= 1 and evaluation_key(teacher.runs[0]) == evaluation_key(student.runs[0])
+    return same and len(sizes) <= 1 and teacher.runs[0].evaluation_key == student.runs[0].evaluation_key
 
 
 def may_compare(teacher: Row, row: Row) -> bool:
-    return not teacher.runs or evaluation_key(teacher.runs[0]) == evaluation_key(row.runs[0])
+    return not teacher.runs or teacher.runs[0].evaluation_key == row.runs[0].evaluation_key
 
 
 def teachers_on_test(rows: Sequence[Row]) -> list[Row]:

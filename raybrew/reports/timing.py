@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Timing:
     student: Mapping[str, float]
     teacher: Mapping[str, float]
 
-    @property
+    @functools.cached_property
     def of_teacher(self) -> Timing:
         """The teacher's part, as a measurement of its own."""
         return dataclasses.replace(self, student=self.teacher, teacher={})

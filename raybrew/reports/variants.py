@@ -11,11 +11,12 @@ __all__ = ["name_variants"]
 
 #: More settings than this are counted rather than spelled out, unless it takes more to tell apart.
 MAX_SETTINGS = 3
+_ABSENT = object()
 
 
 def name_variants(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """One text per entry of `settings`, such as `temperature=8, matches=hidden_mse`; empty where all agree."""
-    flat = [_with_courses(_flat(entry), entry) for entry in settings]
+    flat = [_with_courses(_flat(entry), entry) for entry in _differing(settings)]
     keys = dict.fromkeys(key for entry in flat for key in entry)
     differing = [key for key in keys if len({entry.get(key, "none") for entry in flat}) > 1]
     # A list that differs in its losses says so itself; its elements need not.
@@ -28,6 +29,26 @@ def name_variants(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         often = Counter(names)
         names = [_cut(words, count) if often[name] > 1 else name for words, name in zip(spelled, names, strict=True)]
     return names
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """`settings` without the parts in which all agree; whole where one changes settings in the course of training."""
+    if any(isinstance(entry.get("train"), Mapping) and entry["train"].get("changes") for entry in settings):
+        return settings
+    return _without_common(settings)
+
+
+def _without_common(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{} for _ in entries]
+    for name in dict.fromkeys(name for entry in entries for name in entry):
+        values = [entry.get(name, _ABSENT) for entry in entries]
+        if all(type(value) is type(values[0]) and value == values[0] for value in values):
+            continue
+        inner = _without_common(values) if all(isinstance(value, Mapping) for value in values) else values
+        for kept, entry, value in zip(found, entries, inner, strict=True):
+            if name in entry:
+                kept[name] = value
+    return found
 
 
 def _cut(words: Sequence[str], count: int) -> str:

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import StoreConfig
 from raybrew.data.arrow import shard_name, write_shard
 from raybrew.data.rows import row_ids
+from raybrew.data.tables import taken
 from raybrew.errors import (
     ClusterError,
     ConfigError,
@@ -35,13 +35,12 @@ from raybrew.errors import (
     StoreUnreachable,
 )
 from raybrew.models.devices import Place, free_gpu
-from raybrew.models.inspection import model_megabytes
-from raybrew.models.loading import ModelSource
+from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import Folder, check_seen, check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.store.elements import element_type_of
-from raybrew.store.find import captured_labels, check_element_type, checked_rows, identify, other_weights
+from raybrew.store.find import captured_labels, check_element_type, checked_rows, identity_of, other_weights
 from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import (
     EXAMPLES,
@@ -63,7 +62,6 @@ from raybrew.store.worker import (
     ShardResult,
     ShardWorker,
     WorkerSettings,
-    build_teacher,
     load_teacher,
 )
 from raybrew.tasks.base import Task
@@ -105,8 +103,8 @@ def capture(
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
     _check_actors(store)
-    known, model, tokenizer = identify(task, teacher, request, device, precision, store.launcher)
-    check_element_type(model.config, request, store.element_type)
+    known = identity_of(task, teacher, request, device, precision, store)
+    check_element_type(load_config(known.source), request, store.element_type)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
     if waiting is not None and not is_remote(store_root) and not storage.exists():
@@ -138,11 +136,9 @@ def capture(
                 _write_pending(pending, rows, sources)
                 try:
                     if tasks and _runs_here(store, tasks, known.place):
-                        _run_here(settings, model, tokenizer, tasks, reporter)
+                        _run_here(settings, tasks, reporter)
                     elif tasks:
-                        size = int(model_megabytes(model) * 10**6)
-                        del model  # the actors load their own
-                        _run_on_ray(settings, tasks, store, reporter, size)
+                        _run_on_ray(settings, tasks, store, reporter, known.size)
                 except KeyboardInterrupt:
                     raise Interrupted(
                         f"{reporter.shards_done} of {len(tasks)} shards are done and kept in {storage.location}; the "
@@ -160,7 +156,7 @@ def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.N
     with pending.storage.scratch(pending.token) as scratch:
         for index, places in sources.items():
             path = scratch / shard_name(index)
-            write_shard(path, rows.take(places))
+            write_shard(path, taken(rows, places))
             pending.storage.put(path, pending.name(path.name))
 
 
@@ -206,16 +202,11 @@ def _runs_here(store: StoreConfig, tasks: list[ShardTask], place: Place) -> bool
     return store.launcher == "local"
 
 
-def _run_here(
-    settings: WorkerSettings,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list[ShardTask],
-    reporter: ProgressReporter,
-) -> None:
-    worker = ShardWorker(settings, build_teacher(settings, model, tokenizer))
+def _run_here(settings: WorkerSettings, tasks: list[ShardTask], reporter: ProgressReporter) -> None:
+    teacher = load_teacher(settings)
+    worker = ShardWorker(settings, teacher)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(_SHARDS_IN_HAND, "shard") as pool:
-        stack.callback(free_gpu, model)  # students that are trained next need it
+        stack.callback(free_gpu, teacher.model)  # students that are trained next need it
         waiting = {pool.submit(worker.run, task) for task in tasks}
         try:
             while waiting:

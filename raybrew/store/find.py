@@ -16,9 +16,9 @@ from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, ModelError, StoreError, StoreUnreachable
 from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.devices import Place, place_of_teacher
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer
+from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
-from raybrew.store.fingerprint import store_parts, teacher_fingerprint
+from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts, teacher_fingerprint
 from raybrew.store.layout import read_manifest
 from raybrew.store.lock import Waiting, await_store
 from raybrew.store.reader import Store
@@ -34,6 +34,7 @@ __all__ = [
     "find_any",
     "find_store",
     "identify",
+    "identity_of",
     "other_weights",
 ]
 
@@ -55,7 +56,7 @@ def find_store(
     """
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
-    known, _, _ = identify(task, teacher, request, device, precision, store.launcher)
+    known = identity_of(task, teacher, request, device, precision, store)
 
     def look() -> Store:
         found = find_any(known, teacher, store_root, store.cache, store.element_type)
@@ -149,6 +150,8 @@ class StoreIdentity:
     source: ModelSource
     place: Place
     parts: dict[str, Any]
+    size: int
+    """Bytes of the teacher's weights in memory."""
 
     @property
     def precision(self) -> str:
@@ -170,11 +173,31 @@ def identify(
     lacks a layer asked for.
     """
     source = dataclasses.replace(teacher, model=_absolute(teacher.model))
-    needs_head = any(signal.kind in ("logits", "pooled") for signal in request)
-    model, tokenizer = load_model(source, task.kind, needs_head=needs_head), load_tokenizer(source)
+    model, tokenizer = load_model(source, task.kind, needs_head=_needs_head(request)), load_tokenizer(source)
     _check_layers(model.config, request, teacher.model)
     place = place_of_teacher(device, precision, launcher)
-    return StoreIdentity(source, place, store_parts(model, tokenizer, task, place.precision)), model, tokenizer
+    return _identity(source, hashes_of(model), tokenizer, task, place), model, tokenizer
+
+
+def identity_of(
+    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str, store: StoreConfig
+) -> StoreIdentity:
+    """What names the store of `teacher`, as `identify` has it. The model is not loaded if its files are known."""
+    source = dataclasses.replace(teacher, model=_absolute(teacher.model))
+    _check_layers(load_config(source), request, teacher.model)
+    folder = Path(store.storage_path) / ".cache"
+    hashes = known_hashes(source, task.kind, folder, needs_head=_needs_head(request))
+    return _identity(source, hashes, load_tokenizer(source), task, place_of_teacher(device, precision, store.launcher))
+
+
+def _needs_head(request: tuple[Signal, ...]) -> bool:
+    return any(signal.kind in ("logits", "pooled") for signal in request)
+
+
+def _identity(
+    source: ModelSource, hashes: ModelHashes, tokenizer: PreTrainedTokenizerBase, task: Task, place: Place
+) -> StoreIdentity:
+    return StoreIdentity(source, place, store_parts(hashes, tokenizer, task, place.precision), hashes.size)
 
 
 def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.Table:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 import xxhash
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from raybrew.data.arrow import write_json
 from raybrew.data.encoded import tokenizer_fingerprint
+from raybrew.models.inspection import model_megabytes
+from raybrew.models.loading import ModelSource, load_config, load_model
 from raybrew.store.layout import fingerprint_of_parts
 from raybrew.tasks.base import Task
 
-__all__ = ["hash_weights", "store_parts", "teacher_fingerprint"]
+__all__ = ["ModelHashes", "hash_weights", "hashes_of", "known_hashes", "store_parts", "teacher_fingerprint"]
 
 #: Configuration keys that do not change what a loaded model computes: provenance, names of labels, defaults of calls.
 _VOLATILE_KEYS = frozenset(
@@ -51,18 +58,68 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def store_parts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, precision: str
-) -> dict[str, Any]:
+class ModelHashes(NamedTuple):
+    """What a model is known by."""
+
+    weights: str
+    config: str
+    size: int
+    """Bytes of the weights in memory."""
+
+
+def hashes_of(model: PreTrainedModel) -> ModelHashes:
+    """Of a loaded model."""
+    # Only what differs from the defaults of its class: new options of a newer transformers do not make a new teacher.
+    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _VOLATILE_KEYS}
+    size = int(model_megabytes(model) * 10**6)
+    return ModelHashes(hash_weights(model), xxhash.xxh3_128_hexdigest(_canonical(config).encode()), size)
+
+
+def known_hashes(source: ModelSource, task_kind: str, folder: Path, *, needs_head: bool = True) -> ModelHashes:
+    """`hashes_of` the model of `source`, which is loaded once for its files: `folder` keeps what came of it.
+
+    Files are the same while path, size, times and inode are. ModelError as `load_model` has it.
+    """
+    stamp = _stamp(source)
+    asked = [stamp, task_kind, needs_head, transformers.__version__]
+    path = folder / f"model-{xxhash.xxh3_128_hexdigest(_canonical(asked).encode())}.json"
+    if stamp is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known["asked"] == asked:
+                return ModelHashes(str(known["weights"]), str(known["config"]), int(known["size"]))
+    found = hashes_of(load_model(source, task_kind, needs_head=needs_head))
+    if stamp is not None and _stamp(source) == stamp and folder.parent.is_dir():
+        with contextlib.suppress(OSError):  # the next one loads it again then
+            folder.mkdir(exist_ok=True)
+            write_json(path, {"asked": asked, **found._asdict()})
+    return found
+
+
+def _stamp(source: ModelSource) -> list[list[Any]] | None:
+    """Path, size, times and inode of each file of a model; None where its folder is not known."""
+    load_config(source)  # of the hub, the newest files of a revision are asked for
+    folder = Path(source.model)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(source.model, "config.json", revision=source.revision)
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    folder = folder if (folder / "config.json").is_file() else folder / "student"
+    files = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return [
+        [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for path, stat in files
+    ]
+
+
+def store_parts(hashes: ModelHashes, tokenizer: PreTrainedTokenizerBase, task: Task, precision: str) -> dict[str, Any]:
     """The parts of a store's fingerprint, as they stand in its manifest. `precision` is that of the forward pass.
 
     Rows are no part of it (a store grows), nor labels, batch sizes or devices.
     """
-    # Only what differs from the defaults of its class: new options of a newer transformers do not make a new teacher.
-    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _VOLATILE_KEYS}
     return {
-        "weights": hash_weights(model),
-        "config": xxhash.xxh3_128_hexdigest(_canonical(config).encode()),
+        "weights": hashes.weights,
+        "config": hashes.config,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "encode": {
             "task": task.kind,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raybrew.data.arrow import FlatColumn, RaggedColumn
+from raybrew.data.tables import taken
 from raybrew.errors import StoreError
 from raybrew.signals import PAIR_KINDS, Signal, sorted_signals
 from raybrew.store.compute import Teacher
@@ -69,7 +70,7 @@ def compare_live(
     checks = []
     for group in _by_rows(store, wanted, places):
         here, request = group
-        table = examples.table().take(pa.array(here))
+        table = taken(examples.table(), here)
         first = teacher.compute(table, request)
         second = dataclasses.replace(teacher, batch_tokens=1, notes=[]).compute(table, request)
         for signal in request:

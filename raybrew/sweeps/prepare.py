@@ -150,8 +150,9 @@ def _epochs_of(experiment: Experiment) -> Epochs:
         tasks.append((name, view, rows, asked))
     tokens = student_tokens(experiment, shape, [(view, rows.training) for _, view, rows, _ in tasks], quiet)
     orders = {
-        name or "": build_order(encode(view, rows.training, tokens, *asked).lengths, experiment.train)
+        name or "": build_order(encoded.lengths, experiment.train, encoded.folder)
         for name, view, rows, asked in tasks
+        for encoded in [encode(view, rows.training, tokens, *asked)]
     }
     task = experiment.task
     if isinstance(task, MultiTaskConfig):

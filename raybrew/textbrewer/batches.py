@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raybrew.data.draws import uniform
 from raybrew.errors import CheckpointError, ConfigError, DataError
 from raybrew.textbrewer.adaptors import Adapted
 
@@ -241,7 +242,7 @@ class TaskOrder:
         self.seed = seed
 
     def __call__(self, index: int) -> str:
-        drawn = np.random.Generator(np.random.PCG64([self.seed, index])).random()
+        drawn = uniform([self.seed, index], 1)[0]
         place = int(np.searchsorted(np.cumsum(self.shares), drawn, side="right"))
         return self.tasks[min(place, len(self.tasks) - 1)]
 

@@ -95,24 +95,28 @@ class MetricsLog:
         self.close()
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All records in the order written; a torn last line is left out. A missing file has no records.
+def read_metrics(path: str | os.PathLike[str], kind: str | None = None) -> list[dict[str, Any]]:
+    """All records in the order written, or those of one `kind`; a torn last line is left out. A missing file has none.
 
     RunError for a damaged line elsewhere, with its number: that is no trace of a crash, and no number to guess.
     """
     path = Path(path)
     if not path.exists():
         return []
-    return [_floats(record) for _, record in _read_lines(path)[0]]
+    lines = _read_lines(path, b"" if kind is None else f'"{kind}"'.encode())[0]
+    return [_floats(record) for _, record in lines if kind is None or record.get("kind") == kind]
 
 
-def _read_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
-    """(raw line, record) of every whole line, and how many torn lines (0 or 1) end the file."""
+def _read_lines(path: Path, holding: bytes = b"") -> tuple[list[tuple[bytes, dict[str, Any]]], int]:
+    """(raw line, record) of every whole line, and how many torn lines (0 or 1) end the file.
+
+    Lines without the bytes `holding` are not decoded.
+    """
     raws = path.read_bytes().split(b"\n")
     lines: list[tuple[bytes, dict[str, Any]]] = []
     last = max((number for number, raw in enumerate(raws) if raw.strip()), default=-1)
     for number, raw in enumerate(raws[: last + 1]):
-        if not raw.strip():
+        if holding not in raw or not raw.strip():
             continue
         try:
             record = json.loads(raw.decode("utf-8"))

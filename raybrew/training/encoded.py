@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,9 +66,12 @@ class Trainee(nn.Module):
         return (1.0,) * len(self.objective.terms)
 
 
-def build_order(lengths: np.ndarray, config: TrainConfig) -> Order:
-    """The order of training rows whose lengths in tokens these are."""
-    return Order(lengths, BatchSize(config.batch_size, config.batch_tokens, config.compile), config.seed)
+def build_order(lengths: np.ndarray, config: TrainConfig, counts: Path | None = None) -> Order:
+    """The order of training rows whose lengths in tokens these are; batches are counted once for the folder `counts`.
+
+    That is the folder of these rows alone.
+    """
+    return Order(lengths, BatchSize(config.batch_size, config.batch_tokens, config.compile), config.seed, counts)
 
 
 class Epochs(Protocol):
@@ -79,8 +84,12 @@ class Epochs(Protocol):
 
 def total_steps(order: Epochs, config: TrainConfig) -> int:
     """Optimizer steps of a whole run."""
-    steps = order.first_step(config.epochs)
-    return steps if config.max_steps is None else min(steps, config.max_steps)
+    if config.max_steps is None:
+        return order.first_step(config.epochs)
+    # Epochs are counted one after the other, as far as is needed: of batches by tokens each count takes time.
+    ends = (order.first_step(epoch) for epoch in range(1, config.epochs + 1))
+    end = next((end for end in ends if end >= config.max_steps), None)
+    return order.first_step(config.epochs) if end is None else config.max_steps
 
 
 def evaluation_steps(order: Epochs, config: TrainConfig) -> list[int]:
@@ -91,7 +100,7 @@ def evaluation_steps(order: Epochs, config: TrainConfig) -> list[int]:
         return [*due, steps]
     every = config.eval_epochs or 1
     ends = (order.first_step(epoch) for epoch in range(every, config.epochs + 1, every))
-    return [*(end for end in ends if end < steps), steps]
+    return [*itertools.takewhile(lambda end: end < steps, ends), steps]
 
 
 class EncodedProgram:
@@ -130,7 +139,7 @@ class EncodedProgram:
         return self.order.progress(step)
 
     def example_ids(self, step: int) -> Sequence[str]:
-        return [self.loader.data.ids[row].tobytes().hex() for row in self.loader.order.batch(step)]
+        return self.loader.data.names(self.loader.order.batch(step))
 
     def counts(self, batch: StepBatch) -> Tensor:
         objective = self.trainee.objective

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raybrew.config.distill import TheseusConfig
+from raybrew.data.draws import uniform
 from raybrew.models.theseus import Hybrid
 from raybrew.training.stages import Stages
 
@@ -24,7 +25,7 @@ def replaced_at(chance: float, num_modules: int, seed: int, step: int) -> tuple[
 
     Without any there would be nothing to train, so the one that was closest is replaced then.
     """
-    drawn = np.random.default_rng([seed, step, 0x7E5E05]).random(num_modules)
+    drawn = uniform([seed, step, 0x7E5E05], num_modules)
     replaced = drawn < chance
     replaced[np.argmin(drawn)] = True
     return tuple(bool(each) for each in replaced)

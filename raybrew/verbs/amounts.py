@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment
-from raybrew.data.rows import row_ids
+from raybrew.data.rows import row_ids, subset_indices
+from raybrew.data.tables import taken
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
 from raybrew.models.shapes import dims_of
 from raybrew.signals import Signal
@@ -84,7 +85,7 @@ def sample_of(rows: pa.Table, most: int = SAMPLE_ROWS) -> pa.Table:
     """All of `rows`, or a seeded sample of `most` in their order."""
     if rows.num_rows <= most:
         return rows
-    return rows.take(np.sort(np.random.default_rng(0).choice(rows.num_rows, most, replace=False)))
+    return taken(rows, subset_indices(rows.num_rows, most))
 
 
 def token_columns(task: Task, tokenizer: Any, units: pa.Table, most: int = SAMPLE_ROWS) -> TokenSample:
@@ -106,7 +107,7 @@ def sizes_of_store(
     most: int = SAMPLE_ROWS,
 ) -> Sizes:
     """What a store of `request` for `units` will take. Only tokenizer and configuration of the teacher are loaded."""
-    units = units.take(unique_rows(row_ids(units)))
+    units = taken(units, unique_rows(row_ids(units)))
     task, config = task_of(one), load_config(source)
     sample = token_columns(task, load_tokenizer(source), units, most)
     amounts = Amounts.of(sample.lengths, sample.items, sample.columns, sample.rows)

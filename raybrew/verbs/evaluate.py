@@ -31,7 +31,7 @@ from raybrew.models.loading import ModelSource, load_config, load_model, load_to
 from raybrew.nodes import on_gpu
 from raybrew.runtime import ray_runtime
 from raybrew.signals import LOGITS, Signal
-from raybrew.store.fingerprint import hash_weights
+from raybrew.store.fingerprint import known_hashes
 from raybrew.tasks.agreement import Agreement, agreement_from, agreement_of
 from raybrew.tasks.base import Labels, Task
 from raybrew.tasks.scores import RowScores, load_scores, save_scores
@@ -43,6 +43,7 @@ from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
 from raybrew.verbs.model_checks import model_cautions, whose
 from raybrew.verbs.prepare import (
     Rows,
+    cache_folder,
     check_teacher_labels,
     data_key,
     data_of,
@@ -264,7 +265,8 @@ def evaluate_teacher(
     """Metrics and size of the teacher on the evaluation rows, computed once for all students."""
     assert rows.evaluation is not None  # the caller looked
     encoded = encode(experiment, rows.evaluation.table, teacher)
-    key = xxhash.xxh3_128_hexdigest(f"{hash_weights(load_model(teacher, experiment.task.kind))} {encoded.key}".encode())
+    weights = known_hashes(teacher, experiment.task.kind, cache_folder(experiment)).weights
+    key = xxhash.xxh3_128_hexdigest(f"{weights} {encoded.key}".encode())
     path = encoded.folder.parent / f"evaluation-{key}.json"
     known = _known(path)
     if known is not None:
@@ -309,7 +311,7 @@ def evaluate_ensemble(
     # Units that fit all tokenizers, so that all teachers speak of the same ones.
     encoded = {name: encode(view, rows.evaluation.table, source, *sources.values()) for name, source in sources.items()}
     hashes = {
-        name: f"{hash_weights(load_model(source, view.task.kind))} {encoded[name].key} {weights[name]}"
+        name: f"{known_hashes(source, view.task.kind, cache_folder(view)).weights} {encoded[name].key} {weights[name]}"
         for name, source in sources.items()
     }
     average = Average(weights, view.teacher.average, view.distill.temperature)

@@ -21,6 +21,7 @@ from raybrew.config import Experiment, TrainConfig
 from raybrew.config.judge import LOSS
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
+from raybrew.data.rows import rows_of_ids
 from raybrew.errors import DivergenceError, Interrupted, ModelError, writing
 from raybrew.models.loading import ModelSource
 from raybrew.models.multi_task import MultiTaskStudent
@@ -301,15 +302,14 @@ class _RunHooks:
     def _examples(self, training: EncodedRows, error: DivergenceError) -> list[dict[str, str]]:
         """Those of `training` that the error names, each with its id and text."""
         wanted = {bytes.fromhex(name) for name in error.example_ids}
-        rows = [row for row, each in enumerate(training.ids) if each.tobytes() in wanted]
+        rows = rows_of_ids(training.ids, wanted).tolist()
         if not rows:
             return []
         tokens, lengths = training.gather(np.array(rows, dtype=np.int64))["input_ids"]
         ends = np.cumsum(lengths)
         decode = self.parts.tokenizer.decode
         texts = [decode(tokens[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
-        ids = [training.ids[row].tobytes().hex() for row in rows]
-        return [{"id": name, "text": text} for name, text in zip(ids, texts, strict=True)]
+        return [{"id": name, "text": text} for name, text in zip(training.names(rows), texts, strict=True)]
 
 
 def describe_failure(reasons: Mapping[str, str]) -> str:

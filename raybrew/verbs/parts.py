@@ -224,7 +224,7 @@ def _stages(part: Part, num_steps: int) -> Stages:
 
 
 def _orders(inputs: Sequence[Inputs], config: TrainConfig) -> dict[str, Order]:
-    return {part.task or "": build_order(part.training.lengths, config) for part in inputs}
+    return {part.task or "": build_order(part.training.lengths, config, part.training.folder) for part in inputs}
 
 
 def _loader(

@@ -21,6 +21,7 @@ from raybrew.config.controls import planned_controls
 from raybrew.config.space import planned_trainings
 from raybrew.config.task_checks import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
+from raybrew.data.tables import taken
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.devices import pick_device, pick_precision
@@ -303,7 +304,7 @@ def _live_plan(
 def _teacher_rate(teacher: Teacher, units: pa.Table, request: tuple[Signal, ...]) -> float:
     """Tokens per second through the teacher, padding included."""
     rng = np.random.default_rng(0)
-    chosen = units.take(rng.permutation(units.num_rows)[:_PROBE_ROWS])
+    chosen = taken(units, rng.permutation(units.num_rows)[:_PROBE_ROWS])
     examples = teacher.encode(chosen, aside={})
     lengths = np.array([len(tokens) for tokens in examples.column("input_ids").to_pylist()], np.int32)
     examples, lengths = examples.filter(pa.array(lengths > 0)), lengths[lengths > 0]

@@ -20,7 +20,7 @@ from raybrew.config import Experiment
 from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
-from raybrew.store.find import find_store, identify
+from raybrew.store.find import find_store, identity_of
 from raybrew.store.storage import is_remote, open_storage
 from raybrew.verbs.amounts import Sizes, free_bytes, sizes_of_store
 from raybrew.verbs.capture import store_root
@@ -57,7 +57,7 @@ def runs_live(
         raise
     except StoreError:
         pass  # not there yet, or not all of it
-    known, _, _ = identify(task, teacher, request, device, precision, one.store.launcher)
+    known = identity_of(task, teacher, request, device, precision, one.store)
     storage = open_storage(f"{root}/{known.fingerprint}", one.store.cache)
     there = 0 if is_remote(root) else sum(storage.files().values())
     needed = Sizes.text(sizes.total)

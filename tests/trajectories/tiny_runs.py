@@ -109,6 +109,9 @@ class Rows:
         self.items = [np.sort(places) for places in chosen] if items else None
         self.item_labels = [random.integers(-1, CLASSES, len(places)) for places in chosen]
 
+    def names(self, rows: np.ndarray) -> list[str]:
+        return [each.tobytes().hex() for each in self.ids[rows]]
+
     def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         if self.items is None:
             return {"labels": self.labels[rows].astype(np.int64)}

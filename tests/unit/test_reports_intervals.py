@@ -14,6 +14,7 @@ from scipy import stats
 
 from raybrew.reports.collect import load_run, load_runs
 from raybrew.reports.compare import compare
+from raybrew.reports.details import RunDetails
 from raybrew.reports.intervals import Sample, difference, interval, linear, mcnemar, row_weights, sidak
 from raybrew.reports.numbers import show_range
 from raybrew.reports.optimism import expected_maximum, of_checkpoints, of_configurations
@@ -224,6 +225,17 @@ def test_optimism_vanishes_where_one_configuration_is_far_better() -> None:
     assert expected_maximum(16) == pytest.approx(1.766, abs=0.01)
 
 
+class Curve(RunDetails):
+    """Evaluations of a run, instead of those in its folder."""
+
+    def __init__(self, folder: Path, evals: tuple[dict[str, Any], ...]) -> None:
+        super().__init__(folder)
+        self.evals = evals
+
+    def lines(self, kind: str) -> tuple[dict[str, Any], ...]:
+        return self.evals if kind == "eval" else ()
+
+
 def test_optimism_of_checkpoints_counts_those_that_compete(tmp_path: Path) -> None:
     truth = [0, 1] * 436
     answers = [0, 1] * 380 + [1, 0] * 56
@@ -243,7 +255,7 @@ def test_optimism_of_checkpoints_counts_those_that_compete(tmp_path: Path) -> No
         values = 0.87 + 0.006 * rng.normal(size=8)
         evals = tuple({"eval/accuracy": float(value), "best": True} for value in values)
         summary = {"best": {"metric": "accuracy", "value": float(values.max())}}
-        flat = dataclasses.replace(run, evals=evals, summary=summary)
+        flat = dataclasses.replace(run, details=Curve(run.folder, evals), summary=summary)
         gaps.append((values.max() - 0.87, of_checkpoints(flat, eval_sample)))
     true, told = np.array(gaps, float).mean(axis=0)
     assert told == pytest.approx(true, rel=0.25)

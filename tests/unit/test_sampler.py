@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raybrew.config.train import TrainConfig
+from raybrew.data import sampler
 from raybrew.data.sampler import BatchSize, Order, epoch_batches, num_batches, padded_length, share_of_rank
+from raybrew.training.encoded import build_order, evaluation_steps, total_steps
 
 
 @given(
@@ -94,3 +100,32 @@ def test_bounded_lengths_are_few_and_near() -> None:
     assert all(length <= padded < length + max(16, length / 4) for length, padded in enumerate(found, start=1))
     assert len(set(found)) == 16
     assert [padded_length(length, bounded=False) for length in (1, 17, 200)] == [1, 17, 200]
+
+
+def test_epochs_are_counted_once_as_far_as_steps_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, built = [], []
+    count, build = sampler.count_batches, sampler.epoch_batches
+    monkeypatch.setattr(sampler, "count_batches", lambda *given: counted.append(given[3]) or count(*given))
+    monkeypatch.setattr(sampler, "epoch_batches", lambda *given: built.append(given[3]) or build(*given))
+    lengths = np.random.default_rng(0).integers(1, 50, 60)
+    config = TrainConfig(epochs=30, batch_tokens=400, max_steps=5)
+    order = build_order(lengths, config, tmp_path)
+    assert (total_steps(order, config), evaluation_steps(order, config)) == (5, [5])
+    assert (counted, built) == ([0], [])
+    whole = config.model_copy(update={"max_steps": None, "epochs": 4})
+    steps = total_steps(order, whole)
+    ends = evaluation_steps(order, whole)
+    assert counted == [0, 1, 2, 3]
+    assert (order.epoch_of(steps), order.progress(steps)) == (4, 4.0)  # no fifth epoch is counted for it
+    again = build_order(lengths, whole, tmp_path)  # another process, or the next trial
+    assert (total_steps(again, whole), evaluation_steps(again, whole)) == (steps, ends)
+    assert (counted, built) == ([0, 1, 2, 3], [])
+    assert [len(Order(lengths, order.size, order.seed).batches(epoch)) for epoch in range(4)] == np.diff(
+        [0, *ends]
+    ).tolist()
+    # Other sizes and seeds are counted on their own, and a damaged file is counted again.
+    assert total_steps(build_order(lengths, whole.model_copy(update={"seed": 1}), tmp_path), whole) > 0
+    assert len(counted) == 8
+    for path in tmp_path.iterdir():
+        path.write_text("{", encoding="utf-8")
+    assert total_steps(build_order(lengths, whole, tmp_path), whole) == steps

@@ -13,7 +13,6 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.views import choose_task, task_views, teacher_names, teacher_views
 from raybrew.errors import ConfigError
 from raybrew.reports.collect import load_run
-from raybrew.reports.rows import evaluation_key
 from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
 
 TEACHERS: dict[str, Any] = {
@@ -207,7 +206,7 @@ def test_a_sweep_of_several_tasks_has_controls_without_unlabelled_rows_of_any(tm
         folder.mkdir()
         (folder / "identity.json").write_text(json.dumps({"verb": "distill", "identity": one.identity("distill")}))
         folders.append(folder)
-    assert len({evaluation_key(load_run(folder)) for folder in folders}) == 1
+    assert len({load_run(folder).evaluation_key for folder in folders}) == 1
     sweep["space"] = {"task.tasks.one.data.eval": ["b", "d"], "task.tasks.two.task.metric": ["mcc", "accuracy"]}
     found = problems(values)
     assert "sweep.space.task.tasks.one.data.eval: cannot vary: students must be judged on the same rows" in found
