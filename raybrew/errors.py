@@ -23,6 +23,7 @@ __all__ = [
     "ModelError",
     "RaybrewError",
     "RunError",
+    "RunLocked",
     "StoreError",
     "StoreNotWritable",
     "StoreUnreachable",
@@ -117,6 +118,10 @@ class CheckpointError(RaybrewError, OSError):
 
 class RunError(RaybrewError, RuntimeError):
     """A run failed or its folder belongs to something else."""
+
+
+class RunLocked(RunError):  # noqa: N818 (as the others of its kind)
+    """Another process works on this run or sweep: it is free when that one has ended."""
 
 
 class ClusterError(EnvironmentProblem):

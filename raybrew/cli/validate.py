@@ -11,7 +11,7 @@ import typer
 from raybrew.cli.options import AsJson
 from raybrew.cli.terminal import print_json, write_line
 from raybrew.config.loading import load_experiment
-from raybrew.config.space import space_notes
+from raybrew.config.space import space_cautions, space_notes
 from raybrew.config.stages import method_notes
 from raybrew.config.sweep_judge import judge_notes
 from raybrew.errors import ConfigError
@@ -37,7 +37,7 @@ def validate(
             experiment = load_experiment(Path(path), overrides, check_files=files)
             found[path] = []
             notes[path] = [*method_notes(experiment.distill, experiment.student), *space_notes(experiment)]
-            notes[path] += judge_notes(experiment)
+            notes[path] += [*space_cautions(experiment), *judge_notes(experiment)]
         except ConfigError as error:
             found[path] = list(error.problems) or [str(error)]
             if not as_json:

@@ -32,6 +32,7 @@ __all__ = [
     "planned_configurations",
     "planned_trainings",
     "show_value_of",
+    "space_cautions",
     "space_notes",
 ]
 
@@ -190,6 +191,15 @@ def space_notes(experiment: Experiment) -> list[str]:
         notes.append(f"sweep.space: {len(corners(sweep))} of {total} corners were checked, every value among them")
     elif sweep.space:
         notes.append(f"sweep.space: all {len(corners(sweep))} corners are valid")
+    return notes
+
+
+def space_cautions(experiment: Experiment) -> list[str]:
+    """What may make a valid sweep useless."""
+    sweep = experiment.sweep
+    if sweep is None:
+        return []
+    cautions = []
     unscaled = [experiment.distill.scale_by_temperature_squared]
     for key, parameter in sweep.space.items():
         if key == "distill.scale_by_temperature_squared":
@@ -201,16 +211,16 @@ def space_notes(experiment: Experiment) -> list[str]:
                 if name in METHODS
             ]
     if "distill.temperature" in sweep.space and False in unscaled:
-        notes.append(
+        cautions.append(
             "warning: distill.temperature varies while distill.scale_by_temperature_squared is false: the KD gradient "
             "falls with 1/T^2, so temperature and weight of the KD loss are confounded"
         )
     if "distill.temperature" in sweep.space and _only_squares(experiment, sweep) and False not in unscaled:
-        notes.append(
+        cautions.append(
             "warning: distill.temperature varies, but the KD loss is mse, from which it cancels out "
             "(distill.scale_by_temperature_squared): such trials are alike"
         )
-    return notes
+    return cautions
 
 
 def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:

@@ -132,7 +132,7 @@ _LINES: Mapping[str, Mapping[str, _Check]] = MappingProxyType(
         "pause": {"run": _is_run, "step": _is_whole, "share": _is_finite, "value": _is_number, **_TIMES},
         "end": {
             "run": _is_run, "status": _is_status, "value?": _is_number, "objectives?": _is_objectives,
-            "error?": _is_text, **_TIMES,
+            "error?": _is_text, "error_type?": _is_text, **_TIMES,
         },
         "round": {"number": _is_whole, "scores": _is_scores, "moves": _is_moves},
         "copy": {"run": _is_run, "source": _is_run},

@@ -15,6 +15,9 @@ _CHANGES = "train.changes"
 #: Roles of trials: configurations of the space; the same student from labels alone; from the teacher's logits alone.
 CANDIDATE, CONTROL, KD_ONLY = "candidate", "control", "KD only"
 
+#: Built-in errors that mean the configuration is at fault.
+_LASTING = frozenset({"ConfigError", "DataError", "LossError", "DivergenceError", "ModelError"})
+
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord:
@@ -37,6 +40,8 @@ class TrialRecord:
     overhead: float | None = None
     """Time beyond training, of the parts that told their training time."""
     error: str | None = None
+    error_type: str | None = None
+    """Name of the class of `error`; None in older ledgers."""
     reused: bool = False
     """The run was there already, so it cost nothing."""
     gpus: float = 0.0
@@ -66,6 +71,11 @@ class TrialRecord:
     def counts(self) -> bool:
         """Whether it has a result: it is done, also while its removed student is trained again."""
         return self.status == "done" or self.again
+
+    @property
+    def failed_for_good(self) -> bool:
+        """Whether its configuration is at fault, so that another try would end the same way."""
+        return self.status == "failed" and self.error_type in _LASTING
 
     @property
     def share(self) -> float:
@@ -168,6 +178,7 @@ def after(trial: TrialRecord, record: Mapping[str, Any]) -> TrialRecord:
             trial,
             status="running",
             error=None,
+            error_type=None,
             since=record.get("at"),
             seconds_before=trial.seconds or 0.0,
             gpus=trial.gpus if gpus is None else float(gpus),
@@ -214,13 +225,14 @@ def _ended(trial: TrialRecord, record: Mapping[str, Any]) -> TrialRecord:
     status, objectives = str(record["status"]), record.get("objectives")
     if trial.again and status != "done":
         # The result of the first training stands; only its student is missing.
-        return dataclasses.replace(trial, status=status, error=record.get("error"))
+        return dataclasses.replace(trial, status=status, error=record.get("error"), error_type=record.get("error_type"))
     return dataclasses.replace(
         trial,
         status=status,
         again=False,
         value=record.get("value"),
         error=record.get("error"),
+        error_type=record.get("error_type"),
         reused=bool(record.get("reused")),
         objectives=None if objectives is None else tuple(objectives),
     )

@@ -25,7 +25,7 @@ from raybrew.reports.sweeps import sessions_of
 from raybrew.reports.trials import CANDIDATE, TrialRecord, after, new_trial, trials_of
 from raybrew.sweeps.controls import Controls, StepsOf
 from raybrew.sweeps.costs import gpus_of, over_budget, spent
-from raybrew.sweeps.jobs import LASTING, Job, canonical, make_job
+from raybrew.sweeps.jobs import Job, canonical, make_job
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.replay import mean_objectives, replay
 from raybrew.sweeps.rounds import Population, States
@@ -107,8 +107,7 @@ class Conductor:
                 self.controls.key_of(job)  # the first candidate decides how its controls start
             if trial.member is not None and not trial.again:
                 continue  # the population knows when it is its turn
-            lasting = trial.status == "failed" and str(trial.error).split(":")[0] in LASTING
-            if trial.status in ("waiting", "running") or (trial.status == "failed" and not lasting):
+            if trial.status in ("waiting", "running") or (trial.status == "failed" and not trial.failed_for_good):
                 self.queue.append(trial.run)
         self.seconds_before = float(sum(session["seconds"] for session in sessions_of(records)))
         self.source = build_source(self.sweep)
@@ -260,7 +259,7 @@ class Conductor:
         )
         self.trials[run] = new_trial(line, self.trials)
         text = "; ".join(error.problems) or str(error)
-        self.ended(run, {"status": "failed", "error": f"ConfigError: {text}"})
+        self.ended(run, {"status": "failed", "error": f"ConfigError: {text}", "error_type": "ConfigError"})
         return run
 
     def until(self, run: str) -> float | None:

@@ -11,10 +11,7 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.space import apply_values
 from raybrew.reports.trials import CANDIDATE, canonical
 
-__all__ = ["LASTING", "Job", "canonical", "make_job", "shape_of"]
-
-#: Names of the built-in errors that mean the configuration is at fault: running it again would end the same way.
-LASTING = ("ConfigError", "DataError", "LossError", "DivergenceError", "ModelError")
+__all__ = ["Job", "canonical", "make_job", "shape_of"]
 
 
 @dataclasses.dataclass(frozen=True)

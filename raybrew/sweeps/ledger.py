@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from raybrew.config.scrub import scrub
-from raybrew.errors import EnvironmentProblem, RunError
+from raybrew.errors import EnvironmentProblem, RunLocked
 from raybrew.reports.ledger import LEDGER, read_ledger
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.training.run_folder import make_storage
@@ -47,14 +47,14 @@ class Ledger:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the sweep; RunError if another process is at it."""
+        """Hold the sweep; RunLocked if another process is at it."""
         make_storage(self.folder.parents[1])
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise RunError(f"{self.folder}: another process is working on this sweep") from error
+            raise RunLocked(f"{self.folder}: another process is working on this sweep") from error
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {self.folder}: {error.strerror or error}") from error
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raybrew.errors import ConfigError
 from raybrew.reports.trials import TrialRecord, after
-from raybrew.sweeps.jobs import LASTING, make_job
+from raybrew.sweeps.jobs import make_job
 from raybrew.sweeps.population import explore, matchups, next_stop, round_random, values_in_force, with_change
 
 if TYPE_CHECKING:
@@ -70,11 +70,10 @@ class Population:
             self._carry_out(self.rounds[-1], copied)
         for run in self.members.values():
             trial = self.conductor.trials[run]
-            lasting = str(trial.error).split(":")[0] in LASTING
             # What failed for reasons that pass is tried again, as long as no round has replaced it.
             if (
                 trial.status in ("waiting", "running")
-                or (trial.status == "failed" and not lasting)
+                or (trial.status == "failed" and not trial.failed_for_good)
                 or (trial.status == "paused" and trial.decided)
             ):
                 self._enqueue(run)

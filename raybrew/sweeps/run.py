@@ -11,7 +11,7 @@ from typing import Any
 
 from raybrew.config import Experiment
 from raybrew.config.judge import LOSS, quality
-from raybrew.config.space import planned_trainings, space_notes
+from raybrew.config.space import planned_trainings, space_cautions
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.config.values import refuse_secrets
 from raybrew.errors import ConfigError, Interrupted, RunError
@@ -49,9 +49,8 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
         raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
     refuse_secrets(experiment.plain())
     view = quiet_or(reporter)
-    for note in [*space_notes(experiment), *judge_notes(experiment)]:
-        if note.startswith("warning"):
-            view.say(note)
+    for caution in [*space_cautions(experiment), *judge_notes(experiment)]:
+        view.say(caution)
     folder = sweep_folder(experiment)
     ledger = Ledger(folder)
     with ledger.locked(), _told_how_to_go_on(ledger):

@@ -20,7 +20,7 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.judge import quality
 from raybrew.config.stages import stage_names
-from raybrew.errors import Interrupted, RunError
+from raybrew.errors import Interrupted, RunError, RunLocked
 from raybrew.models.devices import Devices, assume_devices
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import STOP_FILE
@@ -77,7 +77,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
         outcome["training_seconds"] = max(0.0, _trained_seconds(folder) - before)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        outcome = {"status": "failed", "error": f"{type(error).__name__}: {first}"[:500]}
+        kind = type(error).__name__
+        outcome = {"status": "failed", "error": f"{kind}: {first}"[:500], "error_type": kind}
         _free_memory()
     if stopped.is_set():
         raise SystemExit(0)
@@ -137,14 +138,11 @@ def _has_paused(folder: Path, until: float | None, judge: str) -> dict[str, Any]
 
 
 def _steps_in_all(folder: Path) -> int:
-    """Steps of the whole run, as its first event says; 0 while it does not."""
+    """Steps of the whole run, as the event of its start says; 0 while it does not."""
     from raybrew.tracking.jsonl import read_metrics
 
-    for record in read_metrics(folder / "metrics.jsonl"):
-        words = str(record.get("message", "")).split()
-        if record.get("event") in ("started", "resumed") and "of" in words:
-            return int(words[words.index("of") + 1])
-    return 0
+    records = read_metrics(folder / "metrics.jsonl")
+    return next((int(record["total_steps"]) for record in records if "total_steps" in record), 0)
 
 
 def _when_unlocked(call: Any) -> Any:
@@ -153,8 +151,8 @@ def _when_unlocked(call: Any) -> Any:
     while True:
         try:
             return call()
-        except RunError as error:
-            if "another process" not in str(error) or time.monotonic() > until:
+        except RunLocked:
+            if time.monotonic() > until:
                 raise
             time.sleep(0.5)
 

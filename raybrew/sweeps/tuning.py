@@ -234,7 +234,7 @@ class _Listener(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = f"its process was lost more often than it is replaced ({_RESTARTS} times): {_last_error(trial)}"
-        self._ended(trial, {"status": "failed", "error": f"ProcessDied: {reason}"})
+        self._ended(trial, {"status": "failed", "error": f"ProcessDied: {reason}", "error_type": "ProcessDied"})
 
     def _ended(self, trial: Any, otherwise: dict[str, Any]) -> None:
         run = self.brain.runs.pop(trial.trial_id, None)

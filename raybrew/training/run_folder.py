@@ -22,7 +22,7 @@ from raybrew.config.loading import dump_experiment
 from raybrew.config.scrub import scrub
 from raybrew.config.values import refuse_secrets
 from raybrew.data.arrow import write_json
-from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, first_line
+from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
@@ -252,14 +252,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run; RunError if another process is at it."""
+        """Hold the run; RunLocked if another process is at it."""
         make_storage(self.path.parents[1])
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout as error:
-            raise RunError(f"{self.path}: another process is working on this run") from error
+            raise RunLocked(f"{self.path}: another process is working on this run") from error
         except OSError as error:
             raise EnvironmentProblem(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
         try:

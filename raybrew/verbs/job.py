@@ -179,7 +179,7 @@ class _RunHooks:
         message = "; ".join([*failures, message])
         if repeated:
             message += f"; {repeated} lines beyond the last checkpoint are computed again"
-        self._event(start_step, verb, message)
+        self._event(start_step, verb, message, total_steps=num_steps)
         # What any part logs becomes an event of the run: a Ray worker's own output is not shown anywhere.
         notes = _EventHandler(self)
         logger = logging.getLogger("raybrew")
@@ -214,10 +214,11 @@ class _RunHooks:
         path.unlink()
         return [describe_failure(json.loads(line)) for line in lines]
 
-    def _event(self, step: int, event: str, message: str) -> None:
+    def _event(self, step: int, event: str, message: str, **facts: int) -> None:
+        """`message` is for people; what programs need of an event are `facts`."""
         self.step = step
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        self.metrics.write({"step": step, "kind": "event", "event": event, "message": message, "date": now})
+        self.metrics.write({"step": step, "kind": "event", "event": event, "message": message, "date": now, **facts})
 
     def note(self, message: str) -> None:
         """A line for the user, kept with the run (rank 0)."""

@@ -73,7 +73,8 @@ def leave_student(run: Path) -> None:
 def end(conductor: Conductor, job: Job, outcome: Outcome) -> None:
     """The trial ends; a finished one leaves a run folder."""
     if isinstance(outcome, str):
-        conductor.ended(job.run, {"status": "failed", "error": outcome, "seconds": 1.0})
+        failure = {"status": "failed", "error": outcome, "error_type": outcome.split(":")[0], "seconds": 1.0}
+        conductor.ended(job.run, failure)
         return
     assert outcome is not None
     layers = job.experiment.student.model_dump()["shape"]["layers"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybrew.config.loading import dump_experiment, load_experiment
-from raybrew.config.space import space_notes
+from raybrew.config.space import space_cautions, space_notes
 from raybrew.config.stages import method_notes
 from raybrew.config.views import task_views, teacher_names
 from raybrew.errors import ConfigError
@@ -37,6 +37,7 @@ def check(path: Path, overrides: list[str], back: Path) -> bool:
         assert len(str(error)) < LONGEST_MESSAGE  # noqa: PT017 (it need not fail)
         return False
     space_notes(experiment)
+    space_cautions(experiment)
     method_notes(experiment.distill, experiment.student)
     teacher_names(experiment)
     assert experiment.run_id("distill") != experiment.run_id("finetune")

@@ -223,7 +223,7 @@ def test_lines_say_what_happens_and_what_is_waited_for(tmp_path: Path) -> None:
     conductor.started(job.run)
     assert news(conductor, said) == ["trial 1 (control): shape=2x312, seed 0: starts"]
     assert waiting_reason(conductor, 1) == "1 trial waiting for one of 1 places: sweep.concurrency=1"
-    conductor.ended(job.run, {"status": "failed", "error": "RunError: no"})
+    conductor.ended(job.run, {"status": "failed", "error": "RunError: no", "error_type": "RunError"})
     assert news(conductor, said) == ["trial 1 (control): shape=2x312, seed 0: failed: RunError: no"]
     assert news(conductor, said) == []
     assert waiting_reason(conductor, 1) == ""

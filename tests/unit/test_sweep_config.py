@@ -16,6 +16,7 @@ from raybrew.config.space import (
     corners,
     is_excluded,
     show_value_of,
+    space_cautions,
     space_notes,
 )
 from raybrew.errors import ConfigError
@@ -211,11 +212,11 @@ def test_exclusion_needs_all_its_keys() -> None:
 
 def test_confounded_temperature_is_pointed_out() -> None:
     sweep = {"space": {"distill.temperature": [1, 4]}}
-    assert not any("confounded" in note for note in space_notes(build(sweep)))
+    assert not any("confounded" in note for note in space_cautions(build(sweep)))
     unscaled = build(sweep, distill={"scale_by_temperature_squared": False})
-    assert any("confounded" in note for note in space_notes(unscaled))
+    assert any("confounded" in note for note in space_cautions(unscaled))
     varied = build({"space": {"distill.temperature": [1, 4], "distill.scale_by_temperature_squared": [True, False]}})
-    assert any("confounded" in note for note in space_notes(varied))
+    assert any("confounded" in note for note in space_cautions(varied))
 
 
 def test_a_sweep_is_no_part_of_a_runs_identity() -> None:
@@ -243,7 +244,9 @@ def test_values_in_a_few_characters(value: Any, text: str) -> None:
 def test_a_temperature_that_cancels_out_is_told() -> None:
     def notes(task: str, **distill: Any) -> list[str]:
         sweep = {"space": {"distill.temperature": [1, 4]}}
-        return [note for note in space_notes(build(sweep, task={"kind": task}, distill=distill)) if "cancels" in note]
+        return [
+            note for note in space_cautions(build(sweep, task={"kind": task}, distill=distill)) if "cancels" in note
+        ]
 
     assert notes("regression")
     assert notes("classification", kd_loss={"kind": "mse"})

@@ -65,7 +65,15 @@ def run(conductor: Conductor, slots: int) -> None:
         first = min(places, key=lambda name: random.Random(name).random())
         places.remove(first)
         if measured[first] < 0.8:
-            conductor.ended(first, {"status": "failed", "error": "DivergenceError: no number", "seconds": 1.0})
+            conductor.ended(
+                first,
+                {
+                    "status": "failed",
+                    "error": "DivergenceError: no number",
+                    "error_type": "DivergenceError",
+                    "seconds": 1.0,
+                },
+            )
         else:
             conductor.ended(first, {"status": "done", "value": measured[first], "seconds": 1.0})
 
@@ -241,7 +249,10 @@ def killed(conductor: Conductor, job: Job, clock: list[float]) -> None:
 
 
 def failed(conductor: Conductor, job: Job, clock: list[float]) -> None:
-    conductor.ended(job.run, {"status": "failed", "error": "OutOfMemoryError: no", "seconds": 3240.0})
+    conductor.ended(
+        job.run,
+        {"status": "failed", "error": "OutOfMemoryError: no", "error_type": "OutOfMemoryError", "seconds": 3240.0},
+    )
 
 
 def lost(conductor: Conductor, job: Job, clock: list[float]) -> None:

@@ -105,7 +105,15 @@ class World:
         while step < STEPS:
             step += EVERY
             if (values["distill.temperature"], step) in self.fails:
-                conductor.ended(run, {"status": "failed", "error": "DivergenceError: no number", "seconds": 1.0})
+                conductor.ended(
+                    run,
+                    {
+                        "status": "failed",
+                        "error": "DivergenceError: no number",
+                        "error_type": "DivergenceError",
+                        "seconds": 1.0,
+                    },
+                )
                 return
             self.steps[run] = step
             conductor.reported(run, step / STEPS, quality(values, step))

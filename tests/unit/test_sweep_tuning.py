@@ -87,7 +87,7 @@ def test_a_trial_that_died_at_its_pause_does_not_go_beyond(tmp_path: Path) -> No
     folder = tmp_path / "run"
     assert _has_paused(folder, 0.5, "accuracy") is None
     with MetricsLog(folder / "metrics.jsonl") as log:
-        log.write({"step": 0, "kind": "event", "event": "started", "message": "started at step 0 of 20 with 1 worker"})
+        log.write({"step": 0, "kind": "event", "event": "started", "message": "begun", "total_steps": 20})
         for step in (5, 10):
             log.write({"step": step, "kind": "eval", "eval/accuracy": 0.1 * step})
     (folder / "checkpoints").mkdir()

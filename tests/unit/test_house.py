@@ -1,0 +1,70 @@
+"""Rules of the house: what the code as a whole keeps to, read from its syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "raybrew"
+
+#: Names under which sentences for people travel.
+_SENTENCES = {"error", "errors", "message", "note", "notes", "caution", "cautions", "problem", "problems"}
+_LOOKS = {"startswith", "endswith", "split", "partition", "rpartition", "find", "index", "count", "match", "search"}
+
+
+def _is_sentence(node: ast.expr) -> bool:
+    """Whether an expression is the text of an error or of another sentence: `str(error)`, `trial.error`, `message`."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("str", "repr"):
+        return any(_is_sentence(argument) for argument in node.args)
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Constant) and node.slice.value in ("error", "message")
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+        return any(isinstance(key, ast.Constant) and key.value in ("error", "message") for key in node.args[:1])
+    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    return name in _SENTENCES
+
+
+def sentences_read(source: str) -> Iterator[int]:
+    """Lines where a decision is made by the words of a sentence."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            words = any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in sides)
+            contained = any(isinstance(op, ast.In | ast.NotIn) and _is_sentence(right) and words
+                            for op, right in zip(node.ops, node.comparators, strict=True))  # fmt: skip
+            equal = any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops)
+            if contained or (equal and words and any(map(_is_sentence, sides))):
+                yield node.lineno
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in _LOOKS
+            and any(map(_is_sentence, [node.func.value, *node.args]))
+        ):
+            yield node.lineno
+
+
+def test_no_decision_is_made_by_the_words_of_a_sentence() -> None:
+    """Steps, errors and states of trials travel as fields: a sentence may be put better at any time."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for folder in ("sweeps", "reports", "tracking")
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
+        for line in sentences_read(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
+def test_such_decisions_are_seen() -> None:
+    seen = (
+        'if "another process" in str(error): pass',
+        'lasting = str(trial.error).split(":")[0] in LASTING',
+        'words = str(record.get("message", "")).split()',
+        'if note.startswith("warning"): pass',
+        'if record["message"] == "finished": pass',
+        're.search("step ([0-9]+)", message)',
+    )
+    assert [list(sentences_read(each)) for each in seen] == [[1]] * len(seen)
+    unseen = ("first = str(error).strip().splitlines()[0]", "raise RunError(str(error))", 'if kind == "error": pass')
+    assert [list(sentences_read(each)) for each in unseen] == [[]] * len(unseen)
