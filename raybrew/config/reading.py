@@ -79,28 +79,26 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+0123456789."))
 
 
-def read_yaml(path: Path, hint: str = "") -> Any:
+def read_yaml(path: Path, hint: str = "", what: str = "experiment file") -> Any:
     """The plain values of the YAML file `path`; ConfigError with line and column if it has others, or is too large.
 
-    `hint` says who asks for the file.
+    `hint` says who asks for the file, `what` what it should be.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except IsADirectoryError:
-        raise ConfigError(f"{shown_path(path)}: a folder; give an experiment file{hint}") from None
+        raise ConfigError(f"{shown_path(path)}: a folder, not an {what}{hint}") from None
     except FileNotFoundError:
         raise ConfigError(
-            f"{shown_path(path)}: no such experiment file{hint}; looked at {shown_path(path.absolute())}"
+            f"{shown_path(path)}: no such {what}{hint}; looked at {shown_path(path.absolute())}"
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         raise ConfigError(
             f"{shown_path(path)}: cannot be read{hint}: {getattr(error, 'strerror', None) or error}"
         ) from error
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(
-            f"{shown_path(path)}: larger than {MAX_FILE_BYTES >> 20} MiB, so not an experiment file{hint}"
-        )
+        raise ConfigError(f"{shown_path(path)}: larger than {MAX_FILE_BYTES >> 20} MiB, so not an {what}{hint}")
     try:
         return parse_yaml(data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -370,7 +370,7 @@ def _listed_files(folder: Path) -> list[str]:
         names = [str(entry["filename"]) for entry in state["_data_files"]]
     except FileNotFoundError:
         raise DataError(f"{path}: missing, so {folder} holds no finished Arrow shards") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not the state file of Arrow shards ({error})") from error
     for name in names:
         if Path(name).name != name:

@@ -194,7 +194,7 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
         feature = feature.get("feature", feature)
         if feature["_type"] == "ClassLabel":
             return tuple(str(name) for name in feature["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         pass
     return None
 

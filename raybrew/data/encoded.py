@@ -255,7 +255,7 @@ def _is_whole(folder: Path, key: str) -> bool:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
         wanted = {str(shard["file"]): str(shard["xxh3"]) for shard in marker["shards"]}
         return marker["key"] == key and not changed_files(folder, wanted)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

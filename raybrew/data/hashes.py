@@ -116,5 +116,5 @@ def _read(memo: Path) -> dict[str, tuple[_Stamp, str]]:
     try:
         content = json.loads(memo.read_text(encoding="utf-8"))
         return {str(name): ([int(value) for value in stamp], str(digest)) for name, (*stamp, digest) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}

@@ -137,7 +137,7 @@ def held_export(folder: Path) -> dict[str, Any] | None:
     recover_student(folder)
     try:
         facts = json.loads((_real(folder) / EXPORT_MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
 

@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.checks import check_sections
 from raybrew.config.loading import dump_experiment, load_experiment
 from raybrew.config.problems import Problem, near_match, raise_problems
+from raybrew.config.reading import read_yaml
 from raybrew.config.scrub import scrub
 from raybrew.config.views import task_views
 from raybrew.errors import ClusterError, ConfigError
@@ -200,10 +199,7 @@ def _runtime_env(path: str | Path | None) -> dict[str, Any]:
     """What the YAML file `path` says of the job's environment; ConfigError for keys that Ray does not know."""
     if path is None:
         return {}
-    try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--runtime-env: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    given = read_yaml(Path(path), " (--runtime-env)", "environment file") or {}
     if not isinstance(given, dict):
         raise ConfigError(f"--runtime-env: {path}: a mapping is wanted, such as `env_vars: {{HF_HOME: /shared/hf}}`")
     from ray.runtime_env import RuntimeEnv

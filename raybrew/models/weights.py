@@ -61,7 +61,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return record if isinstance(record["xxh3"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -190,7 +190,7 @@ def _weight_files(folder: Path) -> Iterable[str]:
         listed = set(json.loads((folder / first).read_text(encoding="utf-8"))["weight_map"].values())
         if any(Path(name).name != name for name in listed):
             raise ValueError("a file outside the folder is listed")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{folder}: {first} cannot be read ({error}); save the model again") from error
     return sorted(listed)
 
@@ -214,6 +214,6 @@ def _problem_of(path: Path) -> str | None:
     try:
         ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return "is not a safetensors file"
     return None if size == whole else f"is cut: it has {size} of {whole} bytes"

@@ -15,7 +15,7 @@ from raybrew.config.judge import LOSS, quality
 from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
 from raybrew.models.machine import machine_text
-from raybrew.reports.details import RunDetails, dict_at
+from raybrew.reports.details import RunDetails, bounded_text, dict_at
 from raybrew.tracking.jsonl import read_metrics
 
 __all__ = ["BestResult", "RunRecord", "RunStatus", "dict_at", "find_runs", "load_run", "load_runs"]
@@ -324,12 +324,12 @@ def _asks_a_teacher(distill: Mapping[str, Any]) -> bool:
 
 def _read_json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(bounded_text(path))
     except FileNotFoundError:
         if needed:
             problems.append(f"{path.name} is missing")
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return None
     if not isinstance(value, dict):

@@ -149,7 +149,7 @@ def parameters_in(folder: Path) -> Parameters:
     def parameters(run: str) -> float:
         try:
             summary = json.loads((folder / run / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return 0.0
         return number(dict_at(summary, "student").get("parameters")) or 0.0
 

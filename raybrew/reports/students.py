@@ -21,7 +21,7 @@ def best_mark(folder: Path) -> dict[str, Any] | None:
     """What the folder `best` says of the student that it holds; None if it does not (older versions wrote no mark)."""
     try:
         mark = json.loads((folder / BEST_MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     run = mark.get("run") if isinstance(mark, dict) else None
     # The name of a folder beside the sweep's, and no path out of there.

@@ -122,7 +122,7 @@ def captured_labels(storage: Storage) -> tuple[tuple[str, ...], ...]:
         return tuple(tuple(map(str, names)) for names in labels)
     except StoreUnreachable:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()
 
 

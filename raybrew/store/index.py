@@ -88,7 +88,7 @@ def published_index(storage: Storage) -> str | None:
         return index_file(json.loads(storage.read("manifest.json"))).file
     except StoreUnreachable:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

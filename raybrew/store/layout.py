@@ -296,7 +296,7 @@ def is_foreign(storage: Storage) -> bool:
         manifest = json.loads(storage.read("manifest.json"))
     except StoreUnreachable:
         raise
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return not isinstance(manifest, dict) or manifest.get("kind") != _KIND
 
@@ -307,7 +307,7 @@ def refuse_foreign(storage: Storage) -> None:
         manifest = json.loads(storage.read("manifest.json"))
     except StoreUnreachable:
         raise
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return  # none, or a damaged one, which a capture writes anew from its commit marks
     _check_kind(f"{storage.location}/manifest.json", manifest)
 
@@ -335,7 +335,7 @@ def _parsed(index: int, content: bytes) -> Shard | None:
     """The shard of a commit mark; None if it cannot be read."""
     try:
         shard = Shard.parse(json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return shard if shard.index == index else None
 

@@ -78,7 +78,7 @@ def holder_of(storage: ObjectFolder) -> Holder | None:
         return Holder(**values)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{storage.location}/{_LEASE}: no lease of this version ({error}); delete it") from error
 
 

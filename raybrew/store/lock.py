@@ -231,5 +231,5 @@ def _holder(root: Path) -> str:
     try:
         holder = json.loads((root / _HOLDER).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

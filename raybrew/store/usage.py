@@ -31,5 +31,5 @@ def last_used(storage: Storage) -> datetime.datetime | None:
     """When the store was last used, to about an hour; None if that is not known."""
     try:
         return datetime.datetime.fromisoformat(json.loads(storage.read(USED))["used"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -176,7 +176,7 @@ def _objectives_from(folder: Path, names: tuple[str, ...]) -> Callable[[str], tu
     def objectives(run: str) -> tuple[float, ...] | None:
         try:
             summary = json.loads((folder / run / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         best = dict_at(summary, "best")
         value = number(best.get("value"))

@@ -341,5 +341,5 @@ def load_scores(path: Path) -> RowScores | None:
         if about["kind"] not in _FORMULAS:
             return None
         return RowScores(about["kind"], tuple(about["labels"]), tuple(about["names"]), values, about["key"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RecursionError):
         return None

@@ -63,7 +63,7 @@ class ClosedConfig:
         """The configuration in a JSON file; ConfigError names the file."""
         try:
             values = json.loads(Path(json_filename).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{json_filename}: cannot be read as JSON: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{json_filename}: expected a JSON object, found {type(values).__name__}")

@@ -25,6 +25,8 @@ from raybrew.errors import RunError, writing
 
 __all__ = ["NOT_FINITE", "TEXT_KEYS", "MetricsLog", "read_metrics"]
 
+#: Lines are read all at once. A million steps, each logged, come to a quarter of it.
+_MAX_BYTES = 1 << 30
 #: How numbers that JSON lacks are written.
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 #: Keys whose values are always text, whatever they spell.
@@ -112,6 +114,8 @@ def _read_lines(path: Path, holding: bytes = b"") -> tuple[list[tuple[bytes, dic
 
     Lines without the bytes `holding` are not decoded.
     """
+    if path.stat().st_size > _MAX_BYTES:
+        raise RunError(f"{path} is larger than {_MAX_BYTES >> 20} MiB, so not what raybrew writes there; restore it")
     raws = path.read_bytes().split(b"\n")
     lines: list[tuple[bytes, dict[str, Any]]] = []
     last = max((number for number, raw in enumerate(raws) if raw.strip()), default=-1)

@@ -309,7 +309,7 @@ def _keys_that_differ(identity_file: Path, identity: Mapping[str, Any]) -> list[
     """Dotted keys in which a run differs from `identity`; empty for what cannot be read."""
     try:
         there = json.loads(identity_file.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     # Keys that the file lacks are those that were not set.
     plain = json.loads(json.dumps(identity, ensure_ascii=False))
@@ -327,7 +327,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the run folder to start anew") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} holds no mapping; remove the run folder to start anew")

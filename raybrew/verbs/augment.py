@@ -110,7 +110,7 @@ def _is_whole(target: Path) -> bool:
         changed = [name for name, xxh3 in hashes.items() if found.get(name) != xxh3]
     except FileNotFoundError:
         return False
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         changed = [path.name for path in target.glob("*.arrow")]
     else:
         if not changed:

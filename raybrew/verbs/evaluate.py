@@ -284,7 +284,7 @@ def _known(path: Path) -> Evaluation | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Evaluation(**values | {"agreement": agreement_from(values["agreement"])}, scores=scores)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -67,7 +68,8 @@ def write_predictions(predictions: list[dict[str, Any]], path: Path) -> None:
             file.writelines(lines(predictions))
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -146,7 +146,7 @@ class _Tail:
         for line in data[:end].splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if replaced and record.get("event") in ("started", "resumed"):
                 records.clear()

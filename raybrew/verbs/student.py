@@ -107,7 +107,7 @@ def load_student(folder: str | Path, format: str | None = None) -> Student:
         facts = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{folder.absolute()} holds no {EXPORT_MARK}; make one with `raybrew export`") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder / EXPORT_MARK} cannot be read ({error}); export the student again") from error
     there = [name for name in FORMATS if name in facts["formats"]]
     chosen = format or there[0]

@@ -11,7 +11,9 @@ import pytest
 from raybrew.cli.main import main
 from raybrew.config import MatchConfig
 from raybrew.config.loading import build_experiment, load_experiment
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, RunError
+from raybrew.reports.collect import load_run
+from raybrew.reports.sweeps import load_sweep
 
 GOOD: dict[str, Any] = {"name": "good", "teacher": {"model": "owner/teacher"}, "student": {"shape": "T3"}}
 TEXT = "name: good\nteacher: {model: owner/teacher}\nstudent: {shape: T3}\n"
@@ -209,7 +211,7 @@ def test_of_a_value_that_no_key_takes_only_that_is_said() -> None:
 
 
 def test_a_folder_is_no_experiment_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a folder; give an experiment file") as caught:
+    with pytest.raises(ConfigError, match="a folder, not an experiment file") as caught:
         load_experiment(tmp_path)
     assert str(caught.value).count("a folder") == 1
 
@@ -246,3 +248,24 @@ def test_messages_are_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         main(["plan", str(path)])
     assert ended.value.code == 3
     assert len(capsys.readouterr().err) < 21_000
+
+
+def test_huge_files_of_a_run_are_not_read(tmp_path: Path) -> None:
+    """Sparse files: they are told of by their size."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "identity.json", "summary.json", "environment.json", "metrics.jsonl"):
+        with (run / name).open("wb") as file:
+            file.truncate(1 << 31)
+    found = load_run(run)
+    assert len(found.problems) == 5
+    assert all("larger than" in problem for problem in found.problems)
+    (run / "metrics.jsonl").rename(tmp_path / "ledger.jsonl")
+    with pytest.raises(RunError, match="larger than 1024 MiB"):
+        load_sweep(tmp_path)
+
+
+def test_deeply_nested_files_of_a_run_are_problems_of_that_file(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "summary.json").write_text("[" * 100_000, encoding="utf-8")
+    assert any("summary.json cannot be read" in problem for problem in load_run(tmp_path).problems)

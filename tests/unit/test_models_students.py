@@ -27,12 +27,19 @@ from transformers import (
 )
 
 from raybrew.config import ShapeConfig, StudentConfig
-from raybrew.errors import ConfigError, ModelError
+from raybrew.errors import ConfigError, EnvironmentProblem, ModelError
 from raybrew.models.initialise import init_from_teacher
 from raybrew.models.inspection import count_parameters
 from raybrew.models.loading import ModelSource, model_labels
 from raybrew.models.shapes import FAMILIES, dims_of
-from raybrew.models.students import Student, build_student, empty_student, student_config
+from raybrew.models.students import (
+    Student,
+    build_student,
+    empty_model,
+    empty_student,
+    random_model,
+    student_config,
+)
 
 LABELS = ("bad", "good", "unsure")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d")
@@ -367,3 +374,11 @@ def test_bert_base_has_its_published_parameter_count_and_electra_small_its_own(t
     ):
         model = empty_student(student, ModelSource(str(tmp_path / family)), "classification", ("no", "yes"))
         assert count_parameters(model) == pytest.approx(millions * 1e6, rel=0.05)
+
+
+def test_students_larger_than_the_memory_are_refused_before_they_are_made() -> None:
+    config = BertConfig(num_hidden_layers=1000, hidden_size=32768, intermediate_size=131072, num_attention_heads=512)
+    with pytest.raises(EnvironmentProblem, match=r"take about 48,000 GiB.*student\.shape"):
+        random_model(config, "classification")
+    config = BertConfig(num_hidden_layers=2, hidden_size=65536, intermediate_size=131072, num_attention_heads=512)
+    assert empty_model(config, "classification").device.type == "meta"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sweep_helpers import base, conductor_of, drive
 
+from raybrew.cli.main import main
 from raybrew.config import DistillConfig, Experiment, TeacherConfig, TrackingConfig
 from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.scrub import scrub, secret_in
@@ -214,3 +215,13 @@ def test_which_variables_hold_secrets(name: str, value: str, is_secret: bool, mo
 
 def test_an_experiment_of_the_class_itself_may_hold_anything_until_it_is_stored() -> None:
     assert Experiment(name="x").name == "x"
+
+
+def test_usage_errors_do_not_repeat_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([PRIVATE], ["distill", f"--{PRIVATE}"], ["show", "--depth", PRIVATE]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert "Usage" in said
+        assert PRIVATE not in said
