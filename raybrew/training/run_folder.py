@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from raybrew.config import Experiment
 from raybrew.config.loading import dump_experiment
-from raybrew.config.scrub import scrub
+from raybrew.config.problems import shown
+from raybrew.config.scrub import scrub, secret_in
 from raybrew.config.values import refuse_secrets
 from raybrew.data.arrow import write_json
 from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
@@ -52,9 +53,13 @@ class RunFolder:
         """The folder of `verb` on `experiment`: by default named by a hash of all that decides its result."""
         if run_id is not None and _RUN_ID.fullmatch(run_id) is None:
             message = (
-                f"--run-id: given {run_id!r}, but it names a folder beside other runs: up to 200 letters, digits, "
+                f"--run-id: given {shown(run_id)}, but it names a folder beside other runs: up to 200 letters, digits, "
                 "dots, dashes and underscores, the first a letter or digit"
             )
+            raise ConfigError(message, (message,))
+        secret = None if run_id is None else secret_in(run_id)
+        if secret is not None:
+            message = f"--run-id: holds what looks like a secret ({secret}), and becomes the name of a folder"
             raise ConfigError(message, (message,))
         name = run_id or experiment.run_id(verb)
         return cls(Path(experiment.store.storage_path).absolute() / experiment.name / name, name)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raybrew.config import Experiment, TrainConfig
 from raybrew.config.judge import LOSS
+from raybrew.config.scrub import scrub_message
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.rows import rows_of_ids
@@ -218,7 +219,8 @@ class _RunHooks:
         """`message` is for people; what programs need of an event are `facts`."""
         self.step = step
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        self.metrics.write({"step": step, "kind": "event", "event": event, "message": message, "date": now, **facts})
+        told = {"event": event, "message": scrub_message(message), "date": now}
+        self.metrics.write({"step": step, "kind": "event", **told, **facts})
 
     def note(self, message: str) -> None:
         """A line for the user, kept with the run (rank 0)."""

@@ -217,6 +217,14 @@ def test_an_experiment_of_the_class_itself_may_hold_anything_until_it_is_stored(
     assert Experiment(name="x").name == "x"
 
 
+def test_the_name_of_a_run_is_no_secret(tmp_path: Path) -> None:
+    experiment = build_experiment({**GOOD, "store": {"storage_path": str(tmp_path)}}, check_files=False)
+    for name in (PRIVATE, f"../{PRIVATE}"):
+        with pytest.raises(ConfigError, match="--run-id") as caught:
+            RunFolder.of(experiment, "distill", name)
+        assert PRIVATE not in str(caught.value)
+
+
 def test_usage_errors_do_not_repeat_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([PRIVATE], ["distill", f"--{PRIVATE}"], ["show", "--depth", PRIVATE]):
         with pytest.raises(SystemExit) as ended:
