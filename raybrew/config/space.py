@@ -246,11 +246,12 @@ def show_value_of(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, Mapping):
         if "loss" in value:
-            layers = value.get("layers", "even")
-            pairs = f"{len(layers)} pair{'' if len(layers) == 1 else 's'}"
-            rule = "" if layers == "even" else f" {layers}" if isinstance(layers, str) else f" {pairs}"
-            weight = value.get("weight", 1.0)
-            return f"{value['loss']}{rule}" + (f" x{weight:g}" if weight != 1 else "")
+            layers, weight = value.get("layers", "even"), value.get("weight", 1.0)
+            if isinstance(layers, list | tuple):
+                layers = f"{len(layers)} pair{'' if len(layers) == 1 else 's'}"
+            rule = "" if layers == "even" else f" {layers}"
+            times = f"{weight:g}" if isinstance(weight, int | float) else show_value_of(weight)
+            return f"{value['loss']}{rule}" + (f" x{times}" if weight != 1 else "")
         if "layers" in value and set(value) <= {"layers", "hidden", "heads", "feed_forward"}:
             return f"{value['layers']}x{value['hidden']}" if value.get("hidden") else _layers(value["layers"])
         return ", ".join(f"{key}={show_value_of(item)}" for key, item in value.items())

@@ -232,6 +232,8 @@ def test_a_sweep_is_no_part_of_a_runs_identity() -> None:
         (1e-4, "0.0001"),
         ([], "none"),
         ([{"loss": "hidden_mse", "layers": "last", "weight": 2.0}, {"loss": "mmd"}], "hidden_mse last x2 + mmd"),
+        ({"loss": "mmd", "layers": [[0, 0]], "weight": 1}, "mmd 1 pair"),
+        ({"loss": "mmd", "layers": None, "weight": "much"}, "mmd None xmuch"),  # shown where it is refused
         ({"layers": 4, "hidden": 312}, "4x312"),
         ({"layers": 3}, "3 layers"),
         ({"temperature": 2, "kd_weight": 0.5}, "temperature=2, kd_weight=0.5"),
