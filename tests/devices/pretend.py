@@ -1,7 +1,7 @@
 """A pretend accelerator: tensors that say they are on a device, carry real values, and are strict about it.
 
-`Accelerator` is a context. Within, `DEVICE` takes tensors, modules, factories, autocast, loss scales and fused optimizers.
-Every operation runs on the CPU below, so results are right, and three things are seen that a CPU hides:
+`Accelerator` is a context. Within, `DEVICE` takes tensors, modules, factories, autocast, loss scales and fused
+optimizers. Every operation runs on the CPU below, so results are right, and three things are seen that a CPU hides:
 
 - an operation that is given tensors of both sides raises MixedDevicesError;
 - what makes the host wait for the device is noted, with the function of raybrew that asked for it: reading a value,
@@ -52,92 +52,20 @@ _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_,
 _CROSSING = {aten._to_copy, aten.copy_} | _INDEXING
 
 #: CUDA's rules of autocast: what runs in the reduced type, what in float32, and what in the widest type it is given.
-_REDUCED = [
-    "addbmm",
-    "addmm",
-    "addmv",
-    "addr",
-    "baddbmm",
-    "bmm",
-    "chain_matmul",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "einsum",
-    "linalg_multi_dot",
-    "linalg_vecdot",
-    "linear",
-    "matmul",
-    "mm",
-    "mv",
-    "prelu",
-    "scaled_dot_product_attention",
-]
-_FULL = [
-    "acos",
-    "asin",
-    "binary_cross_entropy_with_logits",
-    "cdist",
-    "cosh",
-    "cosine_embedding_loss",
-    "cosine_similarity",
-    "cumprod",
-    "cumsum",
-    "dist",
-    "erfinv",
-    "exp",
-    "expm1",
-    "group_norm",
-    "hinge_embedding_loss",
-    "huber_loss",
-    "kl_div",
-    "l1_loss",
-    "layer_norm",
-    "linalg_matrix_norm",
-    "linalg_vector_norm",
-    "log",
-    "log10",
-    "log1p",
-    "log2",
-    "log_softmax",
-    "logsumexp",
-    "margin_ranking_loss",
-    "mse_loss",
-    "multi_margin_loss",
-    "multilabel_margin_loss",
-    "native_layer_norm",
-    "nll_loss",
-    "norm",
-    "pdist",
-    "poisson_nll_loss",
-    "pow",
-    "prod",
-    "reciprocal",
-    "renorm",
-    "rsqrt",
-    "sinh",
-    "smooth_l1_loss",
-    "soft_margin_loss",
-    "softmax",
-    "softplus",
-    "sum",
-    "tan",
-    "triplet_margin_loss",
-]
-_WIDEST = [
-    "addcdiv",
-    "addcmul",
-    "atan2",
-    "bilinear",
-    "cat",
-    "cross",
-    "dot",
-    "index_put",
-    "scatter_add",
-    "stack",
-    "tensordot",
-    "vdot",
-]
+_REDUCED = """
+addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d einsum linalg_multi_dot linalg_vecdot
+linear matmul mm mv prelu scaled_dot_product_attention
+"""
+_FULL = """
+acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity cumprod cumsum
+dist erfinv exp expm1 group_norm hinge_embedding_loss huber_loss kl_div l1_loss layer_norm linalg_matrix_norm
+linalg_vector_norm log log10 log1p log2 log_softmax logsumexp margin_ranking_loss mse_loss multi_margin_loss
+multilabel_margin_loss native_layer_norm nll_loss norm pdist poisson_nll_loss pow prod reciprocal renorm rsqrt
+sinh smooth_l1_loss soft_margin_loss softmax softplus sum tan triplet_margin_loss
+"""
+_WIDEST = """
+addcdiv addcmul atan2 bilinear cat cross dot index_put scatter_add stack tensordot vdot
+"""
 
 
 _active: list[Any] = []
@@ -377,8 +305,8 @@ def _with_types(operation: Any, choose: Callable[[Any], torch.dtype]) -> Callabl
     return run
 
 
-def _overloads(names: list[str]) -> Iterator[Any]:
-    for name in names:
+def _overloads(names: str) -> Iterator[Any]:
+    for name in names.split():
         packet = getattr(aten, name)
         for overload in packet.overloads():
             if not overload.endswith("out") and "Scalar" not in overload.split("_")[0]:

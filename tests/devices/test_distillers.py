@@ -40,6 +40,7 @@ ONCE = {
     "training/window.py:check": "before anything is logged or saved of steps, all of them must be finite",
     "training/window.py:over_all_ranks": "a log line and the state at the end have the sums since the last line",
     "textbrewer/output.py:_write": "the student is written to a file, tensor by tensor",
+    "textbrewer/adaptors.py:<genexpr>": "is_caching_logits keeps what teachers said on the host",
     "textbrewer/run.py:run": "projections are moved to the device, tensor by tensor",
 }
 BY_TENSOR = {"textbrewer/output.py:_write", "textbrewer/run.py:run"}
@@ -50,14 +51,13 @@ STEPS = 8
 
 
 def matches() -> list[dict[str, Any]]:
-    found = [HIDDEN]
-    for loss in ("attention_mse", "attention_mse_sum", "attention_ce", "attention_ce_mean"):
-        found.append({"layer_T": 3, "layer_S": 1, "feature": "attention", "loss": loss, "weight": 0.1})
-    for loss, layers in (("mmd", [1, 2]), ("gram", [1, 2]), ("fsp", [1, 2]), ("nst", [1, 2])):
-        one = {"layer_T": [3, 4], "layer_S": layers, "feature": "hidden", "loss": loss, "weight": 0.01}
-        found.append({**one, "proj": ["linear", 8, 12]} if loss in ("gram", "fsp") else one)
-    for loss in ("cos", "pkd"):
-        found.append({**HIDDEN, "loss": loss})
+    attention = {"layer_T": 3, "layer_S": 1, "feature": "attention", "weight": 0.1}
+    pairs = {"layer_T": [3, 4], "layer_S": [1, 2], "feature": "hidden", "weight": 0.01}
+    found = [HIDDEN, *({**HIDDEN, "loss": loss} for loss in ("cos", "pkd"))]
+    names = ("attention_mse", "attention_mse_sum", "attention_ce", "attention_ce_mean")
+    found += [{**attention, "loss": loss} for loss in names]
+    found += [{**pairs, "loss": loss} for loss in ("mmd", "nst")]
+    found += [{**pairs, "loss": loss, "proj": ["linear", 8, 12]} for loss in ("gram", "fsp")]
     return found
 
 

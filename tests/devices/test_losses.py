@@ -25,39 +25,11 @@ LENGTHS = torch.tensor([6, 3, 1, 4])
 LISTED = {"losses/own.py:__call__": "the count of a user's function is checked, in its first call"}
 
 #: What moves numbers, or chooses among them, computes nothing: it may be given any type.
-MOVES = frozenset(
-    [
-        "_reshape_alias",
-        "_unsafe_view",
-        "alias",
-        "argmax",
-        "as_strided",
-        "cat",
-        "clone",
-        "copy_",
-        "detach",
-        "expand",
-        "gather",
-        "index",
-        "index_select",
-        "masked_fill",
-        "narrow",
-        "permute",
-        "scatter",
-        "select",
-        "select_backward",
-        "slice",
-        "slice_backward",
-        "split",
-        "squeeze",
-        "stack",
-        "t",
-        "transpose",
-        "unbind",
-        "unsqueeze",
-        "view",
-    ]
-)
+MOVES = """
+_reshape_alias _unsafe_view alias argmax as_strided cat clone copy_ detach expand gather index index_select
+masked_fill narrow permute scatter select select_backward slice slice_backward split squeeze stack t transpose
+unbind unsqueeze view
+"""
 
 
 def half_precision(seen: list[Seen], folder: str = "losses/") -> set[tuple[str, str]]:
@@ -66,7 +38,7 @@ def half_precision(seen: list[Seen], folder: str = "losses/") -> set[tuple[str, 
         (each.site, each.operation)
         for each in seen
         if each.site.startswith(folder)
-        and each.operation not in MOVES
+        and each.operation not in MOVES.split()
         and any(kind in (torch.bfloat16, torch.float16) for kind in each.types)
     }
 

@@ -25,6 +25,8 @@ IN_EACH_STEP = {
 }
 KINDS = [(kind, False) for kind in (*OBJECTIVES, "emd", "theseus")] + [("logits", True), ("attention", True)]
 STEPS = 5
+#: Where students and teachers run.
+MODELS = ("models/forward.py:forward", "models/theseus.py:__call__")
 
 
 def trained(
