@@ -27,7 +27,7 @@ PYTHON_FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14
 # The demo is content with an environment that has the development tools as well.
 DEMO_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(RUN_STAMP))
 
-.PHONY: help demo test lint fmt lock clean install install-dev
+.PHONY: help demo test gpu lint fmt lock clean install install-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,10 +36,13 @@ demo: $(DEMO_STAMP) ## Distil a small student end to end on this machine
 	@$(BIN)/raybrew demo
 
 test: lint ## Run every check: style, types, import layers, all tests
-	@echo "== unit, numerics, trajectories"
-	@$(BIN)/python -m pytest tests/unit tests/numerics tests/trajectories -q -n $(WORKERS) --dist loadfile -m "$(MARKS)"
+	@echo "== unit, numerics, trajectories, devices"
+	@$(BIN)/python -m pytest tests/unit tests/numerics tests/trajectories tests/devices -q -n $(WORKERS) --dist loadfile -m "$(MARKS)"
 	@echo "== integration: one local Ray cluster"
 	@$(BIN)/python -m pytest tests/integration -q -m "$(MARKS)"
+
+gpu: $(DEV_STAMP) ## On a machine with a GPU: its tests and both benchmarks, in under 10 minutes
+	@$(BIN)/python experiments/benchmarks/gpu.py
 
 lint: $(DEV_STAMP) ## Check style, types and import layers
 	@echo "== ruff"

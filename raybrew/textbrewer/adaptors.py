@@ -62,7 +62,7 @@ class Adapted:
             logits_masks=moved(self.logits_masks),
             labels=moved(self.labels),
             losses=(),  # a teacher's losses are not used
-            inputs_mask=None if self.inputs_mask is None else self.inputs_mask.to(device),
+            inputs_mask=None if self.inputs_mask is None else self.inputs_mask.to(device, non_blocking=ahead),
             layers={key: layer.to(device, non_blocking=ahead) for key, layer in self.layers.items()},
             taps=moved(self.taps),
         )

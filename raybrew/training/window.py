@@ -65,7 +65,7 @@ class Window:
         # A term that weighs nothing may be anything, NaN included.
         weighted = torch.where(weights == 0, 0.0, exact * weights)
         self.sums += torch.stack([exact, weighted])
-        self.counts = self.counts.to(counts.device) + counts
+        self.counts = self.counts.to(counts.device, non_blocking=counts.device.type != "cpu") + counts
         self.shares += 1.0 if shares is None else torch.tensor(shares, dtype=torch.float64)
         self.amounts += torch.tensor(amounts, dtype=torch.float64)
         self.num_steps += 1

@@ -1,7 +1,7 @@
 """A pretend accelerator: tensors that say they are on a device, carry real values, and are strict about it.
 
-`Accelerator` is a context. Within, `DEVICE` takes tensors, modules, factories, autocast, loss scales and fused optimizers.
-Every operation runs on the CPU below, so results are right, and three things are seen that a CPU hides:
+`Accelerator` is a context. Within, `DEVICE` takes tensors, modules, factories, autocast, loss scales and fused
+optimizers. Every operation runs on the CPU below, so results are right, and three things are seen that a CPU hides:
 
 - an operation that is given tensors of both sides raises MixedDevicesError;
 - what makes the host wait for the device is noted, with the function of raybrew that asked for it: reading a value,
@@ -13,23 +13,23 @@ It shows neither speed nor memory nor what kernels do. It registers torch's one 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import raybrew
 
-__all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "values_of"]
+__all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "site_of", "values_of"]
 
 _NAME = "pretend"
 _SOURCES = str(Path(raybrew.__file__).parent) + "/"
@@ -52,14 +52,20 @@ _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_,
 _CROSSING = {aten._to_copy, aten.copy_} | _INDEXING
 
 #: CUDA's rules of autocast: what runs in the reduced type, what in float32, and what in the widest type it is given.
-_REDUCED = """addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d einsum linalg_multi_dot linalg_vecdot
-linear matmul mm mv prelu scaled_dot_product_attention""".split()
-_FULL = """acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity cumprod cumsum
+_REDUCED = """
+addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d einsum linalg_multi_dot linalg_vecdot
+linear matmul mm mv prelu scaled_dot_product_attention
+"""
+_FULL = """
+acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity cumprod cumsum
 dist erfinv exp expm1 group_norm hinge_embedding_loss huber_loss kl_div l1_loss layer_norm linalg_matrix_norm
 linalg_vector_norm log log10 log1p log2 log_softmax logsumexp margin_ranking_loss mse_loss multi_margin_loss
-multilabel_margin_loss native_layer_norm nll_loss norm pdist poisson_nll_loss pow prod reciprocal renorm rsqrt sinh
-smooth_l1_loss soft_margin_loss softmax softplus sum tan triplet_margin_loss""".split()
-_WIDEST = "addcdiv addcmul atan2 bilinear cat cross dot index_put scatter_add stack tensordot vdot".split()
+multilabel_margin_loss native_layer_norm nll_loss norm pdist poisson_nll_loss pow prod reciprocal renorm rsqrt
+sinh smooth_l1_loss soft_margin_loss softmax softplus sum tan triplet_margin_loss
+"""
+_WIDEST = """
+addcdiv addcmul atan2 bilinear cat cross dot index_put scatter_add stack tensordot vdot
+"""
 
 
 _active: list[Any] = []
@@ -117,8 +123,13 @@ class _OnDevice(Tensor):
             mode.note_wait("tolist")
         return self.held.tolist()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        for mode in _active[-1:]:
+            mode.note_wait("pickle")
+        return self.held.__reduce_ex__(protocol)
+
     def numpy(self, *, force: bool = False) -> Any:
-        raise MixedDevicesError(f"numpy in {_site()}: of a tensor on {DEVICE}")
+        raise MixedDevicesError(f"numpy in {site_of(sys._getframe())}: of a tensor on {DEVICE}")
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -144,8 +155,8 @@ class Accelerator(TorchDispatchMode):
         self._threads.__enter__()  # type: ignore[no-untyped-call]
         self._swaps = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # Module.to keeps shared parameters shared
-        super().__enter__()
         _active.append(self)
+        super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -159,11 +170,7 @@ class Accelerator(TorchDispatchMode):
         return _run(self, func, args, kwargs or {})
 
     def note_wait(self, operation: str) -> None:
-        self.waits.append(Wait(_site(), operation))
-
-    def sites(self) -> set[str]:
-        """Functions of raybrew that made the host wait."""
-        return {wait.site for wait in self.waits}
+        self.waits.append(Wait(site_of(sys._getframe()), operation))
 
 
 def values_of(tensor: Tensor) -> Tensor:
@@ -172,8 +179,14 @@ def values_of(tensor: Tensor) -> Tensor:
 
 
 def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if torch.is_inference_mode_enabled() and func._can_decompose():
+        # There, operations come here before they are taken apart.
+        with mode or contextlib.nullcontext():
+            taken_apart = func.decompose(*args, **kwargs)
+        if taken_apart is not NotImplemented:
+            return taken_apart
     packet = func.overloadpacket
-    flat, structure = tree_flatten((args, kwargs))
+    flat = list(_leaves((args, kwargs)))
     on_device = [each for each in flat if isinstance(each, _OnDevice)]
     on_host = [each for each in flat if isinstance(each, Tensor) and not isinstance(each, _OnDevice)]
     wanted = [each for each in flat if isinstance(each, torch.device)]
@@ -190,17 +203,17 @@ def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any])
         if mode.watch_types and packet is not aten._to_copy:
             found = tuple(each.dtype for each in on_device if each.dtype.is_floating_point)
             if found:
-                mode.seen.append(Seen(_site(), packet.__name__, found))
+                mode.seen.append(Seen(site_of(sys._getframe()), packet.__name__, found))
     if packet not in _CROSSING and on_device and any(each.dim() > 0 for each in on_host):
         shapes = [(each.device.type, tuple(each.shape)) for each in flat if isinstance(each, Tensor)]
-        raise MixedDevicesError(f"{func} in {_site()}: {shapes}")
+        raise MixedDevicesError(f"{func} in {site_of(sys._getframe())}: {shapes}")
 
     def below(value: Any) -> Any:
         if isinstance(value, torch.device) and value.type == _NAME:
             return torch.device("cpu")
         return value.held if isinstance(value, _OnDevice) else value
 
-    plain_args, plain_kwargs = tree_unflatten([below(each) for each in flat], structure)
+    plain_args, plain_kwargs = _mapped(below, args), _mapped(below, kwargs)
     plain_kwargs.pop("pin_memory", None)
     result = func(*plain_args, **plain_kwargs)
     to_host = any(each.type == "cpu" for each in wanted)
@@ -210,15 +223,35 @@ def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any])
         # The bytes of the device are others than those of the host.
         return result.clone() if isinstance(result, Tensor) and result is plain_args[0] else result
     known = {id(each.held): each for each in on_device}
-    out_flat, out_structure = tree_flatten(result)
-    made = tree_unflatten([_first(known.get(id(each)), each) for each in out_flat], out_structure)
-    return return_and_correct_aliasing(func, args, kwargs, made)
+
+    def above(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in known:
+            return known[id(value)]
+        with torch.inference_mode(False):  # a view of what was made outside must be as that is
+            return _OnDevice(value)
+
+    return return_and_correct_aliasing(func, args, kwargs, _mapped(above, result))
 
 
-def _first(known: _OnDevice | None, value: Any) -> Any:
-    if known is not None:
-        return known
-    return _OnDevice(value) if isinstance(value, Tensor) else value
+def _leaves(value: Any) -> Iterator[Any]:
+    """What arguments of an operation are made of; torch's own walk of trees takes most of a test's time."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _leaves(each)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(change, each) for each in value)
+    if isinstance(value, dict):
+        return {name: _mapped(change, each) for name, each in value.items()}
+    return change(value)
 
 
 def _waits(packet: Any, args: Any, kwargs: dict[str, Any], on_host: list[Tensor], wanted: list[torch.device]) -> bool:
@@ -241,27 +274,24 @@ def _waits(packet: Any, args: Any, kwargs: dict[str, Any], on_host: list[Tensor]
     return False
 
 
-def _site() -> str:
-    """The innermost function of raybrew that is running: `training/window.py:check`."""
-    frame = sys._getframe(1)
+def site_of(frame: FrameType | None) -> str:
+    """The innermost function of raybrew in or around `frame`: `training/window.py:check`; `test` outside raybrew."""
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(_SOURCES):
             return f"{name[len(_SOURCES) :]}:{frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "test"
 
 
 def _cast(value: Any, chosen: torch.dtype) -> Any:
     """A floating tensor of the device in another type; float64 and tensors of the host are left as they are."""
-    if isinstance(value, list | tuple):
-        return type(value)(_cast(each, chosen) for each in value)
     fits = isinstance(value, Tensor) and value.device.type == _NAME and value.is_floating_point()
     return value.to(chosen) if fits and value.dtype is not torch.float64 else value
 
 
 def _widest(values: Any) -> torch.dtype:
-    found = [each.dtype for each in tree_flatten(values)[0] if isinstance(each, Tensor) and each.is_floating_point()]
+    found = [each.dtype for each in _leaves(values) if isinstance(each, Tensor) and each.is_floating_point()]
     return functools.reduce(torch.promote_types, found, torch.get_autocast_dtype(_NAME))
 
 
@@ -269,13 +299,14 @@ def _with_types(operation: Any, choose: Callable[[Any], torch.dtype]) -> Callabl
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
             chosen = choose((args, kwargs))
-            return operation(*(_cast(each, chosen) for each in args), **{k: _cast(v, chosen) for k, v in kwargs.items()})
+            args, kwargs = _mapped(lambda each: _cast(each, chosen), (args, kwargs))
+            return operation(*args, **kwargs)
 
     return run
 
 
-def _overloads(names: list[str]) -> Iterator[Any]:
-    for name in names:
+def _overloads(names: str) -> Iterator[Any]:
+    for name in names.split():
         packet = getattr(aten, name)
         for overload in packet.overloads():
             if not overload.endswith("out") and "Scalar" not in overload.split("_")[0]:

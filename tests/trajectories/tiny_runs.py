@@ -28,7 +28,7 @@ from raybrew.training.context import Context, LocalContext
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
 from raybrew.training.evaluation import Asked, Evaluation, losses_of, measure_rows
 from raybrew.training.loop import train
-from raybrew.training.parallel import full_state, shard, whole
+from raybrew.training.parallel import shard, whole
 from raybrew.training.precision import Precision
 from raybrew.training.stages import Stages
 from raybrew.training.theseus import Theseus
@@ -237,7 +237,7 @@ class Measuring(Recorder):
         asked = Asked(
             has,
             stored_signals(teacher, rows, request) if self.stored else None,
-            SignalsInBatch() if self.stored else LiveTeacher(teacher, request),
+            SignalsInBatch() if self.stored else LiveTeacher(teacher.to(self.context.device), request),
             trainee.measure,
         )
         objective.start_step(1.0)
@@ -299,13 +299,16 @@ def run(
     teacher_model.to(context.device)
     if subject.theseus is not None:
         subject.theseus.hybrid.teacher.to(context.device)
-    teachers = [SignalsInBatch() if stored else LiveTeacher(teacher_model, request) for request in requests]
     precision = Precision(precision_name, context.device)
+    teachers = [
+        SignalsInBatch() if stored else LiveTeacher(teacher_model, request, precision.autocast) for request in requests
+    ]
     program = EncodedProgram(subject, teachers, loader, config, judge, stages)
     if change is not None:
         change(program)
     train(program, context, precision, recorder, state)
-    return {name: value.detach().clone() for name, value in full_state(subject).items()}, recorder
+    # Of all ranks: `full_state` has what is divided on the first alone.
+    return {name: whole(value.detach()).clone() for name, value in subject.state_dict().items()}, recorder
 
 
 def stored_signals(
