@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -15,7 +15,9 @@ import xxhash
 from raybrew.config.data import DataConfig
 from raybrew.data.labels import Labeller, NoLabel
 from raybrew.data.records import BadRow, MissingColumnsError, RawRow
-from raybrew.data.sources import open_source, resolve_source
+from raybrew.data.row_cache import kept_rows
+from raybrew.data.row_set import ID_BYTES, RowSet, row_ids
+from raybrew.data.sources import Source, open_source, resolve_source
 from raybrew.data.tables import merged, taken
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
@@ -40,41 +42,8 @@ __all__ = [
 
 Split = Literal["train", "eval", "test", "unlabeled"]
 
-_ID_BYTES = 16
 _CHUNK_ROWS = 8192
 _SHOWN_BAD_ROWS = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class RowSet:
-    """Rows that can be used: `table` has `id` (16 bytes) and the columns of the task's schema, `label` being the last.
-
-    Duplicates are kept, with the same id. `skipped` lists what `data.on_bad_row=skip` left out.
-    """
-
-    table: pa.Table
-    labels: Labels
-    skipped: tuple[BadRow, ...]
-    source: str
-    set_aside: npt.NDArray[np.uint8] = dataclasses.field(default_factory=lambda: np.empty((0, _ID_BYTES), np.uint8))
-    """Ids of the rows of the source that belong to another split: of the training rows, those of `data.test`."""
-    num_read: int = 0
-    """Rows of the source, skipped ones and those outside of a subset included."""
-    numbered: bool = False
-    """Whether labels were numbers that were read as positions among names that the source does not give."""
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-
-def row_ids(table: pa.Table) -> npt.NDArray[np.uint8]:
-    """The ids of a table of rows, (rows, 16)."""
-    parts = [np.empty((0, _ID_BYTES), np.uint8)]
-    for chunk in table.column("id").chunks:
-        if len(chunk):
-            ids = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, _ID_BYTES)
-            parts.append(ids[chunk.offset : chunk.offset + len(chunk)])
-    return np.concatenate(parts)
 
 
 def rows_beside(table: pa.Table, ids: npt.NDArray[np.uint8]) -> pa.Table:
@@ -87,12 +56,12 @@ def rows_beside(table: pa.Table, ids: npt.NDArray[np.uint8]) -> pa.Table:
 
 def rows_of_ids(ids: npt.NDArray[np.uint8], wanted: Collection[bytes]) -> npt.NDArray[np.int64]:
     """Places in `ids` (rows, 16) of those that are `wanted`."""
-    known = np.array(sorted(wanted), f"V{_ID_BYTES}")
+    known = np.array(sorted(wanted), f"V{ID_BYTES}")
     return np.flatnonzero(np.isin(_as_keys(ids), known))
 
 
 def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(ids).view(f"V{_ID_BYTES}").ravel()
+    return np.ascontiguousarray(ids).view(f"V{ID_BYTES}").ravel()
 
 
 def rows_fingerprint(table: pa.Table) -> str:
@@ -117,6 +86,7 @@ def load_rows(
     *,
     learns_labels: bool = True,
     name: str | None = None,
+    cache: Path | None = None,
 ) -> RowSet:
     """The rows of `data.train`, `data.eval`, `data.test` or `data.unlabeled`.
 
@@ -125,7 +95,8 @@ def load_rows(
     Label names are those of `task.labels`, else `labels` (a teacher's, or those of the training rows), else the
     source's own class names, else the distinct labels of the training rows, sorted (numbers by value). Unlabelled rows
     have what the task puts where there is no label. With `learns_labels` training rows must have labels that something
-    can be learnt from. Messages call the source `name`, if that is given, instead of by its path.
+    can be learnt from. Messages call the source `name`, if that is given, instead of by its path. Rows of large local
+    files are kept in the folder `cache` for other processes.
     DataError names file, row, line and column of the first bad rows, or says why the source as a whole cannot be used.
     """
     text = source_of(data, split)
@@ -134,9 +105,9 @@ def load_rows(
     fixed = task.fixed_labels
     known = fixed if fixed is not None else labels or None
     if known is None and split in ("eval", "test") and data.train is not None:
-        known = load_rows(data, "train", task, learns_labels=False).labels
+        known = load_rows(data, "train", task, learns_labels=False, cache=cache).labels
     try:
-        found = _read(data, split, text, task, known, name)
+        found = _read(data, split, text, task, known, name, cache)
         untrainable = task.untrainable(found.table, found.labels) if split == "train" and learns_labels else None
         if untrainable is not None:
             raise DataError(f"{found.source}: {untrainable}")
@@ -221,10 +192,28 @@ def _placed(
                 continue
 
 
-def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels | None, name: str | None) -> RowSet:
+def _read(
+    data: DataConfig,
+    split: Split,
+    text: str,
+    task: Task,
+    known: Labels | None,
+    name: str | None,
+    cache: Path | None,
+) -> RowSet:
+    source = resolve_source(text, data.format, _named_by(data, split))
+    share = data.test_share if split in ("train", "test") else None
+    kind = "unlabeled" if split == "unlabeled" else split if share is not None else "labelled"
+    settings = [kind, share, getattr(data, f"{split}_rows"), data.on_bad_row, data.separator, data.header]
+    asked = [source.name, name, repr(task), None if known is None else [known.names, known.named], *settings]
+    return kept_rows(cache, source.files, asked, lambda: _parsed(data, split, source, task, known, name))
+
+
+def _parsed(
+    data: DataConfig, split: Split, source: Source, task: Task, known: Labels | None, name: str | None
+) -> RowSet:
     label_column = task.label_column if split != "unlabeled" else None
     columns = task.columns if label_column is None else (*task.columns, label_column)
-    source = resolve_source(text, data.format, _named_by(data, split))
     shown = name or source.name
     skip = data.on_bad_row == "skip"
     rows = _Rows(task)
@@ -260,7 +249,7 @@ def _read(data: DataConfig, split: Split, text: str, task: Task, known: Labels |
         if task.names_labels:
             label = _renumbered(table.column("label").combine_chunks(), place)
             table = table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), label)
-    set_aside = np.empty((0, _ID_BYTES), np.uint8)
+    set_aside = np.empty((0, ID_BYTES), np.uint8)
     if data.test_share is not None and split in ("train", "test"):
         ids = row_ids(table)
         held = in_share(ids, data.test_share)
@@ -293,7 +282,7 @@ class _Rows:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._schema = pa.schema([pa.field("id", pa.binary(_ID_BYTES)), *task.schema()])
+        self._schema = pa.schema([pa.field("id", pa.binary(ID_BYTES)), *task.schema()])
         self._chunks: list[pa.RecordBatch] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
 

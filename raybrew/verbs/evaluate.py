@@ -226,11 +226,12 @@ def _labelled_rows(view: Experiment, source: ModelSource, split: Split, key: str
     if getattr(view.data, split) is None:
         raise ConfigError(f"{key}.{split}: required by this command; name labelled rows")
     task = task_of(view)
-    found = load_rows(view.data, split, task, known_labels(view, source))
+    cache = cache_folder(view)
+    found = load_rows(view.data, split, task, known_labels(view, source), cache=cache)
     splits: dict[RowSplit, RowSet] = {}
     if trained is not None and view.data.train is not None and trained.data.format == view.data.format:
         with contextlib.suppress(ConfigError, DataError):  # training rows may be gone, or bad
-            splits["train"] = load_rows(view.data, "train", task, found.labels, learns_labels=False)
+            splits["train"] = load_rows(view.data, "train", task, found.labels, learns_labels=False, cache=cache)
     splits[split] = found
     cautions = row_cautions(splits, view.data, task, view.task.metric, key, about=(split,))
     return Rows(found.table, 0, 0, found, found.labels, cautions=cautions)

@@ -177,7 +177,7 @@ def read_rows(
 def _read_rows(
     experiment: Experiment, teacher: ModelSource | None, say: Say, with_unlabeled: bool, augment: str, key: str
 ) -> Rows:
-    data, task = experiment.data, task_of(experiment)
+    data, task, cache = experiment.data, task_of(experiment), cache_folder(experiment)
     takes_unlabeled = with_unlabeled and data.unlabeled is not None
     if data.train is None and not takes_unlabeled:
         raise ConfigError("data.train: required by this command; name a file, a folder or a hub dataset")
@@ -189,7 +189,7 @@ def _read_rows(
         # A teacher is trained on labels (without unlabelled rows); its students may be trained on what it says alone.
         learns = not with_unlabeled or any(part.hard_label_weight > 0 for part in experiment.distill.parts)
         named = known if known is not None and known.named else None
-        splits["train"] = load_rows(data, "train", task, named, learns_labels=learns)
+        splits["train"] = load_rows(data, "train", task, named, learns_labels=learns, cache=cache)
         labels, set_aside = splits["train"].labels, splits["train"].set_aside
     elif task.names_labels and not labels:
         raise ConfigError(
@@ -197,12 +197,12 @@ def _read_rows(
             "given"
         )
     if takes_unlabeled:
-        splits["unlabeled"] = _not_tested(load_rows(data, "unlabeled", task, labels), set_aside, data, say)
+        splits["unlabeled"] = _not_tested(load_rows(data, "unlabeled", task, labels, cache=cache), set_aside, data, say)
     tables: dict[str, pa.Table] = {name: rows.table for name, rows in splits.items()}
     if data.eval is not None:
-        splits["eval"] = load_rows(data, "eval", task, labels)
+        splits["eval"] = load_rows(data, "eval", task, labels, cache=cache)
     if data.test is not None:
-        splits["test"] = load_rows(data, "test", task, labels)
+        splits["test"] = load_rows(data, "test", task, labels, cache=cache)
     cautions = row_cautions(splits, data, task, experiment.task.metric, key)
     say_cautions(cautions, splits, say)
     num_labelled = tables["train"].num_rows if "train" in tables else 0
