@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.data.records import BadRow, Record
+from raybrew.data.records import AS_UTF8, BadRow, Record
 from raybrew.data.text import text_lines
 from raybrew.errors import DataError
 
@@ -62,7 +62,7 @@ class ConllFile:
             try:
                 text = data.decode()
             except UnicodeDecodeError as error:
-                return BadRow(self.name, row, None, f"not UTF-8: byte 0x{data[error.start]:02x}", number)
+                return BadRow(self.name, row, None, f"not UTF-8: byte 0x{data[error.start]:02x}; {AS_UTF8}", number)
             fields.append(text.split("\t") if "\t" in text else text.split())
             if len(fields[-1]) != len(fields[0]):
                 return BadRow(

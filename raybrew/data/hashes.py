@@ -7,11 +7,12 @@ damage that it is to notice. A change of a file's bytes also changes its times, 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,9 +21,10 @@ import xxhash
 
 from raybrew.data.arrow import hash_file, write_bytes
 
-__all__ = ["changed_files", "known_hashes"]
+__all__ = ["changed_files", "is_settled", "known_hashes", "sha256_of"]
 
 _READERS = 4
+_BLOCK_BYTES = 1 << 22
 #: Less than this is read again by each process.
 _WORTH_BYTES = 1 << 24
 #: Clocks of file systems tick this coarsely: a file that changed so recently may change again unnoticed.
@@ -33,23 +35,23 @@ _Stamp = list[int]
 _memory: dict[str, dict[str, tuple[_Stamp, str]]] = {}
 
 
-def known_hashes(folder: Path, names: Collection[str]) -> dict[str, str]:
-    """xxh3_128 of those files of `folder` that exist, by name."""
+def known_hashes(folder: Path, names: Collection[str], hash_of: Callable[[Path], str] | None = None) -> dict[str, str]:
+    """xxh3_128 of those files of `folder` that exist, by name; or what else `hash_of` makes of a file's bytes."""
     place = os.path.realpath(folder)
-    known = _memory.setdefault(place, {})
+    memory = place if hash_of is None else f"{place} {hash_of.__name__}"
+    known = _memory.setdefault(memory, {})
     stamps = {name: stamp for name in names if (stamp := _stamp(Path(place, name))) is not None}
     if not _lacking(known, stamps):
         return {name: known[name][1] for name in stamps}
     large = sum(stamps[name][0] for name in _lacking(known, stamps)) >= _WORTH_BYTES
-    with _shared(place) if large else contextlib.nullcontext() as memo:
+    with _shared(memory) if large else contextlib.nullcontext() as memo:
         if memo is not None:
             known |= _read(memo)
         lacking = _lacking(known, stamps)
         with ThreadPoolExecutor(_READERS, "hash") as pool:
-            hashed = zip(lacking, pool.map(lambda name: _hash(Path(place, name)), lacking), strict=True)
+            hashed = zip(lacking, pool.map(lambda name: _hash(Path(place, name), hash_of), lacking), strict=True)
             fresh = {name: found for name, found in hashed if found is not None}
-        now = time.time()
-        lasting = {name: each for name, each in fresh.items() if now - max(each[0][1:3]) / 1e9 > _FRESH_SECONDS}
+        lasting = {name: each for name, each in fresh.items() if is_settled(each[0][1:3])}
         known |= lasting
         if memo is not None and lasting:
             content = {name: [*stamp, digest] for name, (stamp, digest) in known.items()}
@@ -57,6 +59,11 @@ def known_hashes(folder: Path, names: Collection[str]) -> dict[str, str]:
                 write_bytes(memo, json.dumps(content).encode())
     found = {name: known[name][1] for name in stamps if name in known and name not in fresh}
     return found | {name: digest for name, (_, digest) in fresh.items()}
+
+
+def is_settled(times: Iterable[int]) -> bool:
+    """Whether files of these times of change (ns) cannot change again without another time."""
+    return time.time() - max(times, default=0) / 1e9 > _FRESH_SECONDS
 
 
 def changed_files(folder: Path, wanted: Mapping[str, str]) -> tuple[str, ...]:
@@ -81,10 +88,19 @@ def _lacking(known: Mapping[str, tuple[_Stamp, str]], stamps: Mapping[str, _Stam
     return [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
 
 
-def _hash(path: Path) -> tuple[_Stamp, str] | None:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the bytes of a file, in hex, by which the hub names large files."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash(path: Path, hash_of: Callable[[Path], str] | None) -> tuple[_Stamp, str] | None:
     before = _stamp(path)
     try:
-        digest = hash_file(path)
+        digest = (hash_of or hash_file)(path)
     except FileNotFoundError:
         return None
     after = _stamp(path)

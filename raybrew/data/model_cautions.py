@@ -152,13 +152,14 @@ class OtherScale(Caution):
     mean: float
     sd: float
     of: int
+    rows: str = "evaluation"
 
     def text(self) -> str:
         return (
             f"{self.model} uses another scale than the labels: its numbers are {self.mean:.2f} ± {self.sd:.2f}, the "
             f"labels {self.label_mean:.2f} ± {self.label_sd:.2f} (mse {self.mse:.3g}); "
             f"{self.slope:.3g} x number {'-' if self.intercept < 0 else '+'} {abs(self.intercept):.3g} would fit them "
-            f"with mse {self.fitted_mse:.3g} ({self.of:,} evaluation rows)"
+            f"with mse {self.fitted_mse:.3g} ({self.of:,} {self.rows} rows)"
         )
 
 

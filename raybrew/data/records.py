@@ -88,14 +88,21 @@ def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> N
     raise MissingColumnsError(f"{text}. Name the columns to read in data.columns", missing)
 
 
+#: What to do about text in another encoding.
+AS_UTF8 = "save the file as UTF-8, or convert it (iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW)"
+
+
 def not_utf8(values: RawRow) -> tuple[str | None, str]:
     """Column and reason for a row decoded with `surrogateescape`, whose undecodable bytes became U+DC80..U+DCFF."""
     for column, value in values.items():
         for text in _texts(value):
             for index, char in enumerate(text):
                 if "\udc80" <= char <= "\udcff":
-                    return column, f"not UTF-8: byte 0x{ord(char) - 0xDC00:02x} at character {index + 1}"
-    return None, "not UTF-8"
+                    byte = ord(char) - 0xDC00
+                    meant = bytes([byte]).decode("cp1252", errors="ignore")
+                    guess = f" ({meant} in Windows-1252)" if meant else ""
+                    return column, f"not UTF-8: byte 0x{byte:02x} at character {index + 1}{guess}; {AS_UTF8}"
+    return None, f"not UTF-8; {AS_UTF8}"
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, AnyStr
 
 from raybrew.data.documents import is_document, rows_of_document
-from raybrew.data.records import BadRow, MissingColumnsError, Record, first_line, not_utf8, require_columns
+from raybrew.data.records import AS_UTF8, BadRow, MissingColumnsError, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
 
 __all__ = ["CsvFile", "JsonlFile", "TsvFile", "text_lines"]
@@ -136,7 +136,7 @@ class CsvFile(_TextFile):
         except csv.Error as error:
             raise DataError(f"{self.name}: the header is no CSV ({first_line(error)})") from error
         if not _is_utf8(header):
-            raise DataError(f"{self.name}: the header is not UTF-8")
+            raise DataError(f"{self.name}: the header is not UTF-8; {AS_UTF8}")
         return header
 
 
@@ -159,7 +159,7 @@ class TsvFile(_TextFile):
                 fields, is_utf8 = data.decode(errors="surrogateescape").split("\t"), False
             if header is None:
                 if not is_utf8:
-                    raise DataError(f"{self.name}: the header is not UTF-8")
+                    raise DataError(f"{self.name}: the header is not UTF-8; {AS_UTF8}")
                 header = fields
                 self._require(header, columns, "\t", unquoted=True)
                 continue
@@ -239,7 +239,7 @@ class JsonlFile(_TextFile):
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            reason = f"no JSON ({first_line(error)})" if is_utf8 else "neither UTF-8 nor JSON"
+            reason = f"no JSON ({first_line(error)})" if is_utf8 else f"neither UTF-8 nor JSON; {AS_UTF8}"
             return BadRow(self.name, row, None, reason, line)
         if not isinstance(value, dict):
             return BadRow(self.name, row, None, f"a JSON object expected, got {_json_type(value)}", line)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -111,6 +112,12 @@ class ModelSource:
         if not (path / "config.json").is_file() and (path / "student" / "config.json").is_file():
             path = path / "student"  # a run's folder stands for its model
         return path if path.is_dir() else None
+
+    @property
+    def snapshot(self) -> Path | None:
+        """The folder of the hub's cache that holds a model of the hub; None where it is not there."""
+        found = try_to_load_from_cache(self.model, "config.json", revision=self.revision)
+        return Path(found).parent if isinstance(found, str) else None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained`."""
@@ -286,7 +293,11 @@ def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> An
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with _few_words_of_the_hub():
-            return function(source.model, **source.arguments(), **arguments)
+            found = function(source.model, **source.arguments(), **arguments)
+        downloaded = None if looks_local or what != "model" else source.snapshot
+        if downloaded is not None:
+            check_files(downloaded)
+        return found
     except _LOADING_ERRORS as error:
         hint = "" if looks_local else " (no such local folder either; is the hub reachable, and the name right?)"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from raybrew.data.arrow import hash_file, json_bytes, write_bytes
-from raybrew.data.hashes import changed_files, known_hashes
+from raybrew.data.hashes import changed_files, known_hashes, sha256_of
 from raybrew.errors import ModelError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ RECORD = "record.json"
 _NOT_RECORDED = frozenset({"config.json", "README.md", RECORD})
 _POINTER = b"version https://git-lfs"
 _SMALL_BYTES = 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 #: Files of weights in the order in which transformers looks for them; an index lists several.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _NUMBER = re.compile(r"\.(\d+)(?=\.)")
@@ -103,6 +104,12 @@ def check_files(folder: Path) -> None:
         problem = _problem_of(folder / name)
         if problem is not None:
             raise ModelError(f"{folder}: {name} {problem}; copy or download it again, or save the model again")
+    damaged = _damaged_downloads(folder)
+    if damaged:
+        raise ModelError(
+            f"{damaged[0]} holds other bytes than the hub's (its name is their SHA-256), so this is not the model that "
+            "was published; delete this file, and the next command downloads it again"
+        )
     changed = changed_since_saved(folder)
     if changed:
         run = folder.parent if (folder.parent / "identity.json").is_file() else folder.parent.parent
@@ -161,6 +168,17 @@ def check_padding(name: str, model: PreTrainedModel) -> None:
 
 
 _KEYS = ("missing_keys", "unexpected_keys")
+
+
+def _damaged_downloads(folder: Path) -> list[Path]:
+    """Weights of the hub's cache whose bytes are not those that were downloaded; a node reads each file once.
+
+    The cache has a link for each file to one that is named by its hash: SHA-256 for large files.
+    """
+    links = {name: (folder / name).resolve() for name in _weight_files(folder) if (folder / name).is_symlink()}
+    blobs = {name: blob for name, blob in links.items() if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)}
+    found = known_hashes(folder, blobs, sha256_of) if blobs else {}
+    return [blob for name, blob in blobs.items() if found.get(name) != blob.name]
 
 
 def _pattern(name: str) -> str:

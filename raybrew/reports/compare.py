@@ -192,7 +192,7 @@ def _variants(groups: Sequence[tuple[RunRecord, ...]], rows: Sequence[Row]) -> l
     return variants
 
 
-def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def _by_method(runs: Sequence[RunRecord]) -> list[Mapping[str, Any]]:
     """Settings of each run; in place of its losses the name of its method, with what it sets otherwise than others."""
     found = [(run.settings, run.method) for run in runs]
     own: list[dict[str, Any]] = []
@@ -200,7 +200,7 @@ def _by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         losses = {key: value for key, value in dict_at(settings, "distill").items() if key != "method"}
         usual = identity_of(DistillConfig.model_validate({"method": method})) if method in METHODS else {}
         own.append({key: value for key, value in losses.items() if method in METHODS and value != usual.get(key)})
-    told = []
+    told: list[Mapping[str, Any]] = []
     for (settings, method), changed in zip(found, own, strict=True):
         if method not in METHODS:
             told.append(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from raybrew.reports.evidence import Split
@@ -18,7 +18,7 @@ class Judged(Protocol):
     """A configuration with what was measured on the rows of each split."""
 
     @property
-    def samples(self) -> dict[Split, Sample | None]: ...
+    def samples(self) -> Mapping[Split, Sample | None]: ...
     @property
     def tries(self) -> dict[Split, int]: ...
 

@@ -110,7 +110,11 @@ class Row:
     @functools.cached_property
     def intervals(self) -> Mapping[Split, Interval | None]:
         """Of the metric on each split."""
-        return _BySplit(lambda split: None if self.samples[split] is None else interval(self.samples[split]))
+        return _BySplit(self._interval)
+
+    def _interval(self, split: Split) -> Interval | None:
+        sample = self.samples[split]
+        return None if sample is None else interval(sample)
 
     @property
     def interval(self) -> Interval | None:

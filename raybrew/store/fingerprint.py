@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 import xxhash
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.data.arrow import write_json
 from raybrew.data.encoded import tokenizer_fingerprint
+from raybrew.data.hashes import is_settled
 from raybrew.models.inspection import model_megabytes
 from raybrew.models.loading import ModelSource, load_config, load_model
 from raybrew.store.layout import fingerprint_of_parts
@@ -89,7 +89,8 @@ def known_hashes(source: ModelSource, task_kind: str, folder: Path, *, needs_hea
             if known["asked"] == asked:
                 return ModelHashes(str(known["weights"]), str(known["config"]), int(known["size"]))
     found = hashes_of(load_model(source, task_kind, needs_head=needs_head))
-    if stamp is not None and _stamp(source) == stamp and folder.parent.is_dir():
+    settled = stamp is not None and is_settled(time for file in stamp for time in file[2:4])
+    if settled and _stamp(source) == stamp and folder.parent.is_dir():
         with contextlib.suppress(OSError):  # the next one loads it again then
             folder.mkdir(exist_ok=True)
             write_json(path, {"asked": asked, **found._asdict()})
@@ -99,13 +100,9 @@ def known_hashes(source: ModelSource, task_kind: str, folder: Path, *, needs_hea
 def _stamp(source: ModelSource) -> list[list[Any]] | None:
     """Path, size, times and inode of each file of a model; None where its folder is not known."""
     load_config(source)  # of the hub, the newest files of a revision are asked for
-    folder = Path(source.model)
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(source.model, "config.json", revision=source.revision)
-        if not isinstance(cached, str):
-            return None
-        folder = Path(cached).parent
-    folder = folder if (folder / "config.json").is_file() else folder / "student"
+    folder = source.folder or source.snapshot
+    if folder is None:
+        return None
     files = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     return [
         [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for path, stat in files

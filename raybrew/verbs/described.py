@@ -9,6 +9,9 @@ from typing import Any
 
 from raybrew.config import Experiment, TeacherConfig
 from raybrew.data.cautions import Caution, tell
+from raybrew.data.model_cautions import OtherScale
+from raybrew.data.rows import RowSet, subset_indices
+from raybrew.data.tables import taken
 from raybrew.models.loading import ModelSource, has_head
 from raybrew.reports.rows import model_name
 from raybrew.signals import Signal
@@ -23,6 +26,9 @@ from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.scoring import keep_scores
 
 __all__ = ["TaskPlan", "described_teachers"]
+
+#: Training rows on which a teacher is compared with their labels.
+_SOME_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +137,7 @@ def _doubtful(
         cautions += model_cautions(who, source, found.agreement, found.metrics, labels, task.view.task.metric)
     elif task.request:
         cautions += unnamed_outputs(who, source, labels)
+        cautions += _other_scale(task, who, source, reporter)
     confirmed = found is not None and confirms_order(found.agreement)
     for teacher in inputs.teachers:
         if teacher.name == name and teacher.store is not None:
@@ -138,6 +145,19 @@ def _doubtful(
             cautions += renamed_outputs(who, captured, labels, confirmed)
     tell(cautions, reporter.say)
     return {"cautions": [caution.plain() for caution in cautions]} if cautions else {}
+
+
+def _other_scale(task: TaskPlan, who: str, source: ModelSource, reporter: Reporter) -> list[Caution]:
+    """Without evaluation rows: whether numbers and labels that one student learns together are on different scales."""
+    view, rows = task.view, task.rows
+    together = any(part.hard_label_weight > 0 and part.kd_weight > 0 for part in view.distill.parts)
+    if view.task.kind != "regression" or not together or not rows.num_labelled:
+        return []
+    labelled = rows.training.slice(0, rows.num_labelled)
+    some = RowSet(taken(labelled, subset_indices(rows.num_labelled, _SOME_ROWS)), rows.labels, (), "data.train")
+    found = evaluate_teacher(view, source, dataclasses.replace(rows, evaluation=some), reporter)
+    cautions = model_cautions(who, source, found.agreement, found.metrics, rows.labels, view.task.metric)
+    return [dataclasses.replace(each, rows="training") for each in cautions if isinstance(each, OtherScale)]
 
 
 def _measured(found: Evaluation) -> dict[str, Any]:

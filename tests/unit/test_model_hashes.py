@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 from tiny_teacher import make_teacher
 
+from raybrew.data import hashes
+from raybrew.errors import ModelError
+from raybrew.models import loading
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.store import fingerprint
 from raybrew.store.fingerprint import hashes_of, known_hashes
@@ -23,6 +27,7 @@ def test_model_is_loaded_once_for_its_files(tmp_path: Path, monkeypatch: pytest.
         return load_model(source, kind, **given)
 
     monkeypatch.setattr(fingerprint, "load_model", counted)
+    monkeypatch.setattr(hashes, "_FRESH_SECONDS", -1.0)
     source = ModelSource(str(teacher))
     first = known_hashes(source, "classification", cache)
     assert first == hashes_of(load_model(source, "classification"))
@@ -42,3 +47,38 @@ def test_model_is_loaded_once_for_its_files(tmp_path: Path, monkeypatch: pytest.
         path.write_text("{", encoding="utf-8")
     assert known_hashes(source, "classification", cache) == changed
     assert len(loads) == 3
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path) -> Path:
+    """A model in the hub's cache: files are links to blobs, large ones are named by their SHA-256."""
+    made, cache = tmp_path / "made", tmp_path / "models--owner--name"
+    make_teacher(made)
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for path in made.iterdir():
+        large = path.suffix == ".safetensors"
+        blob = (
+            cache
+            / "blobs"
+            / (hashlib.sha256(path.read_bytes()).hexdigest() if large else hashlib.sha1(path.read_bytes()).hexdigest())
+        )
+        blob.write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(blob)
+    return snapshot
+
+
+def test_changed_bytes_of_a_download_are_noticed(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ModelSource("owner/name")
+    monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *given, **more: str(downloaded / "config.json"))
+    assert source.snapshot == downloaded
+    loading._load("model", lambda *given, **more: None, source)
+    load_model(ModelSource(str(downloaded)), "classification")
+    blob = (downloaded / "model.safetensors").resolve()
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    for given in (source, ModelSource(str(downloaded))):
+        with pytest.raises(ModelError, match=blob.name):
+            loading._load("model", lambda *given, **more: None, given)
