@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import filelock
 import xxhash
 
 from raybrew.data.arrow import hash_file, write_bytes
 
-__all__ = ["changed_files", "is_settled", "known_hashes", "sha256_of"]
+__all__ = ["changed_files", "is_settled", "known_hashes", "read_note", "sha256_of", "write_note"]
 
 _READERS = 4
 _BLOCK_BYTES = 1 << 22
@@ -59,6 +60,24 @@ def known_hashes(folder: Path, names: Collection[str], hash_of: Callable[[Path],
                 write_bytes(memo, json.dumps(content).encode())
     found = {name: known[name][1] for name in stamps if name in known and name not in fresh}
     return found | {name: digest for name, (_, digest) in fresh.items()}
+
+
+def write_note(path: Path, value: Any) -> None:
+    """Write `value` as JSON with its hash; the file appears whole or not at all."""
+    write_bytes(path, json.dumps({"value": value, "xxh3": _digest(value)}).encode())
+
+
+def read_note(path: Path) -> Any:
+    """What `write_note` wrote; None where there is nothing, or other bytes than were written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["value"] if content["xxh3"] == _digest(content["value"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(value: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value).encode())
 
 
 def is_settled(times: Iterable[int]) -> bool:

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import write_json, write_shard
-from raybrew.data.hashes import known_hashes
+from raybrew.data.arrow import write_shard
+from raybrew.data.hashes import known_hashes, read_note, write_note
 from raybrew.data.records import BadRow
 from raybrew.data.row_set import ID_BYTES, RowSet
 from raybrew.errors import DataError
@@ -80,14 +80,14 @@ def _keep(path: Path, rows: RowSet) -> None:
     }
     metadata = {_FACTS: json.dumps(facts).encode(), _SET_ASIDE: rows.set_aside.tobytes()}
     shard = write_shard(path, rows.table.replace_schema_metadata(metadata))
-    write_json(path.with_suffix(".json"), {"xxh3": shard.xxh3})
+    write_note(path.with_suffix(".json"), shard.xxh3)
 
 
 def _load(path: Path) -> RowSet | None:
     """Kept rows, mapped; None where there are none or their bytes are not those that were written."""
     try:
-        wanted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["xxh3"]
-        if known_hashes(path.parent, [path.name]).get(path.name) != wanted:
+        wanted = read_note(path.with_suffix(".json"))
+        if wanted is None or known_hashes(path.parent, [path.name]).get(path.name) != wanted:
             return None
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_stream(file).read_all()

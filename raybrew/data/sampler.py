@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import threading
 from pathlib import Path
 
 import numpy as np
 
-from raybrew.data.arrow import write_json
 from raybrew.data.draws import Shuffler
+from raybrew.data.hashes import read_note, write_note
 
 __all__ = ["BatchSize", "Order", "count_batches", "epoch_batches", "num_batches", "padded_length", "share_of_rank"]
 
@@ -145,18 +144,14 @@ def _ends(lengths: np.ndarray, size: BatchSize) -> list[int]:
 
 def _known_starts(file: Path | None, num_rows: int) -> list[int]:
     """What `_keep_starts` wrote, else the start of the first epoch alone."""
-    if file is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(file.read_text(encoding="utf-8"))
-            if known["rows"] == num_rows:
-                return [int(start) for start in known["starts"]]
-    return [0]
+    known = None if file is None else read_note(file)
+    return list(known["starts"]) if known is not None and known["rows"] == num_rows else [0]
 
 
 def _keep_starts(file: Path | None, num_rows: int, starts: list[int]) -> None:
     if file is not None:
         with contextlib.suppress(OSError):  # others count themselves then
-            write_json(file, {"rows": num_rows, "starts": starts})
+            write_note(file, {"rows": num_rows, "starts": starts})
 
 
 def _groups(order: np.ndarray, lengths: np.ndarray, size: BatchSize) -> list[np.ndarray]:

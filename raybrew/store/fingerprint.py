@@ -14,9 +14,8 @@ import xxhash
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybrew.data.arrow import write_json
 from raybrew.data.encoded import tokenizer_fingerprint
-from raybrew.data.hashes import is_settled
+from raybrew.data.hashes import is_settled, read_note, write_note
 from raybrew.models.inspection import model_megabytes
 from raybrew.models.loading import ModelSource, load_config, load_model
 from raybrew.store.layout import fingerprint_of_parts
@@ -83,17 +82,15 @@ def known_hashes(source: ModelSource, task_kind: str, folder: Path, *, needs_hea
     stamp = _stamp(source)
     asked = [stamp, task_kind, needs_head, transformers.__version__]
     path = folder / f"model-{xxhash.xxh3_128_hexdigest(_canonical(asked).encode())}.json"
-    if stamp is not None:
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if known["asked"] == asked:
-                return ModelHashes(str(known["weights"]), str(known["config"]), int(known["size"]))
+    known = None if stamp is None else read_note(path)
+    if known is not None and known["asked"] == asked:
+        return ModelHashes(known["weights"], known["config"], known["size"])
     found = hashes_of(load_model(source, task_kind, needs_head=needs_head))
     settled = stamp is not None and is_settled(time for file in stamp for time in file[2:4])
     if settled and _stamp(source) == stamp and folder.parent.is_dir():
         with contextlib.suppress(OSError):  # the next one loads it again then
             folder.mkdir(exist_ok=True)
-            write_json(path, {"asked": asked, **found._asdict()})
+            write_note(path, {"asked": asked, **found._asdict()})
     return found
 
 

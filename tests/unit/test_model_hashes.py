@@ -42,11 +42,12 @@ def test_model_is_loaded_once_for_its_files(tmp_path: Path, monkeypatch: pytest.
     changed = known_hashes(source, "classification", cache)
     assert changed.weights != first.weights
     assert len(loads) == 2
-    # A damaged note is written again.
-    for path in cache.iterdir():
-        path.write_text("{", encoding="utf-8")
-    assert known_hashes(source, "classification", cache) == changed
-    assert len(loads) == 3
+    # A damaged note is written again, also one that is JSON still.
+    for count, damage in enumerate((lambda text: "{", lambda text: text.replace(changed.weights, "0" * 32)), start=3):
+        for path in cache.iterdir():
+            path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+        assert known_hashes(source, "classification", cache) == changed
+        assert len(loads) == count
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ def test_epochs_are_counted_once_as_far_as_steps_reach(tmp_path: Path, monkeypat
     # Other sizes and seeds are counted on their own, and a damaged file is counted again.
     assert total_steps(build_order(lengths, whole.model_copy(update={"seed": 1}), tmp_path), whole) > 0
     assert len(counted) == 8
-    for path in tmp_path.iterdir():
-        path.write_text("{", encoding="utf-8")
-    assert total_steps(build_order(lengths, whole, tmp_path), whole) == steps
+    for damage in (lambda text: "{", lambda text: text.replace(f"{steps}]", f"{steps + 1}]")):
+        for path in tmp_path.iterdir():
+            path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+        assert total_steps(build_order(lengths, whole, tmp_path), whole) == steps
