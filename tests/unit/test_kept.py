@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -32,10 +33,8 @@ def names_of(path: Path) -> dict[str, str]:
     found = {"distill": experiment.run_id("distill")}
     if experiment.sweep is not None:
         found["sweep"] = experiment.sweep_id()
-    try:
+    with contextlib.suppress(ConfigError):  # one that takes its teacher as it is
         found["finetune"] = experiment.run_id("finetune")
-    except ConfigError:
-        pass  # it takes its teacher as it is
     return found
 
 
