@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/gpu.py [--out runs/gpu]
 
-Exits with 3, and says why, where torch sees no GPU. Each part writes a log, the benchmarks their figures as JSON, to the
-folder `--out`; a part that fails or takes too long does not end the others, but the command ends with 1.
+Exits with 3, and says why, where torch sees no GPU. Each part writes a log, the benchmarks their figures as JSON, to
+the folder `--out`; a part that fails or takes too long does not end the others, but the command ends with 1.
 """
 
 from __future__ import annotations
