@@ -28,7 +28,7 @@ from raybrew.errors import ConfigError, DataError, RunError, writing
 from raybrew.models.devices import Place, free_gpu, place_of_evaluation
 from raybrew.models.inspection import count_parameters, model_megabytes
 from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, model_labels
-from raybrew.nodes import on_gpu
+from raybrew.nodes import Folder, check_seen, on_gpu
 from raybrew.runtime import ray_runtime
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.fingerprint import known_hashes
@@ -397,6 +397,7 @@ def logits_of(
         given = (network, shown, tokenizer.pad_token_id, place, head_of(experiment, tokenizer))
         if elsewhere:
             with ray_runtime("evaluation"):
+                check_seen({f"data.cache ({rows.folder})": Folder(rows.folder)}, "evaluation")
                 return on_gpu("evaluation", _compute, *given)  # type: ignore[no-any-return]
         return _compute(*given, advance)
 

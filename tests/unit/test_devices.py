@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_teacher import make_teacher
 
 import raybrew.models.devices as devices
 from raybrew.config import TrainConfig
@@ -17,6 +19,9 @@ from raybrew.errors import ClusterError, ConfigError, EnvironmentProblem
 from raybrew.models.devices import Devices, assume_devices, place_of_evaluation, place_of_teacher, place_of_training
 from raybrew.runtime import RayInfo
 from raybrew.sweeps import tuning
+from raybrew.training.context import LocalContext
+from raybrew.verbs import evaluate, training
+from raybrew.verbs.finetune import finetune
 
 EIGHT, NONE, OLD = Devices(8), Devices(0), Devices(8, bf16=False)
 
@@ -148,3 +153,46 @@ def test_emulated_bf16_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for capabilities, expected in (([(8, 0), (9, 0)], True), ([(8, 0), (7, 5)], False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, known=capabilities: known[index])
         assert Devices.here() == Devices(2, expected)
+
+
+def test_a_driver_without_a_gpu_finishes_what_workers_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`device: cuda` on a KubeRay head: training, evaluation and summary, of which the head computes nothing itself."""
+    make_teacher(tmp_path / "teacher")
+    rows = "".join(f"kola mane {number}\t{'ab'[number % 2]}\n" for number in range(20))
+    (tmp_path / "rows.tsv").write_text(f"text\tlabel\n{rows}")
+    data = str(tmp_path / "rows.tsv")
+    tuned = {"epochs": 1, "device": "cuda", "launcher": "ray", "workers": 2}
+    experiment = build_experiment(
+        {
+            "name": "x",
+            "task": {"kind": "classification", "max_length": 16},
+            "data": {"train": data, "eval": data},
+            "teacher": {"model": str(tmp_path / "teacher"), "finetune": tuned},
+            "store": {"storage_path": str(tmp_path / "runs")},
+        }
+    )
+    launched, evaluated = [], []
+
+    def launch(job: Any, spec: Any, config: TrainConfig, *more: Any) -> Any:
+        launched.append(spec["precision"])
+        return job(spec, LocalContext(torch.device("cpu")))
+
+    def on_gpu(purpose: str, function: Any, *arguments: Any) -> Any:
+        """The node with the GPU, which is this one."""
+        evaluated.extend(each for each in arguments if isinstance(each, devices.Place))
+
+        def here(given: Any) -> Any:
+            return dataclasses.replace(given, device="cpu") if isinstance(given, devices.Place) else given
+
+        return function(*map(here, arguments))
+
+    assume_devices(EIGHT)
+    monkeypatch.setattr(training, "launch", launch)
+    monkeypatch.setattr(evaluate, "on_gpu", on_gpu)
+    monkeypatch.setattr(evaluate, "ray_runtime", lambda purpose: contextlib.nullcontext())
+    monkeypatch.setattr(evaluate, "check_seen", lambda places, purpose: None)
+    run = finetune(experiment)
+    assert run.summary["status"] == "done"
+    assert launched == ["bf16"]
+    assert {(place.device, place.precision) for place in evaluated} <= {("cuda", "bf16")}
+    assert json.loads((run.path / "identity.json").read_text())["precision"] == {"train": "bf16"}
