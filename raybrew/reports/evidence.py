@@ -206,7 +206,7 @@ def _resampled(files: tuple[tuple[str, str, int], ...], own: str) -> _Resampled 
 @functools.lru_cache(maxsize=2)
 def _as_floats(rows: int, salt: str) -> Array:
     """`row_weights` as products need them, for many models on the same rows."""
-    return row_weights(rows, salt).astype("float64")
+    return row_weights(rows, salt).astype("float32")
 
 
 def resampled_metrics(scores: RowScores, salt: str = "") -> dict[str, Array]:
