@@ -75,7 +75,7 @@ _WHERE = {
     "WEIGHT_SCHEDULER": "raybrew.textbrewer.presets",
     "register_new": "raybrew.textbrewer.presets",
     "EMDDistiller": "raybrew.textbrewer.emd",
-    "Experiment": "raybrew.config",
+    "Experiment": "raybrew.config.loading",
     "Export": "raybrew.verbs.export",
     "Finding": "raybrew.diagnosis.findings",
     "JobHandle": "raybrew.jobs.handle",

@@ -46,7 +46,7 @@ def plan(
 def _print(found: Plan) -> None:
     from rich.table import Table
 
-    from raybrew.verbs.plan_text import plan_tables
+    from raybrew.verbs.planned import plan_tables
 
     console = results()
     for title, rows in plan_tables(found):

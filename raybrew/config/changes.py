@@ -6,18 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import Field
-
-from raybrew.config.base import MAX_TEMPERATURE, MAX_WEIGHT, MIN_TEMPERATURE, Section
+from raybrew.config.base import MAX_TEMPERATURE, MAX_WEIGHT, MIN_TEMPERATURE
 from raybrew.config.problems import Problem, near_match, shown
 
 if TYPE_CHECKING:
     from raybrew.config.distill import DistillConfig
-    from raybrew.config.train import TrainConfig
+    from raybrew.config.train import ChangeConfig, TrainConfig
 
 __all__ = [
     "CHANGEABLE",
-    "ChangeConfig",
     "changed_distill",
     "check_changes",
     "is_changeable",
@@ -41,15 +38,6 @@ CHANGEABLE = (
 _PATTERN = re.compile("|".join(re.escape(key).replace("<number>", r"(0|[1-9]\d*)") for key in CHANGEABLE))
 #: Shares are written with nine digits; a step is no nearer to the next one than this.
 _CLOSE = 5e-9
-
-
-class ChangeConfig(Section):
-    """Other values from a share of all steps on."""
-
-    at: float = Field(gt=0, lt=1)
-    """Share of all steps."""
-    values: dict[str, float] = Field(min_length=1)
-    """Dotted key -> value from there on."""
 
 
 def is_changeable(key: str) -> bool:

@@ -7,7 +7,7 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Discriminator, Field, Tag
 
@@ -44,6 +44,12 @@ AnyTaskConfig = Annotated[
 ]
 
 
+class FromYaml(Protocol):
+    """How `Experiment.from_yaml` is called."""
+
+    def __call__(self, path: str | Path, overrides: Sequence[str] = (), check_files: bool = True) -> Experiment: ...
+
+
 class Experiment(Section):
     """A resolved experiment. `raybrew.config.loading.load_experiment` reads one from YAML and overrides."""
 
@@ -60,12 +66,8 @@ class Experiment(Section):
     sweep: SweepConfig | None = None
     """What `raybrew sweep` tries. Not set: there is nothing to sweep."""
 
-    @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), *, check_files: bool = True) -> Experiment:
-        """The experiment in a file, as `raybrew.load_experiment`; ConfigError lists every problem that was found."""
-        from raybrew.config.loading import load_experiment
-
-        return load_experiment(path, overrides, check_files)
+    from_yaml: ClassVar[FromYaml]
+    """The experiment in a file, as `raybrew.load_experiment`; `raybrew.config.loading` puts it here."""
 
     @property
     def judge(self) -> str:

@@ -42,6 +42,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), check_files
     return build_experiment(resolved(values, str(path)), source=str(path), check_files=check_files)
 
 
+Experiment.from_yaml = load_experiment
+
+
 def build_experiment(values: Any, source: str = "experiment", check_files: bool = True) -> Experiment:
     """An experiment from plain values; ConfigError lists every problem, each with its dotted key."""
     if not isinstance(values, Mapping):

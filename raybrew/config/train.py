@@ -17,9 +17,8 @@ from raybrew.config.base import (
     Many,
     Section,
 )
-from raybrew.config.changes import ChangeConfig
 
-__all__ = ["EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
+__all__ = ["ChangeConfig", "EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
 
 
 class EarlyStoppingConfig(Section):
@@ -30,6 +29,15 @@ class EarlyStoppingConfig(Section):
     in the last stage, of the evaluation loss."""
     min_delta: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """A value counts as better if it beats the best one so far by more than this."""
+
+
+class ChangeConfig(Section):
+    """Other values from a share of all steps on."""
+
+    at: float = Field(gt=0, lt=1)
+    """Share of all steps."""
+    values: dict[str, float] = Field(min_length=1)
+    """Dotted key -> value from there on."""
 
 
 class TrainConfig(Section):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from raybrew.config import Experiment
 from raybrew.config.sweep import SweepConfig
 from raybrew.models.devices import device_of_workers
-
-if TYPE_CHECKING:
-    from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.trials import Trials
 
 __all__ = ["gpus_of", "over_budget", "spent"]
 
@@ -29,29 +27,39 @@ def gpus_of(experiment: Experiment, sweep: SweepConfig, cluster_gpus: float) -> 
     return 1.0 if train.device == "cuda" or (train.device == "auto" and cluster_gpus) else 0.0
 
 
-def spent(conductor: Conductor) -> dict[str, float]:
+class Spending(Protocol):
+    """What a conductor knows of the time that its sweep has taken."""
+
+    sweep: SweepConfig
+    trials: Trials
+    running: dict[str, float]
+    seconds_before: float
+    began: float
+
+
+def spent(sweep: Spending) -> dict[str, float]:
     """Minutes, GPU-hours, money and failures so far, over all sessions.
 
     GPU-hours and money are of the time of trials: all of it, also of parts that were interrupted, killed or failed.
     """
     now = time.time()
-    trials = conductor.trials
+    trials = sweep.trials
     seconds, gpu_seconds = trials.seconds, trials.gpu_seconds
-    for run, since in list(conductor.running.items()):  # another thread may ask
+    for run, since in list(sweep.running.items()):  # another thread may ask
         seconds += now - since
         gpu_seconds += (now - since) * trials[run].gpus
-    price = conductor.sweep.budget.price_per_hour
+    price = sweep.sweep.budget.price_per_hour
     return {
-        "wall_minutes": (conductor.seconds_before + now - conductor.began) / 60,
+        "wall_minutes": (sweep.seconds_before + now - sweep.began) / 60,
         "gpu_hours": gpu_seconds / 3600,
         "money": seconds / 3600 * price if price is not None else 0.0,
         "failures": trials.counts["failed"],
     }
 
 
-def over_budget(conductor: Conductor) -> str | None:
+def over_budget(sweep: Spending) -> str | None:
     """Which limit is reached, in words; None while there is room."""
-    budget, so_far = conductor.sweep.budget, spent(conductor)
+    budget, so_far = sweep.sweep.budget, spent(sweep)
     for name in ("wall_minutes", "gpu_hours", "money"):
         limit = getattr(budget, name)
         if limit is not None and so_far[name] >= limit:

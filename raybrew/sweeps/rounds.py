@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from raybrew.config import Experiment
+from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError
 from raybrew.reports.trials import TrialRecord, after
-from raybrew.sweeps.jobs import make_job
+from raybrew.sweeps.jobs import Job, make_job
+from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.population import explore, matchups, next_stop, round_random, values_in_force, with_change
-
-if TYPE_CHECKING:
-    from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.trials import Trials
 
 __all__ = ["Population", "States"]
 
@@ -27,10 +29,29 @@ class States(Protocol):
     def drop(self, run: str) -> None: ...
 
 
+class Conducting(Protocol):
+    """What a population asks of the conductor that it is a part of."""
+
+    base: Experiment
+    sweep: SweepConfig
+    group: str
+    ledger: Ledger
+    trials: Trials
+    jobs: dict[str, Job]
+    queue: deque[str]
+
+    @property
+    def num_trials(self) -> int: ...
+    def ask(self, drawn: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None: ...
+    def add(self, job: Job, applied: dict[str, Any] | None, **of_population: Any) -> None: ...
+    def add_configuration(self, values: dict[str, Any], member: int | None = None) -> str: ...
+    def ended(self, run: str, outcome: Mapping[str, Any]) -> None: ...
+
+
 class Population:
     """The members of a sweep by population based training: a part of its conductor."""
 
-    def __init__(self, conductor: Conductor, states: States) -> None:
+    def __init__(self, conductor: Conducting, states: States) -> None:
         self.conductor = conductor
         self.states = states
         self.beginnings: list[dict[str, Any]] | None = None  #: what the members begin with

@@ -24,7 +24,7 @@ from raybrew.verbs import plan_student
 from raybrew.verbs import source as source_module
 from raybrew.verbs.amounts import token_columns
 from raybrew.verbs.plan import Plan, StorePlan, TrainingPlan, plan
-from raybrew.verbs.plan_text import plan_tables
+from raybrew.verbs.planned import plan_tables
 from raybrew.verbs.source import runs_live
 
 HIDDEN = (Signal("hidden", 0), Signal("hidden", 2))
