@@ -182,7 +182,8 @@ def test_make_test_runs_every_check_and_every_test_folder() -> None:
         "ruff format --check",
         "mypy",
         "lint-imports",
-        "tests/unit tests/numerics tests/trajectories tests/devices",
+        "tests/unit tests/numerics tests/trajectories",
+        "tests/devices",
         "tests/integration",
     ]
     positions = [printed.find(step) for step in steps]
