@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from raybrew.data.arrow import write_shard
 from raybrew.signals import LOGITS, Signal
+from raybrew.storage.local import LocalFolder
 from raybrew.store.layout import Shard, commit_shard, publish, signal_folder
 from raybrew.store.reader import Store
-from raybrew.store.storage import LocalFolder
 
 __all__ = ["make_store"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from raybrew.cli.terminal import results, write_line
 from raybrew.reports.collect import RunRecord, load_run
-from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.compare import compare
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
 from raybrew.reports.sweep_tables import leaderboard
 from raybrew.reports.sweeps import SweepRecord

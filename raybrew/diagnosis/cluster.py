@@ -13,7 +13,7 @@ from raybrew.diagnosis.machine import shared_memory
 from raybrew.errors import ClusterError, StoreError
 from raybrew.nodes import Answer, Folder, Node, Place, alive_nodes, describe_node, on_each_node, places_problems
 from raybrew.runtime import ensure_ray, stop_ray
-from raybrew.store.storage import is_remote, open_storage, stores_root
+from raybrew.storage.open import is_remote, open_storage, stores_root
 
 __all__ = ["cluster", "jobs_api"]
 

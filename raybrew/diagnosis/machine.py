@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 
 from raybrew.config import Experiment
 from raybrew.diagnosis.findings import Finding, Status
-from raybrew.store.staging import cache_root
-from raybrew.store.storage import is_remote, stores_root
+from raybrew.storage.open import is_remote, stores_root
+from raybrew.storage.staging import cache_root
 from raybrew.version import __version__
 
 __all__ = ["TESTED", "disks", "gpus", "limits", "shared_memory", "versions"]

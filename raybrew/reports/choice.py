@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from raybrew.config.judge import LOSS
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.evidence import value_on
 from raybrew.reports.numbers import count_of, show_named, show_value
 from raybrew.reports.rows import Row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,14 @@ from raybrew.config.judge import LOSS
 from raybrew.config.judge import quality as quality_of
 from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.controls import Controls, against_control
 from raybrew.reports.evidence import Split
+from raybrew.reports.notebook import html_table
 from raybrew.reports.numbers import kept_share
 from raybrew.reports.row_times import mark_times, share_times, teacher_ms, time_teachers
 from raybrew.reports.rows import Row, Stat, group_runs, model_name, row_of
+from raybrew.reports.tables import caption_lines, known_columns
 from raybrew.reports.teachers import made, may_compare, teacher_quality, teachers_apart, teachers_on_test
 from raybrew.reports.variants import name_variants
 
@@ -32,83 +34,20 @@ LOSSES_DIFFER = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """All rows in the order of `ordered`."""
-
-    rows: tuple[Row, ...]
-    metric: str
-    """The metric of most rows, which `best` goes by."""
-    best: Row | None
-    """The finished student of the best mean; without students the best control, else the best teacher. None where
-    students are judged by losses that do not compare."""
-    notes: tuple[str, ...]
-    """What a reader must know to compare these rows."""
-    candidates: tuple[Row, ...] = ()
-    """The configurations among which `best` was chosen in the end."""
-    tried: int = 0
-    """How many configurations were compared on the evaluation rows, those included that were stopped early."""
-    cost: str = ""
-    """What finding the best took, in a few words."""
-    rule: str = ""
-    """How `best` was chosen, as a sentence."""
-    shipped: RunRecord | None = None
-    """Of a sweep: the run whose student is exported, one of the seeds of `best`."""
-
-    left_out: int = 0
-    """Rows that are not among `rows`, see `first`."""
-
-    def first(self, most: int) -> Comparison:
-        """The `most` first rows, and of the others the best one and the controls that the first are compared with."""
-        if len(self.rows) <= most:
-            return self
-        # Rows are copied as they are related, so a control is known by its runs.
-        runs = {run.folder for row in self.rows[:most] if row.control for run in row.control.runs}
-        kept = [
-            row
-            for place, row in enumerate(self.rows)
-            if place < most or row is self.best or any(run.folder in runs for run in row.runs)
-        ]
-        return dataclasses.replace(self, rows=tuple(kept), left_out=len(self.rows) - len(kept))
-
-    @property
-    def split(self) -> Split:
-        """The rows that the values shown first come from: of the best if there is one."""
-        return self.best.split if self.best is not None else "eval"
-
-    @property
-    def teacher(self) -> Row | None:
-        """The teacher's row if there is exactly one."""
-        teachers = [row for row in self.rows if row.role == "teacher"]
-        return teachers[0] if len(teachers) == 1 else None
-
-    def place_of(self, row: Row) -> int:
-        """Where `row`, one of these rows, stands."""
-        return self._places[id(row)]
-
-    @functools.cached_property
-    def _places(self) -> dict[int, int]:
-        return {id(row): place for place, row in enumerate(self.rows)}
+class ShownComparison(Comparison):
+    """A comparison that notebooks show as a table."""
 
     def _repr_html_(self) -> str:
-        """The table, for notebooks."""
         return self.html("runs compared")
 
     def html(self, title: str, notes: Sequence[str] = ()) -> str:
         """The table under a title, with further notes below it."""
-        from raybrew.reports.notebook import html_table
-        from raybrew.reports.tables import caption_lines, known_columns
-
         columns = known_columns(self)
         rows = [[column.cell(row, self).replace("\n", " ") for column in columns] for row in self.rows]
         return html_table(title, rows, [column.head(self) for column in columns], [*caption_lines(self), *notes])
 
-    @functools.cached_property
-    def eval_rows(self) -> int | None:
-        return max((row.eval_rows for row in self.rows if row.eval_rows is not None), default=None)
 
-
-def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
+def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> ShownComparison:
     """Group `runs` and relate the groups to one another.
 
     `also_tried`: configurations that were judged on the same rows, but are not among these runs.
@@ -145,7 +84,7 @@ def compare(runs: Sequence[RunRecord], also_tried: int = 0) -> Comparison:
         notes.append("The runs come from different machines: their training times do not compare.")
     rows = ordered(rows, metric, best)
     candidates = tuple(row for row in ordered(finished, metric, best) if row.role == "student")
-    return Comparison(tuple(rows), metric, best, tuple(notes), candidates, len(candidates) + also_tried)
+    return ShownComparison(tuple(rows), metric, best, tuple(notes), candidates, len(candidates) + also_tried)
 
 
 def _with_tries(rows: Sequence[Row], also_tried: int) -> list[Row]:

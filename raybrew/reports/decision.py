@@ -8,7 +8,7 @@ from raybrew.config.judge import LOSS
 from raybrew.reports.cautions import sentences_of
 from raybrew.reports.choice import which
 from raybrew.reports.collect import number
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.labels import lost_labels
 from raybrew.reports.numbers import (
     ABSENT,

@@ -16,7 +16,7 @@ from typing import Any
 
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.intervals import Interval, Sample, linear
 from raybrew.reports.numbers import count_of
 from raybrew.reports.sweeps import CANDIDATE, SweepRecord

@@ -16,7 +16,8 @@ import plotly.offline
 from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
-from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.compare import compare
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
 from raybrew.reports.evidence import Split
 from raybrew.reports.labels import LabelTable, label_tables

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import plotly.graph_objects as go
 
 from raybrew.reports.collect import RunRecord
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.evidence import Split
 from raybrew.reports.numbers import metric_scale, metric_title, show_bytes, show_count, show_ms, show_value
 from raybrew.reports.plot_parts import INK, Points, add_lines, log_axis, new_figure, plain_number, safe, series, thin

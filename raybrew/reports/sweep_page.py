@@ -7,7 +7,7 @@ from typing import Any
 
 from raybrew.config.space import show_value_of
 from raybrew.reports.collect import RunRecord, dict_at
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.numbers import (
     ABSENT,
     count_of,

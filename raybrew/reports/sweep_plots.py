@@ -15,7 +15,7 @@ from raybrew.config.judge import quality as score_of
 from raybrew.config.judge import value_of_quality
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.effects import Effect, configurations_of, effect_of
 from raybrew.reports.numbers import metric_scale, metric_title
 from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe, sample

@@ -11,7 +11,8 @@ from typing import Any
 
 from raybrew.config.controls import is_searched
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
-from raybrew.reports.compare import LOSSES_DIFFER, Comparison, compare, ordered
+from raybrew.reports.compare import LOSSES_DIFFER, ShownComparison, compare, ordered
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.evidence import rows_of, value_on
 from raybrew.reports.numbers import count_of, metric_scale, show_seconds
 from raybrew.reports.ranking import Standing, recommended, rule_of, standings
@@ -49,7 +50,7 @@ class Cost:
     """Share of all candidates' steps that early stops saved."""
 
 
-def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) -> Comparison:
+def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) -> ShownComparison:
     """The finished trials of a sweep compared, and its best by the rule. What was stopped or failed is left out.
 
     Of configurations that were run again with more seeds only the further seeds count; notes tell the others. A control

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.numbers import (
     ABSENT,
     metric_title,

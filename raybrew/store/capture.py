@@ -39,6 +39,9 @@ from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import Folder, check_seen, check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
 from raybrew.signals import Signal, parse_signal, sorted_signals
+from raybrew.storage.lock import Waiting
+from raybrew.storage.open import is_remote, open_storage, storage_errors
+from raybrew.storage.protocol import Storage
 from raybrew.store.elements import element_type_of
 from raybrew.store.find import captured_labels, check_element_type, checked_rows, identity_of, other_weights
 from raybrew.store.index import INDEX, index_file
@@ -52,11 +55,10 @@ from raybrew.store.layout import (
     refuse_foreign,
     signal_folder,
 )
-from raybrew.store.lock import Pending, Waiting, locked_store, remove_orphans
+from raybrew.store.pending import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
-from raybrew.store.storage import Storage, is_remote, open_storage, storage_errors
 from raybrew.store.usage import mark_used
 from raybrew.store.worker import (
     ShardResult,

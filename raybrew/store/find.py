@@ -18,11 +18,13 @@ from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.devices import Place, place_of_teacher
 from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
+from raybrew.storage.lock import Waiting
+from raybrew.storage.open import open_storage, stores_below
+from raybrew.storage.protocol import Storage
 from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts, teacher_fingerprint
 from raybrew.store.layout import read_manifest
-from raybrew.store.lock import Waiting, await_store
+from raybrew.store.pending import await_store
 from raybrew.store.reader import Store
-from raybrew.store.storage import Storage, open_storage, stores_below
 from raybrew.store.usage import mark_used
 from raybrew.tasks.base import Task
 

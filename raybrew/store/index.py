@@ -17,7 +17,7 @@ import xxhash
 
 from raybrew.data.arrow import ArrowFolder, ShardInfo, table_bytes
 from raybrew.errors import StoreUnreachable
-from raybrew.store.storage import Storage
+from raybrew.storage.protocol import Storage
 
 __all__ = ["INDEX", "IdIndex", "index_file", "published_index", "write_index"]
 

@@ -36,9 +36,9 @@ import xxhash
 from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name
 from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
+from raybrew.storage.protocol import Storage
 from raybrew.store.elements import element_type_of
 from raybrew.store.index import INDEX, IdIndex, index_file, write_index
-from raybrew.store.storage import Storage
 from raybrew.version import __version__
 
 __all__ = [

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from raybrew.signals import Signal, sorted_signals
+from raybrew.storage.protocol import Storage
 from raybrew.store.elements import element_type_of
 from raybrew.store.index import IdIndex
 from raybrew.store.layout import EXAMPLES, Shard, open_shards, signal_folder
-from raybrew.store.storage import Storage
 
 __all__ = ["ShardTask", "ids_of", "plan_shards", "unique_rows"]
 

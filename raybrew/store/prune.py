@@ -15,6 +15,9 @@ from pathlib import Path
 
 from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.signals import Signal, parse_signal
+from raybrew.storage.local import LocalFolder
+from raybrew.storage.open import is_remote, stores_at
+from raybrew.storage.protocol import PENDING, Storage
 from raybrew.store.elements import ELEMENT_TYPES
 from raybrew.store.layout import (
     Shard,
@@ -26,8 +29,7 @@ from raybrew.store.layout import (
     refuse_foreign,
     signal_of,
 )
-from raybrew.store.lock import locked_store, orphans_of
-from raybrew.store.storage import PENDING, LocalFolder, Storage, is_remote, stores_at
+from raybrew.store.pending import locked_store, orphans_of
 from raybrew.store.usage import last_used
 
 __all__ = ["PruneRules", "Removal", "plan_prune", "prune_stores"]

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from raybrew.data.arrow import ArrowFolder, FlatColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
+from raybrew.storage.open import open_storage, stores_below
+from raybrew.storage.protocol import Storage
 from raybrew.store.elements import ELEMENT_TYPES, SCALE, element_type_of, from_int8
 from raybrew.store.index import INDEX, IdIndex, index_file
 from raybrew.store.layout import (
@@ -26,7 +28,6 @@ from raybrew.store.layout import (
     signal_folder,
     signal_of,
 )
-from raybrew.store.storage import Storage, open_storage, stores_below
 from raybrew.store.usage import last_used
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import datetime
 import json
 
 from raybrew.data.arrow import json_bytes
-from raybrew.store.storage import Storage
+from raybrew.storage.protocol import Storage
 
 __all__ = ["USED", "last_used", "mark_used"]
 

@@ -23,6 +23,7 @@ from raybrew.errors import Interrupted, StoreError
 from raybrew.models.devices import pick_device
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import Signal
+from raybrew.storage.open import storage_errors
 from raybrew.store.compute import Teacher
 from raybrew.store.elements import element_type_of
 from raybrew.store.layout import (
@@ -33,9 +34,8 @@ from raybrew.store.layout import (
     open_shards,
     signal_folder,
 )
-from raybrew.store.lock import Pending
+from raybrew.store.pending import Pending
 from raybrew.store.plan import ShardTask
-from raybrew.store.storage import storage_errors
 from raybrew.tasks.base import Task
 
 __all__ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybrew.errors import RunError
-from raybrew.reports.compare import Comparison
+from raybrew.reports.compare import ShownComparison
 from raybrew.reports.decision import decide
 from raybrew.reports.ranking import recommended, rule_of
 from raybrew.reports.students import student_of_sweep
@@ -73,7 +73,7 @@ class Sweep:
 
     path: Path
     record: SweepRecord
-    leaderboard: Comparison
+    leaderboard: ShownComparison
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
@@ -175,7 +175,7 @@ class SweepResult(Sweep):
         return cls(*_read(path), already_done=already_done)
 
 
-def _read(path: str | Path) -> tuple[Path, SweepRecord, Comparison]:
+def _read(path: str | Path) -> tuple[Path, SweepRecord, ShownComparison]:
     folders = find_sweeps([path])
     if len(folders) != 1:
         found = ", ".join(folder.name for folder in folders) or "none"

@@ -17,11 +17,11 @@ from raybrew.data.tables import taken
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
 from raybrew.models.shapes import dims_of
 from raybrew.signals import Signal
+from raybrew.storage.open import is_remote
+from raybrew.storage.staging import cache_root
 from raybrew.store.compute import cut_batches
 from raybrew.store.estimate import Amounts, Widths, estimate_bytes
 from raybrew.store.plan import unique_rows
-from raybrew.store.staging import cache_root
-from raybrew.store.storage import is_remote
 from raybrew.tasks.base import Task
 from raybrew.verbs.capture import store_root
 from raybrew.verbs.prepare import task_of

@@ -21,11 +21,11 @@ from raybrew.models.devices import place_of_teacher
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
+from raybrew.storage.open import stores_root
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
 from raybrew.store.find import captured_labels
 from raybrew.store.reader import Store
-from raybrew.store.storage import stores_root
 from raybrew.tasks.base import Labels
 from raybrew.training.run_folder import make_storage
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of

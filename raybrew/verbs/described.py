@@ -15,8 +15,8 @@ from raybrew.data.tables import taken
 from raybrew.models.loading import ModelSource, has_head
 from raybrew.reports.rows import model_name
 from raybrew.signals import Signal
+from raybrew.storage.open import open_storage
 from raybrew.store.find import captured_labels
-from raybrew.store.storage import open_storage
 from raybrew.verbs.evaluate import Evaluation, average_name, evaluate_ensemble, evaluate_teacher
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.job import joint_metrics

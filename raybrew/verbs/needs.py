@@ -8,7 +8,7 @@ from pathlib import Path
 from raybrew.config import Experiment
 from raybrew.models.loading import ModelSource
 from raybrew.nodes import Folder, Place
-from raybrew.store.storage import open_storage
+from raybrew.storage.open import open_storage
 from raybrew.verbs.inputs import Inputs
 
 __all__ = ["needed_files"]

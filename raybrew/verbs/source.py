@@ -20,8 +20,8 @@ from raybrew.config import Experiment
 from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
+from raybrew.storage.open import is_remote, open_storage
 from raybrew.store.find import find_store, identity_of
-from raybrew.store.storage import is_remote, open_storage
 from raybrew.verbs.amounts import Sizes, free_bytes, sizes_of_store
 from raybrew.verbs.capture import store_root
 from raybrew.verbs.prepare import Say, task_of

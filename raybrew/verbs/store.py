@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
 from raybrew.errors import StoreError
+from raybrew.storage.open import is_remote, stores_at, stores_root
 from raybrew.store.layout import read_manifest
 from raybrew.store.prune import PruneRules, Removal, plan_prune, prune_stores
 from raybrew.store.reader import Store, StoreEntry, entry_of
-from raybrew.store.storage import is_remote, stores_at, stores_root
 
 if TYPE_CHECKING:
     from raybrew.models.loading import ModelSource

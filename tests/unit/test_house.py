@@ -68,3 +68,42 @@ def test_such_decisions_are_seen() -> None:
     assert [list(sentences_read(each)) for each in seen] == [[1]] * len(seen)
     unseen = ("first = str(error).strip().splitlines()[0]", "raise RunError(str(error))", 'if kind == "error": pass')
     assert [list(sentences_read(each)) for each in unseen] == [[]] * len(unseen)
+
+
+def imports_of(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of the package that a file imports: at its head, in functions and for types alike."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                found.add(inner if inner in modules else node.module)
+    return found & modules.keys()
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, in any number of steps."""
+    graph = {name: set(imported) - {name} for name, imported in imports.items()}
+    while True:
+        # What imports nothing that is left, or is imported by nothing that is left, is in no circle.
+        imported = set().union(*graph.values()) if graph else set()
+        ends = {name for name, others in graph.items() if not others or name not in imported}
+        if not ends:
+            return [sorted(graph)] if graph else []
+        graph = {name: others - ends for name, others in graph.items() if name not in ends}
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    """Imports within functions and for types counted: whoever reads one module need not read the other first."""
+    modules = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    assert not circles({name: imports_of(path, modules) for name, path in modules.items()})
+
+
+def test_circles_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}, "e": set()}) == [["b", "c"]]
+    assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})

@@ -23,7 +23,7 @@ from raybrew.errors import (
     machine_problem,
     writing,
 )
-from raybrew.store.storage import open_storage, storage_errors
+from raybrew.storage.open import open_storage, storage_errors
 from raybrew.tasks.scores import RowScores, save_scores
 from raybrew.tracking.jsonl import MetricsLog
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
 from raybrew.reports.collect import load_runs
-from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.compare import compare
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
 from raybrew.reports.intervals import Interval
 from raybrew.reports.plots import pareto_front

@@ -13,7 +13,8 @@ from scipy import stats
 
 from raybrew.config.sweep import ParameterConfig
 from raybrew.reports.collect import load_runs
-from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.compare import compare
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
 from raybrew.reports.effects import Configuration, effect_of
 from raybrew.reports.html import render_report

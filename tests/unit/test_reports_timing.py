@@ -10,7 +10,8 @@ import pytest
 from reports_helpers import CONDITIONS, make_run
 
 from raybrew.reports.collect import load_runs
-from raybrew.reports.compare import Comparison, compare
+from raybrew.reports.compare import compare
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import Tile, decide
 from raybrew.reports.numbers import kept_share
 from raybrew.reports.plots import cost_of_row

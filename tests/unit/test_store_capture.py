@@ -23,13 +23,13 @@ from raybrew.data.rows import row_ids, rows_fingerprint
 from raybrew.errors import ConfigError, DataError, Interrupted, ModelError, StoreError
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS, Signal
+from raybrew.storage.local import LocalFolder
 from raybrew.store import worker as worker_module
 from raybrew.store.capture import CaptureProgress, capture
 from raybrew.store.find import find_store
-from raybrew.store.lock import locked_store
+from raybrew.store.pending import locked_store
 from raybrew.store.plan import ShardTask
 from raybrew.store.reader import Store, describe, list_stores
-from raybrew.store.storage import LocalFolder
 from raybrew.store.worker import ShardWorker, WorkerSettings
 
 HIDDEN = Signal("hidden", 1)
@@ -325,7 +325,7 @@ def test_damage_is_found_named_and_repaired(
 def test_only_one_capture_writes_a_store(copied: Path, finished: Store, teacher: ModelSource, rows: pa.Table) -> None:
     root = copied / finished.path.name
     code = (
-        "import sys, time; from pathlib import Path; from raybrew.store.lock import locked_folder\n"
+        "import sys, time; from pathlib import Path; from raybrew.storage.lock import locked_folder\n"
         "with locked_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, text=True, cwd=_root())

@@ -11,6 +11,7 @@ import pytest
 from raybrew.data.arrow import ShardInfo
 from raybrew.errors import StoreError
 from raybrew.signals import LOGITS, Signal
+from raybrew.storage.local import LocalFolder
 from raybrew.store.index import IdIndex
 from raybrew.store.layout import (
     Shard,
@@ -21,7 +22,6 @@ from raybrew.store.layout import (
     signal_of,
 )
 from raybrew.store.plan import plan_shards, unique_rows
-from raybrew.store.storage import LocalFolder
 
 HIDDEN = Signal("hidden", 1)
 

@@ -26,15 +26,15 @@ from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, StoreError, StoreUnreachable
 from raybrew.models.loading import ModelSource
 from raybrew.signals import LOGITS, Signal
-from raybrew.store import lease, objects, staging
+from raybrew.storage import lease, objects, staging
+from raybrew.storage.objects import ObjectFolder
+from raybrew.storage.open import open_storage
 from raybrew.store.capture import CaptureProgress, capture
 from raybrew.store.find import find_store
 from raybrew.store.layout import committed_shards
-from raybrew.store.lock import locked_store
-from raybrew.store.objects import ObjectFolder
+from raybrew.store.pending import locked_store
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store, describe, list_stores
-from raybrew.store.storage import open_storage
 
 HIDDEN, LAST = Signal("hidden", 1), Signal("hidden", 2)
 

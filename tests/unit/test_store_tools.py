@@ -21,11 +21,11 @@ from raybrew.config.loading import build_experiment
 from raybrew.errors import StoreError
 from raybrew.models.loading import load_model
 from raybrew.signals import LOGITS, Signal
+from raybrew.storage.local import LocalFolder
 from raybrew.store.capture import capture
-from raybrew.store.lock import locked_store
+from raybrew.store.pending import locked_store
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store
-from raybrew.store.storage import LocalFolder
 from raybrew.store.usage import USED, last_used, mark_used
 from raybrew.verbs.store import list_stores, verify_live, verify_stores
 

@@ -13,7 +13,7 @@ import pytest
 from sweep_helpers import base, conductor_of, drive
 
 from raybrew.reports.collect import RunRecord
-from raybrew.reports.compare import Comparison
+from raybrew.reports.comparison import Comparison
 from raybrew.reports.html import render_report
 from raybrew.reports.plots import all_plots, pareto, pareto_front
 from raybrew.reports.sweep_page import sweep_section

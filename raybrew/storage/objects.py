@@ -30,7 +30,8 @@ import xxhash
 from raybrew.config.scrub import scrub
 from raybrew.data.arrow import ShardInfo
 from raybrew.errors import DataError, StoreError, StoreUnreachable
-from raybrew.store.staging import cache_root, stage
+from raybrew.storage.lease import await_lease, holder_of, leased
+from raybrew.storage.staging import cache_root, stage
 
 __all__ = ["RETRY_PAUSES", "ObjectFolder"]
 
@@ -78,6 +79,9 @@ class ObjectFolder:
 
     def __reduce__(self) -> tuple[type[ObjectFolder], tuple[str, str | None, bool]]:
         return ObjectFolder, (self.location, self.cache, self.patient)
+
+    def hasty(self) -> ObjectFolder:
+        return ObjectFolder(self.location, self.cache, patient=False)
 
     @property
     def path(self) -> Path:
@@ -200,18 +204,12 @@ class ObjectFolder:
         return here, stage(here, wanted, download, self.location)
 
     def claim(self, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[str]:
-        from raybrew.store.lease import leased
-
         return leased(self, waiting)
 
     def await_end(self, waiting: Callable[[str], None]) -> None:
-        from raybrew.store.lease import await_lease
-
         await_lease(self, waiting)
 
     def holder(self) -> str | None:
-        from raybrew.store.lease import holder_of
-
         found = holder_of(self)
         return None if found is None or found.gone else str(found)
 
@@ -222,8 +220,6 @@ class ObjectFolder:
         return False
 
     def holds(self, token: str) -> bool:
-        from raybrew.store.lease import holder_of
-
         found = holder_of(self)
         return found is not None and found.token == token
 

@@ -21,14 +21,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from raybrew.data.arrow import json_bytes
 from raybrew.errors import StoreError
-from raybrew.store.lock import waiting_for
-
-if TYPE_CHECKING:
-    from raybrew.store.objects import ObjectFolder
+from raybrew.storage.lock import waiting_for
+from raybrew.storage.protocol import PENDING, Storage
 
 __all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "Holder", "await_lease", "holder_of", "leased"]
 
@@ -40,7 +38,14 @@ LEASE_SECONDS = 30.0
 #: After writing a lease, how long to wait before looking whose it is.
 SETTLE_SECONDS = 1.0
 _LEASE = ".lease.json"
-_PENDING = "pending"
+
+
+class Leased(Storage, Protocol):
+    """What a lease is kept in."""
+
+    def hasty(self) -> Storage:
+        """The same, which does not try again what fails."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Holder:
         return f"process {self.pid} on {self.host} (since {self.since})"
 
 
-def holder_of(storage: ObjectFolder) -> Holder | None:
+def holder_of(storage: Leased) -> Holder | None:
     """Whose lease lies in the store; None if there is none."""
     try:
         values = json.loads(storage.read(_LEASE))
@@ -83,7 +88,7 @@ def holder_of(storage: ObjectFolder) -> Holder | None:
 
 
 @contextlib.contextmanager
-def leased(storage: ObjectFolder, waiting: Callable[[str], None] | None = None) -> Iterator[str]:
+def leased(storage: Leased, waiting: Callable[[str], None] | None = None) -> Iterator[str]:
     """Hold the store for the length of the block; gives a token.
 
     Waits up to `LEASE_SECONDS` for the lease of a capture that may have been killed on another machine, and with
@@ -100,8 +105,8 @@ def leased(storage: ObjectFolder, waiting: Callable[[str], None] | None = None) 
             break
         if waiting is None:
             raise StoreError(_held(storage, found))
-    storage.delete(storage.files(_PENDING))
-    hasty, done = type(storage)(storage.location, storage.cache, patient=False), threading.Event()
+    storage.delete(storage.files(PENDING))
+    hasty, done = storage.hasty(), threading.Event()
     beating = threading.Thread(target=_beat, args=(hasty, mine, done), name="lease", daemon=True)
     beating.start()
     try:
@@ -112,10 +117,10 @@ def leased(storage: ObjectFolder, waiting: Callable[[str], None] | None = None) 
         with contextlib.suppress(StoreError):
             # An error that ended the block is worth more than one of tidying up, and must not wait for it.
             if hasty.holds(mine.token):
-                hasty.delete([*hasty.files(_PENDING), _LEASE])
+                hasty.delete([*hasty.files(PENDING), _LEASE])
 
 
-def await_lease(storage: ObjectFolder, waiting: Callable[[str], None] | None) -> None:
+def await_lease(storage: Leased, waiting: Callable[[str], None] | None) -> None:
     """Returns when no lease lies in the store, or nobody keeps it beating.
 
     While it beats, `waiting` hears whose it is; StoreError without it.
@@ -145,7 +150,7 @@ def await_lease(storage: ObjectFolder, waiting: Callable[[str], None] | None) ->
         found, end, told = now, time.monotonic() + LEASE_SECONDS, now.token
 
 
-def _beat(storage: ObjectFolder, mine: Holder, done: threading.Event) -> None:
+def _beat(storage: Leased, mine: Holder, done: threading.Event) -> None:
     """Write the lease anew until `done`, or until it is another's; an outage is waited out."""
     beat = 0
     while not done.wait(BEAT_SECONDS):
@@ -158,7 +163,7 @@ def _beat(storage: ObjectFolder, mine: Holder, done: threading.Event) -> None:
             continue  # an outage
 
 
-def _held(storage: ObjectFolder, holder: Holder | None) -> str:
+def _held(storage: Leased, holder: Holder | None) -> str:
     who = "another process" if holder is None else str(holder)
     return f"{storage.location}: {who} is capturing into this store; wait for it, or stop it"
 

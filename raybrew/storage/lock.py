@@ -1,9 +1,8 @@
-"""One capture at a time: the lock on a store, the folder of what is pending, and tidying up after one that died."""
+"""One capture at a time in a folder: the lock on its store, which goes with its process, and the mark of readers."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import fcntl
 import json
@@ -12,31 +11,16 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
 
 from raybrew.data.arrow import write_json
-from raybrew.errors import Interrupted, StoreError, StoreNotWritable
-from raybrew.store.index import INDEX, published_index
-from raybrew.store.layout import Shard
-from raybrew.store.storage import PENDING, Storage, storage_errors
+from raybrew.errors import StoreError, StoreNotWritable
+from raybrew.storage.protocol import PENDING
 
-__all__ = [
-    "Pending",
-    "Reading",
-    "Waiting",
-    "await_folder",
-    "await_store",
-    "folder_holder",
-    "is_read",
-    "locked_folder",
-    "locked_store",
-    "orphans_of",
-    "remove_orphans",
-    "waiting_for",
-]
+__all__ = ["Reading", "Waiting", "await_folder", "folder_holder", "is_read", "locked_folder", "waiting_for"]
 
 _HOLDER = ".capture.json"
 _LOCK = ".lock"
@@ -50,58 +34,12 @@ _POLL_SECONDS = 0.5
 Waiting = Callable[[str], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Pending:
-    """What one running capture still has to compute, in a folder of the store that is gone when that capture is."""
-
-    storage: Storage
-    token: str
-
-    def name(self, file: str) -> str:
-        """Name in the store of a file of this capture."""
-        return f"{PENDING}/{self.token}/{file}"
-
-    def check(self) -> None:
-        """Interrupted if the capture has ended, or another one has taken its place."""
-        if not self.storage.holds(self.token):
-            raise Interrupted("the capture was stopped")
-
-
-@contextlib.contextmanager
-def locked_store(storage: Storage, waiting: Waiting | None = None) -> Iterator[Pending]:
-    """Hold the store, made if need be, as its one writer; pending files are removed at the end.
-
-    With `waiting` it waits until nobody else holds the store, Interrupted by Ctrl-C; StoreError says who holds it
-    otherwise.
-    """
-    with contextlib.ExitStack() as stack:
-        with storage_errors(storage, "the store cannot be written"), _left_by_ctrl_c(storage):
-            token = stack.enter_context(storage.claim(waiting))
-        yield Pending(storage, token)
-
-
-def await_store(storage: Storage, waiting: Waiting) -> None:
-    """Returns when nobody captures into the store (any more). Changes nothing. Interrupted by Ctrl-C."""
-    with _left_by_ctrl_c(storage):
-        storage.await_end(waiting)
-
-
 def waiting_for(location: str | Path, holder: str) -> str:
     """On whom a process waits, and how to stop that, in one line."""
     return (
         f"{location}: {holder} is capturing into this store; waiting for it to end, to use what it stored "
         "(Ctrl-C ends this command alone)"
     )
-
-
-@contextlib.contextmanager
-def _left_by_ctrl_c(storage: Storage) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"no longer waiting for the capture into {storage.location}, which goes on; the same command waits again"
-        ) from None
 
 
 @contextlib.contextmanager
@@ -169,28 +107,6 @@ def is_read(root: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def remove_orphans(storage: Storage, shards: Sequence[Shard]) -> None:
-    """Remove files that no commit mark knows, left by a capture that died between two steps. Needs the lock."""
-    storage.delete(orphans_of(storage, shards))
-
-
-def orphans_of(storage: Storage, shards: Sequence[Shard]) -> list[str]:
-    """Names of the files that `remove_orphans` removes."""
-    known = {f"{folder}/{shard.file}" for shard in shards for folder in shard.files}
-    known |= {f"shards/{shard.index:05d}.json" for shard in shards}
-    index = published_index(storage)
-    orphans = []
-    for name in storage.files():
-        folder, _, file = name.rpartition("/")
-        temporary = file.startswith(".") and file.endswith(".tmp")
-        data = file.endswith(".arrow") and not name.startswith((f"{PENDING}/", f"{INDEX}/"))
-        mark = folder == "shards" and file.endswith(".json")
-        old = folder == INDEX and index is not None and file != index
-        if temporary or old or ((data or mark) and name not in known):
-            orphans.append(name)
-    return orphans
 
 
 def folder_holder(root: Path) -> str | None:
