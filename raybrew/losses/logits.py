@@ -12,8 +12,11 @@ apart. TextBrewer has no such factor, hence off by default. `tv` alone falls wit
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +27,14 @@ from raybrew.losses.masking import EXCLUDED, check_same_shape, full_precision, r
 from raybrew.losses.term import LossTerm, Per, count_items
 
 __all__ = [
+    "Inputs",
+    "KDLoss",
     "bce",
     "binary_kl",
     "ce",
     "hard_label_ce",
     "js",
+    "kd_loss",
     "kl",
     "label_items",
     "mse",
@@ -40,7 +46,7 @@ __all__ = [
 ]
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """Checked inputs of a KD loss: float32, divided by the temperature, padding replaced by zeros."""
 
     student: Tensor
@@ -50,190 +56,144 @@ class _Inputs(NamedTuple):
     temperature: float | Tensor  #: a number, or one per item
 
 
-@full_precision
-def ce(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+class KDLoss(Protocol):
+    """How a KD loss is called; `options` are those of its own, such as `alpha`."""
+
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        mask: Tensor | None = None,
+        *,
+        temperature: float | Tensor = 1.0,
+        class_mask: Tensor | None = None,
+        scale_by_temperature_squared: bool = False,
+        **options: float,
+    ) -> LossTerm: ...
+
+
+def kd_loss(temperature_power: int = 2) -> Callable[[Callable[..., Tensor]], KDLoss]:
+    """Makes a loss of a function from `Inputs` to one value per item: inputs checked, padding out, items counted.
+
+    The gradient falls with the temperature to `temperature_power`, by which `scale_by_temperature_squared` multiplies.
+    """
+
+    def decorate(per_item: Callable[..., Tensor]) -> KDLoss:
+        name = per_item.__name__
+
+        def loss(
+            student: Tensor,
+            teacher: Tensor,
+            mask: Tensor | None = None,
+            *,
+            temperature: float | Tensor = 1.0,
+            class_mask: Tensor | None = None,
+            scale_by_temperature_squared: bool = False,
+            **options: float,
+        ) -> LossTerm:
+            inputs = _prepare(name, student, teacher, mask, temperature, class_mask)
+            values = per_item(inputs, **options)
+            if scale_by_temperature_squared:
+                values = values * inputs.temperature**temperature_power
+            return LossTerm(values.masked_fill(~inputs.real, 0.0).sum(), count_items(Per.TOKEN, inputs.real))
+
+        # What help and checks read: the parameters of every KD loss, and then this one's own.
+        shared = [each for each in inspect.signature(loss).parameters.values() if each.name != "options"]
+        own = list(inspect.signature(per_item).parameters.values())[1:]
+        functools.update_wrapper(loss, per_item)
+        loss.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+        return full_precision(loss)
+
+    return decorate
+
+
+@kd_loss()
+def ce(inputs: Inputs) -> Tensor:
     """Cross entropy of the teacher's softmax and the student's: -sum p_T log p_S per item (TextBrewer's `ce`)."""
-    inputs = _prepare("ce", student, teacher, mask, temperature, class_mask)
     log_student, log_teacher = _log_probs(inputs)
-    return _term(-(log_teacher.exp() * log_student).sum(dim=-1), inputs, scale_by_temperature_squared)
+    return -(log_teacher.exp() * log_student).sum(dim=-1)
 
 
-@full_precision
-def mse(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def mse(inputs: Inputs) -> Tensor:
     """Squared error of the logits divided by the temperature, mean over the classes of an item."""
-    inputs = _prepare("mse", student, teacher, mask, temperature, class_mask)
     per_class = (inputs.student - inputs.teacher).square()
-    return _term(_mean_over_classes(per_class, inputs), inputs, scale_by_temperature_squared)
+    return _mean_over_classes(per_class, inputs)
 
 
-@full_precision
-def bce(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def bce(inputs: Inputs) -> Tensor:
     """Binary cross entropy of the teacher's sigmoids and the student's, mean over classes: for multi-label tasks."""
-    inputs = _prepare("bce", student, teacher, mask, temperature, class_mask)
     per_class = F.binary_cross_entropy_with_logits(inputs.student, inputs.teacher.sigmoid(), reduction="none")
-    return _term(_mean_over_classes(per_class, inputs), inputs, scale_by_temperature_squared)
+    return _mean_over_classes(per_class, inputs)
 
 
-@full_precision
-def binary_kl(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def binary_kl(inputs: Inputs) -> Tensor:
     """KL of the teacher's and the student's sigmoids, mean over classes: `bce` less its value where both agree.
 
     The gradient is that of `bce`, bit for bit, because the part that is subtracted depends on the teacher alone.
     """
-    inputs = _prepare("binary_kl", student, teacher, mask, temperature, class_mask)
     probs = inputs.teacher.sigmoid()
     per_class = F.binary_cross_entropy_with_logits(inputs.student, probs, reduction="none")
     entropy = F.binary_cross_entropy_with_logits(inputs.teacher, probs, reduction="none")
-    return _term(_mean_over_classes(per_class - entropy, inputs), inputs, scale_by_temperature_squared)
+    return _mean_over_classes(per_class - entropy, inputs)
 
 
-@full_precision
-def kl(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def kl(inputs: Inputs) -> Tensor:
     """KL(teacher || student): the gradient of `ce`, and zero when both agree (arXiv:1503.02531)."""
-    inputs = _prepare("kl", student, teacher, mask, temperature, class_mask)
     log_student, log_teacher = _log_probs(inputs)
-    return _term(_divergence(log_teacher, log_student), inputs, scale_by_temperature_squared)
+    return _divergence(log_teacher, log_student)
 
 
-@full_precision
-def reverse_kl(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def reverse_kl(inputs: Inputs) -> Tensor:
     """KL(student || teacher): seeks the teacher's modes instead of covering them (MiniLLM, arXiv:2306.08543)."""
-    inputs = _prepare("reverse_kl", student, teacher, mask, temperature, class_mask)
     log_student, log_teacher = _log_probs(inputs)
-    return _term(_divergence(log_student, log_teacher), inputs, scale_by_temperature_squared)
+    return _divergence(log_student, log_teacher)
 
 
-@full_precision
-def js(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    beta: float = 0.5,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def js(inputs: Inputs, *, beta: float = 0.5) -> Tensor:
     """Generalised Jensen-Shannon divergence of GKD (arXiv:2306.13649, equation 1), 0 < beta < 1.
 
     beta * KL(teacher || m) + (1 - beta) * KL(student || m) with m = beta * teacher + (1 - beta) * student. It is
     bounded, and vanishes at both ends of beta (divided by beta it tends to `kl`, by 1 - beta to `reverse_kl`).
     """
     _check_open_unit("js", "beta", beta, "use kl for 0 or reverse_kl for 1")
-    inputs = _prepare("js", student, teacher, mask, temperature, class_mask)
     log_student, log_teacher = _log_probs(inputs)
     log_mixed = _log_mixture(log_teacher, log_student, beta)
-    per_item = beta * _divergence(log_teacher, log_mixed) + (1.0 - beta) * _divergence(log_student, log_mixed)
-    return _term(per_item, inputs, scale_by_temperature_squared)
+    return beta * _divergence(log_teacher, log_mixed) + (1.0 - beta) * _divergence(log_student, log_mixed)
 
 
-@full_precision
-def skew_kl(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    alpha: float = 0.1,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def skew_kl(inputs: Inputs, *, alpha: float = 0.1) -> Tensor:
     """KL(teacher || alpha * teacher + (1 - alpha) * student) of DistiLLM (arXiv:2402.03898), 0 < alpha < 1."""
     _check_open_unit("skew_kl", "alpha", alpha, "use kl for 0")
-    inputs = _prepare("skew_kl", student, teacher, mask, temperature, class_mask)
     log_student, log_teacher = _log_probs(inputs)
     log_mixed = _log_mixture(log_teacher, log_student, alpha)
-    return _term(_divergence(log_teacher, log_mixed), inputs, scale_by_temperature_squared)
+    return _divergence(log_teacher, log_mixed)
 
 
-@full_precision
-def skew_reverse_kl(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    alpha: float = 0.1,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss()
+def skew_reverse_kl(inputs: Inputs, *, alpha: float = 0.1) -> Tensor:
     """KL(student || (1 - alpha) * teacher + alpha * student) of DistiLLM (arXiv:2402.03898), 0 < alpha < 1."""
     _check_open_unit("skew_reverse_kl", "alpha", alpha, "use reverse_kl for 0")
-    inputs = _prepare("skew_reverse_kl", student, teacher, mask, temperature, class_mask)
     log_student, log_teacher = _log_probs(inputs)
     log_mixed = _log_mixture(log_student, log_teacher, alpha)
-    return _term(_divergence(log_student, log_mixed), inputs, scale_by_temperature_squared)
+    return _divergence(log_student, log_mixed)
 
 
-@full_precision
-def tv(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor | None = None,
-    *,
-    temperature: float | Tensor = 1.0,
-    class_mask: Tensor | None = None,
-    scale_by_temperature_squared: bool = False,
-) -> LossTerm:
+@kd_loss(temperature_power=1)
+def tv(inputs: Inputs) -> Tensor:
     """Total variation distance: half the sum of absolute differences of the two softmaxes.
 
     It is of first order in the logits' difference, so its gradient falls with T alone: here
     `scale_by_temperature_squared` multiplies by T, the factor that keeps the gradient, and not by its square.
     """
-    inputs = _prepare("tv", student, teacher, mask, temperature, class_mask)
     log_student, log_teacher = _log_probs(inputs)
-    per_item = 0.5 * (log_teacher.exp() - log_student.exp()).abs().sum(dim=-1)
-    if scale_by_temperature_squared:
-        per_item = per_item * inputs.temperature
-    return _term(per_item, inputs, squared=False)
+    return 0.5 * (log_teacher.exp() - log_student.exp()).abs().sum(dim=-1)
 
 
 @full_precision
@@ -319,7 +279,7 @@ def _prepare(
     mask: Tensor | None,
     temperature: float | Tensor,
     class_mask: Tensor | None,
-) -> _Inputs:
+) -> Inputs:
     if student.dim() < 2:
         raise LossError(f"{name}: logits need a class dimension, got shape {tuple(student.shape)}")
     check_same_shape(name, student, teacher, "teacher and student must have the same classes in the same order")
@@ -346,7 +306,7 @@ def _prepare(
     scaled = [logits.float() / divisor for logits in (student, teacher.detach())]
     if visible is not None:
         scaled = [logits.masked_fill(~visible, 0.0) for logits in scaled]
-    return _Inputs(scaled[0], scaled[1], real, classes, temperature)
+    return Inputs(scaled[0], scaled[1], real, classes, temperature)
 
 
 def _expand_class_mask(name: str, class_mask: Tensor | None, logits: Tensor) -> Tensor | None:
@@ -362,7 +322,7 @@ def _expand_class_mask(name: str, class_mask: Tensor | None, logits: Tensor) -> 
     )
 
 
-def _log_probs(inputs: _Inputs) -> tuple[Tensor, Tensor]:
+def _log_probs(inputs: Inputs) -> tuple[Tensor, Tensor]:
     student, teacher = inputs.student, inputs.teacher
     if inputs.classes is not None:
         student = student.masked_fill(~inputs.classes, EXCLUDED)
@@ -378,16 +338,10 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, share_of_p: float) -> Tensor:
     return torch.logaddexp(log_p + math.log(share_of_p), log_q + math.log1p(-share_of_p))
 
 
-def _mean_over_classes(per_class: Tensor, inputs: _Inputs) -> Tensor:
+def _mean_over_classes(per_class: Tensor, inputs: Inputs) -> Tensor:
     if inputs.classes is None:
         return per_class.mean(dim=-1)
     return per_class.masked_fill(~inputs.classes, 0.0).sum(dim=-1) / inputs.classes.sum(dim=-1).clamp_min(1)
-
-
-def _term(per_item: Tensor, inputs: _Inputs, squared: bool) -> LossTerm:
-    if squared:
-        per_item = per_item * inputs.temperature**2
-    return LossTerm(per_item.masked_fill(~inputs.real, 0.0).sum(), count_items(Per.TOKEN, inputs.real))
 
 
 def _check_open_unit(name: str, key: str, value: float, ends: str) -> None:
