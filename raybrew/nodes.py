@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import platform
 import socket
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raybrew.errors import ClusterError, RaybrewError
+from raybrew.files import write_bytes
 
 __all__ = [
     "Folder",
@@ -57,9 +57,7 @@ class Folder:
     path: Path
 
     def write(self, name: str, data: bytes) -> None:
-        temporary = self.path / f"{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(data)
-        os.replace(temporary, self.path / name)
+        write_bytes(self.path / name, data)
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ import xxhash
 
 from raybrew.data.tables import merged
 from raybrew.errors import DataError
+from raybrew.files import replacing, write_json
 
 __all__ = [
     "ArrowFolder",
@@ -31,12 +31,9 @@ __all__ = [
     "folder_state",
     "hash_file",
     "item_shape",
-    "json_bytes",
     "shard_name",
     "table_bytes",
-    "write_bytes",
     "write_folder_state",
-    "write_json",
     "write_shard",
 ]
 
@@ -73,18 +70,10 @@ def write_shard(path: Path, table: pa.Table) -> ShardInfo:
     OSError (such as a full disk) leaves nothing behind.
     """
     table = merged(table)
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            sink = _HashingSink(file)
-            with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as new, new.open("wb") as file:
+        sink = _HashingSink(file)
+        with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), table.schema) as writer:
+            writer.write_table(table)
     return ShardInfo(path.name, table.num_rows, sink.bytes, sink.digest.hexdigest())
 
 
@@ -94,30 +83,6 @@ def table_bytes(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return bytes(sink.getvalue())
-
-
-def json_bytes(value: Any) -> bytes:
-    """`value` as the JSON of our files."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole or not at all."""
-    write_bytes(path, json_bytes(value))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file; it appears whole or not at all."""
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_folder_state(folder: Path, files: Sequence[str], fingerprint: str | None = None) -> None:
@@ -355,12 +320,8 @@ class _HashingSink:
         self._file.flush()
 
     def close(self) -> None:
-        # The caller syncs and closes the real file.
+        # The caller closes the real file.
         self.closed = True
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _listed_files(folder: Path) -> list[str]:

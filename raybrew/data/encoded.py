@@ -19,20 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import (
-    ArrowFolder,
-    FlatColumn,
-    ShardInfo,
-    shard_name,
-    write_folder_state,
-    write_json,
-    write_shard,
-)
+from raybrew.data.arrow import ArrowFolder, FlatColumn, ShardInfo, shard_name, write_folder_state, write_shard
 from raybrew.data.hashes import changed_files
 from raybrew.data.records import first_line
 from raybrew.data.rows import RowSet, row_ids, rows_fingerprint
 from raybrew.data.tokenizers import gives_types, hash_of, piece_fingerprint, tokenizer_fingerprint, with_types
 from raybrew.errors import DataError, EnvironmentProblem
+from raybrew.files import write_json
 from raybrew.tasks.base import Task
 
 __all__ = ["TEACHER_TYPES", "EncodedRows", "encode_rows", "open_encoded", "piece_fingerprint", "tokenizer_fingerprint"]

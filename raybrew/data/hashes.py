@@ -20,7 +20,8 @@ from typing import Any
 import filelock
 import xxhash
 
-from raybrew.data.arrow import hash_file, write_bytes
+from raybrew.data.arrow import hash_file
+from raybrew.files import write_bytes
 
 __all__ = ["changed_files", "is_settled", "known_hashes", "read_note", "sha256_of", "write_note"]
 

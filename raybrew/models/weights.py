@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from raybrew.data.arrow import hash_file, json_bytes, write_bytes
+from raybrew.data.arrow import hash_file
 from raybrew.data.hashes import changed_files, known_hashes, sha256_of
 from raybrew.errors import ModelError
+from raybrew.files import json_bytes, write_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

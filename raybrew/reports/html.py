@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import plotly.offline
 
 from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunError
+from raybrew.files import write_text
 from raybrew.reports.collect import RunRecord, dict_at, load_run, number
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
@@ -62,11 +62,9 @@ def write_report(
     records = [run if isinstance(run, RunRecord) else load_run(run) for run in runs]
     page = render_report(records, title, sweeps=sweeps, now=now)
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, page)
     except OSError as error:
         raise EnvironmentProblem(f"cannot write the report {path}: {error.strerror or error}") from error
     return path

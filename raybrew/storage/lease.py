@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from raybrew.data.arrow import json_bytes
 from raybrew.errors import StoreError
+from raybrew.files import json_bytes
 from raybrew.storage.lock import waiting_for
 from raybrew.storage.protocol import PENDING, Storage
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, hash_file, write_bytes
+from raybrew.data.arrow import ArrowFolder, ShardInfo, hash_file
 from raybrew.data.hashes import changed_files, known_hashes
 from raybrew.errors import DataError
+from raybrew.files import write_bytes
 from raybrew.storage import lock
 from raybrew.storage.lock import Reading, await_folder, folder_holder, locked_folder
 from raybrew.storage.protocol import PENDING

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import filelock
 
-from raybrew.data.arrow import write_json
 from raybrew.errors import StoreError, StoreNotWritable
+from raybrew.files import write_json
 from raybrew.storage.protocol import PENDING
 
 __all__ = ["Reading", "Waiting", "await_folder", "folder_holder", "is_read", "locked_folder", "waiting_for"]

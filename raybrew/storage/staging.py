@@ -19,6 +19,7 @@ import filelock
 from raybrew.data.arrow import ShardInfo, hash_file
 from raybrew.data.hashes import known_hashes
 from raybrew.errors import DataError, StoreError, StoreNotWritable
+from raybrew.files import replacing
 
 __all__ = ["cache_root", "stage", "staged_name"]
 
@@ -75,19 +76,13 @@ def _lacking(folder: Path, shards: Mapping[str, ShardInfo]) -> dict[str, ShardIn
 
 
 def _copy(folder: Path, name: str, shard: ShardInfo, download: Callable[[str, Path], None]) -> None:
-    temporary = folder / f".{staged_name(shard)}.{os.getpid()}.tmp"
-    try:
+    with replacing(folder / staged_name(shard)) as new:
         try:
-            download(name, temporary)
+            download(name, new)
         except FileNotFoundError:
             raise DataError(f"{name} is missing") from None
-        if _size(temporary) != shard.bytes or hash_file(temporary) != shard.xxh3:
+        if _size(new) != shard.bytes or hash_file(new) != shard.xxh3:
             raise DataError(f"{name} holds other bytes than were written")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / staged_name(shard))
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -33,8 +33,9 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, json_bytes, shard_name
+from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, shard_name
 from raybrew.errors import StoreError, StoreUnreachable
+from raybrew.files import json_bytes
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
 from raybrew.storage.protocol import Storage
 from raybrew.store.elements import element_type_of

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import json
 
-from raybrew.data.arrow import json_bytes
+from raybrew.files import json_bytes
 from raybrew.storage.protocol import Storage
 
 __all__ = ["USED", "last_used", "mark_used"]

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from raybrew.data.arrow import write_json
 from raybrew.errors import RunError, writing
 from raybrew.exports.folder import replaced_folder
+from raybrew.files import write_json
 from raybrew.reports.numbers import show_named
 from raybrew.reports.ranking import Standing, recommended, rule_of
 from raybrew.reports.students import BEST, BEST_MARK, student_of_sweep

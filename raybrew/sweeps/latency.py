@@ -17,8 +17,8 @@ import torch
 
 from raybrew.config import Experiment
 from raybrew.config.views import task_views
-from raybrew.data.arrow import write_json
 from raybrew.errors import ClusterError, RaybrewError, first_line
+from raybrew.files import write_json
 from raybrew.models.devices import free_gpu, pick_device, pick_precision
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config

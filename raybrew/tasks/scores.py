@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import xxhash
 
 from raybrew.errors import writing
+from raybrew.files import replacing
 
 __all__ = [
     "LABELLED",
@@ -320,12 +320,11 @@ _FORMULAS = {
 
 def save_scores(path: Path, scores: RowScores) -> None:
     """Write `scores` to `path` (.npz), replacing it whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     about = {"kind": scores.kind, "labels": scores.labels, "names": scores.names, "key": scores.key}
     values = scores.values
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as new, new.open("wb") as file:
             np.savez_compressed(
                 file,
                 about=np.frombuffer(json.dumps(about).encode(), np.uint8),
@@ -334,7 +333,6 @@ def save_scores(path: Path, scores: RowScores) -> None:
                 indptr=values.indptr,
                 shape=np.array(values.shape),
             )
-        os.replace(temporary, path)
 
 
 def load_scores(path: Path) -> RowScores | None:

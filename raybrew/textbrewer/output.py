@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raybrew.errors import CheckpointError, EnvironmentProblem
+from raybrew.files import replacing
 from raybrew.textbrewer.configs import TrainingConfig
 from raybrew.tracking.tensorboard import EventWriter
 from raybrew.training.checkpoints import Checkpoints
@@ -127,11 +127,9 @@ def _barriers_pass() -> Iterator[None]:
 
 def _write(weights: Mapping[str, Any], path: Path) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(weights, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as new:
+            torch.save(weights, new)
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
-        temporary.unlink(missing_ok=True)
         raise EnvironmentProblem(f"cannot write {path}: {str(error).splitlines()[0]}") from error

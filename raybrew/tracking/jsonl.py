@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from raybrew.errors import RunError, writing
+from raybrew.files import replacing
 
 __all__ = ["NOT_FINITE", "TEXT_KEYS", "MetricsLog", "read_metrics"]
 
@@ -73,13 +74,8 @@ class MetricsLog:
         kept = [raw for raw, record in lines if _step_of(record, self.path) <= step]
         dropped = len(lines) - len(kept) + torn
         if dropped:
-            temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
-            with writing(self.path):
-                with open(temporary, "wb") as file:
-                    file.writelines(raw + b"\n" for raw in kept)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.path)
+            with writing(self.path), replacing(self.path) as new, new.open("wb") as file:
+                file.writelines(raw + b"\n" for raw in kept)
             _sync_folder(self.path.parent)
         return dropped
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from raybrew.config.scrub import scrub
 from raybrew.config.tracking import WandbConfig
+from raybrew.files import write_json
 from raybrew.tracking.base import Status, scalars
 
 __all__ = ["WandbTracker", "add_test", "has_key"]
@@ -138,9 +139,7 @@ class WandbTracker:
         if self.id is None:
             self.id = _new_id(run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        temporary.write_text(json.dumps({"id": self.id}) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, {"id": self.id})
         return self.id
 
     def _free_id(self, run_id: str) -> None:

@@ -21,8 +21,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from raybrew.data.arrow import write_bytes
 from raybrew.errors import CheckpointError, EnvironmentProblem
+from raybrew.files import write_bytes
 
 __all__ = ["Checkpoints"]
 

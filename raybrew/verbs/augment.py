@@ -15,13 +15,14 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.config.augment import AugmentConfig
-from raybrew.data.arrow import ArrowFolder, shard_name, write_json, write_shard
+from raybrew.data.arrow import ArrowFolder, shard_name, write_shard
 from raybrew.data.augment import Draw, changed_by_rule, draws_of, new_rows, replaced, sides_of, word_spans
 from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.data.hashes import known_hashes
 from raybrew.data.records import first_line
 from raybrew.data.rows import row_ids
 from raybrew.errors import EnvironmentProblem, ModelError
+from raybrew.files import write_json
 from raybrew.models.devices import pick_device
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.models.word_candidates import WordCandidates

@@ -16,7 +16,6 @@ import xxhash
 
 from raybrew.config import Experiment, TeacherConfig
 from raybrew.config.views import choose_task, task_views
-from raybrew.data.arrow import write_json
 from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.masking import EVALUATION, as_shown
@@ -25,6 +24,7 @@ from raybrew.data.rows import RowSet, load_rows
 from raybrew.data.rows import Split as RowSplit
 from raybrew.distillers.ensemble import Average
 from raybrew.errors import ConfigError, DataError, RunError, writing
+from raybrew.files import write_json
 from raybrew.models.devices import Place, free_gpu, place_of_evaluation
 from raybrew.models.inspection import count_parameters, model_megabytes
 from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, model_labels

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from raybrew.config import Columns, Experiment
 from raybrew.config.base import Section
 from raybrew.config.problems import near_match
-from raybrew.data.arrow import write_json
 from raybrew.errors import ConfigError, DataError, ModelError, RunError
 from raybrew.exports.card import format_rows, model_card, shown_name
 from raybrew.exports.folder import EXPORT_MARK, check_target, held_export, scratch_beside, whole_folder
@@ -24,6 +23,7 @@ from raybrew.exports.formats import FORMATS
 from raybrew.exports.hub import check_push, push_folder
 from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
 from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
+from raybrew.files import write_json
 from raybrew.models.loading import load_model, load_tokenizer
 from raybrew.reports.notebook import html_table
 from raybrew.store.fingerprint import hash_weights

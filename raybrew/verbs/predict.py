@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from raybrew.config import Experiment
 from raybrew.config.views import choose_task
 from raybrew.data.rows import load_rows
 from raybrew.errors import DataError, EnvironmentProblem
+from raybrew.files import replacing
 from raybrew.models.loading import load_model
 from raybrew.verbs.evaluate import labels_of_model, logits_of, pick_model
 from raybrew.verbs.prepare import data_of, encode, task_of
@@ -61,15 +60,11 @@ def predict(
 
 def write_predictions(predictions: list[dict[str, Any]], path: Path) -> None:
     """Write JSON lines to `path`; the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        with replacing(path) as new, new.open("w", encoding="utf-8") as file:
             file.writelines(lines(predictions))
-        os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from raybrew.errors import EnvironmentProblem
+from raybrew.files import write_text
 from raybrew.reports.collect import load_runs
 from raybrew.reports.html import comparison_of, write_report
 from raybrew.reports.sweep_tables import trial_rows, trials_csv
@@ -31,19 +31,13 @@ def report(paths: Sequence[str | Path], output: str | Path = "report.html", titl
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_report(runs, target, title=title or ", ".join(names), sweeps=sweeps)
-        _write(target.with_suffix(".csv"), csv_text(comparison))
-        _write(target.with_suffix(".json"), json.dumps(json_rows(comparison), ensure_ascii=False, indent=2) + "\n")
+        write_text(target.with_suffix(".csv"), csv_text(comparison))
+        write_text(target.with_suffix(".json"), json.dumps(json_rows(comparison), ensure_ascii=False, indent=2) + "\n")
         if sweeps:
             tables = {record.sweep_id: trial_rows(record, runs) for record in sweeps}
             trials = [{"sweep": name, **row} for name, rows in tables.items() for row in rows]
-            _write(target.with_suffix(".trials.csv"), "".join(trials_csv(rows) for rows in tables.values()))
-            _write(target.with_suffix(".trials.json"), json.dumps(trials, ensure_ascii=False, indent=2) + "\n")
+            write_text(target.with_suffix(".trials.csv"), "".join(trials_csv(rows) for rows in tables.values()))
+            write_text(target.with_suffix(".trials.json"), json.dumps(trials, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
     return target
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

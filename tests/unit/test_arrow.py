@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybrew.data import arrow
 from raybrew.data.arrow import (
     ArrowFolder,
     FlatColumn,
@@ -20,10 +19,10 @@ from raybrew.data.arrow import (
     hash_file,
     shard_name,
     write_folder_state,
-    write_json,
     write_shard,
 )
 from raybrew.errors import DataError
+from raybrew.files import write_json
 
 DIM = 5
 TYPES = {"float16": pa.float16(), "float32": pa.float32(), "uint16": pa.uint16()}
@@ -164,7 +163,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     def no_space(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arrow.os, "fsync", no_space)
+    monkeypatch.setattr("raybrew.files.os.fsync", no_space)
     with pytest.raises(OSError, match="No space left") as caught:
         write_shard(path, pa.table({"x": [1]})) if what == "shard" else write_json(path, {})
     assert caught.value.errno == 28
