@@ -114,7 +114,7 @@ def test_ray_job_submit_does_as_well(project: Path, head: Head) -> None:
     """The SST-2 sweep as published, made small; on the other side of it `raybrew` finds its cluster."""
     sizes = ("data.train_rows=160", "data.unlabeled=null", "data.unlabeled_rows=null", "train.max_steps=6")
     files = ("data.train=train.jsonl", "data.eval=eval.jsonl", "data.columns.text=text", "teacher.model=base")
-    short = ("teacher.finetune=null", "train.eval_steps=3", "sweep.rerun_best=null")
+    short = ("teacher.finetune=null", "train.eval_steps=3", "sweep.rerun_best.count=0")
     space = ("sweep.space.distill.temperature=[1, 8]", "sweep.space.student.shape=[{layers: 1}]")
     place = f"store.storage_path={project / 'runs'}"
     shutil.copytree(EXPERIMENTS / "sst2", project / "sst2", dirs_exist_ok=True)
