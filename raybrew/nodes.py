@@ -17,6 +17,7 @@ from raybrew.files import write_bytes
 
 __all__ = [
     "Folder",
+    "Needed",
     "Node",
     "Place",
     "alive_nodes",
@@ -50,6 +51,18 @@ class Place(Protocol):
         ...
 
 
+class Needed(Protocol):
+    """What every node reads; travels to them."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError."""
+        ...
+
+    def lacking(self) -> str | None:
+        """What keeps this node from reading all of it, in a sentence."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Folder:
     """A folder as a `Place`."""
@@ -65,6 +78,9 @@ class Folder:
     def delete(self, names: Collection[str]) -> None:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
+
+    def lacking(self) -> str | None:
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +200,7 @@ def check_shared(places: Mapping[str, Place], purpose: str) -> None:
         )
 
 
-def check_seen(places: Mapping[str, Place], purpose: str) -> None:
+def check_seen(places: Mapping[str, Needed], purpose: str) -> None:
     """ClusterError that names the nodes that do not have in each of `places` what this process reads there.
 
     Folders are compared by names and sizes of their files, others by their manifest. Nothing to do for one node.
@@ -203,26 +219,28 @@ def check_seen(places: Mapping[str, Place], purpose: str) -> None:
             problems += [f"{name} on node {node.name}: {what}" for name, what in answer.value.items()]
     if problems:
         raise ClusterError(
-            f"{purpose}: {'; '.join(problems)}; every node must read the same files there: use storage that all nodes "
+            f"{purpose}: {'; '.join(problems)}; every node must read the same files: use storage that all nodes "
             "share, or copy them to each node"
         )
 
 
-def _other_content(node: Node, places: Mapping[str, Place], expected: Mapping[str, Any]) -> dict[str, str]:
+def _other_content(node: Node, places: Mapping[str, Needed], expected: Mapping[str, Any]) -> dict[str, str]:
     """On a node: what is wrong with each place; nothing for those that hold what is expected."""
     found: dict[str, str] = {}
     for name, place in places.items():
         try:
-            content = _content(place)
+            content, lacking = _content(place), place.lacking()
         except Exception as error:  # as of many storages
             found[name] = f"cannot be read: {_reason(error)}"
             continue
         if content != expected[name]:
             found[name] = "holds other files" if content else "is not there"
+        elif lacking is not None:
+            found[name] = lacking
     return found
 
 
-def _content(place: Place) -> Any:
+def _content(place: Needed) -> Any:
     """What tells whether two nodes read the same."""
     if not isinstance(place, Folder):
         return place.read("manifest.json")

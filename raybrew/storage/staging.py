@@ -21,7 +21,7 @@ from raybrew.data.hashes import known_hashes
 from raybrew.errors import DataError, StoreError, StoreNotWritable
 from raybrew.files import replacing
 
-__all__ = ["cache_root", "stage", "staged_name"]
+__all__ = ["cache_root", "room_problem", "stage", "staged_name"]
 
 _DOWNLOADS = 4
 
@@ -91,13 +91,30 @@ def _remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def room_problem(root: Path, files: Mapping[str, ShardInfo]) -> str | None:
+    """Why copies of `files`, by their names in a store, do not fit below `root` on this node; None if they do.
+
+    What has been copied already takes no room.
+    """
+    folders = {name: root / name.rpartition("/")[0] for name in files}
+    return _room_problem(root, {name: shard for name, shard in files.items() if _lacking(folders[name], {name: shard})})
+
+
 def _check_room(folder: Path, lacking: Mapping[str, ShardInfo], source: str) -> None:
-    needed, free = sum(shard.bytes for shard in lacking.values()), shutil.disk_usage(folder).free
-    if needed > free:
-        raise StoreError(
-            f"{source}: {needed / 2**20:.0f} MiB are to be copied into {folder}, where {free / 2**20:.0f} MiB are "
-            "free; make room, or set store.cache to a folder on a larger disk"
-        )
+    problem = _room_problem(folder, lacking)
+    if problem is not None:
+        raise StoreError(f"{source}: {problem}")
+
+
+def _room_problem(folder: Path, lacking: Mapping[str, ShardInfo]) -> str | None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    needed, free = sum(shard.bytes for shard in lacking.values()), shutil.disk_usage(there).free
+    if needed <= free:
+        return None
+    return (
+        f"{needed / 2**20:.0f} MiB are to be copied into {folder}, where {free / 2**20:.0f} MiB are free; make room, "
+        "or set store.cache to a folder on a larger disk"
+    )
 
 
 def _size(path: Path) -> int | None:

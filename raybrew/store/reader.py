@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raybrew.data.arrow import ArrowFolder, FlatColumn
+from raybrew.data.arrow import ArrowFolder, FlatColumn, ShardInfo
 from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.open import open_storage, stores_below
@@ -190,6 +190,16 @@ class Store:
     def folder_of(self, signal: Signal) -> str:
         """The folder that `gather` reads `signal` from, which tells its element type."""
         return self._stored(signal).folder
+
+    def files_read(self) -> dict[str, ShardInfo]:
+        """Name -> size and hash of the files that this process has opened: of a remote store each node copies them."""
+        folders = [EXAMPLES, *(stored.folder for stored in self._open.values())]
+        return {
+            f"{folder}/{shard.file}": shard.files[folder]
+            for folder in folders
+            for shard in self._shards
+            if folder in shard.files
+        }
 
     def set_aside(self, request: Iterable[Signal]) -> dict[str, str]:
         """Rows that the teacher could not compute for one of `request`: example id in hex -> reason."""

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from raybrew.config.train import TrainConfig
 from raybrew.errors import ClusterError, DivergenceError, RaybrewError, RunError
 from raybrew.models.devices import choose_launcher, free_gpu, pick_device, place_of_training
-from raybrew.nodes import Folder, Place, check_seen, check_shared
+from raybrew.nodes import Folder, Needed, check_seen, check_shared
 from raybrew.runtime import check_resources, ensure_ray
 from raybrew.training.context import (
     FAILURES_FILE,
@@ -48,7 +48,7 @@ def launch(
     say: Callable[[str], None],
     key: str = "train",
     on_evaluation: OnEvaluation | None = None,
-    needs: Mapping[str, Place] | None = None,
+    needs: Mapping[str, Needed] | None = None,
 ) -> dict[str, Any]:
     """Run `job` on `config.workers` workers and return rank 0's result.
 
@@ -82,7 +82,7 @@ def _on_ray(
     run_folder: Path,
     say: Callable[[str], None],
     key: str,
-    needs: Mapping[str, Place],
+    needs: Mapping[str, Needed],
 ) -> dict[str, Any]:
     # Ray Train reads these when it is imported; the workers' controller polls twice a second instead of every two.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

@@ -6,18 +6,23 @@ import json
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+import xxhash
 from ray.train import UserCallback
 
 import raybrew.nodes as asking
+from raybrew.data.arrow import ShardInfo
 from raybrew.errors import ClusterError, DivergenceError, RunError, StoreError, StoreUnreachable
 from raybrew.nodes import Answer, Folder, Node, check_seen
+from raybrew.storage import staging
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.training.launch import _failure_notes, _root_cause
 from raybrew.training.run_folder import RunFolder
+from raybrew.verbs.needs import StoreFiles
 
 GONE = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
 OURS = StoreError("the folder is not there")
@@ -111,4 +116,46 @@ def test_every_node_must_read_the_same_files(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ClusterError, match=r"host-2 \(10\.0\.0\.2\): is not there"):
         check_seen(places, "training")
     monkeypatch.setattr(asking, "alive_nodes", lambda: NODES[:1])
+    check_seen(places, "training")
+
+
+class RemoteStore:
+    """As much of a store behind a URL as is asked for; its copies go to `path` of the node that asks."""
+
+    location = "s3://bucket/store"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, name: str) -> bytes:
+        return b"{}"
+
+
+def test_every_node_has_room_for_copies_of_a_remote_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"x" * 1000
+    shard = ShardInfo("data-00000.arrow", 1, len(data), xxhash.xxh3_128_hexdigest(data))
+    files = {"signals/logits/data-00000.arrow": shard, "examples/data-00000.arrow": shard}
+    free = {"aaaa": 2000, "bbbb": 1500}
+
+    def on_each_node(nodes: Collection[Node], function: Callable[..., Any], *given: Any) -> dict[str, Answer]:
+        answers = {}
+        for node in nodes:
+            monkeypatch.setattr(
+                staging.shutil, "disk_usage", lambda path, node=node: SimpleNamespace(free=free[node.id])
+            )
+            answers[node.id] = Answer(function(node, *given))
+        return answers
+
+    monkeypatch.setattr(asking, "alive_nodes", lambda: NODES)
+    monkeypatch.setattr(asking, "on_each_node", on_each_node)
+    store: Any = RemoteStore(tmp_path / "cache" / "store")
+    places: Any = {"store.path (s3://bucket/store)": StoreFiles(store, files)}
+    with pytest.raises(ClusterError, match=r"on node host-2 .*are to be copied into .*store\.cache"):
+        check_seen(places, "training")
+    copy = store.path / "examples" / staging.staged_name(shard)
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(data)
+    check_seen(places, "training")  # half of it has been copied
+    store.location = str(tmp_path)  # and a folder is read where it lies
+    free["bbbb"] = 0
     check_seen(places, "training")
