@@ -50,7 +50,7 @@ Rows = list[tuple[str, str]]
 
 
 def _methods() -> tuple[str, Rows]:
-    from raybrew.methods import METHODS
+    from raybrew.catalog.methods import METHODS
 
     rows = []
     for name, method in METHODS.items():
@@ -67,8 +67,8 @@ def _methods() -> tuple[str, Rows]:
 
 
 def _losses() -> tuple[str, Rows]:
+    from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES
     from raybrew.config.distill import KDLossConfig, MatchConfig
-    from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES
 
     def line(entry: Any) -> str:
         return f"{entry.summary} ({entry.paper})" if entry.paper else str(entry.summary)
@@ -85,7 +85,7 @@ def _losses() -> tuple[str, Rows]:
 
 
 def _matches() -> tuple[str, Rows]:
-    from raybrew.config.distill import LAYER_MAPS
+    from raybrew.catalog.layer_rules import LAYER_MAPS
     from raybrew.config.match_names import MATCH_NAMES, match_set
 
     rows = [*LAYER_MAPS.items(), ("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)")]
@@ -98,7 +98,7 @@ def _matches() -> tuple[str, Rows]:
 
 
 def _shapes() -> tuple[str, Rows]:
-    from raybrew.models.shapes import RECURRENT_SHAPES, SHAPES
+    from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
 
     recurrent = [(name, shape.summary) for name, shape in RECURRENT_SHAPES.items()]
     rows = [
@@ -113,7 +113,7 @@ def _shapes() -> tuple[str, Rows]:
 
 
 def _initialisations() -> tuple[str, Rows]:
-    from raybrew.config.student import LAYER_RULES
+    from raybrew.catalog.layer_rules import LAYER_RULES
 
     return "student.init_layers", [*LAYER_RULES.items(), ("[1, 4, ...]", "these teacher layers, counted from 1")]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
+from raybrew.catalog.layer_rules import LAYER_MAPS
+from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, names_of
+from raybrew.catalog.methods import METHODS, with_method
 from raybrew.config.base import (
     MAX_COUNT,
     MAX_TEMPERATURE,
@@ -20,10 +23,8 @@ from raybrew.config.base import (
 )
 from raybrew.config.match_names import MATCH_NAMES, match_set
 from raybrew.config.problems import near_match
-from raybrew.methods import METHODS, with_method
 
 __all__ = [
-    "LAYER_MAPS",
     "DistillConfig",
     "EMDConfig",
     "KDLossConfig",
@@ -33,31 +34,23 @@ __all__ = [
     "TheseusConfig",
 ]
 
-#: Rules that pair student layers with teacher layers; a list of [student, teacher] pairs does as well (0 = embeddings).
-LAYER_MAPS = {
-    "even": "student layer i with teacher layer i * teacher depth / student depth, embeddings included (TinyBERT)",
-    "last": "the student's layers with the teacher's last ones, in order",
-    "last_inner": "as `last`, but without the last layer of each (PKD-last)",
-    "skip": "student layer i with teacher layer i * (teacher depth // student depth), the last left out (PKD-skip)",
-    "final": "only the last layer of each",
-}
-
-
-#: What a name of a loss begins with -> what it compares, first fit; all others compare hidden states.
-_FEATURES: tuple[tuple[str, Literal["attention", "attention_probs", "qkv", "pooled"]], ...] = (
-    ("attention_probs_", "attention_probs"),
-    ("attention_", "attention"),
-    ("relation_", "qkv"),
-    ("pooled_", "pooled"),
-)
+#: Names of the catalogue, as types: what a value is checked against, and what its error lists.
+if TYPE_CHECKING:
+    KDLossName: TypeAlias = str
+    MatchLossName: TypeAlias = str
+    LayerMapName: TypeAlias = str
+    TemperatureName: TypeAlias = str
+else:
+    KDLossName = Literal[("auto", *names_of(KD_LOSSES))]
+    MatchLossName = Literal[names_of(MATCH_LOSSES)]
+    LayerMapName = Literal[tuple(LAYER_MAPS)]
+    TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if name != "constant")]
 
 
 class KDLossConfig(Section):
     """The loss between student and teacher logits, and its options."""
 
-    kind: (
-        Literal["auto", "ce", "mse", "bce", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv"] | FunctionName
-    ) = "auto"
+    kind: KDLossName | FunctionName = "auto"
     """Which loss; `raybrew list losses` explains each. `auto`: ce, but bce for multilabel and mse for regression."""
     beta: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the teacher in the mixture of `js`."""
@@ -68,7 +61,7 @@ class KDLossConfig(Section):
 class TemperatureScheduleConfig(Section):
     """A temperature for each example, lower for those that are harder than the mean (arXiv 1911.07471)."""
 
-    kind: Literal["flsw", "cwsm"]
+    kind: TemperatureName
     """`flsw`: hard is where student and teacher logits point apart; `cwsm`: where the student is unsure."""
     beta: float = Field(default=1.0, gt=0, le=1000)
     """How far temperatures move from `distill.temperature`."""
@@ -82,26 +75,9 @@ class MatchConfig(Section):
     TextBrewer's names, such as L3_hidden_mse, may stand for a whole match.
     """
 
-    loss: (
-        Literal[
-            "hidden_mse",
-            "cos",
-            "pkd",
-            "gram",
-            "mmd",
-            "attention_mse",
-            "attention_mse_sum",
-            "attention_ce",
-            "attention_ce_mean",
-            "attention_probs_mse",
-            "relation_kl",
-            "pooled_mse",
-            "pooled_cos",
-        ]
-        | FunctionName
-    )
+    loss: MatchLossName | FunctionName
     """Which loss; `raybrew list losses` explains each."""
-    layers: Literal["even", "last", "last_inner", "skip", "final"] | Many[Many[int]] = "even"
+    layers: LayerMapName | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
     weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
     """Weight of each pair."""
@@ -133,14 +109,11 @@ class MatchConfig(Section):
         return ":" in self.loss
 
     @property
-    def compares(self) -> Literal["hidden", "attention", "attention_probs", "qkv", "query", "key", "value", "pooled"]:
+    def compares(self) -> str:
         """What is compared, in the words of the table of losses."""
         if self.is_own:
             return self.feature or "hidden"
-        for start, feature in _FEATURES:
-            if self.loss.startswith(start):
-                return feature
-        return "hidden"
+        return MATCH_LOSSES[self.loss].needs
 
     @property
     def first_layer(self) -> int | None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from raybrew.catalog.methods import METHODS
 from raybrew.config.base import MAX_SEED
 from raybrew.config.experiment import Experiment
 from raybrew.config.population import check_population
@@ -18,7 +19,6 @@ from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError
-from raybrew.methods import METHODS
 
 __all__ = [
     "CORNER_LIMIT",

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from raybrew.catalog.methods import METHODS, contradictions
 from raybrew.config.distill import DistillConfig, StageConfig
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.student import StudentConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
 from raybrew.errors import ConfigError
-from raybrew.methods import METHODS, contradictions
 
 __all__ = ["check_method", "check_stages", "check_steps", "check_theseus", "method_notes", "stage_ends", "stage_names"]
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field
 
+from raybrew.catalog.layer_rules import LAYER_RULES
+from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
 from raybrew.config.base import MAX_COUNT, WHEN_SET, Many, Section
 
-__all__ = ["LAYER_RULES", "WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig"]
-
-#: Rules that name the teacher layers a student starts from; a list of layer numbers (1 = first) does as well.
-LAYER_RULES = {
-    "even": "layer i of k takes teacher layer round(i * depth / k): spread over the whole depth (DistilBERT)",
-    "first": "layers 1..k of the teacher",
-    "last": "the last k layers of the teacher (PKD-last)",
-    "skip": "every (depth // k)-th layer from the first on: 1, 3, 5, ... for half of the layers (PKD-skip)",
-}
+__all__ = ["WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig"]
 
 #: Named shapes that are no transformers: neither layers to start from nor attention to compare.
-WITHOUT_LAYERS = ("BiGRU",)
+WITHOUT_LAYERS = tuple(RECURRENT_SHAPES)
+if TYPE_CHECKING:
+    LayerRuleName: TypeAlias = str
+    ShapeName: TypeAlias = str
+else:
+    LayerRuleName = Literal[tuple(LAYER_RULES)]
+    ShapeName = Literal[(*SHAPES, *RECURRENT_SHAPES)]
 
 
 class ShapeConfig(Section):
@@ -55,7 +55,7 @@ class StudentConfig(Section):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Allow the model's own Python code to run. Only for code you have read."""
-    shape: ShapeConfig | str | None = None
+    shape: ShapeConfig | ShapeName | None = None
     """A shape by name (`raybrew list shapes`) or by its numbers; architecture and vocabulary are the teacher's."""
     teacher: str | None = None
     """Which of several teachers a shape is made after, by name; `rte` or `rte/b` of task rte. Default: the first."""
@@ -63,7 +63,7 @@ class StudentConfig(Section):
     """Weights of a shape: copied from `teacher` layers; `truncate`: also out of wider ones, by their first numbers,
     heads and neurons; or `random`. `auto`: copied if the shape is as wide as the teacher, else random. BiGRU takes the
     teacher's word embeddings unless it is `random`."""
-    init_layers: Literal["even", "first", "last", "skip"] | Many[int] = "even"
+    init_layers: LayerRuleName | Many[int] = "even"
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""
     vocabulary: VocabularyConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Trim tokenizer and word embeddings to the training rows: {} or {min_count: 2}."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
+from raybrew.catalog.losses import kd_losses_of
 from raybrew.config.base import MAX_WEIGHT, Many, Section
 
 __all__ = [
@@ -165,17 +166,20 @@ TASK_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
-_SOFTMAX_LOSSES = ("ce", "mse", "kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "tv")
+#: `task.kind` -> what its outputs are: logits of classes that exclude one another, of labels that do not, or numbers.
+TASK_OUTPUTS: Mapping[str, str] = MappingProxyType(
+    {
+        "classification": "classes",
+        "multilabel": "labels",
+        "regression": "numbers",
+        "tagging": "classes",
+        "qa": "classes",
+        "masked_lm": "classes",
+    }
+)
 #: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by; the first is what `auto` stands for.
 TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "classification": _SOFTMAX_LOSSES,
-        "multilabel": ("bce", "mse"),
-        "regression": ("mse",),
-        "tagging": _SOFTMAX_LOSSES,
-        "qa": _SOFTMAX_LOSSES,
-        "masked_lm": _SOFTMAX_LOSSES,
-    }
+    {kind: kd_losses_of(outputs) for kind, outputs in TASK_OUTPUTS.items()}
 )
 
 #: Every metric that some task has, and what it is.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raybrew.catalog.losses import MATCH_LOSSES, LossEntry
 from raybrew.config.distill import DistillConfig
 from raybrew.distillers.emd import emd_terms
 from raybrew.distillers.matches import LayerMatch
@@ -23,7 +24,6 @@ from raybrew.distillers.signal_terms import Batch, KDOnSignals, LabelsOnSignals,
 from raybrew.distillers.tables import PROJECTIONS
 from raybrew.errors import LossError
 from raybrew.losses.own import OwnLoss, load_own
-from raybrew.losses.table import MATCH_LOSSES, LossEntry
 from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.models.shapes import TeacherDims
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals

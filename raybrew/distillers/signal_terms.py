@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from raybrew.catalog.losses import KD_LOSSES, TEMPERATURES
 from raybrew.config.distill import DistillConfig
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
 from raybrew.errors import LossError
 from raybrew.losses.own import OwnLoss, load_own
-from raybrew.losses.table import KD_LOSSES, TEMPERATURES
 from raybrew.losses.term import LossTerm
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal
 from raybrew.tasks.heads import Head

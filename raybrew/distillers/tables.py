@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from raybrew.losses.table import load_target
+from raybrew.catalog.losses import load_target
 
 __all__ = ["PROJECTIONS", "SCHEDULES", "TableEntry"]
 

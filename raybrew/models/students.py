@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from raybrew.catalog.shapes import RECURRENT_SHAPES, RecurrentShape
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.errors import ConfigError, EnvironmentProblem, ModelError, first_line
 from raybrew.models.bigru import BiGRUConfig
@@ -21,8 +22,6 @@ from raybrew.models.initialise import init_from_teacher, share_embeddings
 from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import (
     FAMILIES,
-    RECURRENT_SHAPES,
-    RecurrentShape,
     dims_of,
     pick_layers,
     resolve_shape,

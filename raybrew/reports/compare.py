@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raybrew.catalog.methods import METHODS
 from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
 from raybrew.config.judge import quality as quality_of
-from raybrew.methods import METHODS
 from raybrew.reports.collect import RunRecord, dict_at, integer, number
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.controls import Controls, against_control

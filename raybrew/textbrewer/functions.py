@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raybrew.catalog.losses import MATCH_LOSSES
 from raybrew.distillers.terms import TemperatureRule
 from raybrew.errors import ConfigError, LossError
 from raybrew.losses.masking import Layers
-from raybrew.losses.table import MATCH_LOSSES
 from raybrew.losses.term import LossTerm
 from raybrew.textbrewer.presets import (
     KD_LOSS_MAP,

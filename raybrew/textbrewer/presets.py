@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
 from raybrew.config.problems import near_match
 from raybrew.distillers.tables import PROJECTIONS, SCHEDULES
 from raybrew.errors import ConfigError
-from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
 from raybrew.losses.term import LossTerm
 from raybrew.textbrewer.configs import FEATURES
 

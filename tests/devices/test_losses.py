@@ -11,10 +11,10 @@ from machines import device_of, on_host, on_machine, refuse_others, waits_by_sit
 from pretend import Seen
 from torch import Tensor
 
+from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
 from raybrew.losses.averaging import average_logits
 from raybrew.losses.logits import hard_label_ce, probability_shift
 from raybrew.losses.own import OwnLoss
-from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
 from raybrew.losses.term import LossTerm
 from raybrew.tasks.heads import BinaryHead, ClassHead, Head, ItemHead, NumberHead, SpanHead, VocabularyHead
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from raybrew.catalog.losses import MATCH_LOSSES
 from raybrew.errors import LossError
 from raybrew.losses import attention
-from raybrew.losses.table import MATCH_LOSSES
 
 NAMES = ["attention_mse", "attention_mse_sum", "attention_ce", "attention_ce_mean"]
 SHAPES = [(2, 3, 5, 5), (1, 1, 1, 1), (3, 2, 4, 4), (3, 4, 4)]

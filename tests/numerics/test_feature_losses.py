@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from raybrew.catalog.losses import MATCH_LOSSES
 from raybrew.errors import LossError
 from raybrew.losses import features
-from raybrew.losses.table import MATCH_LOSSES
 
 SHAPES = [(3, 5, 4), (1, 1, 6), (2, 8, 3), (4, 6, 6)]
 NAMES = ["hidden_mse", "cos", "pkd", "gram", "mmd"]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raybrew.catalog.losses import KD_LOSSES
 from raybrew.errors import LossError
 from raybrew.losses import logits as losses
-from raybrew.losses.table import KD_LOSSES
 
 SHAPES = [(5, 3), (1, 2), (4, 6, 7), (2, 1, 3)]
 

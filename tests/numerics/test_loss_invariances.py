@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES
 from raybrew.losses.emd import emd
 from raybrew.losses.logits import hard_label_ce
-from raybrew.losses.table import KD_LOSSES, MATCH_LOSSES
 from raybrew.losses.term import LossTerm, Per, count_items
 
 BATCH, LENGTH = 6, 8

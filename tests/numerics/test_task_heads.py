@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from raybrew.catalog.losses import KD_LOSSES
 from raybrew.config.distill import DistillConfig, KDLossConfig
 from raybrew.distillers.objective import COUNT_KEYS, Objective, build_objective
 from raybrew.distillers.signal_terms import KDOnSignals
 from raybrew.losses.logits import probability_shift
-from raybrew.losses.table import KD_LOSSES
 from raybrew.losses.term import LossTerm
 from raybrew.signals import LOGITS
 from raybrew.tasks.heads import BinaryHead, ClassHead, Head, ItemHead, NumberHead, SpanHead, VocabularyHead

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from raybrew.catalog.losses import TEMPERATURES
 from raybrew.errors import LossError
 from raybrew.losses import temperatures
 from raybrew.losses.logits import ce
-from raybrew.losses.table import TEMPERATURES
 
 SHAPES = [(6, 3), (1, 4), (3, 5, 4)]
 

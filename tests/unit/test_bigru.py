@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 import raybrew
+from raybrew.catalog.shapes import RECURRENT_SHAPES
 from raybrew.config import StudentConfig
 from raybrew.config.loading import build_experiment
 from raybrew.errors import ConfigError, ModelError
@@ -23,7 +24,7 @@ from raybrew.models.bigru import BiGRUConfig, BiGRUForSequenceClassification, Bi
 from raybrew.models.flops import count_flops
 from raybrew.models.inspection import count_parameters
 from raybrew.models.loading import ModelSource, load_model
-from raybrew.models.shapes import RECURRENT_SHAPES, sizes_text
+from raybrew.models.shapes import sizes_text
 from raybrew.models.students import build_student, empty_student
 
 

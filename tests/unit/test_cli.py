@@ -132,10 +132,10 @@ def test_validate_checks_all_files_and_counts(tmp_path: Path, capsys: pytest.Cap
 def test_every_list_names_what_the_configs_accept(capsys: pytest.CaptureFixture[str]) -> None:
     from typing import get_args
 
+    from raybrew.catalog.layer_rules import LAYER_MAPS
     from raybrew.cli.list import Family
     from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, StudentConfig
     from raybrew.config.data import FORMATS
-    from raybrew.config.distill import LAYER_MAPS
 
     listed = {}
     for family in Family:

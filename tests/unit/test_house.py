@@ -6,6 +6,10 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from raybrew.catalog.layer_rules import LAYER_MAPS, LAYER_RULES
+from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, names_of
+from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
+
 PACKAGE = Path(__file__).parents[2] / "raybrew"
 
 #: Names under which sentences for people travel.
@@ -107,3 +111,20 @@ def test_no_module_imports_in_a_circle() -> None:
 def test_circles_are_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}, "e": set()}) == [["b", "c"]]
     assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+def test_a_name_of_the_catalogue_stands_in_one_place() -> None:
+    """A loss, a rule or a shape is added by its row (and what it computes): no list elsewhere repeats the names."""
+    rows = {*names_of(KD_LOSSES), *names_of(MATCH_LOSSES), *LAYER_MAPS, *LAYER_RULES, *SHAPES, *RECURRENT_SHAPES}
+    lists = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "catalog" in path.parts:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        exports = [node.value for node in tree.body if isinstance(node, ast.Assign) and "__all__" in ast.dump(node)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.List | ast.Tuple | ast.Set) and node not in exports:
+                texts = {each.value for each in node.elts if isinstance(each, ast.Constant)} & rows
+                if len(texts) > 3:
+                    lists.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {sorted(texts)}")
+    assert not lists

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from raybrew.catalog.losses import MATCH_LOSSES
 from raybrew.config import DistillConfig, MatchConfig
 from raybrew.config.loading import build_experiment
 from raybrew.config.match_names import MATCH_NAMES, MATCH_SETS, match_set
@@ -16,7 +17,6 @@ from raybrew.errors import ConfigError, LossError
 from raybrew.losses.attention import attention_probs_mse
 from raybrew.losses.features import pooled_mse
 from raybrew.losses.relations import relation_kl
-from raybrew.losses.table import MATCH_LOSSES
 from raybrew.signals import LOGITS, POOLED, Signal, parse_signal, sorted_signals
 
 

@@ -13,12 +13,12 @@ import yaml
 from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 from typer.testing import CliRunner
 
+from raybrew.catalog.methods import METHODS
 from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError, LossError, ModelError
-from raybrew.methods import METHODS
 from raybrew.models.loading import ModelSource
 from raybrew.signals import LOGITS
 from raybrew.sweeps.controls import Controls

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.config import ShapeConfig
-from raybrew.config.student import LAYER_RULES
 from raybrew.distillers.matches import pair_layers
 from raybrew.errors import ConfigError, ModelError
 from raybrew.models.shapes import FAMILIES, SHAPES, TeacherDims, dims_of, pick_layers, resolve_shape, sizes_text

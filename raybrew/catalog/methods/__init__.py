@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from raybrew.methods.base import Figure, Method
-from raybrew.methods.expand import contradictions, with_method
-from raybrew.methods.table import METHODS
+from raybrew.catalog.methods.base import Figure, Method
+from raybrew.catalog.methods.expand import contradictions, with_method
+from raybrew.catalog.methods.table import METHODS
 
 __all__ = ["METHODS", "Figure", "Method", "contradictions", "with_method"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["KD_LOSSES", "MATCH_LOSSES", "TEMPERATURES", "LossEntry", "load_target"]
+__all__ = ["KD_LOSSES", "MATCH_LOSSES", "TEMPERATURES", "LossEntry", "kd_losses_of", "load_target", "names_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class LossEntry:
     own_masks: bool = False  #: takes `teacher_mask` too, so that each side may have tokens of its own
     same_width: bool = True  #: both sides need one width (hidden) or one number of heads (attention)
     temperature_power: int = 0  #: the gradient falls with T to this power; `scale_by_temperature_squared` undoes it
+    outputs: tuple[str, ...] = ()  #: of KD losses, the outputs of tasks that they compare: classes, labels, numbers
     divergence: str = ""  #: module:function with the same gradient that is 0 where both sides agree; empty: `target` is
 
     def load(self) -> Callable[..., Any]:
@@ -38,6 +39,11 @@ class LossEntry:
     def load_divergence(self) -> Callable[..., Any]:
         """Imports the function that trains alike and is 0 where student and teacher agree."""
         return load_target(self.divergence or self.target)
+
+
+def names_of(table: Mapping[str, LossEntry]) -> tuple[str, ...]:
+    """The names of a table, without further names of the same loss."""
+    return tuple(name for name, entry in table.items() if name == entry.name)
 
 
 def load_target(target: str) -> Callable[..., Any]:
@@ -51,7 +57,21 @@ def _by_name(*entries: LossEntry, **aliases: LossEntry) -> Mapping[str, LossEntr
     return MappingProxyType({**{entry.name: entry for entry in entries}, **aliases})
 
 
-def _kd(name: str, summary: str, paper: str, *, temperature_power: int = 2, divergence: str = "") -> LossEntry:
+def kd_losses_of(outputs: str) -> tuple[str, ...]:
+    """Names of the KD losses that compare such outputs, those that compare nothing else first."""
+    found = [entry for entry in KD_LOSSES.values() if outputs in entry.outputs]
+    return tuple(entry.name for entry in sorted(found, key=lambda entry: len(entry.outputs)))
+
+
+def _kd(
+    name: str,
+    summary: str,
+    paper: str,
+    *,
+    outputs: tuple[str, ...] = ("classes",),
+    temperature_power: int = 2,
+    divergence: str = "",
+) -> LossEntry:
     return LossEntry(
         name=name,
         target=f"raybrew.losses.logits:{name}",
@@ -59,6 +79,7 @@ def _kd(name: str, summary: str, paper: str, *, temperature_power: int = 2, dive
         needs="logits",
         summary=summary,
         paper=paper,
+        outputs=outputs,
         temperature_power=temperature_power,
         divergence=divergence and f"raybrew.losses.logits:{divergence}",
     )
@@ -67,8 +88,14 @@ def _kd(name: str, summary: str, paper: str, *, temperature_power: int = 2, dive
 #: Losses between teacher and student logits: f(student, teacher, mask, *, temperature, class_mask, ...).
 KD_LOSSES: Mapping[str, LossEntry] = _by_name(
     _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531", divergence="kl"),
-    _kd("mse", "squared error of the logits", "arXiv:1312.6184"),
-    _kd("bce", "binary cross entropy of the two sigmoids, for multi-label tasks", "", divergence="binary_kl"),
+    _kd("mse", "squared error of the logits", "arXiv:1312.6184", outputs=("classes", "labels", "numbers")),
+    _kd(
+        "bce",
+        "binary cross entropy of the two sigmoids, for multi-label tasks",
+        "",
+        outputs=("labels",),
+        divergence="binary_kl",
+    ),
     _kd("kl", "KL(teacher || student)", "arXiv:1503.02531"),
     _kd("reverse_kl", "KL(student || teacher)", "arXiv:2306.08543"),
     _kd("js", "generalised Jensen-Shannon divergence with share beta", "arXiv:2306.13649"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from raybrew.methods.base import Figure, Method
+from raybrew.catalog.methods.base import Figure, Method
 
 __all__ = ["METHODS"]
 

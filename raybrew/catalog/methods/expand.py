@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from raybrew.methods.table import METHODS
+from raybrew.catalog.methods.table import METHODS
 
 __all__ = ["contradictions", "with_method"]
 
