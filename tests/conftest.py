@@ -13,7 +13,10 @@ import hypothesis
 import pytest
 
 # How long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile("raybrew", deadline=None)
+# The same cases each time, so that a change is judged by what it changes; RAYBREW_TEST_RANDOM=1 looks for new ones.
+hypothesis.settings.register_profile(
+    "raybrew", deadline=None, derandomize="RAYBREW_TEST_RANDOM" not in os.environ, database=None
+)
 hypothesis.settings.load_profile("raybrew")
 
 REPO_ROOT = Path(__file__).resolve().parents[1]

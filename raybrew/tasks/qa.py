@@ -166,7 +166,7 @@ class QuestionAnswering:
         contexts = list(dict.fromkeys(row["context"] for row in rows))  # contexts have many questions
         asked = self._questions(list(dict.fromkeys(row["question"] for row in rows)), tokenizers)
         # What is left of a question is one text for all, of which each makes its own number of tokens.
-        texts = list(dict.fromkeys(asked.values() if len(tokenizers) > 1 else asked))
+        texts = list(dict.fromkeys(asked.values()))
         cuts: list[tuple[int, dict[str, Any], dict[str, int]]] = []
         for tokenizer in tokenizers:
             limit = self.config.max_length - tokenizer.num_special_tokens_to_add(pair=True)
@@ -184,9 +184,8 @@ class QuestionAnswering:
                 windows = self._fitting(context, here, tokenizers)
             else:
                 limit, found, tokens = cuts[0]
-                room = limit - min(tokens[row["question"]], self.config.max_question)
                 offsets, begins = found[context]
-                windows = cut_windows(len(context), offsets, begins, room, self.config.stride)
+                windows = cut_windows(len(context), offsets, begins, limit - tokens[question], self.config.stride)
             result.append((row, question, windows))
         return result
 

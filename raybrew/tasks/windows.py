@@ -44,8 +44,12 @@ def offsets_of(
 
 
 def shortened(text: str, offsets: Offsets, most: int) -> str:
-    """`text` up to its token number `most`."""
-    return text if len(offsets) <= most else text[: offsets[most - 1][1]]
+    """`text` up to its token number `most`, or to an earlier one where characters of several tokens would be cut."""
+    if len(offsets) <= most:
+        return text
+    while most and offsets[most][0] < offsets[most - 1][1]:
+        most -= 1
+    return text[: offsets[most - 1][1]] if most else ""
 
 
 def cut_windows(

@@ -83,6 +83,17 @@ def asked(context: str, start: int, end: int, question: str = "who?") -> pa.Tabl
     )
 
 
+def test_a_question_is_not_cut_within_a_character(tokenizers: tuple[Any, Any]) -> None:
+    """A byte-level tokenizer has several tokens for one character: the last of twelve are in the middle of it."""
+    config = QAConfig(max_length=40, stride=10, max_question=12)
+    for tokenizer in tokenizers:
+        _, encoded = encoded_units(build_task(config), asked("a b c d " * 20, 0, 1, "00000000ß\u200b"), tokenizer)
+        assert len(tokenizer(encoded["question"][0], add_special_tokens=False)["input_ids"]) <= 12
+        for window, ids, spans in zip(encoded["window"], encoded["input_ids"], encoded["spans"], strict=True):
+            assert len(ids) <= config.max_length
+            assert spans[-1][1] == len(window.rstrip()), "the end of a window is not cut off"
+
+
 @RELAXED
 @given(words=WORDS, place=st.integers(0, 39), count=st.integers(1, 4), question=st.text(CHARACTERS, min_size=1))
 def test_every_answer_survives_windows_and_alignment(
