@@ -175,7 +175,7 @@ class _Trial:
 
 def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]:
     """The whole sweep with SLOTS trials at a time, by the calls that raybrew's Ray Tune parts make."""
-    from raybrew.reports.sweeps import CANDIDATE
+    from raybrew.records.sweeps import CANDIDATE
     from raybrew.sweeps.conductor import Conductor
     from raybrew.sweeps.ledger import Ledger
     from raybrew.sweeps.progress import live_table, news, waiting_reason
@@ -250,7 +250,7 @@ def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]
 
 def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
     """The driver's own seconds and memory for `size` configurations, and of taking up the finished ledger again."""
-    from raybrew.reports.sweeps import load_sweep
+    from raybrew.records.sweeps import load_sweep
     from raybrew.sweeps.conductor import Conductor
     from raybrew.sweeps.ledger import Ledger
     from raybrew.sweeps.run import _objectives_from
@@ -293,8 +293,8 @@ def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
 
 def measure_report(size: int, arguments: argparse.Namespace) -> dict[str, float]:
     """What the last step of a sweep takes: reading all runs, comparing them, the page."""
+    from raybrew.records.sweeps import load_sweep
     from raybrew.reports.sweep_tables import leaderboard, trial_rows
-    from raybrew.reports.sweeps import load_sweep
     from raybrew.verbs.report import report
 
     with tempfile.TemporaryDirectory() as name:

@@ -26,10 +26,10 @@ def compare(
     """Compare runs and sweeps: the best of each sweep, then all runs in one table. Reads stored results only."""
     from raybrew.cli.show import folder_of
     from raybrew.cli.summary import print_bests, print_runs
-    from raybrew.reports.collect import load_runs
+    from raybrew.records.runs import load_runs
+    from raybrew.records.sweeps import find_sweeps, load_sweep
     from raybrew.reports.compare import compare as compared
     from raybrew.reports.sweep_tables import leaderboard
-    from raybrew.reports.sweeps import find_sweeps, load_sweep
     from raybrew.reports.tables import json_rows
 
     folders = [folder_of(path) for path in paths]

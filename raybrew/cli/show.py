@@ -34,7 +34,7 @@ def show(
 ) -> None:
     """Show runs in one table: quality, gain over the control, size, speed. Reads stored results only."""
     from raybrew.cli.summary import print_runs
-    from raybrew.reports.collect import load_runs
+    from raybrew.records.runs import load_runs
     from raybrew.reports.numbers import count_of
     from raybrew.reports.words import rows_text
     from raybrew.training.run_folder import PRUNED, RunFolder

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raybrew.cli.terminal import results, write_line
-from raybrew.reports.collect import RunRecord, load_run
+from raybrew.records.runs import RunRecord, load_run
+from raybrew.records.sweeps import SweepRecord
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
 from raybrew.reports.sweep_tables import leaderboard
-from raybrew.reports.sweeps import SweepRecord
 from raybrew.reports.tables import caption_lines, comparison_table
 from raybrew.verbs.result import RunResult
 

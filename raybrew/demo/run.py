@@ -14,7 +14,7 @@ from raybrew.data.sampler import num_batches
 from raybrew.demo.recipe import EXPERIMENT, NUM_EVAL, NUM_LABELLED, NUM_UNLABELLED, TEACHER
 from raybrew.demo.reviews import build_splits, write_splits
 from raybrew.errors import writing
-from raybrew.reports.collect import RunRecord, load_run
+from raybrew.records.runs import RunRecord, load_run
 from raybrew.reports.compare import compare
 from raybrew.reports.tables import json_rows
 from raybrew.verbs.capture import capture

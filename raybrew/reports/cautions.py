@@ -9,7 +9,7 @@ from typing import Any
 
 from raybrew.data import model_cautions, row_cautions
 from raybrew.data.cautions import Caution
-from raybrew.reports.collect import RunRecord
+from raybrew.records.runs import RunRecord
 
 __all__ = ["caution_of", "cautions_of", "sentences_of"]
 

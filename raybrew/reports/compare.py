@@ -13,7 +13,7 @@ from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
 from raybrew.config.judge import quality as quality_of
-from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.records.runs import RunRecord, dict_at, integer, number
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.controls import Controls, against_control
 from raybrew.reports.evidence import Split

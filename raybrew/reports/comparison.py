@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import TypeVar
 
-from raybrew.reports.collect import RunRecord
+from raybrew.records.runs import RunRecord
 from raybrew.reports.evidence import Split
 from raybrew.reports.rows import Row
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybrew.config.controls import is_searched
-from raybrew.reports.collect import dict_at
+from raybrew.records.runs import dict_at
 from raybrew.reports.evidence import Split, test_of, value_on
 from raybrew.reports.rows import Gain, Row, Stat
 

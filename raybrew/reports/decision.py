@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from raybrew.config.judge import LOSS
+from raybrew.records.runs import number
 from raybrew.reports.cautions import sentences_of
 from raybrew.reports.choice import which
-from raybrew.reports.collect import number
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.labels import lost_labels
 from raybrew.reports.numbers import (

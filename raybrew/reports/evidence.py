@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.records.runs import RunRecord, dict_at, integer, number
 from raybrew.reports.intervals import Sample, row_weights
 from raybrew.reports.numbers import PERCENT_METRICS
 

@@ -15,7 +15,8 @@ import plotly.offline
 from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.files import write_text
-from raybrew.reports.collect import RunRecord, dict_at, load_run, number
+from raybrew.records.runs import RunRecord, dict_at, load_run, number
+from raybrew.records.sweeps import SweepRecord
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
@@ -36,7 +37,6 @@ from raybrew.reports.rows import Row
 from raybrew.reports.sweep_page import sweep_section
 from raybrew.reports.sweep_plots import sweep_plots
 from raybrew.reports.sweep_tables import leaderboard
-from raybrew.reports.sweeps import SweepRecord
 from raybrew.reports.tables import agreed, agreed_line, is_chosen, meanings, quality_head
 from raybrew.reports.words import show_difference, show_measured
 from raybrew.version import __version__

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raybrew.reports.collect import RunRecord
+from raybrew.records.runs import RunRecord
 from raybrew.reports.evidence import CHUNK, Split, scores_of, value_on
 from raybrew.reports.intervals import Interval, Sample, difference, row_weights
 from raybrew.reports.numbers import ABSENT, LOWEST_TEACHER, count_of

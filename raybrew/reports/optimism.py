@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.records.runs import RunRecord, dict_at, integer, number
 from raybrew.reports.intervals import Sample
 from raybrew.reports.rows import Row
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
-from raybrew.reports.collect import number
+from raybrew.records.runs import number
 
 __all__ = [
     "INK",

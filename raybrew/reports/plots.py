@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from raybrew.reports.collect import RunRecord
+from raybrew.records.runs import RunRecord
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.evidence import Split
 from raybrew.reports.numbers import metric_scale, metric_title, show_bytes, show_count, show_ms, show_value

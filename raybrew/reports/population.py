@@ -9,10 +9,10 @@ import plotly.graph_objects as go
 from raybrew.config.judge import LOSS
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
+from raybrew.records.sweeps import SweepRecord
 from raybrew.reports.numbers import metric_scale, metric_title
 from raybrew.reports.plot_parts import INK, new_figure, safe
 from raybrew.reports.plots import COLORS, LegendEntry, Plot
-from raybrew.reports.sweeps import SweepRecord
 
 __all__ = ["course_plots", "round_cells", "round_heads", "round_rows"]
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config.judge import LOSS, quality
-from raybrew.reports.collect import dict_at, number
+from raybrew.records.runs import dict_at, number
+from raybrew.records.sweeps import SweepRecord
+from raybrew.records.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical
 from raybrew.reports.numbers import metric_title
-from raybrew.reports.sweeps import SweepRecord
-from raybrew.reports.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical
 
 __all__ = ["Parameters", "Standing", "parameters_in", "ranking", "recommended", "rule_of", "standing_of", "standings"]
 

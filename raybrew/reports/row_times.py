@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 
-from raybrew.reports.collect import dict_at
+from raybrew.records.runs import dict_at
 from raybrew.reports.rows import Row
 from raybrew.reports.timing import Timing, alike
 

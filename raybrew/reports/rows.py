@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from raybrew.config.judge import quality
-from raybrew.reports.collect import Role, RunRecord, RunStatus, dict_at, integer, number
+from raybrew.records.runs import Role, RunRecord, RunStatus, dict_at, integer, number
 from raybrew.reports.evidence import Split, rows_of, sample_of_runs, sample_of_teacher, value_on
 from raybrew.reports.gain import Gain, Stat
 from raybrew.reports.intervals import Interval, Sample, difference, interval

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from raybrew.config.space import show_value_of
-from raybrew.reports.collect import RunRecord, dict_at
+from raybrew.records.runs import RunRecord, dict_at
+from raybrew.records.sweeps import SweepRecord
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.numbers import (
     ABSENT,
@@ -21,7 +22,6 @@ from raybrew.reports.numbers import (
 from raybrew.reports.population import round_cells, round_heads
 from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import Cost, cost_of, rows_by_run, rule_of, trial_rows
-from raybrew.reports.sweeps import SweepRecord
 
 __all__ = ["sweep_section"]
 

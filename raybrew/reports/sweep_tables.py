@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raybrew.config.controls import is_searched
-from raybrew.reports.collect import RunRecord, dict_at, load_run, number
+from raybrew.records.runs import RunRecord, dict_at, load_run, number
+from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
+from raybrew.records.trials import canonical
 from raybrew.reports.compare import LOSSES_DIFFER, ShownComparison, compare, ordered
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.evidence import rows_of, value_on
 from raybrew.reports.numbers import count_of, metric_scale, show_seconds
 from raybrew.reports.ranking import Standing, recommended, rule_of, standings
 from raybrew.reports.rows import Row
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
 from raybrew.reports.timing import timing_of
-from raybrew.reports.trials import canonical
 
 __all__ = ["Cost", "best_run", "cost_of", "leaderboard", "rows_by_run", "rule_of", "trial_rows", "trials_csv"]
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raybrew.reports.collect import RunRecord, dict_at, integer
+from raybrew.records.runs import RunRecord, dict_at, integer
 from raybrew.reports.evidence import SPLITS, Split, teacher_value
 from raybrew.reports.rows import Row, Stat
 

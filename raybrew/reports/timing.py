@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raybrew.reports.collect import RunRecord, dict_at, integer, number
+from raybrew.records.runs import RunRecord, dict_at, integer, number
 
 __all__ = ["Conditions", "Timing", "alike", "faster", "relative_latency", "timing_of"]
 

@@ -20,9 +20,9 @@ from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import sweep_judge
 from raybrew.errors import ConfigError
 from raybrew.models.devices import Devices
+from raybrew.records.sweeps import sessions_of
+from raybrew.records.trials import CANDIDATE, TrialRecord, after, new_trial, trials_of
 from raybrew.reports.ranking import Standing, parameters_in, ranking
-from raybrew.reports.sweeps import sessions_of
-from raybrew.reports.trials import CANDIDATE, TrialRecord, after, new_trial, trials_of
 from raybrew.sweeps.controls import Controls, StepsOf
 from raybrew.sweeps.costs import gpus_of, over_budget, spent
 from raybrew.sweeps.jobs import Job, canonical, make_job

@@ -17,7 +17,7 @@ from raybrew.config import Experiment
 from raybrew.config.controls import control_settings, is_shared
 from raybrew.config.train import ChangeConfig
 from raybrew.config.views import task_views
-from raybrew.reports.trials import CONTROL, KD_ONLY, TrialRecord, canonical
+from raybrew.records.trials import CONTROL, KD_ONLY, TrialRecord, canonical
 from raybrew.sweeps.jobs import Job, make_job, shape_of
 
 __all__ = ["Controls", "StepsOf", "Variant"]

@@ -10,11 +10,11 @@ from typing import Any
 from raybrew.errors import RunError, writing
 from raybrew.exports.folder import replaced_folder
 from raybrew.files import write_json
+from raybrew.records.sweeps import SweepRecord, load_sweep
+from raybrew.records.trials import CANDIDATE
 from raybrew.reports.numbers import show_named
 from raybrew.reports.ranking import Standing, recommended, rule_of
 from raybrew.reports.students import BEST, BEST_MARK, student_of_sweep
-from raybrew.reports.sweeps import SweepRecord, load_sweep
-from raybrew.reports.trials import CANDIDATE
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.progress import SweepReporter
 from raybrew.sweeps.trials import OVER

@@ -9,7 +9,7 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.config.space import apply_values
-from raybrew.reports.trials import CANDIDATE, canonical
+from raybrew.records.trials import CANDIDATE, canonical
 
 __all__ = ["Job", "canonical", "make_job", "shape_of"]
 

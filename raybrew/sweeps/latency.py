@@ -23,7 +23,7 @@ from raybrew.models.devices import free_gpu, pick_device, pick_precision
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import alive_nodes
-from raybrew.reports.collect import dict_at, integer, load_run
+from raybrew.records.runs import dict_at, integer, load_run
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.costs import gpus_of
 from raybrew.sweeps.jobs import canonical

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunLocked
-from raybrew.reports.ledger import LEDGER, read_ledger
+from raybrew.records.ledger import LEDGER, read_ledger
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.training.run_folder import make_storage
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
+from raybrew.records.trials import CANDIDATE, TrialRecord
 from raybrew.reports.numbers import metric_scale, metric_title, show_named, show_seconds
-from raybrew.reports.trials import CANDIDATE, TrialRecord
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.costs import gpus_of
 from raybrew.sweeps.trials import OVER, value_of

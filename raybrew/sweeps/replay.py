@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from raybrew.reports.trials import CANDIDATE, TrialRecord, after, canonical, new_trial
+from raybrew.records.trials import CANDIDATE, TrialRecord, after, canonical, new_trial
 from raybrew.sweeps.search import Source
 from raybrew.sweeps.trials import OVER, Trials
 

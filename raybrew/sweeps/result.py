@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybrew.errors import RunError
+from raybrew.records.sweeps import SweepRecord, TrialRecord, find_sweeps, load_sweep
 from raybrew.reports.compare import ShownComparison
 from raybrew.reports.decision import decide
 from raybrew.reports.ranking import recommended, rule_of
 from raybrew.reports.students import student_of_sweep
 from raybrew.reports.sweep_tables import cost_of, leaderboard, trial_rows
-from raybrew.reports.sweeps import SweepRecord, TrialRecord, find_sweeps, load_sweep
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from raybrew.config import Experiment
 from raybrew.config.sweep import SweepConfig
 from raybrew.errors import ConfigError
-from raybrew.reports.trials import TrialRecord, after
+from raybrew.records.trials import TrialRecord, after
 from raybrew.sweeps.jobs import Job, make_job
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.population import explore, matchups, next_stop, round_random, values_in_force, with_change

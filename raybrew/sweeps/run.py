@@ -16,10 +16,10 @@ from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.config.values import refuse_secrets
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
-from raybrew.reports.collect import dict_at, number
-from raybrew.reports.sweeps import LEDGER, find_sweeps, load_sweep
+from raybrew.records.runs import dict_at, number
+from raybrew.records.sweeps import LEDGER, find_sweeps, load_sweep
+from raybrew.records.trials import CANDIDATE, trials_of
 from raybrew.reports.timing import relative_latency
-from raybrew.reports.trials import CANDIDATE, trials_of
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.costs import gpus_of

@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from raybrew.config.sweep import SchedulerConfig
-from raybrew.reports.trials import CANDIDATE, TrialRecord
+from raybrew.records.trials import CANDIDATE, TrialRecord
 
 __all__ = ["build_scheduler", "rungs"]
 

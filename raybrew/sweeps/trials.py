@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import KeysView, Mapping
 from typing import Any
 
-from raybrew.reports.trials import CANDIDATE, TrialRecord
+from raybrew.records.trials import CANDIDATE, TrialRecord
 from raybrew.sweeps.jobs import canonical
 
 __all__ = ["OVER", "Trials", "value_of"]

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from raybrew.config import Experiment
 from raybrew.errors import ClusterError, RaybrewError
 from raybrew.models.devices import cluster_devices
-from raybrew.reports.trials import CANDIDATE
+from raybrew.records.trials import CANDIDATE
 from raybrew.runtime import RayInfo, check_resources
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.costs import gpus_of

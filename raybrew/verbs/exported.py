@@ -14,12 +14,12 @@ from raybrew.config.views import choose_task
 from raybrew.errors import ConfigError, ModelError, RunError
 from raybrew.exports.card import summary_of_task
 from raybrew.models.loading import ModelSource, load_config, max_tokens
-from raybrew.reports.collect import RunRecord, is_run, load_run, load_runs
+from raybrew.records.runs import RunRecord, is_run, load_run, load_runs
+from raybrew.records.sweeps import find_sweeps, is_sweep, load_sweep
 from raybrew.reports.compare import compare
 from raybrew.reports.rows import Row
 from raybrew.reports.students import best_mark, student_of_sweep
 from raybrew.reports.sweep_tables import best_run, leaderboard
-from raybrew.reports.sweeps import find_sweeps, is_sweep, load_sweep
 from raybrew.reports.words import over_control, over_teacher, plain_metric
 from raybrew.training.run_folder import RunFolder
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from raybrew.errors import EnvironmentProblem
 from raybrew.files import write_text
-from raybrew.reports.collect import load_runs
+from raybrew.records.runs import load_runs
+from raybrew.records.sweeps import find_sweeps, load_sweep
 from raybrew.reports.html import comparison_of, write_report
 from raybrew.reports.sweep_tables import trial_rows, trials_csv
-from raybrew.reports.sweeps import find_sweeps, load_sweep
 from raybrew.reports.tables import csv_text, json_rows
 
 __all__ = ["report"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybrew.errors import RunError
-from raybrew.reports.collect import RunRecord, find_runs, load_run
+from raybrew.records.runs import RunRecord, find_runs, load_run
 
 if TYPE_CHECKING:
     import pandas as pd

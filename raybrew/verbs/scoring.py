@@ -18,7 +18,7 @@ from raybrew.errors import RunError
 from raybrew.exports.card import model_card, summary_of_task
 from raybrew.exports.folder import write_card
 from raybrew.models.loading import ModelSource, has_head
-from raybrew.reports.collect import load_run
+from raybrew.records.runs import load_run
 from raybrew.tasks.scores import save_scores
 from raybrew.tracking.wandb import add_test
 from raybrew.training.run_folder import RunFolder

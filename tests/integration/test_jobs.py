@@ -18,7 +18,7 @@ import yaml
 from ray_head import Head, ray_head
 from tiny_project import make_model, make_rows
 
-from raybrew.reports.sweeps import load_sweep
+from raybrew.records.sweeps import load_sweep
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

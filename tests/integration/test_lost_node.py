@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_project import cli, losses_of, make_project, make_rows, start_cli
 
-from raybrew.reports.sweeps import load_sweep
+from raybrew.records.sweeps import load_sweep
 from raybrew.signals import LOGITS
 from raybrew.store.reader import Store
 from raybrew.tracking.jsonl import read_metrics

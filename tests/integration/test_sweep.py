@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tiny_project import cli, losses_of, make_project, start_cli
 
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, load_sweep
+from raybrew.records.sweeps import CANDIDATE, CONTROL, load_sweep
 from raybrew.sweeps.result import Sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]

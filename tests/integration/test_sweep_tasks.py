@@ -15,7 +15,7 @@ import raybrew
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
 from raybrew.config.views import task_views
-from raybrew.reports.sweeps import CANDIDATE, CONTROL
+from raybrew.records.sweeps import CANDIDATE, CONTROL
 from raybrew.runtime import ray_runtime
 from raybrew.store.reader import Store
 

@@ -11,7 +11,7 @@ from reports_helpers import make_run
 
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
-from raybrew.reports.sweeps import CONTROL
+from raybrew.records.sweeps import CONTROL
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import Job

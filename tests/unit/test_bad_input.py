@@ -12,8 +12,8 @@ from raybrew.cli.main import main
 from raybrew.config import MatchConfig
 from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.errors import ConfigError, RunError
-from raybrew.reports.collect import load_run
-from raybrew.reports.sweeps import load_sweep
+from raybrew.records.runs import load_run
+from raybrew.records.sweeps import load_sweep
 
 GOOD: dict[str, Any] = {"name": "good", "teacher": {"model": "owner/teacher"}, "student": {"shape": "T3"}}
 TEXT = "name: good\nteacher: {model: owner/teacher}\nstudent: {shape: T3}\n"

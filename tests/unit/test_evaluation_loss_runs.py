@@ -17,7 +17,7 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.errors import StoreError
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
-from raybrew.reports.collect import load_run
+from raybrew.records.runs import load_run
 from raybrew.reports.compare import LOSSES_DIFFER, compare
 from raybrew.reports.decision import decide
 from raybrew.store import compute

@@ -53,7 +53,7 @@ def test_no_decision_is_made_by_the_words_of_a_sentence() -> None:
     """Steps, errors and states of trials travel as fields: a sentence may be put better at any time."""
     found = [
         f"{path.relative_to(PACKAGE)}:{line}"
-        for folder in ("sweeps", "reports", "tracking")
+        for folder in ("sweeps", "records", "reports", "tracking")
         for path in sorted((PACKAGE / folder).rglob("*.py"))
         for line in sentences_read(path.read_text(encoding="utf-8"))
     ]

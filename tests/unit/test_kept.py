@@ -18,7 +18,7 @@ import torch
 import raybrew
 from raybrew.config.loading import load_experiment
 from raybrew.errors import ConfigError
-from raybrew.reports.sweeps import load_sweep
+from raybrew.records.sweeps import load_sweep
 from raybrew.signals import parse_signal
 from raybrew.store.reader import Store
 

@@ -13,7 +13,7 @@ from test_families import experiment_of
 import raybrew
 from raybrew.config.loading import build_experiment
 from raybrew.errors import Interrupted, RunError
-from raybrew.reports.collect import load_run
+from raybrew.records.runs import load_run
 from raybrew.sweeps.controls import Controls
 from raybrew.sweeps.jobs import make_job
 from raybrew.sweeps.prepare import control_steps

@@ -11,7 +11,7 @@ import pytest
 from reports_helpers import make_run
 
 from raybrew.errors import RunError
-from raybrew.reports.collect import find_runs, load_run, load_runs
+from raybrew.records.runs import find_runs, load_run, load_runs
 
 
 def test_a_finished_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
-from raybrew.reports.collect import load_runs
+from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide

@@ -13,7 +13,7 @@ import pytest
 from reports_helpers import make_run
 
 from raybrew.errors import EnvironmentProblem, RunError
-from raybrew.reports.collect import load_runs
+from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.html import render_report, write_report
 from raybrew.reports.plot_parts import MAX_POINTS, log_axis

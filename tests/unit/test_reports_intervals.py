@@ -12,9 +12,9 @@ import pytest
 from reports_helpers import judged_run, make_run
 from scipy import stats
 
-from raybrew.reports.collect import load_run, load_runs
+from raybrew.records.details import RunDetails
+from raybrew.records.runs import load_run, load_runs
 from raybrew.reports.compare import compare
-from raybrew.reports.details import RunDetails
 from raybrew.reports.intervals import Sample, difference, interval, linear, mcnemar, row_weights, sidak
 from raybrew.reports.numbers import show_range
 from raybrew.reports.optimism import expected_maximum, of_checkpoints, of_configurations

@@ -12,7 +12,7 @@ from reports_helpers import judged_run, make_run
 from scipy import stats
 
 from raybrew.config.sweep import ParameterConfig
-from raybrew.reports.collect import load_runs
+from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide

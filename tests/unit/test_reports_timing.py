@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from reports_helpers import CONDITIONS, make_run
 
-from raybrew.reports.collect import load_runs
+from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import Tile, decide

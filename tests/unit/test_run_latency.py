@@ -18,7 +18,7 @@ from raybrew.config.loading import build_experiment
 from raybrew.errors import ModelError
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config
-from raybrew.reports.collect import load_run
+from raybrew.records.runs import load_run
 from raybrew.sweeps.trial import _distill
 from raybrew.verbs.result import RunResult
 

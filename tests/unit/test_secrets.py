@@ -15,8 +15,8 @@ from raybrew.config import DistillConfig, Experiment, TeacherConfig, TrackingCon
 from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.scrub import scrub, secret_in
 from raybrew.errors import ConfigError, DataError, StoreError
-from raybrew.reports.collect import load_run
-from raybrew.reports.sweeps import load_sweep
+from raybrew.records.runs import load_run
+from raybrew.records.sweeps import load_sweep
 from raybrew.sweeps.ledger import Ledger
 from raybrew.tracking.wandb import WandbTracker
 from raybrew.training.run_folder import RunFolder

@@ -12,8 +12,8 @@ from sweep_helpers import conductor_of
 from raybrew.config.loading import build_experiment
 from raybrew.config.views import choose_task, task_views, teacher_names, teacher_views
 from raybrew.errors import ConfigError
-from raybrew.reports.collect import load_run
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY
+from raybrew.records.runs import load_run
+from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY
 
 TEACHERS: dict[str, Any] = {
     "name": "teachers",

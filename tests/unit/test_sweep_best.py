@@ -13,10 +13,10 @@ import pytest
 from sweep_helpers import base, conductor_of, drive, end, leave_student
 
 from raybrew.errors import RunError
+from raybrew.records.sweeps import CANDIDATE, CONTROL, load_sweep
 from raybrew.reports.ranking import recommended
 from raybrew.reports.students import best_mark
 from raybrew.reports.sweep_tables import best_run, leaderboard, rows_by_run, trial_rows
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, load_sweep
 from raybrew.sweeps import finish
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.finish import finish_sweep

@@ -16,9 +16,9 @@ from raybrew.config.judge import LOSS, quality, value_of_quality
 from raybrew.config.loading import build_experiment
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.errors import ConfigError
+from raybrew.records.sweeps import load_sweep
 from raybrew.reports.population import round_rows
 from raybrew.reports.sweep_tables import best_run, leaderboard, rule_of
-from raybrew.reports.sweeps import load_sweep
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.prepare import prepare_teachers
 from raybrew.sweeps.progress import news

@@ -12,7 +12,7 @@ import pytest
 from sweep_helpers import base, conductor_of, drive
 
 from raybrew.config import Experiment
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
+from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.progress import live_table, news, waiting_reason

@@ -15,8 +15,8 @@ from sweep_helpers import base, conductor_of, drive, end
 
 from raybrew.config.sweep import SchedulerConfig
 from raybrew.models.devices import Devices
+from raybrew.records.sweeps import CANDIDATE, TrialRecord, load_sweep
 from raybrew.reports.sweep_tables import cost_of
-from raybrew.reports.sweeps import CANDIDATE, TrialRecord, load_sweep
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.ledger import Ledger

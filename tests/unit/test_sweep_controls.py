@@ -12,8 +12,8 @@ from sweep_helpers import base, conductor_of, drive
 from raybrew.config import Experiment
 from raybrew.config.controls import control_settings, planned_controls
 from raybrew.data.sampler import Order
+from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
 from raybrew.reports.sweep_tables import leaderboard
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
 from raybrew.sweeps import prepare
 from raybrew.sweeps.jobs import Job
 from raybrew.training.encoded import build_order, evaluation_steps, total_steps

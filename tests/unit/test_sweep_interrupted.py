@@ -12,7 +12,7 @@ import pytest
 from sweep_helpers import base, end
 
 from raybrew.errors import Interrupted
-from raybrew.reports.sweeps import load_sweep
+from raybrew.records.sweeps import load_sweep
 from raybrew.runtime import RayInfo
 from raybrew.sweeps import run as module
 from raybrew.sweeps import tuning

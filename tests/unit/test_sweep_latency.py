@@ -15,8 +15,8 @@ from transformers import BertConfig
 
 from raybrew.errors import ModelError
 from raybrew.models.latency import Timings
+from raybrew.records.sweeps import load_sweep
 from raybrew.reports.sweep_tables import leaderboard
-from raybrew.reports.sweeps import load_sweep
 from raybrew.sweeps import latency
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.latency import measure_alone

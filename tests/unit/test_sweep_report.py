@@ -15,12 +15,12 @@ import pytest
 from sweep_helpers import base, conductor_of, drive
 
 from raybrew.errors import RunError
+from raybrew.records.runs import find_runs
+from raybrew.records.sweeps import CANDIDATE, SweepRecord, find_sweeps, load_sweep
 from raybrew.reports import sweep_page
-from raybrew.reports.collect import find_runs
 from raybrew.reports.decision import decide
 from raybrew.reports.sweep_plots import importances
 from raybrew.reports.sweep_tables import best_run, leaderboard, rule_of, trial_rows
-from raybrew.reports.sweeps import CANDIDATE, SweepRecord, find_sweeps, load_sweep
 from raybrew.reports.tables import table_text
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.result import Sweep

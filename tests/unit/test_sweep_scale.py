@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from sweep_helpers import base, conductor_of, drive
 
-from raybrew.reports.collect import RunRecord
+from raybrew.records.runs import RunRecord
+from raybrew.records.sweeps import CANDIDATE, CONTROL, SweepRecord, TrialRecord, load_sweep
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.html import render_report
 from raybrew.reports.plots import all_plots, pareto, pareto_front
 from raybrew.reports.sweep_page import sweep_section
 from raybrew.reports.sweep_plots import sweep_plots
 from raybrew.reports.sweep_tables import leaderboard
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, SweepRecord, TrialRecord, load_sweep
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.progress import live_table, news

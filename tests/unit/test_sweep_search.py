@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raybrew.config.sweep import SchedulerConfig, SweepConfig
-from raybrew.reports.sweeps import CANDIDATE, CONTROL, TrialRecord
+from raybrew.records.sweeps import CANDIDATE, CONTROL, TrialRecord
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import Optuna, build_source, draw, optuna_params
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sweep_helpers import base, conductor_of
 
-from raybrew.reports.sweeps import load_sweep
+from raybrew.records.sweeps import load_sweep
 from raybrew.sweeps.progress import news
 from raybrew.sweeps.trial import _has_paused
 from raybrew.sweeps.tuning import _Asker, _Brain, _Listener

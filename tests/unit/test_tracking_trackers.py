@@ -112,7 +112,7 @@ def test_build_trackers() -> None:
 
 
 def test_importing_trackers_and_tables_loads_nothing_heavy() -> None:
-    modules = "raybrew.tracking.trackers, raybrew.tracking.jsonl, raybrew.reports.collect, raybrew.reports.tables"
+    modules = "raybrew.tracking.trackers, raybrew.tracking.jsonl, raybrew.records.runs, raybrew.reports.tables"
     code = f"import sys, {modules}; print([name for name in {HEAVY} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "[]"

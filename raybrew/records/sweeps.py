@@ -19,9 +19,9 @@ from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
 from raybrew.errors import RunError
-from raybrew.reports.collect import RunRecord, is_run, load_run
-from raybrew.reports.ledger import LEDGER, read_ledger
-from raybrew.reports.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical, trials_of
+from raybrew.records.ledger import LEDGER, read_ledger
+from raybrew.records.runs import RunRecord, is_run, load_run
+from raybrew.records.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical, trials_of
 
 __all__ = [
     "CANDIDATE",

@@ -1,4 +1,4 @@
-"""The trials of a sweep, put together from the lines of its ledger: see `raybrew.reports.sweeps` for their kinds."""
+"""The trials of a sweep, put together from the lines of its ledger: see `raybrew.records.sweeps` for their kinds."""
 
 from __future__ import annotations
 
