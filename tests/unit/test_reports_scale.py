@@ -9,8 +9,9 @@ import pytest
 from reports_helpers import judged_run, make_run
 
 from raybrew.config.controls import is_searched
+from raybrew.records import details
 from raybrew.records.runs import load_runs
-from raybrew.reports import controls, details, evidence
+from raybrew.reports import controls, evidence
 from raybrew.reports.compare import compare
 from raybrew.reports.tables import comparison_table
 
