@@ -34,9 +34,9 @@ from raybrew.cli.submit import submit
 from raybrew.cli.sweep import sweep
 from raybrew.cli.terminal import write_line
 from raybrew.cli.validate import validate
-from raybrew.config.scrub import scrub_message
 from raybrew.errors import RaybrewError, first_line, machine_problem
 from raybrew.runtime import quiet_libraries
+from raybrew.secrets import scrub_message
 from raybrew.version import __version__
 
 __all__ = ["app", "main"]

@@ -18,13 +18,13 @@ from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.overrides import apply_overrides
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems, shown
 from raybrew.config.reading import merged, read_yaml, shown_path
-from raybrew.config.scrub import HIDDEN
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import check_judges
 from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.config.values import sound_values
 from raybrew.errors import ConfigError
+from raybrew.secrets import HIDDEN
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
 

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 
-from raybrew.config.scrub import scrub
 from raybrew.errors import ConfigError
+from raybrew.secrets import scrub
 
 __all__ = ["Problem", "near_match", "problems_of", "raise_problems", "shown"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from raybrew.config.scrub import scrub
 from raybrew.errors import ConfigError, first_line
+from raybrew.secrets import scrub
 
 __all__ = ["MAX_DEPTH", "MAX_FILE_BYTES", "describe", "merged", "parse_yaml", "read_yaml", "shown_path"]
 

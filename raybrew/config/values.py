@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from raybrew.config.problems import Problem, raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH
-from raybrew.config.scrub import HIDDEN, secret_in, secret_variables
+from raybrew.secrets import HIDDEN, secret_in, secret_variables
 
 __all__ = ["refuse_secrets", "sound_values"]
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from raybrew.config.data import FILE_ENDINGS
-from raybrew.config.scrub import scrub
 from raybrew.data.hub import HubName, load_folder, load_hub, parse_hub_name
 from raybrew.data.records import RowReader
 from raybrew.errors import DataError
+from raybrew.secrets import scrub
 
 __all__ = ["DEFAULT_SPLITS", "Source", "format_of", "open_source", "resolve_source"]
 

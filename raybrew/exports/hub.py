@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raybrew.config.scrub import scrub
 from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, first_line
+from raybrew.secrets import scrub
 
 __all__ = ["check_push", "push_folder"]
 

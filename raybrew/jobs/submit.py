@@ -20,12 +20,12 @@ from raybrew.config.checks import check_sections
 from raybrew.config.loading import dump_experiment, load_experiment
 from raybrew.config.problems import Problem, near_match, raise_problems
 from raybrew.config.reading import read_yaml
-from raybrew.config.scrub import scrub
 from raybrew.config.views import task_views
 from raybrew.errors import ClusterError, ConfigError
 from raybrew.jobs.client import Client, connect
 from raybrew.jobs.handle import ENDED, METADATA, JobHandle, job_info
 from raybrew.jobs.package import PackedFiles, find_files, write_zip
+from raybrew.secrets import scrub
 from raybrew.version import __version__
 
 __all__ = ["STOP_SECONDS", "VERBS", "submit"]

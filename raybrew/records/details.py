@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
+from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import read_metrics
 
 __all__ = ["RunDetails", "bounded_text", "dict_at"]

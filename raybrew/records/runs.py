@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raybrew.config.judge import LOSS, quality
-from raybrew.config.scrub import scrub
 from raybrew.errors import RunError
 from raybrew.models.machine import machine_text
 from raybrew.records.details import RunDetails, bounded_text, dict_at
+from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import read_metrics
 
 __all__ = ["BestResult", "RunRecord", "RunStatus", "dict_at", "find_runs", "load_run", "load_runs"]

@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.files import write_text
 from raybrew.records.runs import RunRecord, dict_at, load_run, number
@@ -39,6 +38,7 @@ from raybrew.reports.sweep_plots import sweep_plots
 from raybrew.reports.sweep_tables import leaderboard
 from raybrew.reports.tables import agreed, agreed_line, is_chosen, meanings, quality_head
 from raybrew.reports.words import show_difference, show_measured
+from raybrew.secrets import scrub
 from raybrew.version import __version__
 
 __all__ = ["MAX_RUNS", "comparison_of", "render_report", "write_report"]

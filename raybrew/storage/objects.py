@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.fs
 import xxhash
 
-from raybrew.config.scrub import scrub
 from raybrew.data.arrow import ShardInfo
 from raybrew.errors import DataError, StoreError, StoreUnreachable
+from raybrew.secrets import scrub
 from raybrew.storage.lease import await_lease, holder_of, leased
 from raybrew.storage.staging import cache_root, stage
 

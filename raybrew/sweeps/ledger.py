@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from raybrew.config.scrub import scrub
 from raybrew.errors import EnvironmentProblem, RunLocked
 from raybrew.records.ledger import LEDGER, read_ledger
+from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.training.run_folder import make_storage
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
-from raybrew.config.scrub import scrub
 from raybrew.records.sweeps import load_sweep
 from raybrew.reports.evidence import SPLITS
 from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import cost_of, leaderboard, trial_rows
+from raybrew.secrets import scrub
 from raybrew.tracking.wandb import WandbTracker
 
 __all__ = ["best_values", "mirror_summary"]

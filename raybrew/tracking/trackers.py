@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config.scrub import scrub
 from raybrew.config.tracking import TrackingConfig
+from raybrew.secrets import scrub
 from raybrew.tracking.base import Status, Tracker
 from raybrew.tracking.tensorboard import TensorBoardTracker
 from raybrew.tracking.wandb import WandbTracker

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raybrew.config.scrub import scrub
 from raybrew.config.tracking import WandbConfig
 from raybrew.files import write_json
+from raybrew.secrets import scrub
 from raybrew.tracking.base import Status, scalars
 
 __all__ = ["WandbTracker", "add_test", "has_key"]

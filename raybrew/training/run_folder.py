@@ -20,12 +20,12 @@ from filelock import FileLock, Timeout
 from raybrew.config import Experiment
 from raybrew.config.loading import dump_experiment
 from raybrew.config.problems import shown
-from raybrew.config.scrub import scrub, secret_in
 from raybrew.config.values import refuse_secrets
 from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
 from raybrew.files import write_json
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
+from raybrew.secrets import scrub, secret_in
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.version import __version__
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from raybrew.config import Experiment, TrainConfig
 from raybrew.config.judge import LOSS
-from raybrew.config.scrub import scrub_message
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.rows import rows_of_ids
 from raybrew.errors import DivergenceError, Interrupted, ModelError, writing
 from raybrew.files import write_json
 from raybrew.models.loading import ModelSource
 from raybrew.models.multi_task import MultiTaskStudent
+from raybrew.secrets import scrub_message
 from raybrew.tasks.scores import RowScores
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers

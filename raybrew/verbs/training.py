@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment, TrainConfig
-from raybrew.config.scrub import scrub
 from raybrew.config.views import task_views
 from raybrew.errors import Interrupted, RaybrewError
 from raybrew.models.devices import Place, place_of_training
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
 from raybrew.models.loading import ModelSource, load_model
+from raybrew.secrets import scrub
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch

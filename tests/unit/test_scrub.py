@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from raybrew.config.scrub import scrub, scrub_message
+from raybrew.secrets import scrub, scrub_message
 
 FORTY_HEX = "0123456789abcdef0123456789abcdef01234567"
 

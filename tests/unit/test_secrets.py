@@ -13,10 +13,10 @@ from sweep_helpers import base, conductor_of, drive
 from raybrew.cli.main import main
 from raybrew.config import DistillConfig, Experiment, TeacherConfig, TrackingConfig
 from raybrew.config.loading import build_experiment, load_experiment
-from raybrew.config.scrub import scrub, secret_in
 from raybrew.errors import ConfigError, DataError, StoreError
 from raybrew.records.runs import load_run
 from raybrew.records.sweeps import load_sweep
+from raybrew.secrets import scrub, secret_in
 from raybrew.sweeps.ledger import Ledger
 from raybrew.tracking.wandb import WandbTracker
 from raybrew.training.run_folder import RunFolder
