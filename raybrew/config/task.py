@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from raybrew.catalog.losses import kd_losses_of
+from raybrew.catalog.tasks import TASKS
 from raybrew.config.base import MAX_WEIGHT, Many, Section
 
 __all__ = [
     "METRICS",
-    "TASK_COLUMNS",
     "TASK_CONFIGS",
     "TASK_KD_LOSSES",
     "ClassificationConfig",
@@ -154,32 +154,9 @@ TASK_CONFIGS: Mapping[str, type[Section]] = MappingProxyType(
     }
 )
 
-#: `task.kind` -> the keys of `data.columns` that it reads.
-TASK_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "classification": ("text", "text_pair", "label"),
-        "multilabel": ("text", "text_pair", "label"),
-        "regression": ("text", "text_pair", "label"),
-        "tagging": ("tokens", "tags"),
-        "qa": ("question", "context", "answers", "scored_answers"),
-        "masked_lm": ("text",),
-    }
-)
-
-#: `task.kind` -> what its outputs are: logits of classes that exclude one another, of labels that do not, or numbers.
-TASK_OUTPUTS: Mapping[str, str] = MappingProxyType(
-    {
-        "classification": "classes",
-        "multilabel": "labels",
-        "regression": "numbers",
-        "tagging": "classes",
-        "qa": "classes",
-        "masked_lm": "classes",
-    }
-)
 #: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by; the first is what `auto` stands for.
 TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {kind: kd_losses_of(outputs) for kind, outputs in TASK_OUTPUTS.items()}
+    {kind: kd_losses_of(spec.outputs) for kind, spec in TASKS.items()}
 )
 
 #: Every metric that some task has, and what it is.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.config.augment import augment_problems
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import StudentConfig
-from raybrew.config.task import TASK_COLUMNS, TASK_KD_LOSSES, MaskedLMConfig, QAConfig, TaggingConfig, TaskConfig
+from raybrew.config.task import TASK_KD_LOSSES, MaskedLMConfig, QAConfig, TaggingConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 
 __all__ = ["TASK_RULES", "WHY_LIVE"]
@@ -20,7 +21,7 @@ WHY_LIVE = "masks are new in every epoch, and a teacher's logits over its vocabu
 
 
 def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
-    problems, used = [], TASK_COLUMNS[task.kind]
+    problems, used = [], TASKS[task.kind].columns
     for key in sorted(data.columns.model_fields_set - set(used)):
         value = getattr(data.columns, key)
         if value != type(data.columns).model_fields[key].get_default():

@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.config.base import Section
 from raybrew.config.data import Columns
 from raybrew.config.experiment import Experiment
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.task import TASK_COLUMNS, TASK_CONFIGS
+from raybrew.config.task import TASK_CONFIGS
 
 __all__ = ["experiment_template"]
 
@@ -89,8 +90,8 @@ def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Itera
             yield f"{indent}{name}:"
             for each in _TASKS:
                 yield f"{indent}  {each}: {_flow(_TASKS[each])}"
-        elif key == "data.columns" and task in TASK_COLUMNS:
-            given = {column: getattr(Columns(), column) for column in TASK_COLUMNS[task]}
+        elif key == "data.columns" and task in TASKS:
+            given = {column: getattr(Columns(), column) for column in TASKS[task].columns}
             yield f"{indent}# columns: {_flow(given)}"
         elif key == "sweep.space":
             yield f"{indent}{name}: {_flow(_SPACE)}"

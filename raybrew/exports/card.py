@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.exports.formats import FORMATS
 from raybrew.exports.markdown import escape, fenced, quote, table
-from raybrew.exports.usage import PIPELINES, formats_of, usage
+from raybrew.exports.usage import formats_of, usage
 
 __all__ = ["format_rows", "model_card", "shown_name", "summary_of_task"]
 
@@ -74,7 +75,8 @@ def _metadata(summary: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: transformers"]
     if summary.get("license"):
         lines.append(f"license: {quote(summary['license'])}")
-    pipeline = PIPELINES.get(summary.get("task") or "classification")
+    spec = TASKS.get(summary.get("task") or "classification")
+    pipeline = spec.pipeline if spec is not None else None
     if pipeline:
         lines.append(f"pipeline_tag: {pipeline}")
     if _is_hub_name(teacher.get("model")):

@@ -6,29 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.exports.markdown import fenced
 
-__all__ = ["PIPELINES", "formats_of", "usage"]
+__all__ = ["formats_of", "usage"]
 
-#: Kind of task -> a row of it.
-_ROW: Mapping[str, str] = MappingProxyType(
-    {
-        **dict.fromkeys(("classification", "multilabel", "regression"), '{"text": "A first text."}'),
-        "tagging": '{"tokens": ["A", "first", "text"]}',
-        "qa": '{"question": "Who wrote it?", "context": "It was written by Ann."}',
-    }
-)
-#: Kind of task -> what the hub calls it.
-PIPELINES: Mapping[str, str] = MappingProxyType(
-    {
-        "classification": "text-classification",
-        "multilabel": "text-classification",
-        "regression": "text-classification",
-        "tagging": "token-classification",
-        "qa": "question-answering",
-        "masked_lm": "fill-mask",
-    }
-)
 _CLASSIFY = """\
 from transformers import pipeline
 
@@ -63,15 +45,6 @@ _INT8 = """\
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained("path/to/this/folder/{folder}")  # needs torchao"""
-_AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
-    {
-        "classification": "AutoModelForSequenceClassification",
-        "multilabel": "AutoModelForSequenceClassification",
-        "regression": "AutoModelForSequenceClassification",
-        "tagging": "AutoModelForTokenClassification",
-        "qa": "AutoModelForQuestionAnswering",
-    }
-)
 #: Where transformers does not have the architecture.
 _OWN_ARCHITECTURE = """\
 # transformers does not have this architecture, raybrew does. Without raybrew, pass trust_remote_code=True below
@@ -83,15 +56,13 @@ from transformers import pipeline
 
 fill = pipeline("fill-mask", model="path/to/this/folder")
 print(fill(f"Some {fill.tokenizer.mask_token}."))"""
-#: Kind of task -> code that runs its models.
+#: What the hub calls a task -> code that runs its models.
 _USAGE: Mapping[str, str] = MappingProxyType(
     {
-        "classification": _CLASSIFY.format(options=""),
-        "multilabel": _CLASSIFY.format(options=", top_k=None"),
-        "regression": _CLASSIFY.format(options=""),
-        "tagging": _TAG,
-        "qa": _ANSWER,
-        "masked_lm": _FILL,
+        "text-classification": _CLASSIFY,
+        "token-classification": _TAG,
+        "question-answering": _ANSWER,
+        "fill-mask": _FILL,
     }
 )
 _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'
@@ -99,25 +70,26 @@ _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pai
 
 def usage(summary: Mapping[str, Any]) -> str:
     """A section of Markdown; `summary` as in `model_card`."""
-    task, formats = summary.get("task") or "classification", formats_of(summary)
+    task, formats = TASKS[summary.get("task") or "classification"], formats_of(summary)
+    code = _USAGE[task.pipeline].replace("{options}", ", top_k=None" if task.outputs == "labels" else "")
     blocks = []
     if not formats or "hf" in formats:
         bigru = ((summary.get("student") or {}).get("architecture") or "").startswith("BiGRU")
-        blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{_USAGE[task]}" if bigru else _USAGE[task], "python"))
-        if PIPELINES[task] == "text-classification":
+        blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{code}" if bigru else code, "python"))
+        if task.pipeline == "text-classification":
             blocks.append(_PAIRS)
     onnx = formats.get("onnx") or formats.get("onnx-int8")
     if onnx:
         blocks.append(fenced(_ONNX.format(file=onnx["file"], inputs=tuple(onnx["inputs"])), "python"))
     int8 = next((name for name in ("int8", "int8-weights") if name in formats), None)
     if int8:
-        blocks.append(fenced(_INT8.format(auto_class=_AUTO_CLASSES[task], folder=int8), "python"))
-    if formats and task in _ROW:
+        blocks.append(fenced(_INT8.format(auto_class=task.auto_class, folder=int8), "python"))
+    if formats and task.row:
         first = next(iter(formats))
         code = (
             "import raybrew\n\n"
             f'student = raybrew.load_student("path/to/this/folder", "{first}")\n'
-            f"print(student.predict([{_ROW[task]}]))"
+            f"print(student.predict([{task.row}]))"
         )
         blocks += ["With raybrew, for every format, long texts included:", fenced(code, "python")]
     text = "\n\n".join(["## How to use", *blocks])

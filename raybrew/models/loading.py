@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,6 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import raybrew.models.bigru  # noqa: F401 (the Auto classes know it from here on)
+from raybrew.catalog.tasks import TASKS
 from raybrew.errors import ModelError
 from raybrew.models.weights import check_files, check_folder, check_padding, check_used
 
@@ -46,20 +44,9 @@ __all__ = [
 ]
 
 #: Task kind -> the Auto class that gives its head.
-AUTO_CLASSES: dict[str, Any] = {
-    "classification": AutoModelForSequenceClassification,
-    "multilabel": AutoModelForSequenceClassification,
-    "regression": AutoModelForSequenceClassification,
-    "tagging": AutoModelForTokenClassification,
-    "qa": AutoModelForQuestionAnswering,
-    "masked_lm": AutoModelForMaskedLM,
-}
+AUTO_CLASSES: dict[str, Any] = {kind: getattr(transformers, spec.auto_class) for kind, spec in TASKS.items()}
 #: Task kind -> how transformers' own pipelines read the outputs of a sequence classifier.
-PROBLEM_TYPES: Mapping[str, Any] = {
-    "classification": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regression": "regression",
-}
+PROBLEM_TYPES: dict[str, Any] = {kind: spec.problem_type for kind, spec in TASKS.items() if spec.problem_type}
 #: Families with a learnt vector for each position, counted from 0.
 _COUNTS_FROM_ZERO = frozenset(
     {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.records.runs import RunRecord, dict_at, integer, number
 from raybrew.reports.intervals import Sample, row_weights
 from raybrew.reports.numbers import PERCENT_METRICS
@@ -42,8 +43,6 @@ CHUNK = 4_000_000
 _KEPT = 4 * CHUNK
 #: Row scores that differ from the summary by more were written by something else.
 _CLOSE = 1e-3
-#: Kind of task -> its metric that is the share of rows that are right.
-_SHARES = {"classification": "accuracy", "multilabel": "subset_accuracy", "qa": "exact_match"}
 
 
 def value_on(run: RunRecord, split: Split, metric: str) -> float | None:
@@ -71,7 +70,7 @@ def sample_of_runs(runs: Sequence[RunRecord], split: Split, metric: str, fixed: 
         tuple(value for _, value in found),
         rows_of(found[0][0], split),
         resampled,
-        _SHARES.get(str(found[0][0].task.get("kind") or "classification")) == metric,
+        _share_of(found[0][0]) == metric,
         fixed,
     )
 
@@ -96,7 +95,7 @@ def sample_of_teacher(runs: Sequence[RunRecord], split: Split, metric: str) -> S
     facts = dict_at(run.summary or {}, "teacher")
     rows = rows_of(run, split) if split == "eval" else integer(dict_at(facts, "test").get("rows"))
     resampled = _matching(_resampled_of(run, f"teacher-{split}"), metric, value)
-    share = _SHARES.get(str(run.task.get("kind") or "classification")) == metric
+    share = _share_of(run) == metric
     return _sample(metric, (value,), rows, [resampled], share, fixed=True)
 
 
@@ -219,3 +218,9 @@ def resampled_metrics(scores: RowScores, salt: str = "") -> dict[str, Array]:
     size = max(1, CHUNK // max(1, len(scores)))
     parts = [scores.metrics(weights[start : start + size]) for start in range(0, len(weights), size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _share_of(run: RunRecord) -> str | None:
+    """The metric of the run's task that is the share of rows that are right."""
+    spec = TASKS.get(str(run.task.get("kind") or "classification"))
+    return spec.share if spec is not None else None

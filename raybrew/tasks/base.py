@@ -1,4 +1,4 @@
-"""The contract of a task, and the literal table of tasks.
+"""The contract of a task.
 
 Source rows become *units*: what one forward pass takes. For most tasks a row is a unit; a sentence or context that is
 too long for a model becomes several. A unit has an id made from its content, so a teacher's outputs are kept by unit.
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
+
+from raybrew.catalog.tasks import TASKS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from raybrew.tasks.heads import Head
     from raybrew.tasks.scores import RowScores
 
-__all__ = ["TASKS", "BadValue", "Labels", "Masking", "Task", "Units", "build_task"]
+__all__ = ["BadValue", "Labels", "Masking", "Task", "Units", "build_task"]
 
 
 class BadValue(ValueError):  # noqa: N818 (it says what is there)
@@ -193,25 +194,12 @@ class Task(Protocol):
         ...
 
 
-#: Task kind -> "module:Class". One line per task.
-TASKS: Mapping[str, str] = MappingProxyType(
-    {
-        "classification": "raybrew.tasks.classification:Classification",
-        "multilabel": "raybrew.tasks.multilabel:Multilabel",
-        "regression": "raybrew.tasks.regression:Regression",
-        "tagging": "raybrew.tasks.tagging:Tagging",
-        "qa": "raybrew.tasks.qa:QuestionAnswering",
-        "masked_lm": "raybrew.tasks.masked_lm:MaskedLM",
-    }
-)
-
-
 def build_task(config: TaskConfig, columns: Columns | None = None) -> Task:
     """The task that `config` describes, reading from the given source columns."""
     import importlib
 
     from raybrew.config import Columns
 
-    module, _, name = TASKS[config.kind].partition(":")
+    module, _, name = TASKS[config.kind].target.partition(":")
     task: Task = getattr(importlib.import_module(module), name)(config, columns or Columns())
     return task

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raybrew.catalog.tasks import TASKS, kinds_by_head
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
 from raybrew.config.task import TASK_CONFIGS, TaskConfig
@@ -26,13 +27,9 @@ from raybrew.training.run_folder import RunFolder
 __all__ = ["Exported", "find_exported"]
 
 #: End of an architecture's name -> kinds of tasks, the usual one first.
-_HEADS: Mapping[str, tuple[str, ...]] = {
-    "ForSequenceClassification": ("classification", "multilabel", "regression"),
-    "ForTokenClassification": ("tagging",),
-    "ForQuestionAnswering": ("qa",),
-    "ForMaskedLM": ("masked_lm",),
-}
-_PROBLEMS = {"multi_label_classification": "multilabel", "regression": "regression"}
+_HEADS = kinds_by_head()
+#: How a sequence classifier's outputs are read -> the kind of task that it is of, if not the usual one.
+_PROBLEMS = {spec.problem_type: spec.kind for spec in TASKS.values() if spec.problem_type is not None}
 
 
 @dataclasses.dataclass(frozen=True)

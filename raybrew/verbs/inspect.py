@@ -6,11 +6,11 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from raybrew.catalog.tasks import TASKS, kinds_by_head
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
 from raybrew.config.views import choose_task, task_views, teacher_views
@@ -30,15 +30,8 @@ from raybrew.verbs.vocabulary import student_tokens
 __all__ = ["Inspected", "inspect"]
 
 _LENGTH = 128
-#: End of an architecture's name -> the task whose head it has.
-_HEADS: Mapping[str, str] = MappingProxyType(
-    {
-        "ForSequenceClassification": "classification",
-        "ForTokenClassification": "tagging",
-        "ForQuestionAnswering": "qa",
-        "ForMaskedLM": "masked_lm",
-    }
-)
+#: End of an architecture's name -> the usual task of its head.
+_HEADS: Mapping[str, str] = {head: kinds[0] for head, kinds in kinds_by_head().items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +187,7 @@ def _head_of(config: PretrainedConfig) -> str:
 
 
 def _built(config: PretrainedConfig, head: str) -> PreTrainedModel:
-    if head in _HEADS.values() or head in ("multilabel", "regression"):
+    if head in TASKS:
         return random_model(config, head)
     return random_model(config, AutoModel)
 

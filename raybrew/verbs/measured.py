@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.data.encoded import EncodedRows
 from raybrew.models.latency import measure_in_turn
 from raybrew.tasks.base import Labels
@@ -24,7 +25,6 @@ __all__ = ["Evaluated", "measure_forms"]
 #: Seconds of timing for each form.
 _BUDGET_SECONDS = 10.0
 #: Kind of task -> the part of a prediction that is an answer, not how sure it is.
-_ANSWERS: Mapping[str, str] = {"classification": "label", "multilabel": "labels", "tagging": "tags", "qa": "answer"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _quality(
     assert found.view is not None  # the rows are its
     train = found.view.train.model_copy(update={"device": "cpu", "precision": "fp32"})
     view = found.view.model_copy(update={"train": train})
-    task, part = task_of(view), _ANSWERS.get(view.task.kind)
+    task, part = task_of(view), TASKS[view.task.kind].answer
     measured: dict[str, dict[str, Any]] = {}
     expected: list[Any] | None = None
     for name, network in networks.items():

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.config import TASK_CONFIGS
 from raybrew.config.loading import build_experiment
-from raybrew.config.task import METRICS, TASK_COLUMNS, TASK_KD_LOSSES
+from raybrew.config.task import METRICS, TASK_KD_LOSSES
 from raybrew.config.template import experiment_template
 from raybrew.errors import ConfigError
 from raybrew.tasks.base import build_task
@@ -120,7 +121,7 @@ def test_the_template_of_every_task_is_valid_and_shows_its_columns(kind: str) ->
     assert experiment.task.kind == kind
     assert TASK_KD_LOSSES[kind][0] == build_task(experiment.task).head.kd_loss, "what `auto` stands for"
     (columns,) = [line for line in text.splitlines() if line.startswith("  # columns:")]
-    assert all(f"{name}:" in columns for name in TASK_COLUMNS[kind])
+    assert all(f"{name}:" in columns for name in TASKS[kind].columns)
 
 
 def test_every_metric_of_a_task_is_explained() -> None:
