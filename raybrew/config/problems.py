@@ -34,9 +34,10 @@ class Problem:
 
 
 def near_match(given: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` if something allowed resembles what was given, else nothing."""
-    found = difflib.get_close_matches(given[:_MAX_SHOWN], list(allowed), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """`; did you mean 'x'?` if something allowed resembles what was given, whatever its case, else nothing."""
+    folded = {name.casefold(): name for name in allowed}
+    found = difflib.get_close_matches(given[:_MAX_SHOWN].casefold(), list(folded), n=1, cutoff=0.6)
+    return f"; did you mean {folded[found[0]]!r}?" if found else ""
 
 
 def raise_problems(source: str, problems: Sequence[Problem]) -> None:

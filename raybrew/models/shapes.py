@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from raybrew.catalog.layer_rules import LAYER_RULES
-from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
+from raybrew.catalog.shapes import SHAPES
 from raybrew.config.problems import near_match
 from raybrew.config.student import ShapeConfig
 from raybrew.errors import ConfigError, ModelError
@@ -101,11 +101,6 @@ def resolve_shape(shape: ShapeConfig | str, teacher: TeacherDims) -> ShapeConfig
     that do, up to the teacher's number; its ratio of feed-forward to hidden width. ConfigError names the key.
     """
     if isinstance(shape, str):
-        if shape not in SHAPES:
-            names = {**SHAPES, **RECURRENT_SHAPES}
-            raise _config_error(
-                "student.shape", f"given {shape!r}; allowed: {', '.join(names)}, or numbers{_near(shape, names)}"
-            )
         row = SHAPES[shape]
         return ShapeConfig(layers=row.layers, hidden=row.hidden, heads=row.heads, feed_forward=row.feed_forward)
     hidden = shape.hidden or teacher.hidden
@@ -139,7 +134,7 @@ def pick_layers(rule: str | Sequence[int], student_layers: int, teacher_layers: 
         return layers
     if rule not in LAYER_RULES:
         raise _config_error(
-            key, f"given {rule!r}; allowed: {', '.join(LAYER_RULES)}, or layer numbers{_near(rule, LAYER_RULES)}"
+            key, f"given {rule!r}; allowed: {', '.join(LAYER_RULES)}, or layer numbers{near_match(rule, LAYER_RULES)}"
         )
     if student_layers > teacher_layers:
         raise _config_error(
@@ -164,11 +159,6 @@ def _heads(hidden: int, teacher: TeacherDims) -> int:
     if hidden % width == 0:
         return hidden // width
     return max(heads for heads in range(1, min(teacher.heads, hidden) + 1) if hidden % heads == 0)
-
-
-def _near(given: str, allowed: Mapping[str, Any]) -> str:
-    by_folded = {name.casefold(): name for name in allowed}
-    return near_match(by_folded.get(given.casefold(), given), allowed)
 
 
 def _config_error(key: str, message: str) -> ConfigError:

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raybrew.catalog.layer_rules import LAYER_RULES
+from raybrew.catalog.shapes import SHAPES
 from raybrew.config import ShapeConfig
+from raybrew.config.loading import build_experiment
 from raybrew.distillers.matches import pair_layers
 from raybrew.errors import ConfigError, ModelError
-from raybrew.models.shapes import FAMILIES, SHAPES, TeacherDims, dims_of, pick_layers, resolve_shape, sizes_text
+from raybrew.models.shapes import FAMILIES, TeacherDims, dims_of, pick_layers, resolve_shape, sizes_text
 
 BERT_BASE = TeacherDims(12, 768, 12, 3072)
 PUBLISHED = {
@@ -71,10 +73,11 @@ def test_every_width_gets_heads_that_divide_it(hidden: int, heads: int, head_wid
 
 @pytest.mark.parametrize("given_name", ["T4tiny", "t4-tiny", "T4-TINY"])
 def test_unknown_name_is_refused_with_the_nearest(given_name: str) -> None:
+    """Before any model is looked at."""
+    values = {"name": "x", "teacher": {"model": "bert"}, "student": {"shape": given_name}}
     with pytest.raises(ConfigError) as caught:
-        resolve_shape(given_name, BERT_BASE)
-    text = str(caught.value)
-    assert text.startswith("student.shape: ")
+        build_experiment(values, check_files=False)
+    (text,) = (problem for problem in caught.value.problems if problem.startswith("student.shape"))
     assert repr(given_name) in text
     assert "did you mean 'T4-tiny'?" in text
     assert all(name in text for name in SHAPES)
