@@ -177,13 +177,11 @@ def _student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
     return problems
 
 
-def _without_layers(student: StudentConfig, distill: DistillConfig, task: Any) -> list[Problem]:
+def _without_layers(student: StudentConfig, distill: DistillConfig) -> list[Problem]:
     """What a recurrent student has none of."""
     if student.shape not in WITHOUT_LAYERS:
         return []
     problems = []
-    if task.kind == "masked_lm":
-        problems.append(Problem("student.shape", f"given {student.shape!r}, which has no head for masked words"))
     if student.init == "truncate" or student.init_layers != "even":
         key = "init" if student.init == "truncate" else "init_layers"
         problems.append(
@@ -206,19 +204,10 @@ def _without_layers(student: StudentConfig, distill: DistillConfig, task: Any) -
     return problems
 
 
-def _vocabulary(student: StudentConfig, task: Any) -> list[Problem]:
-    if student.vocabulary is None:
+def _vocabulary(student: StudentConfig) -> list[Problem]:
+    if student.vocabulary is None or student.model is not None or student.shape is not None:
         return []
-    problems = []
-    if task.kind == "masked_lm":
-        problems.append(
-            Problem(
-                "student.vocabulary", "given for masked_lm, whose outputs are over the teacher's vocabulary; remove it"
-            )
-        )
-    if student.model is None and student.shape is None:
-        problems.append(Problem("student.vocabulary", "given without a student; name student.shape or student.model"))
-    return problems
+    return [Problem("student.vocabulary", "given without a student; name student.shape or student.model")]
 
 
 def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
@@ -444,8 +433,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("teacher",), _teacher),
     (("student", "teacher"), _student),
     (("distill", "teacher"), _distill),
-    (("student", "distill", "task"), _without_layers),
-    (("student", "task"), _vocabulary),
+    (("student", "distill"), _without_layers),
+    (("student",), _vocabulary),
     (("data", "distill"), _unlabeled),
     (("distill", "train"), _student_layers),
     (("distill", "train"), check_steps),

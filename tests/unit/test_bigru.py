@@ -152,7 +152,7 @@ def test_embeddings_come_from_the_teacher_unless_random(tmp_path: Path) -> None:
         ({"distill": {"matches": ["L3_attention_mse"]}}, r"distill\.matches\.0: attention_mse compares attention"),
         ({"distill": {"matches": [{"loss": "relation_kl"}]}}, "relation_kl compares qkv, but BiGRU has no attention"),
         ({"distill": {"emd": {"hidden": 1.0, "attention": 1.0}}}, r"distill\.emd\.attention: given, but BiGRU"),
-        ({"task": {"kind": "masked_lm"}}, r"student\.shape: given 'BiGRU', which has no head for masked words"),
+        ({"task": {"kind": "masked_lm"}}, r"student\.shape: given 'BiGRU', which has no masked-LM head"),
         ({"student": {"shape": "BiGRU", "init": "truncate"}}, r"student\.init: given for BiGRU"),
         ({"student": {"shape": "BiGRU", "init_layers": "last"}}, r"student\.init_layers: given for BiGRU"),
     ],

@@ -266,3 +266,17 @@ def test_configs_are_frozen_and_built_from_plain_values() -> None:
         found.train.seed = 2  # type: ignore[misc]
     with pytest.raises(ConfigError, match="mapping of sections"):
         build_experiment([1])
+
+
+def test_a_cause_is_told_once() -> None:
+    values = {
+        "name": "x",
+        "task": {"kind": "masked_lm"},
+        "data": {"train": "a.txt"},
+        "teacher": {"model": "b"},
+        "student": {"shape": "BiGRU", "vocabulary": {}},
+    }
+    with pytest.raises(ConfigError) as caught:
+        build_experiment(values, check_files=False)
+    keys = [problem.split(":")[0] for problem in caught.value.problems]
+    assert sorted(keys) == ["student.shape", "student.vocabulary"]

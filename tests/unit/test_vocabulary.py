@@ -237,7 +237,7 @@ def test_further_texts_and_pieces_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"task": {"kind": "masked_lm"}}, r"student\.vocabulary: given for masked_lm"),
+        ({"task": {"kind": "masked_lm"}}, r"student\.vocabulary: given for task.kind 'masked_lm'"),
         ({"distill": {"theseus": {}}}, r"student\.vocabulary: given with distill\.theseus"),
         ({"student": {"vocabulary": {}}}, r"student\.vocabulary: given without a student"),
         ({"student": {"shape": "T3", "vocabulary": {"min_count": 0}}}, r"student\.vocabulary\.min_count: .*at least 1"),
