@@ -37,7 +37,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", 
 MAX_COUNT = 10**9
 MAX_CPUS = 10**5
 MAX_THREADS = 1024
-MAX_WEIGHT = 10**6
+#: Of weights, rates and norms: what float32 holds. One that is far too large is a divergence, which training tells.
+MAX_WEIGHT = 1e38
 #: Every generator of random numbers takes it, and those after it that a sweep uses.
 MAX_SEED = 2**31 - 1
 #: float32 logits divided by it, and a loss multiplied by its square, stay finite.

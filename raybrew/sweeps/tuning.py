@@ -251,7 +251,7 @@ class _Listener(Callback):
         outcome: dict[str, Any] = {"seconds": round(seconds, 3), **otherwise}
         if result is not None:
             outcome = {"status": result["status"], "seconds": round(seconds, 3)}
-            kept = ("value", "error", "reused", "step", "share")
+            kept = ("value", "error", "error_type", "reused", "step", "share")
             outcome |= {key: result[key] for key in kept if result.get(key) is not None}
             if result.get("overhead_inside") is not None:
                 outcome["overhead"] = round(seconds - result["seconds"] + result["overhead_inside"], 3)

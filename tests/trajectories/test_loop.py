@@ -105,8 +105,7 @@ def test_an_evaluation_may_end_the_training() -> None:
 
 def test_divergence_names_step_and_terms() -> None:
     with pytest.raises(DivergenceError, match=r"step \d+.*loss/kd"):
-        # Far beyond what a file may say, so that it diverges in a few steps.
-        run("logits", settings(max_grad_norm=None).model_copy(update={"learning_rate": 1e30}))
+        run("logits", settings(learning_rate=1e30, max_grad_norm=None))
 
 
 def test_token_budgets_follow_one_trajectory_too(straight: Any) -> None:

@@ -27,6 +27,21 @@ def _trial(name: str, folder: Path) -> Any:
     return types.SimpleNamespace(trial_id=name, error_file=str(folder / "errors.txt"))
 
 
+def test_a_trial_whose_configuration_is_at_fault_is_not_tried_again(tmp_path: Path) -> None:
+    conductor = conductor_of(base(tmp_path, SWEEP))
+    brain = _Brain(conductor, lambda: None)
+    asker, listener = _Asker(brain), _Listener(brain)
+    for name, kind in (("a", "DivergenceError"), ("b", "OutOfMemoryError")):
+        assert asker.suggest(name) is not None
+        trial, run = _trial(name, tmp_path), brain.runs[name]
+        failed = {"status": "failed", "error": f"{kind}: no", "error_type": kind, "seconds": 1.0}
+        listener.on_trial_result(0, [], trial, failed)
+        listener.on_trial_complete(0, [], trial)
+        (found,) = (each for each in load_sweep(conductor.ledger.folder).trials if each.run == run)
+        assert (found.status, found.error_type) == ("failed", kind)
+        assert found.failed_for_good is (kind == "DivergenceError")
+
+
 def test_every_end_of_a_trial_is_its_own(tmp_path: Path) -> None:
     """A process that is killed for its memory, an interruption and a pause are no end like any other."""
     conductor = conductor_of(base(tmp_path, SWEEP))
