@@ -7,9 +7,11 @@ Every error also derives from the built-in exception a caller would expect, so `
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 __all__ = [
     "CheckpointError",
@@ -21,6 +23,8 @@ __all__ = [
     "Interrupted",
     "LossError",
     "ModelError",
+    "Problem",
+    "ProblemCode",
     "RaybrewError",
     "RunError",
     "RunLocked",
@@ -43,10 +47,43 @@ _SYSTEM = _DISK | {
 _MEMORY_WORDS = ("can't allocate memory", "out of memory")
 
 
+#: What can be wrong with a key, for programs; sentences are for people and may change.
+ProblemCode: TypeAlias = Literal[
+    "value",  # of the wrong kind, out of its bounds, or none of what is allowed
+    "unknown",  # a key, or a name of something, that does not exist
+    "required",  # not given, though something else that is given needs it
+    "conflict",  # given beside something that it does not go with
+    "unused",  # given, but nothing reads it
+    "empty",  # leaves nothing to learn, to try or to compare
+    "duplicate",  # the same thing twice
+    "missing",  # a file, folder or function that is not where it is said to be
+    "unfit",  # does not fit the models, rows or machines that it is for
+    "secret",  # holds what looks like a secret
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one key.
+
+    >>> str(Problem("train.epochs", "given 0; allowed: at least 1"))
+    'train.epochs: given 0; allowed: at least 1'
+    """
+
+    key: str
+    message: str
+    code: ProblemCode = "value"
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
 class RaybrewError(Exception):
     """Base of all errors raised on purpose by raybrew."""
 
     exit_code = 1
+    #: What kind of thing is wrong, for programs.
+    code = "error"
     #: Whether the same may succeed a while later, so that workers are started again for it.
     transient = False
 
@@ -58,28 +95,42 @@ class RaybrewError(Exception):
 class ConfigError(RaybrewError, ValueError):
     """An experiment file, an override or an argument is wrong; carries every problem found, not only the first."""
 
+    code = "config"
     exit_code = 3
 
-    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, problems: tuple[Problem, ...] = ()) -> None:
         super().__init__(message)
         self.problems = problems
+
+    @classmethod
+    def of(cls, key: str, message: str, code: ProblemCode = "value") -> ConfigError:
+        """The error of a single problem, in one line."""
+        problem = Problem(key, message, code)
+        return cls(str(problem), (problem,))
 
 
 class DataError(RaybrewError, ValueError):
     """Source rows cannot be used; names file, row and column."""
 
+    code = "data"
+
 
 class ModelError(RaybrewError, ValueError):
     """A model, tokenizer or student shape cannot be loaded or built."""
+
+    code = "model"
 
 
 class LossError(RaybrewError, ValueError):
     """A loss, match or projection cannot be computed; names the match and both shapes."""
 
+    code = "loss"
+
 
 class DivergenceError(LossError):
     """The loss or its gradient became NaN or infinite; names the step, the loss terms and the example ids."""
 
+    code = "divergence"
     step: int = 0
     terms: dict[str, float]
     grad_norm: float = 0.0
@@ -93,46 +144,59 @@ class DivergenceError(LossError):
 class StoreError(RaybrewError, OSError):
     """The teacher store is missing, foreign, damaged or lacks what was asked for."""
 
+    code = "store"
+
 
 class EnvironmentProblem(RaybrewError, RuntimeError):  # noqa: N818 (EnvironmentError is taken by Python)
     """The machine cannot do what was asked: no GPU, a full disk, a missing package."""
 
+    code = "environment"
     exit_code = 4
 
 
 class StoreNotWritable(StoreError, EnvironmentProblem):  # noqa: N818 (as the others of its kind)
     """The disk of a store, or of copies of one, is full or may not be written."""
 
+    code = "store-not-writable"
     exit_code = 4
 
 
 class StoreUnreachable(StoreError):  # noqa: N818 (as the others of its kind)
     """The service that holds the store does not answer, or refuses: what is there is not known."""
 
+    code = "store-unreachable"
     transient = True
 
 
 class CheckpointError(RaybrewError, OSError):
     """A checkpoint is missing, damaged or belongs to another configuration."""
 
+    code = "checkpoint"
+
 
 class RunError(RaybrewError, RuntimeError):
     """A run failed or its folder belongs to something else."""
+
+    code = "run"
 
 
 class RunLocked(RunError):  # noqa: N818 (as the others of its kind)
     """Another process works on this run or sweep: it is free when that one has ended."""
 
+    code = "run-locked"
+
 
 class ClusterError(EnvironmentProblem):
     """Ray cannot be started, reached or given the resources asked for."""
 
+    code = "cluster"
     transient = True
 
 
 class Interrupted(RaybrewError):  # noqa: N818 (an outcome, not a fault)
     """The run was asked to stop and saved its state first; the same command continues it."""
 
+    code = "interrupted"
     exit_code = 130
 
 

@@ -68,7 +68,8 @@ def _methods() -> tuple[str, Rows]:
 
 def _losses() -> tuple[str, Rows]:
     from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES
-    from raybrew.config.distill import KDLossConfig, MatchConfig
+    from raybrew.config.distill import KDLossConfig
+    from raybrew.config.matches import MatchConfig
 
     def line(entry: Any) -> str:
         return f"{entry.summary} ({entry.paper})" if entry.paper else str(entry.summary)
@@ -86,7 +87,7 @@ def _losses() -> tuple[str, Rows]:
 
 def _matches() -> tuple[str, Rows]:
     from raybrew.catalog.layer_rules import LAYER_MAPS
-    from raybrew.config.match_names import MATCH_NAMES, match_set
+    from raybrew.config.matches import MATCH_NAMES, match_set
 
     rows = [*LAYER_MAPS.items(), ("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)")]
     for name in MATCH_NAMES:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
-from raybrew.config.problems import Problem, raise_problems
+from raybrew.config.problems import raise_problems
+from raybrew.errors import Problem
 
 __all__ = ["load_to_run"]
 
@@ -32,6 +33,7 @@ def load_to_run(path: Path, overrides: Sequence[str] | None) -> Experiment:
                 f"store.{key}",
                 f"given {value!r}, which lies in this job's copy of the working directory and goes with it; give an "
                 "absolute path that all nodes see (`raybrew submit` does on a cluster of one machine)",
+                "conflict",
             )
             for key, value in (("storage_path", store.storage_path), ("path", store.path))
             if value is not None and "://" not in value and (here / Path(value).expanduser()).is_relative_to(here)

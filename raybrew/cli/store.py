@@ -124,11 +124,10 @@ def verify(
     overrides = [argument for argument in given if "=" in argument and "://" not in argument]
     targets = [argument for argument in given if argument not in overrides] or [_DEFAULT]
     if live is not None and not all(target.endswith((".yaml", ".yml")) for target in targets):
-        message = f"--live: needs the experiment file, which tells the teacher; given {', '.join(targets)}"
-        raise ConfigError(message, (message,))
+        words = f"needs the experiment file, which tells the teacher; given {', '.join(targets)}"
+        raise ConfigError.of("--live", words, "required")
     if live is None and overrides:
-        message = f"{overrides[0]}: overrides are for --live"
-        raise ConfigError(message, (message,))
+        raise ConfigError.of(overrides[0], "overrides are for --live", "unused")
     checks = [check for target in targets for check in verify_stores(target)]
     found: list[dict[str, Any]] = [{"path": check.location, "problems": list(check.problems)} for check in checks]
     if not as_json:

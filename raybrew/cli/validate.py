@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ def validate(
     """Check any number of experiment files; all problems of each are listed. Exit code 3 if any has one."""
     paths = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[dict[str, str]]] = {}
     notes: dict[str, list[str]] = {}
     for path in paths:
         try:
@@ -39,7 +40,7 @@ def validate(
             notes[path] = [*method_notes(experiment.distill, experiment.student), *space_notes(experiment)]
             notes[path] += [*space_cautions(experiment), *judge_notes(experiment)]
         except ConfigError as error:
-            found[path] = list(error.problems) or [str(error)]
+            found[path] = [dataclasses.asdict(problem) for problem in error.problems] or [{"message": str(error)}]
             if not as_json:
                 write_line(f"raybrew: {error}", sys.stderr)
     valid = sum(not problems for problems in found.values())

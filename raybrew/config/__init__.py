@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from raybrew.config.data import Columns, DataConfig
-from raybrew.config.distill import DistillConfig, KDLossConfig, MatchConfig
+from raybrew.config.distill import DistillConfig, KDLossConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.loading import build_experiment, load_experiment
+from raybrew.config.matches import MatchConfig
 from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from raybrew.config.base import MAX_SEED, Many, Section
-from raybrew.config.problems import Problem
+from raybrew.errors import Problem
 
-__all__ = ["AUGMENT_OPTIONS", "AugmentConfig", "augment_problems"]
+__all__ = ["AUGMENT_OPTIONS", "AugmentConfig", "check_augment"]
 
 #: `data.augment.kind` -> the options that it reads beside those that all kinds have.
 AUGMENT_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -71,21 +71,30 @@ class AugmentConfig(Section):
         return _DEFAULT_PROBABILITIES.get(self.kind, ()) if self.probabilities is None else self.probabilities
 
 
-def augment_problems(augment: AugmentConfig, task: str, pairs: bool, has_unlabeled: bool) -> list[Problem]:
+def check_augment(task: Any, data: Any) -> list[Problem]:
     """What does not fit in `data.augment` for tasks of this kind."""
-    if task == "qa":
+    augment, kind = data.augment, task.kind
+    if augment is None:
+        return []
+    if kind == "qa":
         why = "an answer does not stand where it stood once words change; name further questions in data.unlabeled"
-        return [Problem("data.augment", f"given for task.kind 'qa': {why}")]
-    if task == "masked_lm":
-        return [Problem("data.augment", "given for task.kind 'masked_lm', which hides words of each row by itself")]
+        return [Problem("data.augment", f"given for task.kind 'qa': {why}", "conflict")]
+    if kind == "masked_lm":
+        return [
+            Problem(
+                "data.augment", "given for task.kind 'masked_lm', which hides words of each row by itself", "conflict"
+            )
+        ]
     read = AUGMENT_OPTIONS[augment.kind]
     problems = [
-        Problem(f"data.augment.{name}", f"given for kind {augment.kind!r}, which reads {', '.join(read)}")
+        Problem(f"data.augment.{name}", f"given for kind {augment.kind!r}, which reads {', '.join(read)}", "unused")
         for name in _OWN
         if name not in read and getattr(augment, name) != AugmentConfig.model_fields[name].default
     ]
     if augment.kind == "masked_lm" and augment.model is None:
-        problems.append(Problem("data.augment.model", "required: a masked language model (folder or hub name)"))
+        problems.append(
+            Problem("data.augment.model", "required: a masked language model (folder or hub name)", "required")
+        )
     wanted = {"n_gram_sampling": len(augment.lengths), "short_disorder": 5}.get(augment.kind)
     if wanted is not None and (
         len(augment.odds) != wanted or min(augment.odds, default=0) < 0 or abs(sum(augment.odds) - 1) > 1e-6
@@ -96,8 +105,12 @@ def augment_problems(augment: AugmentConfig, task: str, pairs: bool, has_unlabel
         problems.append(
             Problem("data.augment.lengths", f"given {list(augment.lengths)}; allowed: lengths of at least 1")
         )
-    if augment.sides != "both" and not pairs:
-        problems.append(Problem("data.augment.sides", f"given {augment.sides!r}, but rows are no pairs of texts"))
-    if augment.of != "train" and not has_unlabeled:
-        problems.append(Problem("data.augment.of", f"given {augment.of!r}, but data.unlabeled names no source"))
+    if augment.sides != "both" and data.columns.text_pair is None:
+        problems.append(
+            Problem("data.augment.sides", f"given {augment.sides!r}, but rows are no pairs of texts", "unused")
+        )
+    if augment.of != "train" and data.unlabeled is None:
+        problems.append(
+            Problem("data.augment.of", f"given {augment.of!r}, but data.unlabeled names no source", "required")
+        )
     return problems

@@ -14,6 +14,7 @@ __all__ = [
     "MAX_TEMPERATURE",
     "MAX_THREADS",
     "MAX_WEIGHT",
+    "MAX_WORKERS",
     "MIN_TEMPERATURE",
     "NOT_IDENTITY",
     "WHEN_SET",
@@ -37,6 +38,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", 
 MAX_COUNT = 10**9
 MAX_CPUS = 10**5
 MAX_THREADS = 1024
+#: Training workers and teacher actors.
+MAX_WORKERS = 4096
 #: Of weights, rates and norms: what float32 holds. One that is far too large is a divergence, which training tells.
 MAX_WEIGHT = 1e38
 #: Every generator of random numbers takes it, and those after it that a sweep uses.

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raybrew.config.base import MAX_TEMPERATURE, MAX_WEIGHT, MIN_TEMPERATURE
-from raybrew.config.problems import Problem, near_match, shown
+from raybrew.config.problems import near_match, shown
+from raybrew.errors import Problem
 
 if TYPE_CHECKING:
     from raybrew.config.distill import DistillConfig
@@ -76,7 +77,9 @@ def check_changes(distill: DistillConfig, train: TrainConfig, teacher: Any, task
     """Everything wrong with `train.changes`."""
     problems: list[Problem] = []
     if train.changes and distill.stages:
-        problems.append(Problem("train.changes", "given with distill.stages, which say themselves what holds when"))
+        problems.append(
+            Problem("train.changes", "given with distill.stages, which say themselves what holds when", "conflict")
+        )
     before = 0.0
     for index, change in enumerate(train.changes):
         where = f"train.changes.{index}"

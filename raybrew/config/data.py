@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from raybrew.catalog.tasks import TASKS
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.base import MAX_COUNT, NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.paths import absolute, exists, unusable_path
+from raybrew.config.problems import shown
+from raybrew.errors import Problem
 
-__all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
+__all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig", "check_columns", "check_data", "missing_data"]
 
 #: What `data.format` may say; `auto` goes by the file name.
 FORMATS = ("auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub")
@@ -131,3 +135,93 @@ class DataConfig(Section):
 def _share_in(test: str | None) -> float | None:
     found = _SHARE.fullmatch(test) if test is not None else None
     return float(found[1]) / 100 if found is not None else None
+
+
+def check_data(data: DataConfig) -> list[Problem]:
+    problems = []
+    for name in ("train", "eval", "test", "unlabeled"):
+        rows = f"{name}_rows"
+        if getattr(data, rows) is not None and getattr(data, name) is None:
+            problems.append(
+                Problem(f"data.{rows}", f"given {getattr(data, rows)}, but data.{name} names no source", "required")
+            )
+    for key, formats in (("delimiter", ("csv",)), ("header", ("csv", "tsv"))):
+        if getattr(data, key) and data.format not in ("auto", *formats):
+            problems.append(
+                Problem(
+                    f"data.{key}",
+                    f"given with data.format={data.format}; it is for files of {' and '.join(formats)}",
+                    "conflict",
+                )
+            )
+    if data.test_share is not None and data.train is None:
+        problems.append(
+            Problem(
+                "data.test",
+                f"given {data.test!r}, a share of data.train, which names no source; allowed without data.train: a "
+                "file, a folder or a hub name",
+                "required",
+            )
+        )
+    return [*problems, *unusable_path("data.cache", data.cache)]
+
+
+def check_columns(task: Any, data: DataConfig) -> list[Problem]:
+    """Columns that the task does not read, or reads twice."""
+    problems, kind = [], task.kind
+    used = TASKS[kind].columns
+    for key in sorted(data.columns.model_fields_set - set(used)):
+        value = getattr(data.columns, key)
+        if value != type(data.columns).model_fields[key].get_default():
+            problems.append(
+                Problem(
+                    f"data.columns.{key}", f"given {value!r}, but task.kind {kind!r} reads {', '.join(used)}", "unused"
+                )
+            )
+    columns = [value for key in used if (value := getattr(data.columns, key)) is not None]
+    if len(set(columns)) != len(columns):
+        shown = ", ".join(map(str, columns))
+        problems.append(Problem("data.columns", f"given {shown}; each column must be another one", "duplicate"))
+    if data.format == "conll" and kind != "tagging":
+        problems.append(
+            Problem(
+                "data.format", f"given 'conll', which task.kind tagging reads, but task.kind is {kind!r}", "conflict"
+            )
+        )
+    for key in ("tokens", "tags"):
+        value = getattr(data.columns, key)
+        if isinstance(value, int) and data.format not in ("auto", "conll"):
+            problems.append(
+                Problem(
+                    f"data.columns.{key}",
+                    f"given {value}; numbers are for columns of CoNLL files, data.format=conll",
+                    "unused",
+                )
+            )
+        if isinstance(value, str) and value != key and data.format == "conll":
+            problems.append(
+                Problem(
+                    f"data.columns.{key}",
+                    f"given {value!r}; columns of CoNLL files have numbers, from 0 or -1 back",
+                    "unused",
+                )
+            )
+    return problems
+
+
+#: A name with one of these endings is meant as a file, so a missing one is an error and no hub name.
+_MEANT_AS_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".gz", ".txt")
+
+
+def missing_data(data: DataConfig) -> list[Problem]:
+    problems = []
+    for key in ("train", "eval", "test", "unlabeled"):
+        source = getattr(data, key)
+        if source is None or data.format == "hub" or (key == "test" and data.test_share is not None):
+            continue
+        meant_as_file = source.startswith(("/", ".", "~")) or source.lower().endswith(_MEANT_AS_FILES)
+        if meant_as_file and not exists(source) and not exists(source.rsplit(":", 1)[0]):
+            problems.append(
+                Problem(f"data.{key}", f"given {shown(source)}; no such file: {absolute(source)}", "missing")
+            )
+    return problems

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from raybrew.catalog.layer_rules import LAYER_MAPS
-from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, names_of
+from raybrew.catalog.losses import KD_LOSSES, TEMPERATURES, names_of
 from raybrew.catalog.methods import METHODS, with_method
 from raybrew.config.base import (
     MAX_COUNT,
@@ -21,29 +21,33 @@ from raybrew.config.base import (
     Name,
     Section,
 )
-from raybrew.config.match_names import MATCH_NAMES, match_set
-from raybrew.config.problems import near_match
+from raybrew.config.data import DataConfig
+from raybrew.config.matches import MatchConfig, check_match
+from raybrew.config.student import WITHOUT_LAYERS, StudentConfig
+from raybrew.config.teacher import TeacherConfig
+from raybrew.config.train import TrainConfig
+from raybrew.errors import Problem
 
 __all__ = [
     "DistillConfig",
     "EMDConfig",
     "KDLossConfig",
-    "MatchConfig",
     "StageConfig",
     "TemperatureScheduleConfig",
     "TheseusConfig",
+    "check_distill",
+    "check_student_layers",
+    "check_unlabeled",
+    "check_without_layers",
+    "with_matches",
 ]
 
 #: Names of the catalogue, as types: what a value is checked against, and what its error lists.
 if TYPE_CHECKING:
     KDLossName: TypeAlias = str
-    MatchLossName: TypeAlias = str
-    LayerMapName: TypeAlias = str
     TemperatureName: TypeAlias = str
 else:
     KDLossName = Literal[("auto", *names_of(KD_LOSSES))]
-    MatchLossName = Literal[names_of(MATCH_LOSSES)]
-    LayerMapName = Literal[tuple(LAYER_MAPS)]
     TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if name != "constant")]
 
 
@@ -67,77 +71,6 @@ class TemperatureScheduleConfig(Section):
     """How far temperatures move from `distill.temperature`."""
     gamma: float | None = Field(default=None, gt=0, le=1000)
     """Exponent of the distance in `flsw`; not set: 1."""
-
-
-class MatchConfig(Section):
-    """One loss between intermediate layers, over all pairs of layers that `layers` names.
-
-    TextBrewer's names, such as L3_hidden_mse, may stand for a whole match.
-    """
-
-    loss: MatchLossName | FunctionName
-    """Which loss; `raybrew list losses` explains each."""
-    layers: LayerMapName | Many[Many[int]] = "even"
-    """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
-    weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
-    """Weight of each pair."""
-    teacher: str | None = None
-    """Which of several teachers, by name; `rte` or `rte/b` of task rte among several. Not set: each task's only one."""
-    projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
-    """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
-    relations: Many[Literal["query", "key", "value", "attention"]] = ("query", "key", "value")
-    """Of `relation_kl`: queries, keys, values with themselves (MiniLMv2); `attention` relates queries to keys."""
-    relation_heads: int | None = Field(default=None, ge=1, le=4096)
-    """Of `relation_kl`: heads that both widths are cut into. Not set: as many as the teacher has attention heads."""
-    feature: Literal["hidden", "attention", "attention_probs", "query", "key", "value", "pooled"] | None = Field(
-        default=None, json_schema_extra=WHEN_SET
-    )
-    """Of a function of your own: what it compares. Not set: hidden."""
-    per: Literal["row", "token", "pair"] | None = Field(default=None, json_schema_extra=WHEN_SET)
-    """Of a function of your own: what its count counts. Not set: pairs of tokens of attention, rows of pooled, else
-    tokens."""
-    student_module: str | None = Field(default=None, min_length=1, json_schema_extra=WHEN_SET)
-    """Compare the output of this module of the student, by its name (`bert.pooler`), instead of layers."""
-    teacher_module: str | None = Field(default=None, min_length=1, json_schema_extra=WHEN_SET)
-    """The module of the teacher that it is compared with; the teacher must run live."""
-    preset: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
-    """TextBrewer's name, which gives `loss` and `layers`; the depth in it must be the student's."""
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the loss is a function of the user's, `package.module:function`."""
-        return ":" in self.loss
-
-    @property
-    def compares(self) -> str:
-        """What is compared, in the words of the table of losses."""
-        if self.is_own:
-            return self.feature or "hidden"
-        return MATCH_LOSSES[self.loss].needs
-
-    @property
-    def first_layer(self) -> int | None:
-        """Number of the first layer that has such a thing: 0 are the embeddings; None for what has no layers."""
-        return {"hidden": 0, "pooled": None}.get(self.compares, 1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_name(cls, value: Any) -> Any:
-        """A name alone as a match, and a match with `preset` with all that the name says."""
-        if isinstance(value, str):
-            value = {"preset": value}
-        if not isinstance(value, dict) or not isinstance(value.get("preset"), str):
-            return value
-        name = value["preset"]
-        found = match_set(name)
-        if found is None:
-            near = near_match(name, MATCH_NAMES)
-            raise ValueError(f"a section of keys, or a name such as L3_hidden_mse (`raybrew list matches`){near}")
-        said = {"loss": found.loss, "layers": "even"}
-        for key, meant in said.items():
-            if value.get(key, meant) != meant:
-                raise ValueError(f"{key}: {meant}, or no {key}, beside preset: {name}")
-        return value | said
 
 
 class EMDConfig(Section):
@@ -299,3 +232,132 @@ class DistillConfig(Section):
         made = build(with_method(value))
         object.__setattr__(made, "__pydantic_fields_set__", set(value))
         return made
+
+
+def with_matches(
+    distill: DistillConfig, change: Callable[[tuple[MatchConfig, ...]], tuple[MatchConfig, ...]]
+) -> DistillConfig:
+    """`distill` with the matches that `change` makes of its own and of those of each stage."""
+    stages = tuple(
+        stage if stage.matches is None else stage.model_copy(update={"matches": change(stage.matches)})
+        for stage in distill.stages
+    )
+    return distill.model_copy(update={"matches": change(distill.matches), "stages": stages})
+
+
+def check_distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
+    problems = []
+    for key, part in distill.keyed_parts:
+        problems += _losses(key, part, teacher)
+    if distill.asks_teacher and not teacher.given:
+        problems.append(
+            Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher", "required")
+        )
+    schedule = distill.temperature_schedule
+    if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
+        problems.append(
+            Problem(
+                "distill.temperature_schedule.gamma",
+                f"given {schedule.gamma:g} with kind 'cwsm'; it is of 'flsw'",
+                "unused",
+            )
+        )
+    # What several stages take from `distill` is told once.
+    return list(dict.fromkeys(problems))
+
+
+def _losses(key: str, losses: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
+    """Problems of what is learnt in one stage, whose section is `key`."""
+    problems = []
+    if losses.kd_weight == 0 and losses.hard_label_weight == 0 and not losses.compares_layers:
+        problems.append(
+            Problem(key, "kd_weight, hard_label_weight and all matches are 0: there is nothing to learn from", "empty")
+        )
+    for index, match in enumerate(losses.matches):
+        problems += check_match(f"{key}.matches.{index}", match, teacher)
+    if losses.emd is not None:
+        if teacher.members:
+            problems.append(Problem(f"{key}.emd", "given with teacher.members; it is for one teacher", "conflict"))
+        if losses.emd.hidden == losses.emd.attention == 0:
+            problems.append(
+                Problem(f"{key}.emd", "hidden and attention are 0; set distill.emd=null to do without it", "empty")
+            )
+    return problems
+
+
+def check_unlabeled(data: DataConfig, distill: DistillConfig) -> list[Problem]:
+    problems = []
+    if not distill.asks_teacher:
+        problems += [
+            Problem(
+                f"data.{key}",
+                "given, but the student learns from labels only (distill.kd_weight=0, no matches); "
+                f"set data.{key}=null for a control",
+                "unused",
+            )
+            for key in ("unlabeled", "augment")
+            if getattr(data, key)
+        ]
+    if data.train is None and data.unlabeled is not None:
+        problems += [
+            Problem(
+                f"{key}.hard_label_weight",
+                f"given {part.hard_label_weight:g}, but there is no data.train with labels",
+                "required",
+            )
+            for key, part in distill.keyed_parts
+            if part.hard_label_weight > 0
+        ]
+    return problems
+
+
+def check_student_layers(distill: DistillConfig, train: TrainConfig) -> list[Problem]:
+    """What is not among a model's outputs is collected while a layer runs once, as it is written."""
+    matches = [match for part in distill.parts for match in part.matches if match.weight > 0]
+    inside = sorted({match.loss for match in matches if match.compares != "hidden"})
+    if any(part.emd is not None and part.emd.attention > 0 for part in distill.parts):
+        inside.append("emd.attention")
+    if any(match.student_module is not None for match in matches):
+        inside.append("student_module")
+    if not inside:
+        return []
+    return [
+        Problem(
+            f"train.{key}",
+            f"given with {', '.join(inside)} in distill.matches, which look inside layers; allowed: {key}=false, or "
+            "matches on hidden states",
+            "conflict",
+        )
+        for key in ("compile", "gradient_checkpointing")
+        if getattr(train, key)
+    ]
+
+
+def check_without_layers(student: StudentConfig, distill: DistillConfig) -> list[Problem]:
+    """What a recurrent student has none of."""
+    if student.shape not in WITHOUT_LAYERS:
+        return []
+    problems = []
+    if student.init == "truncate" or student.init_layers != "even":
+        key = "init" if student.init == "truncate" else "init_layers"
+        problems.append(
+            Problem(
+                f"student.{key}", f"given for {student.shape}, which has no layers of its teacher; remove it", "unused"
+            )
+        )
+    for key, losses in distill.keyed_parts:
+        problems += [
+            Problem(
+                f"{key}.matches.{index}",
+                f"{match.loss} compares {match.compares}, but {student.shape} has no attention; allowed: losses of "
+                "hidden states (layer 0 are its embeddings, 1 its outputs) and pooled ones",
+                "conflict",
+            )
+            for index, match in enumerate(losses.matches)
+            if match.weight > 0 and match.compares not in ("hidden", "pooled")
+        ]
+        if losses.emd is not None and losses.emd.attention > 0:
+            problems.append(
+                Problem(f"{key}.emd.attention", f"given, but {student.shape} has no attention; set it to 0", "conflict")
+            )
+    return problems

@@ -7,9 +7,9 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from raybrew.config.problems import Problem, raise_problems, shown
+from raybrew.config.problems import raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH
-from raybrew.errors import first_line
+from raybrew.errors import Problem, first_line
 
 __all__ = ["resolved"]
 

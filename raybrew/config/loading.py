@@ -11,19 +11,19 @@ import yaml
 from pydantic import ValidationError
 
 from raybrew.config.base import Section
-from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
 from raybrew.config.interpolation import resolved
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.overrides import apply_overrides
-from raybrew.config.problems import Problem, near_match, problems_of, raise_problems, shown
+from raybrew.config.problems import near_match, problems_of, raise_problems, shown
 from raybrew.config.reading import merged, read_yaml, shown_path
+from raybrew.config.rules import check_sections
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import check_judges
 from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.config.values import sound_values
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, Problem
 from raybrew.secrets import HIDDEN
 
 __all__ = ["build_experiment", "dump_experiment", "load_experiment"]
@@ -57,7 +57,11 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
         if field is None:
             allowed = list(Experiment.model_fields)
             problems.append(
-                Problem(str(key), f"unknown section; allowed: {', '.join(allowed)}{near_match(str(key), allowed)}")
+                Problem(
+                    str(key),
+                    f"unknown section; allowed: {', '.join(allowed)}{near_match(str(key), allowed)}",
+                    "unknown",
+                )
             )
             continue
         if str(key) == "task":
@@ -110,7 +114,7 @@ def _unfit_task(value: Any) -> Problem | None:
         return None
     kind, allowed = (value or {})["kind"], [*TASK_CONFIGS, "multi"]
     near = near_match(kind, allowed) if isinstance(kind, str) else ""
-    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(allowed)}{near}")
+    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(allowed)}{near}", "unknown")
 
 
 def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from raybrew.config.problems import Problem, raise_problems, shown
+from raybrew.config.problems import raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH, describe, merged, parse_yaml
+from raybrew.errors import Problem
 
 __all__ = ["apply_overrides"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raybrew.config.problems import Problem, shown
+from raybrew.config.problems import shown
+from raybrew.errors import Problem
 
 __all__ = ["absolute", "exists", "unusable_path"]
 
@@ -19,7 +20,7 @@ def unusable_path(key: str, text: str | None) -> list[Problem]:
     try:
         parts = Path(text).expanduser().parts
     except RuntimeError:
-        return [Problem(key, f"given {shown(text)}; there is no such user")]
+        return [Problem(key, f"given {shown(text)}; there is no such user", "missing")]
     if text and all(len(part.encode()) <= _MAX_NAME for part in parts):
         return []
     return [Problem(key, f"given {shown(text)}; allowed: a path whose names have 1 to {_MAX_NAME} bytes")]

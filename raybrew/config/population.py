@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from raybrew.config.changes import CHANGEABLE, is_changeable, why_not
 from raybrew.config.experiment import Experiment
-from raybrew.config.problems import Problem, near_match
+from raybrew.config.problems import near_match
 from raybrew.config.sweep import SweepConfig
+from raybrew.errors import Problem
 
 __all__ = ["check_population"]
 
@@ -21,37 +22,47 @@ def check_population(experiment: Experiment, sweep: SweepConfig) -> list[Problem
                     where,
                     "cannot vary with sweep.scheduler.kind=pbt, as members go on from each other's students; "
                     f"allowed: {', '.join(CHANGEABLE)}{near_match(key, CHANGEABLE)}",
+                    "unknown",
                 )
             )
             continue
         words = [why_not(key, v, experiment.distill, experiment.teacher, experiment.task) for v in parameter.values]
         problems += [Problem(where, text) for text in dict.fromkeys(text for text in words if text is not None)]
         if parameter.when:
-            problems.append(Problem(f"{where}.when", "given with sweep.scheduler.kind=pbt; leave it out"))
+            problems.append(Problem(f"{where}.when", "given with sweep.scheduler.kind=pbt; leave it out", "conflict"))
     if sweep.exclude:
-        problems.append(Problem("sweep.exclude", "given with sweep.scheduler.kind=pbt; leave it out"))
+        problems.append(Problem("sweep.exclude", "given with sweep.scheduler.kind=pbt; leave it out", "conflict"))
     if sweep.search.kind == "optuna":
         problems.append(
-            Problem("sweep.search.kind", "given 'optuna' with sweep.scheduler.kind=pbt; allowed: random, grid")
+            Problem(
+                "sweep.search.kind", "given 'optuna' with sweep.scheduler.kind=pbt; allowed: random, grid", "conflict"
+            )
         )
     if experiment.distill.stages:
-        problems.append(Problem("distill.stages", "given with sweep.scheduler.kind=pbt, whose values change all along"))
+        problems.append(
+            Problem("distill.stages", "given with sweep.scheduler.kind=pbt, whose values change all along", "conflict")
+        )
     for key in sweep.scheduler.mutations or ():
         if key not in sweep.space:
             near = near_match(key, sweep.space)
             problems.append(
-                Problem("sweep.scheduler.mutations", f"given {key!r}; allowed: {', '.join(sweep.space)}{near}")
+                Problem(
+                    "sweep.scheduler.mutations", f"given {key!r}; allowed: {', '.join(sweep.space)}{near}", "unknown"
+                )
             )
     if sweep.scheduler.mutations == ():
-        problems.append(Problem("sweep.scheduler.mutations", "an empty list; leave it out to change all keys"))
+        problems.append(Problem("sweep.scheduler.mutations", "an empty list; leave it out to change all keys", "empty"))
     if sweep.trials == 1:
-        problems.append(Problem("sweep.trials", "given 1 with sweep.scheduler.kind=pbt; a population has 2 or more"))
+        problems.append(
+            Problem("sweep.trials", "given 1 with sweep.scheduler.kind=pbt; a population has 2 or more", "conflict")
+        )
     if sweep.seeds > 1:
         problems.append(
             Problem(
                 "sweep.seeds",
                 f"given {sweep.seeds} with sweep.scheduler.kind=pbt, whose members share train.seed; "
                 "sweep.rerun_best trains the best with more seeds",
+                "conflict",
             )
         )
     return [*problems, *_training(experiment)]
@@ -66,10 +77,11 @@ def _training(experiment: Experiment) -> list[Problem]:
                 "train.workers",
                 f"given {train.worker_range[1]} with sweep.scheduler.kind=pbt, whose rounds end at the same step of "
                 "each member; allowed: 1",
+                "conflict",
             )
         )
     problems += [
-        Problem(f"train.{key}", "given with sweep.scheduler.kind=pbt; leave it out")
+        Problem(f"train.{key}", "given with sweep.scheduler.kind=pbt; leave it out", "conflict")
         for key in ("early_stopping", "changes")
         if getattr(train, key)
     ]
@@ -79,6 +91,7 @@ def _training(experiment: Experiment) -> list[Problem]:
                 "train.eval_steps",
                 "required with sweep.scheduler.kind=pbt: members are compared at evaluations, and with "
                 f"train.epochs={train.epochs} there is one only, at the end",
+                "required",
             )
         )
     return problems

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, Problem, ProblemCode
 from raybrew.secrets import scrub
 
 __all__ = ["Problem", "near_match", "problems_of", "raise_problems", "shown"]
@@ -20,17 +20,6 @@ __all__ = ["Problem", "near_match", "problems_of", "raise_problems", "shown"]
 _MAX_LINE = 1000
 _MAX_LINES = 100
 _MAX_SHOWN = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One thing wrong with one key."""
-
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}"
 
 
 def near_match(given: str, allowed: Iterable[str]) -> str:
@@ -44,11 +33,12 @@ def raise_problems(source: str, problems: Sequence[Problem]) -> None:
     """ConfigError that lists the problems, one a line and without secrets, if there are any."""
     if not problems:
         return
-    lines = [_cut(f"{scrub(problem.key)}: {scrub(problem.message)}") for problem in problems[:_MAX_LINES]]
+    listed = tuple(_for_people(problem) for problem in problems[:_MAX_LINES])
+    lines = [str(problem) for problem in listed]
     if len(problems) > _MAX_LINES:
         lines.append(f"and {len(problems) - _MAX_LINES} further problems")
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    raise ConfigError(f"{_cut(scrub(source))}: {count}\n" + "\n".join(f"  {line}" for line in lines), tuple(lines))
+    raise ConfigError(f"{_cut(scrub(source))}: {count}\n" + "\n".join(f"  {line}" for line in lines), listed)
 
 
 def shown(value: Any) -> str:
@@ -60,8 +50,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 3]}..."
+def _for_people(problem: Problem) -> Problem:
+    """`problem` without secrets, on a line of bounded length."""
+    key = scrub(problem.key)
+    return dataclasses.replace(problem, key=key, message=_cut(scrub(problem.message), _MAX_LINE - len(key) - 2))
+
+
+def _cut(line: str, limit: int = _MAX_LINE) -> str:
+    return line if len(line) <= limit else f"{line[: max(0, limit - 3)]}..."
 
 
 def problems_of(error: ValidationError, prefix: str, model: type[BaseModel]) -> list[Problem]:
@@ -74,7 +70,13 @@ def problems_of(error: ValidationError, prefix: str, model: type[BaseModel]) -> 
         grouped.setdefault(".".join([prefix, *path] if prefix else path), []).append(finding)
     # Where a union member goes deeper into what was given, that finding says more than its siblings at the top.
     keys = [key for key in grouped if not any(other.startswith(key + ".") for other in grouped)]
-    return [Problem(key, _describe(key, grouped[key], model)) for key in keys]
+    return [Problem(key, _describe(key, grouped[key], model), _code(grouped[key])) for key in keys]
+
+
+def _code(findings: list[Mapping[str, Any]]) -> ProblemCode:
+    kinds: dict[str, ProblemCode] = {"extra_forbidden": "unknown", "missing": "required"}
+    kinds |= {"literal_error": "unknown", "union_tag_invalid": "unknown"}
+    return kinds.get(findings[0]["type"], "value")
 
 
 def _describe(key: str, findings: list[Mapping[str, Any]], model: type[BaseModel]) -> str:

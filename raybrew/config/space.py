@@ -14,11 +14,11 @@ from raybrew.catalog.methods import METHODS
 from raybrew.config.base import MAX_SEED
 from raybrew.config.experiment import Experiment
 from raybrew.config.population import check_population
-from raybrew.config.problems import Problem, near_match
+from raybrew.config.problems import near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, Problem
 
 __all__ = [
     "CORNER_LIMIT",
@@ -158,22 +158,26 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     parts = [view.data for view in task_views(experiment).values()]
     if sweep.controls and any(data.unlabeled is not None and data.train is None for data in parts):
         problems.append(
-            Problem("sweep.controls", "given true, but there is no data.train with labels for them to learn")
+            Problem(
+                "sweep.controls", "given true, but there is no data.train with labels for them to learn", "required"
+            )
         )
     if problems:
         return problems
     plain = experiment.written()
-    bad: dict[str, list[dict[str, Any]]] = {}
+    bad: dict[Problem, list[dict[str, Any]]] = {}
     found = corners(sweep)
     for values in found:
         try:
             build(apply_values(plain, values))
         except ConfigError as error:
-            for text in error.problems or (str(error),):
-                bad.setdefault(text, []).append(values)
+            for problem in error.problems or (Problem("sweep.space", str(error)),):
+                bad.setdefault(problem, []).append(values)
     if not found:
-        return [Problem("sweep.exclude", "leaves nothing of the space")]
-    listed = [Problem("sweep.space", _impossible(text, where, found)) for text, where in bad.items()]
+        return [Problem("sweep.exclude", "leaves nothing of the space", "empty")]
+    listed = [
+        Problem("sweep.space", _impossible(problem, where, found), problem.code) for problem, where in bad.items()
+    ]
     if len(listed) > _SHOWN:
         rest = len(listed) - _SHOWN
         listed = [*listed[:_SHOWN], Problem("sweep.space", f"and {rest} further impossible combinations")]
@@ -266,25 +270,27 @@ def _matches(value: Any, wanted: Any) -> bool:
 
 def _index(part: str, items: list[Any], key: str) -> int:
     if not part.isdecimal() or int(part) >= len(items):
-        raise ConfigError(f"{key}: the list has {len(items)} entries, counted from 0", (f"{key}: no such entry",))
+        raise ConfigError.of(key, f"the list has {len(items)} entries, counted from 0", "unknown")
     return int(part)
 
 
 def _keys(sweep: SweepConfig) -> list[Problem]:
     problems = []
     if not sweep.space:
-        problems.append(Problem("sweep.space", "empty; name keys and values, such as distill.temperature: [1, 4, 8]"))
+        problems.append(
+            Problem("sweep.space", "empty; name keys and values, such as distill.temperature: [1, 4, 8]", "empty")
+        )
     for key in sweep.space:
         section = key.split(".")[0]
         if section not in _SECTIONS:
             near = near_match(section, _SECTIONS)
             allowed = ", ".join(_SECTIONS)
-            problems.append(Problem(f"sweep.space.{key}", f"cannot vary; allowed: keys of {allowed}{near}"))
+            problems.append(Problem(f"sweep.space.{key}", f"cannot vary; allowed: keys of {allowed}{near}", "unknown"))
         elif (fixed := _OF_TASK.sub("", key)) in _FIXED:
-            problems.append(Problem(f"sweep.space.{key}", f"cannot vary: {_FIXED[fixed]}"))
+            problems.append(Problem(f"sweep.space.{key}", f"cannot vary: {_FIXED[fixed]}", "conflict"))
     for index, rule in enumerate(sweep.exclude):
         problems += [
-            Problem(f"sweep.exclude.{index}.{key}", f"no key of the space{near_match(key, sweep.space)}")
+            Problem(f"sweep.exclude.{index}.{key}", f"no key of the space{near_match(key, sweep.space)}", "unknown")
             for key in rule
             if key not in sweep.space
         ]
@@ -296,20 +302,28 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
     continuous = [key for key, parameter in sweep.space.items() if not parameter.discrete]
     if sweep.search.kind == "grid" and continuous:
         problems.append(
-            Problem("sweep.search.kind", f"given 'grid', but {', '.join(continuous)} has no values to list")
+            Problem("sweep.search.kind", f"given 'grid', but {', '.join(continuous)} has no values to list", "conflict")
         )
     if len(sweep.search.objectives) != len(set(sweep.search.objectives)) or not sweep.search.objectives:
-        problems.append(Problem("sweep.search.objectives", "at least one, each once"))
+        problems.append(Problem("sweep.search.objectives", "at least one, each once", "duplicate"))
     if len(sweep.search.objectives) > 1 and sweep.scheduler.kind != "none":
         problems.append(
-            Problem("sweep.scheduler.kind", f"given {sweep.scheduler.kind!r} with several objectives; allowed: none")
+            Problem(
+                "sweep.scheduler.kind",
+                f"given {sweep.scheduler.kind!r} with several objectives; allowed: none",
+                "conflict",
+            )
         )
     if sweep.budget.money is not None and sweep.budget.price_per_hour is None:
-        problems.append(Problem("sweep.budget.price_per_hour", "required with sweep.budget.money"))
+        problems.append(Problem("sweep.budget.price_per_hour", "required with sweep.budget.money", "required"))
     gpus, device = sweep.resources.gpus, experiment.train.device
     if gpus == 0 and device == "cuda" and experiment.train.worker_range[1] == 1:
         problems.append(
-            Problem("sweep.resources.gpus", "given 0 with train.device=cuda; leave it out, or set train.device=cpu")
+            Problem(
+                "sweep.resources.gpus",
+                "given 0 with train.device=cuda; leave it out, or set train.device=cpu",
+                "conflict",
+            )
         )
     if gpus is not None and 0 < gpus < 1 and experiment.train.worker_range[1] > 1:
         problems.append(
@@ -317,6 +331,7 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
                 "sweep.resources.gpus",
                 f"given {gpus:g} with train.workers={experiment.train.worker_range[1]}; a part of a "
                 "GPU goes to trials of one worker only",
+                "conflict",
             )
         )
     seeds = max(sweep.seeds, sweep.rerun_best.seeds if sweep.rerun_best.count else 1)
@@ -326,11 +341,11 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
     views = task_views(experiment)
     if all(view.data.eval is None for view in views.values()):
         key = "data.eval" if None in views else "task.tasks.<name>.data.eval"
-        problems.append(Problem(key, "required by a sweep: labelled rows on which students are compared"))
+        problems.append(Problem(key, "required by a sweep: labelled rows on which students are compared", "required"))
     return problems
 
 
-def _impossible(text: str, where: list[dict[str, Any]], all_corners: list[dict[str, Any]]) -> str:
+def _impossible(problem: Problem, where: list[dict[str, Any]], all_corners: list[dict[str, Any]]) -> str:
     """The problem and the values that bring it about: those shared by all corners that have it."""
     shared = {
         key: value
@@ -340,4 +355,4 @@ def _impossible(text: str, where: list[dict[str, Any]], all_corners: list[dict[s
     }
     named = ", ".join(f"{key}={show_value_of(value)}" for key, value in shared.items())
     count = f"{len(where)} of {len(all_corners)} corners"
-    return f"impossible{' with ' + named if named else ''} ({count}): {text}"
+    return f"impossible{' with ' + named if named else ''} ({count}): {problem}"

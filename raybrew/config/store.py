@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from raybrew.config.base import MAX_CPUS, Many, Section
+from raybrew.config.base import MAX_CPUS, MAX_WORKERS, Many, Section
+from raybrew.config.paths import unusable_path
+from raybrew.errors import Problem
+from raybrew.signals import parse_signal
 
-__all__ = ["StoreConfig"]
+__all__ = ["StoreConfig", "check_store"]
 
 
 class StoreConfig(Section):
@@ -39,3 +43,34 @@ class StoreConfig(Section):
     def fewest_actors(self) -> int:
         """Actors that a capture does not begin without."""
         return 1 if self.actors is None else self.actors[0]
+
+
+def check_store(store: StoreConfig) -> list[Problem]:
+    problems = []
+    actors = store.actors
+    if actors is not None and (len(actors) != 2 or not 1 <= actors[0] <= actors[1] <= MAX_WORKERS):
+        allowed = f"allowed: [fewest, most], both from 1 to {MAX_WORKERS}"
+        problems.append(Problem("store.actors", f"given {list(actors)}; {allowed}"))
+    for signal in store.signals:
+        try:
+            parse_signal(signal)
+        except ValueError as error:
+            problems.append(Problem("store.signals", str(error)))
+    for key in ("storage_path", "cache"):
+        value = getattr(store, key)
+        if value is not None and "://" in value:
+            problems.append(Problem(f"store.{key}", f"given {value!r}; allowed: a local or shared (NFS) folder"))
+        problems += unusable_path(f"store.{key}", value)
+    if store.path is not None and "://" in store.path:
+        problems += _url(store.path)
+    return [*problems, *unusable_path("store.path", store.path)]
+
+
+def _url(url: str) -> list[Problem]:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        # Not repeated: what stands before the @ is a secret.
+        return [Problem("store.path", "holds credentials; give them in the environment, never in a URL", "secret")]
+    if parts.scheme not in ("s3", "gs") or not parts.netloc or parts.query or parts.fragment:
+        return [Problem("store.path", f"given {url!r}; allowed: a folder, s3://bucket/prefix or gs://bucket/prefix")]
+    return []

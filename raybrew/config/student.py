@@ -9,8 +9,10 @@ from pydantic import Field
 from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
 from raybrew.config.base import MAX_COUNT, WHEN_SET, Many, Section
+from raybrew.config.teacher import TeacherConfig
+from raybrew.errors import Problem
 
-__all__ = ["WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig"]
+__all__ = ["WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig", "check_student", "check_vocabulary"]
 
 #: Named shapes that are no transformers: neither layers to start from nor attention to compare.
 WITHOUT_LAYERS = tuple(RECURRENT_SHAPES)
@@ -67,3 +69,43 @@ class StudentConfig(Section):
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""
     vocabulary: VocabularyConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Trim tokenizer and word embeddings to the training rows: {} or {min_count: 2}."""
+
+
+def check_student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:
+    problems = []
+    if student.model is not None and student.shape is not None:
+        problems.append(
+            Problem("student", f"given both model ({student.model!r}) and shape; allowed: one of them", "conflict")
+        )
+    if student.shape is not None and not teacher.given:
+        problems.append(
+            Problem("student.shape", "needs teacher.model, whose architecture and vocabulary it takes", "required")
+        )
+    if student.model is not None:
+        for key, default in (("init", "auto"), ("init_layers", "even")):
+            if getattr(student, key) != default:
+                problems.append(
+                    Problem(f"student.{key}", "applies to student.shape only, but student.model is given", "unused")
+                )
+    if isinstance(student.init_layers, tuple):
+        layers = student.shape.layers if isinstance(student.shape, ShapeConfig) else None
+        if layers is not None and len(student.init_layers) != layers:
+            problems.append(
+                Problem("student.init_layers", f"given {len(student.init_layers)} layers for a student of {layers}")
+            )
+        if any(layer < 1 for layer in student.init_layers):
+            problems.append(
+                Problem("student.init_layers", f"given {list(student.init_layers)}; layers are counted from 1")
+            )
+    shape = student.shape
+    if isinstance(shape, ShapeConfig) and shape.hidden and shape.heads and shape.hidden % shape.heads:
+        problems.append(
+            Problem("student.shape.heads", f"given {shape.heads}; allowed: a divisor of hidden ({shape.hidden})")
+        )
+    return problems
+
+
+def check_vocabulary(student: StudentConfig) -> list[Problem]:
+    if student.vocabulary is None or student.model is not None or student.shape is not None:
+        return []
+    return [Problem("student.vocabulary", "given without a student; name student.shape or student.model", "required")]

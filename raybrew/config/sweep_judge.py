@@ -8,9 +8,9 @@ from typing import Any
 from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.judge import LOSS
-from raybrew.config.problems import Problem
 from raybrew.config.space import apply_values, corners, show_value_of
 from raybrew.config.sweep import SweepConfig
+from raybrew.errors import Problem
 
 __all__ = ["check_judges", "judge_notes", "sweep_judge"]
 
@@ -54,16 +54,20 @@ def check_judges(experiment: Experiment) -> list[Problem]:
             f"the others by {experiment.task.metric}; the two cannot be ranked together: give kd_weight or "
             "hard_label_weight above 0 to the last stage of all configurations, or of none"
         )
-        return [Problem("sweep.space", text)]
+        return [Problem("sweep.space", text, "conflict")]
     problems = []
     if sweep.warm_start is not None:
         text = (
             "given, but trials are judged by their evaluation loss, which does not compare with that of another sweep"
         )
-        problems.append(Problem("sweep.warm_start", text))
+        problems.append(Problem("sweep.warm_start", text, "conflict"))
     if sweep.scheduler.kind == "pbt":
         problems += [
-            Problem(f"sweep.space.{key}", "would change the evaluation loss by which members are judged; leave it out")
+            Problem(
+                f"sweep.space.{key}",
+                "would change the evaluation loss by which members are judged; leave it out",
+                "conflict",
+            )
             for key in sweep.space
             if key.startswith("distill.")
         ]

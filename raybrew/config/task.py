@@ -11,11 +11,18 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from raybrew.catalog.losses import kd_losses_of
 from raybrew.catalog.tasks import TASKS
 from raybrew.config.base import MAX_WEIGHT, Many, Section
+from raybrew.config.data import DataConfig
+from raybrew.config.distill import DistillConfig
+from raybrew.config.store import StoreConfig
+from raybrew.config.student import StudentConfig
+from raybrew.config.teacher import TeacherConfig
+from raybrew.errors import Problem
 
 __all__ = [
     "METRICS",
     "TASK_CONFIGS",
     "TASK_KD_LOSSES",
+    "WHY_LIVE",
     "ClassificationConfig",
     "MaskedLMConfig",
     "MultilabelConfig",
@@ -23,6 +30,11 @@ __all__ = [
     "RegressionConfig",
     "TaggingConfig",
     "TaskConfig",
+    "check_kd_loss",
+    "check_masked_lm",
+    "check_masked_lm_student",
+    "check_qa",
+    "check_tagging",
     "task_config_of",
 ]
 
@@ -200,3 +212,113 @@ def task_config_of(value: Any) -> type[Section] | None:
     """The config that `value` of the section `task` is meant for; None if its `kind` is none that exists."""
     kind = _kind_of(value)
     return TASK_CONFIGS.get(kind) if isinstance(kind, str) else None
+
+
+#: Why no store holds what a teacher says of masked texts.
+WHY_LIVE = "masks are new in every epoch, and a teacher's logits over its vocabulary are too large to keep"
+
+
+def check_kd_loss(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
+    problems, allowed = [], TASK_KD_LOSSES[task.kind]
+    for key, part in distill.keyed_parts:
+        kind = part.kd_loss.kind
+        shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
+        if part.kd_weight > 0 and ":" not in kind and kind not in ("auto", *allowed):
+            problems.append(Problem(f"{key}.kd_loss.kind", shown))
+    if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging", "masked_lm"):
+        problems.append(
+            Problem(
+                "distill.temperature_schedule",
+                f"given for task.kind {task.kind!r}; it compares classes that exclude one another, of a fixed number "
+                "(classification, tagging, masked_lm)",
+                "conflict",
+            )
+        )
+    if distill.probability_shift and task.kind in ("multilabel", "regression"):
+        problems.append(
+            Problem(
+                "distill.probability_shift",
+                f"given for task.kind {task.kind!r}, which has no single true class",
+                "conflict",
+            )
+        )
+    return problems
+
+
+def check_qa(task: TaskConfig) -> list[Problem]:
+    if not isinstance(task, QAConfig):
+        return []
+    # Three or four tokens around question and window, and a window moves on by at least half of its size.
+    room = task.max_length - task.max_question - 4
+    if 2 * task.stride > room:
+        return [
+            Problem(
+                "task.stride",
+                f"given {task.stride}; allowed: at most half of what max_length ({task.max_length}) leaves beside "
+                f"max_question ({task.max_question}): {max(0, room // 2)}",
+            )
+        ]
+    return []
+
+
+def check_tagging(task: TaskConfig) -> list[Problem]:
+    if isinstance(task, TaggingConfig) and task.scheme == "none" and task.metric in ("f1", "precision", "recall"):
+        allowed = "accuracy, macro_f1, as task.scheme 'none' has no spans"
+        return [Problem("task.metric", f"given {task.metric!r}; allowed: {allowed}")]
+    return []
+
+
+def check_masked_lm(task: TaskConfig, data: DataConfig, teacher: TeacherConfig, store: StoreConfig) -> list[Problem]:
+    if not isinstance(task, MaskedLMConfig):
+        return []
+    problems = []
+    if task.masked + task.randomised > 1 + 1e-9:
+        problems.append(
+            Problem(
+                "task.randomised",
+                f"given {task.randomised} beside masked {task.masked}; allowed: shares that add up to 1 at most",
+            )
+        )
+    if data.unlabeled is not None:
+        problems.append(
+            Problem(
+                "data.unlabeled",
+                "given for task.kind 'masked_lm', whose rows need no labels; use data.train",
+                "conflict",
+            )
+        )
+    if teacher.members:
+        problems.append(
+            Problem("teacher.members", "given for task.kind 'masked_lm'; allowed: one teacher.model", "conflict")
+        )
+    if teacher.source == "store":
+        problems.append(
+            Problem(
+                "teacher.source",
+                f"given 'store' for task.kind 'masked_lm'; allowed: auto, live ({WHY_LIVE})",
+                "conflict",
+            )
+        )
+    if store.signals:
+        problems.append(
+            Problem(
+                "store.signals",
+                f"given {list(store.signals)} for task.kind 'masked_lm', which has no store: {WHY_LIVE}",
+                "conflict",
+            )
+        )
+    return problems
+
+
+def check_masked_lm_student(task: TaskConfig, student: StudentConfig) -> list[Problem]:
+    if not isinstance(task, MaskedLMConfig):
+        return []
+    problems = []
+    if student.vocabulary is not None:
+        why = "the student guesses among the tokens that its teacher knows"
+        problems.append(Problem("student.vocabulary", f"given for task.kind 'masked_lm', where {why}", "conflict"))
+    if student.shape == "BiGRU":
+        problems.append(
+            Problem("student.shape", "given 'BiGRU', which has no masked-LM head; allowed: transformers", "conflict")
+        )
+    return problems

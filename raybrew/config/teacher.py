@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from raybrew.config.base import MAX_WEIGHT, NOT_IDENTITY, Name, Section
-from raybrew.config.train import FinetuneConfig
+from raybrew.config.data import DataConfig
+from raybrew.config.train import FinetuneConfig, TrainConfig, check_train
+from raybrew.errors import Problem
 
-__all__ = ["TeacherConfig", "TeacherMember"]
+__all__ = ["TeacherConfig", "TeacherMember", "check_average", "check_early_stopping", "check_teacher"]
 
 
 class TeacherMember(Section):
@@ -73,3 +75,70 @@ class TeacherConfig(Section):
             precision=chosen.precision,
             device=self.device,
         )
+
+
+def check_teacher(teacher: TeacherConfig) -> list[Problem]:
+    problems = _members(teacher)
+    for name, member in teacher.members.items():
+        if member.finetune is not None:
+            problems += check_train(f"teacher.members.{name}.finetune", member.finetune)
+    if teacher.finetune is not None:
+        problems += check_train("teacher.finetune", teacher.finetune)
+        if not teacher.given:
+            problems.append(
+                Problem("teacher.model", "required with teacher.finetune: the model that it starts from", "required")
+            )
+    return problems
+
+
+def _members(teacher: TeacherConfig) -> list[Problem]:
+    """Problems of `teacher.members` beside those of each one."""
+    problems = []
+    if not teacher.members:
+        if teacher.average != "logits":
+            problems.append(
+                Problem(
+                    "teacher.average",
+                    f"given {teacher.average!r}, but there is one teacher; name teacher.members",
+                    "unused",
+                )
+            )
+        return problems
+    defaults = TeacherConfig()
+    problems += [
+        Problem(
+            f"teacher.{key}",
+            f"given beside teacher.members; it is a key of each of them: {', '.join(teacher.members)}",
+            "conflict",
+        )
+        for key in ("model", "revision", "trust_remote_code", "finetune", "source", "precision")
+        if getattr(teacher, key) != getattr(defaults, key)
+    ]
+    if not any(member.weight for member in teacher.members.values()):
+        problems.append(Problem("teacher.members", "all weights are 0: there is nothing to average", "empty"))
+    return problems
+
+
+def check_average(task: Any, teacher: TeacherConfig) -> list[Problem]:
+    if teacher.average == "probabilities" and task.kind not in ("classification", "tagging"):
+        return [
+            Problem(
+                "teacher.average",
+                f"given 'probabilities'; allowed for task.kind {task.kind!r}: logits (a softmax over all outputs of an "
+                "item is what is averaged, which only classification and tagging have)",
+                "conflict",
+            )
+        ]
+    return []
+
+
+def check_early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
+    if data.eval is not None or task.kind == "multi":  # each of several tasks has rows of its own
+        return []
+    return [
+        Problem(
+            f"{key}.early_stopping", "given without data.eval: nothing is evaluated that it could stop at", "required"
+        )
+        for key, config in (("train", train), ("teacher.finetune", teacher.finetune))
+        if config is not None and config.early_stopping is not None
+    ]

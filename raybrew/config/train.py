@@ -12,13 +12,15 @@ from raybrew.config.base import (
     MAX_SEED,
     MAX_THREADS,
     MAX_WEIGHT,
+    MAX_WORKERS,
     NOT_IDENTITY,
     WHEN_SET,
     Many,
     Section,
 )
+from raybrew.errors import Problem
 
-__all__ = ["ChangeConfig", "EarlyStoppingConfig", "FinetuneConfig", "TrainConfig"]
+__all__ = ["ChangeConfig", "EarlyStoppingConfig", "FinetuneConfig", "TrainConfig", "check_train"]
 
 
 class EarlyStoppingConfig(Section):
@@ -126,3 +128,58 @@ class FinetuneConfig(TrainConfig):
     """Passes over the training rows."""
     learning_rate: float = Field(default=3e-5, gt=0, le=MAX_WEIGHT)
     """Peak learning rate of AdamW."""
+
+
+def check_train(key: str, train: TrainConfig) -> list[Problem]:
+    problems = []
+    for part, whole in (("micro_batch_size", "batch_size"), ("micro_batch_tokens", "batch_tokens")):
+        small, large = getattr(train, part), getattr(train, whole)
+        if part == "micro_batch_size" and train.batch_tokens is not None:
+            continue  # batch_size is not used
+        if small is not None and large is not None and small > large:
+            problems.append(
+                Problem(
+                    f"{key}.{part}", f"given {small}; allowed: at most {key}.{whole} ({large}), of which it is a part"
+                )
+            )
+    problems += _workers(key, train)
+    for steps, epochs in (("eval_steps", "eval_epochs"), ("checkpoint_steps", "checkpoint_epochs")):
+        if getattr(train, steps) is not None and getattr(train, epochs) is not None:
+            problems.append(Problem(f"{key}.{epochs}", f"given beside {key}.{steps}; allowed: one of them", "conflict"))
+    if train.precision == "fp16" and train.device == "cpu":
+        problems.append(
+            Problem(f"{key}.precision", "given 'fp16' with device 'cpu'; allowed there: fp32, bf16", "conflict")
+        )
+    if train.changes and key != "train":
+        problems.append(
+            Problem(f"{key}.changes", "given; what changes as training goes on is a student's: train.changes", "unused")
+        )
+    if train.compile and train.parallel == "fsdp":
+        problems.append(Problem(f"{key}.compile", "given with parallel 'fsdp'; allowed with 'ddp' only", "conflict"))
+    return problems
+
+
+def _workers(key: str, train: TrainConfig) -> list[Problem]:
+    given = list(train.workers) if isinstance(train.workers, tuple) else train.workers
+    fewest, most = train.worker_range if given != [] else (0, 0)
+    if (isinstance(given, list) and len(given) != 2) or not 1 <= fewest <= most <= MAX_WORKERS:
+        allowed = f"allowed: a number from 1 to {MAX_WORKERS}, or [fewest, most] of them"
+        return [Problem(f"{key}.workers", f"given {given}; {allowed}")]
+    problems = []
+    if most > train.batch_size and train.batch_tokens is None:
+        problems.append(
+            Problem(
+                f"{key}.workers",
+                f"given {given}; allowed: at most {key}.batch_size ({train.batch_size}), "
+                "which is divided among the workers",
+            )
+        )
+    if train.launcher == "local" and most > 1:
+        problems.append(
+            Problem(
+                f"{key}.launcher",
+                f"given 'local' with {key}.workers={given}; `local` runs one worker, use 'ray' or 'auto'",
+                "conflict",
+            )
+        )
+    return problems

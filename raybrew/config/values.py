@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from raybrew.config.problems import Problem, raise_problems, shown
+from raybrew.config.problems import raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH
+from raybrew.errors import Problem, ProblemCode
 from raybrew.secrets import HIDDEN, secret_in, secret_variables
 
 __all__ = ["refuse_secrets", "sound_values"]
@@ -84,7 +85,7 @@ class _Door:
         if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
             return self._refuse(key, f"given {shown(value)}, which holds characters that are no text")
         if value == "???":
-            return self._refuse(key, "required: '???' stands for a value that is still to be given")
+            return self._refuse(key, "required: '???' stands for a value that is still to be given", "required")
         if "${" in value:
             return self._refuse(
                 key, f"given {shown(value)}; `${{` stands for another value, in files and overrides only"
@@ -92,9 +93,9 @@ class _Door:
         secret = secret_in(value, name, self._variables)
         if secret is not None:
             # Not repeated: it would reach a log.
-            return self._refuse(key, f"{_SECRET} ({secret}); remove it, and give it in the environment")
+            return self._refuse(key, f"{_SECRET} ({secret}); remove it, and give it in the environment", "secret")
         return value
 
-    def _refuse(self, key: str, message: str) -> str:
-        self.problems.append(Problem(key or "experiment", message))
+    def _refuse(self, key: str, message: str, code: ProblemCode = "value") -> str:
+        self.problems.append(Problem(key or "experiment", message, code))
         return HIDDEN

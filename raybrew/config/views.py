@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from raybrew.config.distill import DistillConfig, MatchConfig
+from raybrew.config.distill import with_matches
 from raybrew.config.experiment import Experiment
+from raybrew.config.matches import matches_of_task
 from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.problems import near_match
 from raybrew.errors import ConfigError
 
 __all__ = [
     "choose_task",
-    "matches_of_task",
     "one_teacher",
     "task_views",
     "teacher_names",
     "teacher_views",
-    "with_matches",
 ]
 
 
@@ -71,28 +68,6 @@ def teacher_names(experiment: Experiment) -> list[str]:
             names.append(task)
         names += [name if task is None else f"{task}/{name}" for name in view.teacher.members]
     return names
-
-
-def matches_of_task(matches: tuple[MatchConfig, ...], task: str) -> tuple[MatchConfig, ...]:
-    """The matches that hold for `task`, their `teacher` without its name: `rte/b` becomes b, `rte` the only one."""
-    found = []
-    for match in matches:
-        if match.teacher is None:
-            found.append(match)
-        elif match.teacher.split("/")[0] == task:
-            found.append(match.model_copy(update={"teacher": match.teacher.partition("/")[2] or None}))
-    return tuple(found)
-
-
-def with_matches(
-    distill: DistillConfig, change: Callable[[tuple[MatchConfig, ...]], tuple[MatchConfig, ...]]
-) -> DistillConfig:
-    """`distill` with the matches that `change` makes of its own and of those of each stage."""
-    stages = tuple(
-        stage if stage.matches is None else stage.model_copy(update={"matches": change(stage.matches)})
-        for stage in distill.stages
-    )
-    return distill.model_copy(update={"matches": change(distill.matches), "stages": stages})
 
 
 def _view(experiment: Experiment, name: str, part: TaskPart) -> Experiment:

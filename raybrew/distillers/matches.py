@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from raybrew.config.distill import MatchConfig
-from raybrew.config.match_names import match_set
-from raybrew.config.problems import Problem, raise_problems
+from raybrew.config.matches import MatchConfig, match_set
+from raybrew.config.problems import raise_problems
+from raybrew.errors import Problem
 from raybrew.signals import VECTOR_KINDS, Signal
 
 __all__ = ["LayerMatch", "pair_layers", "resolve_matches"]
@@ -108,7 +108,9 @@ def resolve_matches(
             student, teacher = (Signal("module", module=name) for name in (match.student_module, match.teacher_module))
             found = LayerMatch(match.loss, student, teacher, match.weight, match.projection, per=match.per or "")
             if found.name in resolved:
-                problems.append(Problem(key, f"{found.name} is matched twice; keep one, with both weights"))
+                problems.append(
+                    Problem(key, f"{found.name} is matched twice; keep one, with both weights", "duplicate")
+                )
             elif match.weight > 0:
                 resolved[found.name] = found
             continue
@@ -127,14 +129,17 @@ def resolve_matches(
                     Problem(
                         f"{key}.layers",
                         f"rule {match.layers!r} pairs no layers of a student with {student_layers} layers",
+                        "unfit",
                     )
                 )
             beyond = _beyond(given, first, student_layers, teacher_layers)
-            problems += [Problem(f"{key}.layers", words) for words in beyond.values()]
+            problems += [Problem(f"{key}.layers", words, "unfit") for words in beyond.values()]
             pairs = [pair for pair in given if pair not in beyond]
         for found in (found for pair in pairs for found in _matches_of(match, *pair)):
             if found.name in resolved:
-                problems.append(Problem(f"{key}.layers", f"{found.name} is matched twice; keep one, with both weights"))
+                problems.append(
+                    Problem(f"{key}.layers", f"{found.name} is matched twice; keep one, with both weights", "duplicate")
+                )
             elif match.weight > 0:
                 resolved[found.name] = found
     raise_problems(f"{section}.matches", problems)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment, MultiTaskConfig
-from raybrew.config.checks import check_sections
 from raybrew.config.loading import dump_experiment, load_experiment
-from raybrew.config.problems import Problem, near_match, raise_problems
+from raybrew.config.problems import near_match, raise_problems
 from raybrew.config.reading import read_yaml
+from raybrew.config.rules import check_sections
 from raybrew.config.views import task_views
-from raybrew.errors import ClusterError, ConfigError
+from raybrew.errors import ClusterError, ConfigError, Problem
 from raybrew.jobs.client import Client, connect
 from raybrew.jobs.handle import ENDED, METADATA, JobHandle, job_info
 from raybrew.jobs.package import PackedFiles, find_files, write_zip
@@ -206,12 +206,14 @@ def _runtime_env(path: str | Path | None) -> dict[str, Any]:
 
     known = sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
     problems = [
-        Problem(f"--runtime-env {key}", f"unknown key; allowed: {', '.join(known)}{near_match(str(key), known)}")
+        Problem(
+            f"--runtime-env {key}", f"unknown key; allowed: {', '.join(known)}{near_match(str(key), known)}", "unknown"
+        )
         for key in given
         if key not in known
     ]
     if "working_dir" in given:
-        problems.append(Problem("--runtime-env working_dir", "given by --working-dir"))
+        problems.append(Problem("--runtime-env working_dir", "given by --working-dir", "conflict"))
     raise_problems(str(path), problems)
     return given
 
@@ -221,16 +223,16 @@ def _checked_environment(env: Mapping[str, str]) -> dict[str, str]:
     problems = []
     for name, value in env.items():
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
-            problems.append(Problem("--env", f"{name!r} is no name of an environment variable"))
+            problems.append(Problem("--env", f"{name!r} is no name of an environment variable", "unknown"))
         elif _SECRET_PARTS & set(name.upper().split("_")) or scrub({name: value}, {}) != {name: value}:
-            problems.append(Problem(f"--env {name}", f"looks like a secret, and {_WHERE_SECRETS_GO}"))
+            problems.append(Problem(f"--env {name}", f"looks like a secret, and {_WHERE_SECRETS_GO}", "secret"))
     raise_problems("submit", problems)
     return dict(env)
 
 
 def _check_secrets(config: Experiment, options: Sequence[str]) -> None:
     problems = [
-        Problem(what, f"holds what looks like a secret, and {_WHERE_SECRETS_GO}")
+        Problem(what, f"holds what looks like a secret, and {_WHERE_SECRETS_GO}", "secret")
         for what, value in (("experiment", config.plain()), ("options", list(options)))
         if scrub(value, os.environ) != value
     ]
@@ -257,6 +259,7 @@ def _check_files(config: Experiment, files: PackedFiles, say: Say) -> None:
                     key,
                     f"given {value!r}, which does not travel with {files.folder}: it is ignored (.gitignore, "
                     ".rayignore, store.storage_path) or lies outside; give an absolute path that all nodes see",
+                    "missing",
                 )
             )
     raise_problems("submit", problems)
@@ -301,7 +304,7 @@ def _shared_places(config: Experiment, folder: Path, here: Callable[[], bool], s
         lost = "the cluster has other machines than this one, where a relative folder would be lost with the job"
         raise_problems("submit", [
             Problem(key, f"given {value!r}; {lost}; give an absolute path that all nodes see, such as {folder / value} "
-                         "where they share it")
+                         "where they share it", "missing")
             for key, value in (relative | caches).items()
         ])  # fmt: skip
     for key, value in relative.items():

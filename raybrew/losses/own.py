@@ -65,14 +65,17 @@ def load_own(target: str, key: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises
-        raise ConfigError(
-            f"{key}: given {target!r}; {module_name} cannot be imported ({type(error).__name__}: {error}); it must be "
-            f"installed or lie in {folder}"
+        raise ConfigError.of(
+            key,
+            f"given {target!r}; {module_name} cannot be imported ({type(error).__name__}: {error}); it must be "
+            f"installed or lie in {folder}",
+            "missing",
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
-        raise ConfigError(f"{key}: given {target!r}; {module_name} has no such function{near_match(name, functions)}")
+        near = near_match(name, functions)
+        raise ConfigError.of(key, f"given {target!r}; {module_name} has no such function{near}", "missing")
     found: Callable[..., Any] = function
     return found
 
@@ -87,4 +90,4 @@ def check_signature(function: Callable[..., Any], target: str, key: str, options
         signature.bind(None, None, None, **dict.fromkeys(options))
     except TypeError as error:
         wanted = ", ".join(["student", "teacher", "mask", *(["*"] if options else []), *options])
-        raise ConfigError(f"{key}: given {target!r}, whose signature is {signature}; wanted: ({wanted})") from error
+        raise ConfigError.of(key, f"given {target!r}, whose signature is {signature}; wanted: ({wanted})") from error

@@ -107,8 +107,10 @@ def resolve_shape(shape: ShapeConfig | str, teacher: TeacherDims) -> ShapeConfig
     heads = shape.heads or _heads(hidden, teacher)
     if hidden % heads:
         divisors = [str(number) for number in range(1, hidden + 1) if hidden % number == 0]
-        raise _config_error(
-            "student.shape.heads", f"given {heads}; allowed: a divisor of hidden ({hidden}): {', '.join(divisors)}"
+        raise ConfigError.of(
+            "student.shape.heads",
+            f"given {heads}; allowed: a divisor of hidden ({hidden}): {', '.join(divisors)}",
+            "unfit",
         )
     feed_forward = shape.feed_forward or max(1, round(hidden * teacher.feed_forward / teacher.hidden))
     return ShapeConfig(layers=shape.layers, hidden=hidden, heads=heads, feed_forward=feed_forward)
@@ -124,23 +126,27 @@ def pick_layers(rule: str | Sequence[int], student_layers: int, teacher_layers: 
     if not isinstance(rule, str):
         layers = tuple(rule)
         if len(layers) != student_layers:
-            raise _config_error(
+            raise ConfigError.of(
                 key,
                 f"given {len(layers)} layers ({list(layers)}) for a student of {student_layers}; one each is needed",
+                "unfit",
             )
         outside = [layer for layer in layers if not 1 <= layer <= teacher_layers]
         if outside:
-            raise _config_error(key, f"given {outside}; the teacher has layers 1 to {teacher_layers}")
+            raise ConfigError.of(key, f"given {outside}; the teacher has layers 1 to {teacher_layers}", "unfit")
         return layers
     if rule not in LAYER_RULES:
-        raise _config_error(
-            key, f"given {rule!r}; allowed: {', '.join(LAYER_RULES)}, or layer numbers{near_match(rule, LAYER_RULES)}"
+        raise ConfigError.of(
+            key,
+            f"given {rule!r}; allowed: {', '.join(LAYER_RULES)}, or layer numbers{near_match(rule, LAYER_RULES)}",
+            "unfit",
         )
     if student_layers > teacher_layers:
-        raise _config_error(
+        raise ConfigError.of(
             key,
             f"given {rule!r} for a student of {student_layers} layers, but the teacher has {teacher_layers}; list the "
             "layers (they may repeat), or set student.init=random",
+            "unfit",
         )
     places = range(1, student_layers + 1)
     if rule == "first":
@@ -159,7 +165,3 @@ def _heads(hidden: int, teacher: TeacherDims) -> int:
     if hidden % width == 0:
         return hidden // width
     return max(heads for heads in range(1, min(teacher.heads, hidden) + 1) if hidden % heads == 0)
-
-
-def _config_error(key: str, message: str) -> ConfigError:
-    return ConfigError(f"{key}: {message}", (f"{key}: {message}",))

@@ -247,14 +247,14 @@ def _teacher_source(config: StudentConfig, teacher: ModelSource | None) -> Model
     if config.shape is None:
         raise _nothing_given()
     if teacher is None:
-        message = "student.shape: needs teacher.model, whose architecture and vocabulary it takes"
-        raise ConfigError(message, (message,))
+        words = "needs teacher.model, whose architecture and vocabulary it takes"
+        raise ConfigError.of("student.shape", words, "required")
     return teacher
 
 
 def _nothing_given() -> ConfigError:
-    message = "student: neither model nor shape is given; name a model, or a shape (`raybrew list shapes`)"
-    return ConfigError(message, (message,))
+    words = "neither model nor shape is given; name a model, or a shape (`raybrew list shapes`)"
+    return ConfigError.of("student", words, "required")
 
 
 def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> PretrainedConfig:

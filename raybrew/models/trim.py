@@ -47,8 +47,8 @@ def trim_tokenizer(
     ids: dict[str, int] = tokenizer.get_vocab()
     unknown = [piece for piece in keep if piece not in ids]
     if unknown:
-        message = f"student.vocabulary.keep: no piece of this tokenizer: {unknown[0]!r}{near_match(unknown[0], ids)}"
-        raise ConfigError(message, (message,))
+        message = f"no piece of this tokenizer: {unknown[0]!r}{near_match(unknown[0], ids)}"
+        raise ConfigError.of("student.vocabulary.keep", message, "unknown")
     pieces = {number: piece for piece, number in ids.items()}
     wanted = {pieces[number] for number in np.flatnonzero(counts >= min_count).tolist() if number in pieces}
     wanted |= set(keep) | {token["content"] for token in content["added_tokens"]}

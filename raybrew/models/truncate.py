@@ -68,8 +68,8 @@ class Truncation:
             self._wide = theirs
             self._adds_projection = _has_projection(student) and not _has_projection(teacher)
             return
-        message = f"student.init: given 'truncate' {why} (teacher: {sizes_text(teacher)})"
-        raise ConfigError(message, (message,))
+        message = f"given 'truncate' {why} (teacher: {sizes_text(teacher)})"
+        raise ConfigError.of("student.init", message, "unfit")
 
     def __call__(self, name: str, tensor: Tensor | None, shape: Sequence[int]) -> Tensor | None:
         """What a tensor of `shape` starts from: the part of the teacher's `tensor` of this name; None if there is none.

@@ -164,8 +164,8 @@ def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.N
 
 def _check_actors(store: StoreConfig) -> None:
     if store.actors is not None and (len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1]):
-        message = f"store.actors: {list(store.actors)} given; two numbers are needed, fewest and most, such as [1, 2]"
-        raise ConfigError(message, (message,))
+        given = f"given {list(store.actors)}; two numbers are needed, fewest and most, such as [1, 2]"
+        raise ConfigError.of("store.actors", given)
 
 
 def _readable_shards(storage: Storage, verify: bool, folders: Sequence[str]) -> tuple[list[Shard], Ids]:

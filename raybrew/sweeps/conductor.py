@@ -258,7 +258,7 @@ class Conductor:
             "trial", number=len(self.trials) + 1, run=run, role=CANDIDATE, values=values, seed=seed, member=member
         )
         self.trials[run] = new_trial(line, self.trials)
-        text = "; ".join(error.problems) or str(error)
+        text = "; ".join(map(str, error.problems)) or str(error)
         self.ended(run, {"status": "failed", "error": f"ConfigError: {text}", "error_type": "ConfigError"})
         return run
 

@@ -15,7 +15,7 @@ import numpy as np
 from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.judge import LOSS
 from raybrew.config.loading import build_experiment
-from raybrew.config.problems import Problem, raise_problems
+from raybrew.config.problems import raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import sweep_judge
@@ -23,7 +23,7 @@ from raybrew.config.views import one_teacher, task_views
 from raybrew.data.multi_task import TaskSchedule
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
-from raybrew.errors import ConfigError, RaybrewError
+from raybrew.errors import ConfigError, Problem, RaybrewError
 from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.plan import unique_rows

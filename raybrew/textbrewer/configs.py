@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raybrew.config.problems import Problem, near_match, raise_problems
-from raybrew.errors import ConfigError
+from raybrew.config.problems import near_match, raise_problems
+from raybrew.errors import ConfigError, Problem
 
 __all__ = [
     "FEATURES",
@@ -254,9 +254,7 @@ class DistillationConfig(ClosedConfig):
             try:
                 match = IntermediateMatch.of(value)
             except ConfigError as error:
-                problems += [
-                    Problem(f"{key}.{problem.split(': ')[0]}", problem.partition(": ")[2]) for problem in error.problems
-                ]
+                problems += [dataclasses.replace(found, key=f"{key}.{found.key}") for found in error.problems]
                 continue
             matches.append(match)
             problems += match.problems(key)

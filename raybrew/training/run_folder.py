@@ -53,14 +53,14 @@ class RunFolder:
         """The folder of `verb` on `experiment`: by default named by a hash of all that decides its result."""
         if run_id is not None and _RUN_ID.fullmatch(run_id) is None:
             message = (
-                f"--run-id: given {shown(run_id)}, but it names a folder beside other runs: up to 200 letters, digits, "
+                f"given {shown(run_id)}, but it names a folder beside other runs: up to 200 letters, digits, "
                 "dots, dashes and underscores, the first a letter or digit"
             )
-            raise ConfigError(message, (message,))
+            raise ConfigError.of("--run-id", message)
         secret = None if run_id is None else secret_in(run_id)
         if secret is not None:
-            message = f"--run-id: holds what looks like a secret ({secret}), and becomes the name of a folder"
-            raise ConfigError(message, (message,))
+            message = f"holds what looks like a secret ({secret}), and becomes the name of a folder"
+            raise ConfigError.of("--run-id", message, "secret")
         name = run_id or experiment.run_id(verb)
         return cls(Path(experiment.store.storage_path).absolute() / experiment.name / name, name)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.config import Experiment, StudentConfig
-from raybrew.config.task_checks import WHY_LIVE
+from raybrew.config.task import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views
 from raybrew.data.cautions import tell
 from raybrew.distillers.ensemble import request_of_member

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raybrew.config import Experiment, MultiTaskConfig
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, Problem
 from raybrew.losses.own import check_signature, load_own
 from raybrew.verbs.prepare import Say
 
@@ -22,12 +22,12 @@ def check_functions(experiment: Experiment, say: Say) -> None:
         for index, match in enumerate(part.matches):
             if match.is_own and match.weight > 0:
                 named.append((f"{key}.matches.{index}.loss", match.loss, ()))
-    problems = []
+    problems: list[Problem] = []
     for key, target, wanted in named:
         say(f"{key}: imports {target}")
         try:
             check_signature(load_own(target, key), target, key, wanted)
         except ConfigError as error:
-            problems.append(str(error))
+            problems += error.problems
     if problems:
-        raise ConfigError("\n".join(problems), tuple(problems))
+        raise ConfigError("\n".join(map(str, problems)), tuple(problems))

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from raybrew.config import DistillConfig, Experiment
-from raybrew.config.problems import Problem, raise_problems
+from raybrew.config.problems import raise_problems
 from raybrew.distillers.changes import with_changes
 from raybrew.distillers.matches import LayerMatch, resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages
-from raybrew.errors import ModelError
+from raybrew.errors import ModelError, Problem
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.shapes import TeacherDims, dims_of

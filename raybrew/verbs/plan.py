@@ -19,7 +19,7 @@ from torch import nn
 from raybrew.config import Experiment
 from raybrew.config.controls import planned_controls
 from raybrew.config.space import planned_trainings
-from raybrew.config.task_checks import WHY_LIVE
+from raybrew.config.task import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
 from raybrew.data.tables import taken
 from raybrew.distillers.ensemble import request_of_member
