@@ -48,10 +48,6 @@ class MultiTaskConfig(Section):
     """The tasks by name, each with the sections task, data and teacher, and with weight."""
 
 
-#: Tasks whose logits have classes in the last dimension, one of which is right.
-_SOFTMAX_KINDS = ("classification", "tagging")
-
-
 #: Sections that each task has for itself.
 _OWN = ("task", "data", "teacher")
 
@@ -62,7 +58,6 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
     student: StudentConfig | None = sections.get("student")
     distill: DistillConfig | None = sections.get("distill")
     teacher: TeacherConfig | None = sections.get("teacher")
-    kind = getattr(sections.get("task"), "kind", "classification")
     if teacher is None:
         return problems
     if student is not None and student.teacher is not None:
@@ -77,9 +72,6 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
                 )
         elif match.teacher not in teacher.members:
             problems.append(_unknown(key, match.teacher, list(teacher.members), "there is one teacher"))
-    if teacher.members and teacher.average == "probabilities" and kind not in _SOFTMAX_KINDS:
-        allowed = f"a task of kind {kind} has no softmax over classes; allowed: logits"
-        problems.append(Problem("teacher.average", f"given 'probabilities', but {allowed}", "conflict"))
     parts = distill.parts if distill is not None else ()
     if teacher.members and teacher.average == "probabilities" and any(part.kd_loss.kind == "mse" for part in parts):
         problems.append(

@@ -116,7 +116,7 @@ def resolve_matches(
             continue
         problem = _unfit_rule(match, student_layers, teacher_layers)
         if problem is not None:
-            problems.append(Problem(f"{key}.{problem[0]}", problem[1]))
+            problems.append(Problem(f"{key}.{problem[0]}", problem[1], "unfit"))
             continue
         first = match.first_layer
         pairs: list[tuple[int | None, int | None]] = [(None, None)]

@@ -14,6 +14,7 @@ from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.errors import ConfigError, RunError
 from raybrew.records.runs import load_run
 from raybrew.records.sweeps import load_sweep
+from tests.told import told
 
 GOOD: dict[str, Any] = {"name": "good", "teacher": {"model": "owner/teacher"}, "student": {"shape": "T3"}}
 TEXT = "name: good\nteacher: {model: owner/teacher}\nstudent: {shape: T3}\n"
@@ -200,14 +201,14 @@ def test_dotted_keys_of_a_space_are_overridden_in_place(tmp_path: Path) -> None:
 def test_numbers_have_limits(section: str, key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         build_experiment({**GOOD, section: {**GOOD.get(section, {}), key: value}}, check_files=False)
-    assert caught.value.problems[0].startswith(f"{section}.{key}")
+    assert caught.value.problems[0].key.startswith(f"{section}.{key}")
 
 
 def test_of_a_value_that_no_key_takes_only_that_is_said() -> None:
     sweep = {"space": {"distill.temperature": {"uniform": [1, float("inf")]}}}
     with pytest.raises(ConfigError) as caught:
         build_experiment({**GOOD, "data": {"train": "a", "eval": "b"}, "sweep": sweep}, check_files=False)
-    assert caught.value.problems == ("sweep.space.distill.temperature.uniform.1: given inf; allowed: a finite number",)
+    assert told(caught.value) == ["sweep.space.distill.temperature.uniform.1: value"]
 
 
 def test_a_folder_is_no_experiment_file(tmp_path: Path) -> None:
@@ -242,8 +243,8 @@ def test_messages_are_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(ConfigError) as caught:
         load_experiment(path, check_files=False)
     assert "1000 problems" in str(caught.value)
-    assert caught.value.problems[-1] == "and 900 further problems"
-    assert max(map(len, caught.value.problems)) <= 1000
+    assert str(caught.value).endswith("and 900 further problems")
+    assert max(map(len, str(caught.value).splitlines())) <= 1000
     with pytest.raises(SystemExit) as ended:
         main(["plan", str(path)])
     assert ended.value.code == 3

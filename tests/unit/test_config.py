@@ -10,6 +10,7 @@ from raybrew.config import Experiment, MatchConfig
 from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
 from raybrew.config.template import experiment_template
 from raybrew.errors import ConfigError
+from tests.told import told
 
 GOOD = """
 name: good
@@ -30,7 +31,7 @@ def problems(folder: Path, text: str, *overrides: str, files: bool = False) -> t
     with pytest.raises(ConfigError) as caught:
         load_experiment(write(folder, text), overrides, check_files=files)
     assert caught.value.exit_code == 3
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 def test_a_file_is_read_with_its_overrides(tmp_path: Path) -> None:
@@ -98,69 +99,69 @@ store: {actors: [3, 1], signals: [hiddn]}
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "problem"),
     [
-        ("train.micro_batch_size=64", "train.micro_batch_size: given 64; allowed: at most train.batch_size"),
-        ("train.workers=64", "train.workers: given 64; allowed: at most train.batch_size"),
-        ("train={workers: 2, launcher: local}", "train.launcher: given 'local' with train.workers=2"),
-        ("train.workers=[1,64]", "train.workers: given [1, 64]; allowed: at most train.batch_size"),
+        ("train.micro_batch_size=64", "train.micro_batch_size: value"),
+        ("train.workers=64", "train.workers: value"),
+        ("train={workers: 2, launcher: local}", "train.launcher: conflict"),
+        ("train.workers=[1,64]", "train.workers: value"),
         ("train={workers: [1, 64], batch_tokens: 4096}", None),
-        ("train.workers=[3,2]", "train.workers: given [3, 2]; allowed: a number from 1 to 4096, or [fewest, most]"),
-        ("train.workers=0", "train.workers: given 0; allowed: a number from 1 to 4096"),
-        ("train={workers: [1, 2], launcher: local}", "train.launcher: given 'local' with train.workers=[1, 2]"),
-        ("train={batch_tokens: 8, micro_batch_tokens: 9}", "train.micro_batch_tokens: given 9; allowed: at most"),
-        ("train={eval_steps: 8, eval_epochs: 9}", "train.eval_epochs: given beside train.eval_steps"),
-        ("train={checkpoint_steps: 8, checkpoint_epochs: 9}", "train.checkpoint_epochs: given beside"),
-        ("train={compile: true, parallel: fsdp}", "train.compile: given with parallel 'fsdp'"),
-        ("train={precision: fp16, device: cpu}", "train.precision: given 'fp16'"),
-        ("student.model=some/model", "student: given both model"),
+        ("train.workers=[3,2]", "train.workers: value"),
+        ("train.workers=0", "train.workers: value"),
+        ("train={workers: [1, 2], launcher: local}", "train.launcher: conflict"),
+        ("train={batch_tokens: 8, micro_batch_tokens: 9}", "train.micro_batch_tokens: value"),
+        ("train={eval_steps: 8, eval_epochs: 9}", "train.eval_epochs: conflict"),
+        ("train={checkpoint_steps: 8, checkpoint_epochs: 9}", "train.checkpoint_epochs: conflict"),
+        ("train={compile: true, parallel: fsdp}", "train.compile: conflict"),
+        ("train={precision: fp16, device: cpu}", "train.precision: conflict"),
+        ("student.model=some/model", "student: conflict"),
         ("student.init_layers=[1,2]", None),
-        ("student={shape: {layers: 2}, init_layers: [1]}", "student.init_layers: given 1 layers for a student of 2"),
-        ("student={shape: {layers: 2}, init_layers: [0, 1]}", "student.init_layers: given [0, 1]; layers are counted"),
-        ("student={shape: {layers: 2, hidden: 10, heads: 3}}", "student.shape.heads: given 3; allowed: a divisor"),
+        ("student={shape: {layers: 2}, init_layers: [1]}", "student.init_layers: value"),
+        ("student={shape: {layers: 2}, init_layers: [0, 1]}", "student.init_layers: value"),
+        ("student={shape: {layers: 2, hidden: 10, heads: 3}}", "student.shape.heads: value"),
         ("teacher.model=null", "teacher.model: required"),
-        ("distill={kd_weight: 0, matches: []}", "distill: kd_weight, hard_label_weight and all matches are 0"),
-        ("distill={matches: [{loss: cos, layers: [[1]]}]}", "distill.matches.0.layers: given [1]"),
-        ("distill={matches: [{loss: cos, layers: []}]}", "distill.matches.0.layers: an empty list"),
+        ("distill={kd_weight: 0, matches: []}", "distill: empty"),
+        ("distill={matches: [{loss: cos, layers: [[1]]}]}", "distill.matches.0.layers: value"),
+        ("distill={matches: [{loss: cos, layers: []}]}", "distill.matches.0.layers: empty"),
         ("distill={matches: [{loss: attention_ce, layers: [[1, 2]]}]}", None),
         (
             "distill={matches: [{loss: attention_ce, layers: [[0, 2]]}]}",
-            "distill.matches.0.layers: given [0, 2]; allowed: [student layer, teacher layer], counted from 1",
+            "distill.matches.0.layers: value",
         ),
         (
             "distill={matches: [{loss: attention_mse, projection: linear}]}",
-            "distill.matches.0.projection: given 'linear' for attention_mse; allowed: auto, none",
+            "distill.matches.0.projection: unused",
         ),
         ("distill.temperature_schedule={kind: flsw, beta: 1, gamma: 2}", None),
         ("distill.temperature_schedule={kind: cwsm, beta: 2}", None),
         (
             "distill.temperature_schedule={kind: cwsm, gamma: 2}",
-            "distill.temperature_schedule.gamma: given 2 with kind 'cwsm'; it is of 'flsw'",
+            "distill.temperature_schedule.gamma: unused",
         ),
         (
             "distill.temperature_schedule={kind: flsv}",
-            "distill.temperature_schedule.kind: given 'flsv'; allowed: flsw, cwsm; did",
+            "distill.temperature_schedule.kind: unknown",
         ),
-        ("distill.temperature_schedule={kind: flsw, beta: -1}", "distill.temperature_schedule.beta: given -1"),
-        ("store.storage_path=s3://bucket/runs", "store.storage_path: given 's3://bucket/runs'"),
-        ("store.path=http://bucket/x", "store.path: given 'http://bucket/x'; allowed: a folder, s3://bucket/prefix"),
-        ("store.path=s3://", "store.path: given 's3://'"),
-        ("store.path=s3://key:word@bucket/x", "store.path: holds what looks like a secret (credentials in a URL)"),
-        ("sweep={x: 1}", "sweep.x: unknown key"),
-        ("train.epochs=true", "train.epochs: given True; allowed: a whole number"),
-        ("train.epochs=2.5", "train.epochs: given 2.5; allowed: a whole number"),
-        ("task.labels=[a]", "task.labels: given ['a']; allowed: at least two"),
-        ("task.labels=[a,a]", "task.labels: given ['a', 'a']; allowed: label names must differ"),
+        ("distill.temperature_schedule={kind: flsw, beta: -1}", "distill.temperature_schedule.beta: value"),
+        ("store.storage_path=s3://bucket/runs", "store.storage_path: value"),
+        ("store.path=http://bucket/x", "store.path: value"),
+        ("store.path=s3://", "store.path: value"),
+        ("store.path=s3://key:word@bucket/x", "store.path: secret"),
+        ("sweep={x: 1}", "sweep.x: unknown"),
+        ("train.epochs=true", "train.epochs: value"),
+        ("train.epochs=2.5", "train.epochs: value"),
+        ("task.labels=[a]", "task.labels: value"),
+        ("task.labels=[a,a]", "task.labels: value"),
     ],
 )
-def test_impossible_combinations(tmp_path: Path, override: str, message: str | None) -> None:
+def test_impossible_combinations(tmp_path: Path, override: str, problem: str | None) -> None:
     path = write(tmp_path, GOOD)
-    if message is None:
+    if problem is None:
         load_experiment(path, [override], check_files=False)
         return
     with pytest.raises(ConfigError) as caught:
         load_experiment(path, [override], check_files=False)
-    assert any(line.startswith(message) for line in caught.value.problems), caught.value
+    assert problem in told(caught.value), caught.value
 
 
 @pytest.mark.parametrize(
@@ -278,5 +279,5 @@ def test_a_cause_is_told_once() -> None:
     }
     with pytest.raises(ConfigError) as caught:
         build_experiment(values, check_files=False)
-    keys = [problem.split(":")[0] for problem in caught.value.problems]
+    keys = [problem.key for problem in caught.value.problems]
     assert sorted(keys) == ["student.shape", "student.vocabulary"]

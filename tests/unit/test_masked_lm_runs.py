@@ -142,7 +142,7 @@ def test_what_cannot_be_is_refused_with_its_reason(project: Path, tmp_path: Path
             student={"shape": "BiGRU", "vocabulary": {}},
             task={"kind": "masked_lm", "masked": 0.8, "randomised": 0.3},
         )
-    keys = {problem.split(":")[0] for problem in caught.value.problems}
+    keys = {problem.key for problem in caught.value.problems}
     assert {
         "student.shape",
         "student.vocabulary",

@@ -18,6 +18,7 @@ from raybrew.config.loading import build_experiment
 from raybrew.errors import ConfigError, LossError
 from raybrew.verbs.reporter import QuietReporter
 from tests.tiny_teacher import make_rows, make_teacher
+from tests.told import told
 
 MODULE = """
 from raybrew.losses.attention import attention_mse
@@ -148,33 +149,34 @@ def test_what_cannot_be_imported_or_called_is_told_at_once(tmp_path: Path, modul
     )
     with pytest.raises(ConfigError) as caught:
         raybrew.distill(experiment)
-    kd, name, signature, absent = caught.value.problems
-    assert kd.startswith("distill.kd_loss.kind: given")
+    assert told(caught.value) == [
+        "distill.kd_loss.kind: value",
+        "distill.matches.0.loss: missing",
+        "distill.matches.1.loss: value",
+        "distill.matches.2.loss: missing",
+    ]
+    kd, name, signature, _ = (problem.message for problem in caught.value.problems)
     assert "wanted: (student, teacher, mask, *, temperature" in kd
-    assert name.startswith("distill.matches.0.loss: given")
     assert name.endswith("did you mean 'layers'?")
-    assert signature.startswith("distill.matches.1.loss: given")
     assert signature.endswith("whose signature is (student, teacher); wanted: (student, teacher, mask)")
-    assert absent.startswith("distill.matches.2.loss: given 'no_such.module:f'; no_such.module cannot be imported")
     assert not (tmp_path / "runs").exists(), "nothing was made before the functions were known to fit"
 
 
 def test_validation_checks_the_form_alone(tmp_path: Path) -> None:
-    def problems(**distill: Any) -> tuple[str, ...]:
+    def error_of(**distill: Any) -> ConfigError:
         with pytest.raises(ConfigError) as caught:
             experiment_of(tmp_path, distill)
-        return caught.value.problems
+        return caught.value
 
-    (words,) = problems(matches=[{"loss": "my module:f"}])
-    assert words.startswith("distill.matches.0.loss: given 'my module:f'; allowed: hidden_mse, ")
-    assert words.endswith("or a function of your own as package.module:function")
-    (words,) = problems(kd_loss={"kind": "kll"})
-    assert words.endswith("package.module:function; did you mean 'kl'?")
-    first, second = problems(matches=[{"loss": "cos", "feature": "hidden", "per": "row"}])
-    assert first.startswith("distill.matches.0.feature: given for cos")
-    assert second.startswith("distill.matches.0.per")
-    (words,) = problems(matches=[{"loss": "a.b:c", "feature": "pooled", "per": "token"}])
-    assert words.startswith("distill.matches.0.per: given 'token' for pooled")
+    found = error_of(matches=[{"loss": "my module:f"}])
+    assert told(found) == ["distill.matches.0.loss: unknown"]
+    assert str(found).endswith("or a function of your own as package.module:function")
+    found = error_of(kd_loss={"kind": "kll"})
+    assert str(found).endswith("package.module:function; did you mean 'kl'?")
+    found = error_of(matches=[{"loss": "cos", "feature": "hidden", "per": "row"}])
+    assert told(found) == ["distill.matches.0.feature: unused", "distill.matches.0.per: unused"]
+    found = error_of(matches=[{"loss": "a.b:c", "feature": "pooled", "per": "token"}])
+    assert told(found) == ["distill.matches.0.per: unused"]
     code = (
         "import sys; from raybrew.config.loading import build_experiment; "
         "build_experiment({'name': 'x', 'teacher': {'model': 'a/b'}, 'distill': {'kd_loss': {'kind': 'no.such:f'}, "
@@ -237,26 +239,31 @@ def test_modules_compared_are_those_of_layers(tmp_path: Path, module: str) -> No
 def test_modules_that_cannot_be_compared_are_told_before_training(tmp_path: Path) -> None:
     names = {"student_module": "bert.encoder.layer.0", "teacher_module": "bert.encoder.layer.1"}
 
-    def told(*matches: dict[str, Any], source: str = "live", **more: Any) -> tuple[str, ...]:
+    def error_of(*matches: dict[str, Any], source: str = "live", **more: Any) -> ConfigError:
         with pytest.raises(ConfigError) as caught:
             raybrew.distill(experiment_of(tmp_path, {"matches": list(matches)}, source, **more))
-        return caught.value.problems
+        return caught.value
 
-    (words,) = told({"loss": "cos", **names}, source="store")
-    assert words.startswith("distill.matches.0.teacher_module: given with teacher.source 'store'; no store holds")
-    (words,) = told({"loss": "cos", "student_module": "bert.pooler"})
-    assert words.startswith("distill.matches.0.teacher_module: required")
-    (words,) = told({"loss": "attention_mse", **names})
-    assert words.startswith("distill.matches.0.student_module: given for what is no loss of hidden states")
-    student, teacher = told({"loss": "cos", "student_module": "bert.poler", "teacher_module": "bert.encoder.layer.7"})
+    def sentences(*matches: dict[str, Any], **more: Any) -> list[str]:
+        return [str(problem) for problem in error_of(*matches, **more).problems]
+
+    found = error_of({"loss": "cos", **names}, source="store")
+    assert told(found) == ["distill.matches.0.teacher_module: conflict"]
+    found = error_of({"loss": "cos", "student_module": "bert.pooler"})
+    assert told(found) == ["distill.matches.0.teacher_module: required"]
+    found = error_of({"loss": "attention_mse", **names})
+    assert told(found) == ["distill.matches.0.student_module: conflict"]
+    student, teacher = sentences(
+        {"loss": "cos", "student_module": "bert.poler", "teacher_module": "bert.encoder.layer.7"}
+    )
     assert "student_module: BertForSequenceClassification has no module 'bert.poler'; did you mean" in student
     assert "teacher_module: BertForSequenceClassification has no module 'bert.encoder.layer.7'" in teacher
-    (words,) = told({"loss": "cos", **names, "teacher_module": "bert.pooler"})
+    (words,) = sentences({"loss": "cos", **names, "teacher_module": "bert.pooler"})
     assert "(2, 5, 32), the teacher's (2, 32); wanted of both" in words
-    (words,) = told({"loss": "gram", "student_module": "bert.pooler", "teacher_module": "bert.pooler"})
+    (words,) = sentences({"loss": "gram", "student_module": "bert.pooler", "teacher_module": "bert.pooler"})
     assert "one vector per row; allowed: hidden_mse, cos" in words
-    (words,) = told(
+    found = error_of(
         {"loss": "cos", **names},
         train={"epochs": 1, "batch_size": 8, "threads": 1, "device": "cpu", "gradient_checkpointing": True},
     )
-    assert words.startswith("train.gradient_checkpointing: given with student_module in distill.matches")
+    assert told(found) == ["train.gradient_checkpointing: conflict"]

@@ -69,8 +69,8 @@ def test_a_secret_anywhere_in_an_experiment_is_refused_and_not_repeated(key: str
     with pytest.raises(ConfigError) as caught:
         load_experiment(path, [f"{key}={value}"], check_files=True)
     assert SECRETS[secret] not in str(caught.value)
-    assert SECRETS[secret] not in "".join(caught.value.problems)
-    assert any(f"{key}" in problem and "secret" in problem for problem in caught.value.problems)
+    assert SECRETS[secret] not in "".join(map(str, caught.value.problems))
+    assert any(key in problem.key and problem.code == "secret" for problem in caught.value.problems)
 
 
 def test_a_secret_that_an_interpolation_brings_is_refused(tmp_path: Path) -> None:

@@ -327,4 +327,4 @@ def test_what_a_population_cannot_have_is_refused_by_name(
     sections = {"train": {"eval_steps": EVERY, **sections.get("train", {})}}
     with pytest.raises(ConfigError) as error:
         base(tmp_path, {**PBT, **sweep}, **sections)
-    assert [text for text in error.value.problems if text.startswith(f"{key}: ") and words in text], error.value
+    assert [found for found in error.value.problems if found.key == key and words in found.message], error.value

@@ -13,84 +13,85 @@ from raybrew.config.task import METRICS, TASK_KD_LOSSES
 from raybrew.config.template import experiment_template
 from raybrew.errors import ConfigError
 from raybrew.tasks.base import build_task
+from tests.told import told
 
 
-def problems(task: Any, **sections: Any) -> tuple[str, ...]:
+def problems(task: Any, **sections: Any) -> ConfigError:
     values = {"name": "x", "teacher": {"model": "some/model"}, "task": task, **sections}
     with pytest.raises(ConfigError) as caught:
         build_experiment(values, check_files=False)
-    return caught.value.problems
+    return caught.value
 
 
 @pytest.mark.parametrize(
     ("task", "sections", "problem"),
     [
-        ({"kind": "tag"}, {}, "task.kind: given 'tag'; allowed: classification, multilabel, regression, tagging, qa"),
-        ({"kind": 3}, {}, "task.kind: given 3; allowed: classification"),
-        ([1], {}, "task: given [1]; allowed: a section of keys"),
-        ({"kind": "qa", "scheme": "bio"}, {}, "task.scheme: unknown key (given 'bio'); allowed: kind, scoring"),
-        ({"kind": "tagging", "scheme": "none"}, {}, "task.metric: given 'f1'; allowed: accuracy, macro_f1"),
+        ({"kind": "tag"}, {}, "task.kind: unknown"),
+        ({"kind": 3}, {}, "task.kind: unknown"),
+        ([1], {}, "task: value"),
+        ({"kind": "qa", "scheme": "bio"}, {}, "task.scheme: unknown"),
+        ({"kind": "tagging", "scheme": "none"}, {}, "task.metric: value"),
         (
             {"kind": "tagging"},
             {"data": {"columns": {"text": "sentence"}}},
-            "data.columns.text: given 'sentence', but task.kind 'tagging' reads tokens, tags",
+            "data.columns.text: unused",
         ),
         (
             {"kind": "qa"},
             {"data": {"columns": {"question": "context"}}},
-            "data.columns: given context, context, answers; each column must be another one",
+            "data.columns: duplicate",
         ),
         (
             {"kind": "classification"},
             {"data": {"format": "conll"}},
-            "data.format: given 'conll', which task.kind tagging reads",
+            "data.format: conflict",
         ),
         (
             {"kind": "tagging"},
             {"data": {"format": "jsonl", "columns": {"tags": -1}}},
-            "data.columns.tags: given -1; numbers are for columns of CoNLL files",
+            "data.columns.tags: unused",
         ),
         (
             {"kind": "tagging"},
             {"data": {"format": "conll", "columns": {"tags": "ner"}}},
-            "data.columns.tags: given 'ner'; columns of CoNLL files have numbers",
+            "data.columns.tags: unused",
         ),
-        ({"kind": "qa", "max_length": 100, "stride": 60}, {}, "task.stride: given 60; allowed: at most half"),
+        ({"kind": "qa", "max_length": 100, "stride": 60}, {}, "task.stride: value"),
         (
             {"kind": "regression"},
             {"distill": {"kd_loss": {"kind": "ce"}}},
-            "distill.kd_loss.kind: given 'ce'; allowed for task.kind 'regression': auto, mse",
+            "distill.kd_loss.kind: value",
         ),
         (
             {"kind": "multilabel"},
             {"distill": {"kd_loss": {"kind": "kl"}}},
-            "distill.kd_loss.kind: given 'kl'; allowed for task.kind 'multilabel': auto, bce, mse",
+            "distill.kd_loss.kind: value",
         ),
         (
             {"kind": "classification"},
             {"distill": {"kd_loss": {"kind": "bce"}}},
-            "distill.kd_loss.kind: given 'bce'; allowed for task.kind 'classification': auto, ce",
+            "distill.kd_loss.kind: value",
         ),
         (
             {"kind": "qa"},
             {"distill": {"temperature_schedule": {"kind": "flsw"}}},
-            "distill.temperature_schedule: given for task.kind 'qa'",
+            "distill.temperature_schedule: conflict",
         ),
         (
             {"kind": "regression"},
             {"distill": {"kd_loss": {"kind": "mse"}, "probability_shift": True}},
-            "distill.probability_shift: given for task.kind 'regression', which has no single true class",
+            "distill.probability_shift: conflict",
         ),
         (
             {"kind": "qa"},
             {"teacher": {"members": {"a": {"model": "x/a"}, "b": {"model": "x/b"}}, "average": "probabilities"}},
-            "teacher.average: given 'probabilities'; allowed for task.kind 'qa': logits",
+            "teacher.average: conflict",
         ),
     ],
 )  # fmt: skip
 def test_rules_of_tasks(task: Any, sections: dict[str, Any], problem: str) -> None:
     found = problems(task, **sections)
-    assert any(text.startswith(problem) for text in found), found
+    assert problem in told(found), found
 
 
 def test_a_control_needs_no_kd_loss_of_its_task() -> None:
@@ -106,10 +107,8 @@ def test_problems_of_a_task_among_several_name_its_own_keys() -> None:
     }
     with pytest.raises(ConfigError) as caught:
         build_experiment({"name": "x", "task": {"kind": "multi", "tasks": tasks}}, check_files=False)
-    unknown, kind = caught.value.problems
-    assert unknown.startswith("task.tasks.ner.task.label: unknown key (given 1); allowed: labels, kind, scheme")
-    assert kind.startswith("task.tasks.sts.task.kind: given 'regres'; allowed: classification")
-    assert kind.endswith("did you mean 'regression'?")
+    assert told(caught.value) == ["task.tasks.ner.task.label: unknown", "task.tasks.sts.task.kind: unknown"]
+    assert str(caught.value).endswith("did you mean 'regression'?")
 
 
 @pytest.mark.parametrize("kind", TASK_CONFIGS)
