@@ -111,7 +111,7 @@ def ensure_ray(
     `num_cpus` (default: all). ClusterError in one line when it cannot be reached or started.
     """
     quiet_ray()
-    if _connected():
+    if ray_connected():
         return _info(started=False, dashboard_url=None)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     arguments: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
@@ -253,12 +253,13 @@ def check_resources(cpus: float, gpus: float = 0, purpose: str = "this run") -> 
 
 def ray_gpus() -> float:
     """GPUs of the cluster that this process is connected to; 0 without a connection. Starts and imports nothing."""
-    return float(_ray().cluster_resources().get("GPU", 0)) if _connected() else 0.0
+    return float(_ray().cluster_resources().get("GPU", 0)) if ray_connected() else 0.0
 
 
 def ray_connected() -> bool:
     """Whether this process is connected to a cluster. Starts and imports nothing."""
-    return _connected()
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _info(started: bool, dashboard_url: str | None) -> RayInfo:
@@ -307,7 +308,7 @@ def auth_token(purpose: str) -> str | None:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return os.environ["RAY_AUTH_TOKEN"].strip()
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named).expanduser() if named else _default_token()
+    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
     if not named and not path.is_file():
         return None
     try:
@@ -336,16 +337,7 @@ def _use_token(purpose: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _connected() -> bool:
-    ray: Any = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
 def _ray() -> Any:
     import ray
 
     return ray
-
-
-def _default_token() -> Path:
-    return Path.home() / ".ray" / "auth_token"

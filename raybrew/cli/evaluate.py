@@ -24,6 +24,7 @@ class Split(enum.Enum):
 def evaluate(
     experiment: ExperimentFile,
     overrides: Overrides = None,
+    *,
     model: ModelChoice = "student",
     task: TaskChoice = None,
     teacher: TeacherChoice = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,46 +11,55 @@ from raybrew.cli.options import AsJson
 from raybrew.cli.terminal import make_reporter, print_json, results, write_line
 from raybrew.config.loading import load_experiment
 
+if TYPE_CHECKING:
+    from raybrew.verbs.export import Export
+
 __all__ = ["export"]
 
 
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|SWEEP|FOLDER", help="A run's folder, a sweep's (its best), or a model's.", show_default=False
+    ),
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="hf, onnx, onnx-int8, int8 (torchao), int8-weights; may be given several times. Default: hf.",
+        show_default=False,
+    ),
+]
+OneTask = Annotated[str | None, typer.Option("--task", help="One of several tasks, by name.", show_default=False)]
+Judge = Annotated[
+    Path | None,
+    typer.Option(
+        "--experiment",
+        help="Experiment file whose data.eval measures quality. Default: the run's own.",
+        show_default=False,
+    ),
+]
+Repository = Annotated[
+    str | None,
+    typer.Option("--push", metavar="OWNER/NAME", help="Upload to the Hugging Face hub.", show_default=False),
+]
+
+
 def export(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN|SWEEP|FOLDER", help="A run's folder, a sweep's (its best), or a model's.", show_default=False
-        ),
-    ],
+    source: Source,
+    *,
     to: Annotated[Path, typer.Option("--to", help="Folder to export to.", show_default=False)],
-    formats: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--format",
-            "-f",
-            help="hf, onnx, onnx-int8, int8 (torchao), int8-weights; may be given several times. Default: hf.",
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", help="One of several tasks, by name.", show_default=False)
-    ] = None,
-    experiment: Annotated[
-        Path | None,
-        typer.Option(
-            "--experiment",
-            help="Experiment file whose data.eval measures quality. Default: the run's own.",
-            show_default=False,
-        ),
-    ] = None,
+    formats: Formats = None,
+    task: OneTask = None,
+    experiment: Judge = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure the quality of ONNX and int8 on data.eval.")
     ] = True,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operators.", show_default="20")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
-    push: Annotated[
-        str | None,
-        typer.Option("--push", metavar="OWNER/NAME", help="Upload to the Hugging Face hub.", show_default=False),
-    ] = None,
+    push: Repository = None,
     public: Annotated[bool, typer.Option("--public", help="Make the new repository public.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +84,11 @@ def export(
     )
     if as_json:
         print_json(found.facts | {"path": str(found.path), "url": found.url})
-        return
+    else:
+        _print(found)
+
+
+def _print(found: Export) -> None:
     from rich.table import Table
 
     from raybrew.exports.card import format_rows

@@ -29,6 +29,7 @@ def inspect(
         ),
     ],
     overrides: Overrides = None,
+    *,
     level: Annotated[int, typer.Option("--level", min=0, help="Levels of modules to show.")] = 3,
     length: Annotated[
         int | None,

@@ -17,39 +17,45 @@ from raybrew.errors import ConfigError
 __all__ = ["submit"]
 
 
+Command = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[KEY=VALUE]... -- VERB [OPTIONS]",
+        help="Overrides; then finetune, capture, distill, sweep or doctor with its options.",
+        show_default=False,
+    ),
+]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env",
+        metavar="NAME[=VALUE]",
+        help="Environment variable of the job; without a value, as it is here. No secrets: they are refused.",
+        show_default=False,
+    ),
+]
+RuntimeEnv = Annotated[
+    Path | None,
+    typer.Option(
+        "--runtime-env",
+        metavar="FILE",
+        help="YAML of Ray's runtime environment: env_vars, pip, excludes, ...",
+        show_default=False,
+    ),
+]
+
+
 def submit(
     context: typer.Context,
     experiment: ExperimentFile,
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[KEY=VALUE]... -- VERB [OPTIONS]",
-            help="Overrides; then finetune, capture, distill, sweep or doctor with its options.",
-            show_default=False,
-        ),
-    ],
+    arguments: Command,
+    *,
     address: Address = None,
     working_dir: Annotated[
         Path, typer.Option("--working-dir", help="Folder that the job takes along and runs in.")
     ] = Path(),
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--env",
-            metavar="NAME[=VALUE]",
-            help="Environment variable of the job; without a value, as it is here. No secrets: they are refused.",
-            show_default=False,
-        ),
-    ] = None,
-    runtime_env: Annotated[
-        Path | None,
-        typer.Option(
-            "--runtime-env",
-            metavar="FILE",
-            help="YAML of Ray's runtime environment: env_vars, pip, excludes, ...",
-            show_default=False,
-        ),
-    ] = None,
+    env: Variables = None,
+    runtime_env: RuntimeEnv = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log until it ends.")] = True,
     as_json: AsJson = False,
 ) -> int:

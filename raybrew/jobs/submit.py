@@ -73,16 +73,7 @@ def submit(
     large), ClusterError (nobody answers, wrong token).
     """
     say = say or _say_nothing
-    if verb not in VERBS:
-        raise ConfigError(f"submit: given {verb!r}; what runs as a job: {', '.join(VERBS)}")
-    if isinstance(experiment, Experiment):
-        if overrides:
-            raise ConfigError("submit: overrides go with an experiment file; apply them when loading the experiment")
-        config = experiment
-    else:
-        config = load_experiment(experiment, overrides, check_files=False)
-    if verb == "sweep" and config.sweep is None:
-        raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
+    config = _checked(experiment, verb, overrides)
     told = _runtime_env(runtime_env)
     variables = {name: str(value) for name, value in (told.pop("env_vars", None) or {}).items()} | dict(env or {})
     environment = {_STOP_VARIABLE: str(STOP_SECONDS), **_checked_environment(variables)}
@@ -107,7 +98,7 @@ def submit(
             f"sending {folder}: {len(files.sizes)} files, {files.bytes / 2**20:.1f} MiB, {size / 2**20:.1f} MiB "
             f"compressed, to {client.address}"
         )
-        job = _send(
+        return _send(
             client,
             run,
             entrypoint=shlex.join([*_command(told, here), verb, name, *options]),
@@ -115,7 +106,19 @@ def submit(
             metadata={f"{METADATA}{key}": value for key, value in dataclasses.asdict(run).items()}
             | {f"{METADATA}version": __version__},
         )
-    return job
+
+
+def _checked(experiment: str | Path | Experiment, verb: str, overrides: Sequence[str]) -> Experiment:
+    """What is to run, its files not looked for: the cluster has them."""
+    if verb not in VERBS:
+        raise ConfigError(f"submit: given {verb!r}; what runs as a job: {', '.join(VERBS)}")
+    if isinstance(experiment, Experiment) and overrides:
+        raise ConfigError("submit: overrides go with an experiment file; apply them when loading the experiment")
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment, overrides, check_files=False)
+    if verb == "sweep" and experiment.sweep is None:
+        raise ConfigError("sweep: required by `raybrew sweep`; name what varies, see `raybrew init`")
+    return experiment
 
 
 def _command(runtime_env: Mapping[str, Any], here: Callable[[], bool]) -> list[str]:
