@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,12 @@ from pydantic import BaseModel
 
 from raybrew.config.problems import Problem, raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH
+from raybrew.errors import ConfigError
 from raybrew.secrets import HIDDEN, secret_in, secret_variables
 
-__all__ = ["refuse_secrets", "sound_values"]
+__all__ = ["check_run_id", "refuse_secrets", "sound_values"]
 
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _MAX_VALUES = 500_000
 _MAX_KEY = 200
 _MAX_TEXT = 4096
@@ -31,6 +34,22 @@ def refuse_secrets(values: Any) -> None:
     """ConfigError if an experiment, made in Python perhaps, holds a secret: what is stored is read again, so whole."""
     _, problems = sound_values(values)
     raise_problems("experiment", [problem for problem in problems if problem.message.startswith(_SECRET)])
+
+
+def check_run_id(run_id: str | None) -> str | None:
+    """`run_id`; ConfigError if it is no name of a folder beside other runs, or holds a secret."""
+    if run_id is None:
+        return None
+    secret = secret_in(run_id)
+    problem = None if secret is None else f"{_SECRET} ({secret}), and becomes the name of a folder"
+    if problem is None and _RUN_ID.fullmatch(run_id) is None:
+        problem = (
+            f"given {shown(run_id)}, but it names a folder beside other runs: up to 200 letters, digits, dots, dashes "
+            "and underscores, the first a letter or digit"
+        )
+    if problem is not None:
+        raise ConfigError(f"--run-id: {problem}", (f"--run-id: {problem}",))
+    return run_id
 
 
 _SECRET = "holds what looks like a secret"

@@ -49,7 +49,9 @@ _DIGEST = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 #: Where `hf download --local-dir` notes for each file the commit, the hash and the time of the download.
 _NOTES = Path(".cache", "huggingface", "download")
 #: Large files that may lie beside those that transformers reads.
-_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".ckpt", ".gguf"})
+_WEIGHT_SUFFIXES = frozenset(
+    {".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".ckpt", ".gguf"}
+)
 #: Files of weights in the order in which transformers looks for them; an index lists several.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _NUMBER = re.compile(r"\.(\d+)(?=\.)")
@@ -128,7 +130,11 @@ def check_download(folder: Path, weights: bool) -> None:
     That of `weights` as well where asked for. A node reads each file once.
     """
     names = [path.name for path in folder.iterdir() if path.suffix not in _WEIGHT_SUFFIXES and path.is_file()]
-    files = {name: found for name in (*names, *(_weight_files(folder) if weights else ())) if (found := _hub_hash(folder / name))}
+    files = {
+        name: found
+        for name in (*names, *(_weight_files(folder) if weights else ()))
+        if (found := _hub_hash(folder / name))
+    }
     for length, hash_of in _HASHES.items():
         wanted = {name: digest for name, (_, digest) in files.items() if len(digest) == length}
         hashes = known_hashes(folder, wanted, hash_of) if wanted else {}

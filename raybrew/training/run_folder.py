@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import json
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
@@ -19,20 +18,18 @@ from filelock import FileLock, Timeout
 
 from raybrew.config import Experiment
 from raybrew.config.loading import dump_experiment
-from raybrew.config.problems import shown
-from raybrew.config.values import refuse_secrets
-from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
+from raybrew.config.values import check_run_id, refuse_secrets
+from raybrew.errors import EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
 from raybrew.files import write_json
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
-from raybrew.secrets import scrub, secret_in
+from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.version import __version__
 
 __all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
 
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 #: Keys of `data` that say on which rows a model is evaluated.
 EVALUATED = frozenset({"eval", "eval_rows"})
 #: And those that say how many rows it is trained on, which an evaluation of a finished model does not need to know.
@@ -51,16 +48,7 @@ class RunFolder:
     @classmethod
     def of(cls, experiment: Experiment, verb: str, run_id: str | None = None) -> RunFolder:
         """The folder of `verb` on `experiment`: by default named by a hash of all that decides its result."""
-        if run_id is not None and _RUN_ID.fullmatch(run_id) is None:
-            message = (
-                f"--run-id: given {shown(run_id)}, but it names a folder beside other runs: up to 200 letters, digits, "
-                "dots, dashes and underscores, the first a letter or digit"
-            )
-            raise ConfigError(message, (message,))
-        secret = None if run_id is None else secret_in(run_id)
-        if secret is not None:
-            message = f"--run-id: holds what looks like a secret ({secret}), and becomes the name of a folder"
-            raise ConfigError(message, (message,))
+        check_run_id(run_id)
         name = run_id or experiment.run_id(verb)
         return cls(Path(experiment.store.storage_path).absolute() / experiment.name / name, name)
 
