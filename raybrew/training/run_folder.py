@@ -9,8 +9,8 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.version import __version__
 
-__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
+__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "locked_folder"]
 
 
 #: Keys of `data` that say on which rows a model is evaluated.
@@ -243,22 +243,31 @@ class RunFolder:
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {self.path}: {error.strerror or error}") from error
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the run; RunLocked if another process is at it."""
-        make_storage(self.path.parents[1])
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise RunLocked(f"{self.path}: another process is working on this run") from error
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked_folder(self.path, "run", lambda: self.summary() is not None)
+
+
+@contextmanager
+def locked_folder(folder: Path, what: str, is_finished: Callable[[], bool]) -> Iterator[None]:
+    """Hold the `folder` of a run or sweep; RunLocked if another process is at it.
+
+    What is finished is also read where nothing can be written: there is no other process to keep off.
+    """
+    make_storage(folder.parents[1])
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RunLocked(f"{folder}: another process is working on this {what}") from error
+    except OSError as error:
+        if not is_finished():
+            raise EnvironmentProblem(f"cannot write the {what} folder {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_storage(root: Path) -> None:
