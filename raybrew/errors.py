@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 __all__ = [
+    "FULL",
     "CheckpointError",
     "ClusterError",
     "ConfigError",
@@ -32,8 +33,10 @@ __all__ = [
     "writing",
 ]
 
-#: What a write ends in on a disk that is full, over its quota or read-only.
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+#: What a write ends in on a disk that is full or over its quota, ...
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: ... or read-only.
+_DISK = FULL | {errno.EROFS}
 _DISK_WORDS = tuple(map(os.strerror, sorted(_DISK)))
 #: Other answers of the system that are no fault of the program.
 _SYSTEM = _DISK | {

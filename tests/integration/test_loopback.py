@@ -55,7 +55,9 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def listening(program: str = PROGRAM, **environment: str) -> list[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
+def listening(
+    program: str = PROGRAM, **environment: str
+) -> list[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
     """(process, address) of all that listens."""
     without = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAYBREW_NODE_IP")}
     done = subprocess.run(
