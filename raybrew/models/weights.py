@@ -141,8 +141,9 @@ def check_download(folder: Path, weights: bool) -> None:
         for name, digest in wanted.items():
             if hashes.get(name) != digest:
                 raise ModelError(
-                    f"{files[name][0]} ({name}) holds other bytes than the hub's ({digest}), so this is not the model that "
-                    "was published; delete this file and download it again (the next command does so in the hub's cache)"
+                    f"{files[name][0]} ({name}) holds other bytes than the hub's ({digest}), so this is not the model "
+                    "that was published; delete this file and download it again (in the hub's cache the next command "
+                    "does so)"
                 )
 
 

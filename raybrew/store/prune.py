@@ -20,7 +20,6 @@ from raybrew.storage.open import is_remote, storage_errors, stores_at
 from raybrew.storage.protocol import PENDING, Storage
 from raybrew.store.elements import ELEMENT_TYPES
 from raybrew.store.layout import (
-    Shard,
     commit_shard,
     committed_shards,
     is_foreign,

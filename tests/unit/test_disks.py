@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -50,7 +51,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     def mount(options: str) -> Path:
         again = "remount," if place.is_mount() else ""
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"{again}{options}", "none", str(place)], capture_output=True
+            ["mount", "-t", "tmpfs", "-o", f"{again}{options}", "none", str(place)], capture_output=True, check=False
         )
         if done.returncode:
             pytest.skip("no right to mount a disk here")
@@ -66,7 +67,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def fill(place: Path) -> Path:
     """A file that takes all room there is."""
     path = place / "fill"
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), path.open("wb", buffering=0) as file:
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"0" * 4096)
     return path
@@ -226,9 +227,7 @@ def test_a_full_disk_gets_room_by_pruning(tmp_path: Path, disk: Callable[[str], 
     store = Store.open(path)
     assert store.verify() == ()
     assert "signals/hidden.02" not in store.manifest["signals"]
-    with filler.open("ab", buffering=0) as file, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        while True:
-            file.write(b"0" * 4096)
+    fill(place)
     assert pruned(path.parent, PruneRules(stores=(path.name,))) > 0
     assert not path.exists()
     filler.unlink()
