@@ -67,7 +67,8 @@ def _data(data: DataConfig) -> list[Problem]:
         rows = f"{name}_rows"
         if getattr(data, rows) is not None and getattr(data, name) is None:
             problems.append(Problem(f"data.{rows}", f"given {getattr(data, rows)}, but data.{name} names no source"))
-    for key, formats in (("delimiter", ("csv",)), ("header", ("csv", "tsv"))):
+    text = ("csv", "tsv", "jsonl", "conll")
+    for key, formats in (("delimiter", text[:1]), ("header", text[:2]), ("encoding", text)):
         if getattr(data, key) and data.format not in ("auto", *formats):
             problems.append(
                 Problem(
