@@ -92,6 +92,8 @@ def _on_ray(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # When a worker has died, the others are asked to leave the group before new ones start; that may wait for the dead.
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "10")
     fewest, most = config.worker_range
     if fewest < most:
         # A group that waits for a dead node's resources is tried again, smaller, after this time; Ray's own is 60 s.
@@ -170,7 +172,9 @@ def _torch_config(backend: str) -> Any:
     """Ray Train's process group, whose sockets listen on the loopback interface where Ray does."""
     from ray.train.torch import TorchConfig
 
-    class LoopbackBackend(TorchConfig().backend_cls):
+    inherited: Any = TorchConfig().backend_cls
+
+    class LoopbackBackend(inherited):  # type: ignore[misc]
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             worker_group.execute(_stay_on_loopback)
             super().on_start(worker_group, backend_config)
@@ -190,19 +194,22 @@ def _stay_on_loopback() -> None:
     import psutil
     import ray
 
-    if ray.util.get_node_ip_address() != LOOPBACK:
+    if ray.util.get_node_ip_address() != LOOPBACK:  # type: ignore[no-untyped-call]
         return
     interfaces = psutil.net_if_addrs().items()
     loopback = (name for name, places in interfaces if any(place.address == LOOPBACK for place in places))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", next(loopback))
 
-    def store(host_name: str, port: int, *, is_master: bool, **more: Any) -> dist.TCPStore:
+    # Of this name its package has a function.
+    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
+    original = rendezvous.TCPStore
+
+    def store(host_name: str, port: int, *, is_master: bool, **more: Any) -> Any:
         if is_master:
             more["master_listen_fd"] = socket.create_server((LOOPBACK, port)).detach()
-        return dist.TCPStore(host_name=host_name, port=port, is_master=is_master, **more)
+        return original(host_name=host_name, port=port, is_master=is_master, **more)
 
-    # The name in its package is that of a function.
-    importlib.import_module("torch.distributed.rendezvous").TCPStore = store  # type: ignore[attr-defined]
+    rendezvous.TCPStore = store
 
 
 def _failure_notes(path: Path) -> Any:
