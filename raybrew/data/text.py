@@ -284,10 +284,7 @@ def _is_utf8(fields: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def _opened(path: Path, name: str, encoding: str | None) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed where they are gzip by content, and in UTF-8 where it has another `encoding`.
-
-    DataError for what cannot be read.
-    """
+    """The bytes of a file, unpacked if gzip by content, in UTF-8 if of another `encoding`; DataError if unreadable."""
     try:
         with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as packed:
             if path.suffix.lower() == ".gz" or packed.peek(2)[:2] == _GZIP_MARK:
@@ -300,18 +297,15 @@ def _opened(path: Path, name: str, encoding: str | None) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({first_line(error)})") from error
     except UnicodeError as error:
-        raise DataError(
-            f"{name}: not {encoding} ({first_line(error)}); data.encoding names another encoding"
-        ) from error
+        raise DataError(f"{name}: not {encoding}, as data.encoding says ({first_line(error)})") from error
 
 
-def _as_utf8(name: str, file: Any, encoding: str | None) -> IO[bytes]:
+def _as_utf8(name: str, file: io.BufferedReader, encoding: str | None) -> IO[bytes]:
     if encoding is not None:
         return io.BufferedReader(_Recoded(file, encoding), _BUFFER_BYTES)
     if file.peek(2)[:2] in _UTF16_MARKS:
         raise DataError(f"{name}: UTF-16 text; set data.encoding=utf-16, or save it as UTF-8")
-    checked: IO[bytes] = file
-    return checked
+    return file
 
 
 class _Recoded(io.RawIOBase):
