@@ -300,7 +300,7 @@ def _opened(path: Path, name: str, encoding: str | None) -> Iterator[IO[bytes]]:
         raise DataError(f"{name}: not {encoding}, as data.encoding says ({first_line(error)})") from error
 
 
-def _as_utf8(name: str, file: io.BufferedReader, encoding: str | None) -> IO[bytes]:
+def _as_utf8(name: str, file: io.BufferedReader[Any], encoding: str | None) -> IO[bytes]:
     if encoding is not None:
         return io.BufferedReader(_Recoded(file, encoding), _BUFFER_BYTES)
     if file.peek(2)[:2] in _UTF16_MARKS:
