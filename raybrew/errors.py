@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 __all__ = [
+    "FULL",
     "CheckpointError",
     "ClusterError",
     "ConfigError",
@@ -36,8 +37,10 @@ __all__ = [
     "writing",
 ]
 
-#: What a write ends in on a disk that is full, over its quota or read-only.
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+#: What a write ends in on a disk that is full or over its quota, ...
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: ... or read-only.
+_DISK = FULL | {errno.EROFS}
 _DISK_WORDS = tuple(map(os.strerror, sorted(_DISK)))
 #: Other answers of the system that are no fault of the program.
 _SYSTEM = _DISK | {
@@ -200,13 +203,15 @@ class Interrupted(RaybrewError):  # noqa: N818 (an outcome, not a fault)
     exit_code = 130
 
 
-def machine_problem(error: BaseException) -> str | None:
+def machine_problem(error: BaseException, only_disk: bool = False) -> str | None:
     """What the machine lacks, if that is what ended in `error`: room on a disk, the right to write, memory.
+
+    With `only_disk` a disk that is full, over its quota or read-only, which whatever else writes to it meets as well.
 
     Libraries written in Rust and C++ tell of a full disk in words alone, so that these are looked at as well. What an
     error of ours came from counts only if it was the disk: that a file cannot be read is the caller's matter.
     """
-    known = isinstance(error, RaybrewError)
+    known = only_disk or isinstance(error, RaybrewError)
     seen: set[int] = set()
     here: BaseException | None = error
     while here is not None and id(here) not in seen:
@@ -218,7 +223,8 @@ def machine_problem(error: BaseException) -> str | None:
         found = next((words for words in _DISK_WORDS if words in text), None)
         if found is not None:
             return found
-        if isinstance(here, MemoryError) or (isinstance(here, RuntimeError) and any(w in text for w in _MEMORY_WORDS)):
+        of_memory = isinstance(here, RuntimeError) and any(words in text for words in _MEMORY_WORDS)
+        if not only_disk and (of_memory or isinstance(here, MemoryError)):
             return "not enough memory"
         here = here.__cause__ or (None if here.__suppress_context__ else here.__context__)
     return None

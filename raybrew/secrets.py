@@ -28,8 +28,15 @@ _ENVIRONMENT_WORD = re.compile(
 #: ... unless the last one names something else, as in SSH_KEY_DIR, ...
 _NO_SECRETS = ("DIR", "PATH", "FILE", "FOLDER", "HOME", "ROOT", "NAME", "TYPE", "MODE", "URL", "URI", "HOST", "PORT")
 #: ... or its value is a path that exists, as in GOOGLE_APPLICATION_CREDENTIALS, ...
-#: ... or shorter than this: "true" and "8192" would blank out ordinary words.
+#: ... or shorter than this: "true" and "8192" would blank out ordinary words, ...
 _MIN_SECRET_LENGTH = 8
+#: ... or one word, which a path or a name may hold by chance, ...
+_WORD = r"(?:[a-z]{1,14}|[A-Z][a-z]{0,13}|[A-Z]{1,14})?\d{0,4}"
+_PLAIN_WORD = re.compile(_WORD)
+#: ... or several and numbers, as paths and names of models have them, unless the name speaks of what people make up:
+#: keys and tokens are drawn at random.
+_PLAIN_WORDS = re.compile(rf"(?:{_WORD}|\d+)(?:[-_.,:/\\~ ](?:{_WORD}|\d+))*")
+_MADE_UP = re.compile(r"(?:^|_)(?:API|ACCESS|AUTH|PRIVATE)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL")
 
 _SECRET_WORDS = (
     r"(?:api|access|private|signing|encryption|wandb|hf)[_-]?key(?:[_-]id)?|apikey"
@@ -103,7 +110,7 @@ def secret_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]
     found = {
         value: name
         for name, value in (os.environ if environ is None else environ).items()
-        if len(value) >= _MIN_SECRET_LENGTH and _names_secret(name.upper()) and not _is_path(value)
+        if len(value) >= _MIN_SECRET_LENGTH and _names_secret(name.upper()) and not _is_ordinary(name.upper(), value)
     }
     # A secret that contains another must not leave its rest behind.
     return dict(sorted(found.items(), key=lambda item: (-len(item[0]), item[0])))
@@ -127,8 +134,11 @@ def _names_secret(name: str) -> bool:
     return words[-1] not in _NO_SECRETS and any(_ENVIRONMENT_WORD.fullmatch(word) for word in words)
 
 
-def _is_path(value: str) -> bool:
-    return value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
+def _is_ordinary(name: str, value: str) -> bool:
+    """Whether the value of a variable, whatever its name says, may stand in a text by chance."""
+    if value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value)):
+        return True
+    return (_PLAIN_WORD if _MADE_UP.search(name) else _PLAIN_WORDS).fullmatch(value) is not None
 
 
 def _scrub(value: Any, secrets: tuple[str, ...]) -> Any:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from raybrew.config.values import check_run_id
+
 __all__ = ["Address", "AsJson", "ExperimentFile", "ModelChoice", "Overrides", "RunId", "TaskChoice", "TeacherChoice"]
 
 ExperimentFile = Annotated[
@@ -20,7 +22,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON o
 RunId = Annotated[
     str | None,
     typer.Option(
-        "--run-id", help="Name of the run's folder. Default: made from the configuration.", show_default=False
+        "--run-id",
+        help="Name of the run's folder. Default: made from the configuration.",
+        show_default=False,
+        callback=check_run_id,
     ),
 ]
 ModelChoice = Annotated[

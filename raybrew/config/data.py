@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -85,6 +86,9 @@ class DataConfig(Section):
     says."""
     header: Many[str] = Field(default=(), json_schema_extra=WHEN_SET)
     """Names of all columns of CSV and TSV files whose first line is a row already: [id, text, label]."""
+    encoding: str | None = Field(default=None, json_schema_extra=WHEN_SET)
+    """How the text of CSV, TSV, JSON and CoNLL files is encoded, by its name in Python: `cp1252` is Windows-1252.
+    Default: UTF-8. Standard input is UTF-8 always."""
     train_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only this many training rows: a random subset that is the same for every seed."""
     eval_rows: int | None = Field(default=None, ge=1, le=MAX_COUNT)
@@ -117,6 +121,18 @@ class DataConfig(Section):
             raise ValueError("one character beside quotes and line ends, or tab")
         return delimiter
 
+    @field_validator("encoding")
+    @classmethod
+    def _text_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        try:
+            "a".encode(encoding)
+            name = codecs.lookup(encoding).name  # one name, so that its aliases make no other run
+        except (LookupError, ValueError) as error:
+            raise ValueError("an encoding of text that Python knows, such as cp1252, latin-1 or utf-16") from error
+        return None if name == "utf-8" else name
+
     @property
     def separator(self) -> str | None:
         """`delimiter` as a character."""
@@ -145,7 +161,8 @@ def check_data(data: DataConfig) -> list[Problem]:
             problems.append(
                 Problem(f"data.{rows}", f"given {getattr(data, rows)}, but data.{name} names no source", "required")
             )
-    for key, formats in (("delimiter", ("csv",)), ("header", ("csv", "tsv"))):
+    text = ("csv", "tsv", "jsonl", "conll")
+    for key, formats in (("delimiter", text[:1]), ("header", text[:2]), ("encoding", text)):
         if getattr(data, key) and data.format not in ("auto", *formats):
             problems.append(
                 Problem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ from pydantic import BaseModel
 
 from raybrew.config.problems import raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH
-from raybrew.errors import Problem, ProblemCode
+from raybrew.errors import ConfigError, Problem, ProblemCode
 from raybrew.secrets import HIDDEN, secret_in, secret_variables
 
-__all__ = ["refuse_secrets", "sound_values"]
+__all__ = ["check_run_id", "refuse_secrets", "sound_values"]
 
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _MAX_VALUES = 500_000
 _MAX_KEY = 200
 _MAX_TEXT = 4096
@@ -31,10 +33,24 @@ def sound_values(values: Any) -> tuple[Any, list[Problem]]:
 def refuse_secrets(values: Any) -> None:
     """ConfigError if an experiment, made in Python perhaps, holds a secret: what is stored is read again, so whole."""
     _, problems = sound_values(values)
-    raise_problems("experiment", [problem for problem in problems if problem.message.startswith(_SECRET)])
+    raise_problems("experiment", [problem for problem in problems if problem.code == "secret"])
 
 
-_SECRET = "holds what looks like a secret"
+def check_run_id(run_id: str | None) -> str | None:
+    """`run_id`; ConfigError if it is no name of a folder beside other runs, or holds a secret."""
+    if run_id is None:
+        return None
+    secret = secret_in(run_id)
+    if secret is not None:
+        words = f"holds what looks like a secret ({secret}), and becomes the name of a folder"
+        raise ConfigError.of("--run-id", words, "secret")
+    if _RUN_ID.fullmatch(run_id) is None:
+        raise ConfigError.of(
+            "--run-id",
+            f"given {shown(run_id)}, but it names a folder beside other runs: up to 200 letters, digits, dots, dashes "
+            "and underscores, the first a letter or digit",
+        )
+    return run_id
 
 
 class _Door:
@@ -93,7 +109,7 @@ class _Door:
         secret = secret_in(value, name, self._variables)
         if secret is not None:
             # Not repeated: it would reach a log.
-            return self._refuse(key, f"{_SECRET} ({secret}); remove it, and give it in the environment", "secret")
+            return self._refuse(key, f"holds what looks like a secret ({secret}); remove it, and give it in the environment", "secret")
         return value
 
     def _refuse(self, key: str, message: str, code: ProblemCode = "value") -> str:

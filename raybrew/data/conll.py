@@ -23,8 +23,9 @@ class ConllFile:
     Columns are named by their numbers, from 0 or backwards from -1; `tokens` is the first and `tags` the last.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str | None = None) -> None:
         self.path = path
+        self.encoding = encoding
         self.name = str(path)
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
@@ -44,7 +45,7 @@ class ConllFile:
     def _sentences(self) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
         """Number of the first line, and the lines of each sentence."""
         lines: list[tuple[int, bytes]] = []
-        for number, data in text_lines(self.path, self.name):
+        for number, data in text_lines(self.path, self.name, self.encoding):
             data = data.strip(b"\r\n")
             # A tab may stand between columns of which one is a space; a line of spaces alone is blank.
             if not data.strip() or data.startswith(_DOCUMENT.encode()):

@@ -23,7 +23,7 @@ import xxhash
 from raybrew.data.arrow import hash_file
 from raybrew.files import write_bytes
 
-__all__ = ["changed_files", "is_settled", "known_hashes", "read_note", "sha256_of", "write_note"]
+__all__ = ["changed_files", "git_hash_of", "is_settled", "known_hashes", "read_note", "sha256_of", "write_note"]
 
 _READERS = 4
 _BLOCK_BYTES = 1 << 22
@@ -115,6 +115,12 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def git_hash_of(path: Path) -> str:
+    """What git, and so the hub, names a file of these bytes by."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _hash(path: Path, hash_of: Callable[[Path], str] | None) -> tuple[_Stamp, str] | None:

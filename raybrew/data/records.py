@@ -89,7 +89,7 @@ def require_columns(file: str, has: Sequence[str], wanted: Collection[str]) -> N
 
 
 #: What to do about text in another encoding.
-AS_UTF8 = "save the file as UTF-8, or convert it (iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW)"
+AS_UTF8 = "name its encoding in data.encoding (cp1252 is Windows-1252), or save the file as UTF-8"
 
 
 def not_utf8(values: RawRow) -> tuple[str | None, str]:

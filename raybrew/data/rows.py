@@ -182,7 +182,7 @@ def _placed(
     """Id, place and content of each row of a source that can be read."""
     text = str(source_of(data, split))
     source = resolve_source(text, data.format, _named_by(data, split))
-    for reader in open_source(source, data.separator, data.header):
+    for reader in open_source(source, data.separator, data.header, data.encoding):
         for row, line, raw in reader.rows(columns, optional):
             if isinstance(raw, BadRow):
                 continue
@@ -205,6 +205,7 @@ def _read(
     share = data.test_share if split in ("train", "test") else None
     kind = "unlabeled" if split == "unlabeled" else split if share is not None else "labelled"
     settings = [kind, share, getattr(data, f"{split}_rows"), data.on_bad_row, data.separator, data.header]
+    settings += [] if data.encoding is None else [data.encoding]
     asked = [source.name, name, repr(task), None if known is None else [known.names, known.named], *settings]
     return kept_rows(cache, source.files, asked, lambda: _parsed(data, split, source, task, known, name))
 
@@ -220,7 +221,7 @@ def _parsed(
     labeller = Labeller(task, known) if label_column is not None else None
     bad: list[BadRow] = []
     num_rows = num_bad = num_unlabelled = 0
-    for reader in open_source(source, data.separator, data.header):
+    for reader in open_source(source, data.separator, data.header, data.encoding):
         reader.name = name or reader.name
         if labeller is not None and label_column is not None:
             labeller.use_names(reader.label_names(label_column))

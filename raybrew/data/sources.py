@@ -72,10 +72,13 @@ def resolve_source(text: str, data_format: str, key: str) -> Source:
     return Source(f"{hub}:{split or default}", (), hub, split or default, default, Path(base).absolute())
 
 
-def open_source(source: Source, delimiter: str | None = None, header: Sequence[str] = ()) -> tuple[RowReader, ...]:
+def open_source(
+    source: Source, delimiter: str | None = None, header: Sequence[str] = (), encoding: str | None = None
+) -> tuple[RowReader, ...]:
     """One reader for each file of `source`, or one for its dataset. Nothing is read yet.
 
-    `delimiter` is that of CSV files, `header` names the columns of CSV and TSV files without such a line.
+    `delimiter` is that of CSV files, `header` names the columns of CSV and TSV files without such a line, `encoding` is
+    that of all text files.
     """
     # pyarrow takes a quarter second, which plain resolving must not cost.
     from raybrew.data.columnar import ArrowFile, DatasetRows, ParquetFile
@@ -86,10 +89,10 @@ def open_source(source: Source, delimiter: str | None = None, header: Sequence[s
         load = functools.partial(load_hub, source.hub, source.split or source.default_split, source.tried)
         return (DatasetRows(source.name, load),)
     readers: Mapping[str, Callable[[Path], RowReader]] = {
-        "csv": functools.partial(CsvFile, delimiter=delimiter, header=header),
-        "tsv": functools.partial(TsvFile, header=header),
-        "jsonl": JsonlFile,
-        "conll": ConllFile,
+        "csv": functools.partial(CsvFile, delimiter=delimiter, header=header, encoding=encoding),
+        "tsv": functools.partial(TsvFile, header=header, encoding=encoding),
+        "jsonl": functools.partial(JsonlFile, encoding=encoding),
+        "conll": functools.partial(ConllFile, encoding=encoding),
         "parquet": ParquetFile,
         "arrow": ArrowFile,
     }

@@ -4,7 +4,7 @@ CSV follows RFC 4180: fields in double quotes may hold commas, line ends and dou
 comma may separate them. TSV has no quoting at all: a line is a row and a tab is a border, as in the files of GLUE,
 where quote characters are text. Names of columns are in the first line, or in `data.header`.
 JSONL has one object per line; a file that is one JSON document is read as a whole (`raybrew.data.documents`). Blank
-lines are no rows. Files are UTF-8, with or without a byte order mark.
+lines are no rows. Files are UTF-8, with or without a byte order mark, unless `data.encoding` says otherwise.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ _LINE_LIMIT = 1 << 26
 class _TextFile:
     """What the formats share: a path, no declared class names, and perhaps names of columns that the file lacks."""
 
-    def __init__(self, path: Path, header: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, header: Sequence[str] = (), encoding: str | None = None) -> None:
         self.path = path
         self.name = str(path)
         self.header = tuple(header)
+        self.encoding = encoding
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """None: text formats declare no class names."""
@@ -87,13 +88,15 @@ class CsvFile(_TextFile):
     Columns are named by the first line, or by `header` where the file has no such line.
     """
 
-    def __init__(self, path: Path, delimiter: str | None = None, header: Sequence[str] = ()) -> None:
-        super().__init__(path, header)
+    def __init__(
+        self, path: Path, delimiter: str | None = None, header: Sequence[str] = (), encoding: str | None = None
+    ) -> None:
+        super().__init__(path, header, encoding)
         self.delimiter = delimiter
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.records.RowReader`."""
-        with _opened(self.path, self.name) as file:
+        with _opened(self.path, self.name, self.encoding) as file:
             declared = _DECLARED.match(file.peek(16)[:16])  # type: ignore[attr-defined]  # buffered readers have it
             first = 0
             if declared is not None:
@@ -149,7 +152,7 @@ class TsvFile(_TextFile):
         if header is not None:
             self._require(header, columns, "\t", unquoted=True)
         row = 0
-        for line, data in text_lines(self.path, self.name):
+        for line, data in text_lines(self.path, self.name, self.encoding):
             if not data.strip(b"\r\n"):
                 continue
             data = data.removesuffix(b"\n").removesuffix(b"\r")
@@ -197,7 +200,7 @@ class JsonlFile(_TextFile):
 
     def _lines(self) -> Iterator[tuple[int | None, Mapping[str, Any] | BadRow]]:
         row = 0
-        for line, data in text_lines(self.path, self.name):
+        for line, data in text_lines(self.path, self.name, self.encoding):
             if not data.isspace():
                 row += 1
                 yield line, self._object(data, row, line)
@@ -211,7 +214,7 @@ class JsonlFile(_TextFile):
 
     def _document(self, columns: Sequence[str]) -> Iterator[Any] | None:
         """The rows of a file that is one JSON document; None for one object per line."""
-        lines = (data for _, data in text_lines(self.path, self.name) if not data.isspace())
+        lines = (data for _, data in text_lines(self.path, self.name, self.encoding) if not data.isspace())
         first, second = next(lines, b""), next(lines, None)
         start = first.lstrip()[:1]
         if start not in (b"[", b"{") or (start == b"{" and second is not None and _is_json(first)):
@@ -222,10 +225,13 @@ class JsonlFile(_TextFile):
                 "read as a whole; write one object per line"
             )
         try:
-            value = json.loads(b"".join(data for _, data in text_lines(self.path, self.name)))
+            value = json.loads(b"".join(data for _, data in text_lines(self.path, self.name, self.encoding)))
         except (ValueError, RecursionError) as error:
             if start == b"[" and not _is_json(first):
-                raise DataError(f"{self.name}: begins as a JSON array, but is none ({first_line(error)})") from error
+                fix = f"; {AS_UTF8}" if isinstance(error, UnicodeDecodeError) else ""
+                raise DataError(
+                    f"{self.name}: begins as a JSON array, but is none ({first_line(error)}){fix}"
+                ) from error
             return None  # each line says what is wrong with it
         if is_document(value, columns):
             return rows_of_document(self.name, value, columns)
@@ -277,34 +283,54 @@ def _is_utf8(fields: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed where they are gzip by content, with DataError for what cannot be read."""
+def _opened(path: Path, name: str, encoding: str | None) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked if gzip by content, in UTF-8 if of another `encoding`; DataError if unreadable."""
     try:
         with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as packed:
             if path.suffix.lower() == ".gz" or packed.peek(2)[:2] == _GZIP_MARK:
                 with gzip.GzipFile(fileobj=packed) as unpacked, io.BufferedReader(unpacked, _BUFFER_BYTES) as file:
-                    yield _refuse_utf16(name, file)
+                    yield _as_utf8(name, file, encoding)
             else:
-                yield _refuse_utf16(name, packed)
+                yield _as_utf8(name, packed, encoding)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{name}: damaged gzip file ({first_line(error)})") from error
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({first_line(error)})") from error
+    except UnicodeError as error:
+        raise DataError(f"{name}: not {encoding}, as data.encoding says ({first_line(error)})") from error
 
 
-def _refuse_utf16(name: str, file: Any) -> IO[bytes]:
+def _as_utf8(name: str, file: io.BufferedReader[Any], encoding: str | None) -> IO[bytes]:
+    if encoding is not None:
+        return io.BufferedReader(_Recoded(file, encoding), _BUFFER_BYTES)
     if file.peek(2)[:2] in _UTF16_MARKS:
-        raise DataError(f"{name}: UTF-16 text; save it as UTF-8")
-    checked: IO[bytes] = file
-    return checked
+        raise DataError(f"{name}: UTF-16 text; set data.encoding=utf-16, or save it as UTF-8")
+    return file
 
 
-def text_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, bytes]]:
+class _Recoded(io.RawIOBase):
+    """The text of a file of another encoding as bytes of UTF-8."""
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        self._text = io.TextIOWrapper(file, encoding, newline="")
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or self._text.read(_BUFFER_BYTES).encode()
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+def text_lines(path: Path, name: str | None = None, encoding: str | None = None) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read.
 
     Messages call it `name`, by default its path.
     """
-    with _opened(path, name or str(path)) as file:
+    with _opened(path, name or str(path), encoding) as file:
         for line, data in enumerate(_bounded(file, name or str(path)), 1):
             yield line, data.removeprefix(_UTF8_MARK) if line == 1 else data
 

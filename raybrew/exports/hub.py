@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, first_line
-from raybrew.secrets import scrub
+from raybrew.secrets import scrub, secret_in
 
 __all__ = ["check_push", "push_folder"]
 
@@ -17,6 +17,8 @@ def check_push(repository: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
+    if (secret := secret_in(repository)) is not None:
+        raise ConfigError(f"--push: holds what looks like a secret ({secret}), and becomes the name of a repository")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
@@ -54,7 +56,7 @@ def push_folder(folder: Path, repository: str, *, public: bool = False, client: 
             repo_id=repository,
             folder_path=str(folder),
             repo_type="model",
-            commit_message=f"Export of {folder.resolve().name} by raybrew",
+            commit_message=f"Export of {scrub(folder.resolve().name)} by raybrew",
         )
     except RaybrewError:
         raise

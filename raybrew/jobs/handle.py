@@ -15,6 +15,7 @@ from typing import Any
 
 from raybrew.errors import ClusterError
 from raybrew.jobs.client import Client, connect
+from raybrew.secrets import scrub
 
 __all__ = ["ENDED", "METADATA", "JobHandle", "JobInfo"]
 
@@ -72,7 +73,7 @@ class JobHandle:
     @property
     def address(self) -> str:
         """URL of the cluster's dashboard."""
-        return self.client.address
+        return str(scrub(self.client.address))
 
     def info(self) -> JobInfo:
         """How the job stands now."""

@@ -96,7 +96,7 @@ def submit(
         size = write_zip(files, package, {name: dump_experiment(config)})
         say(
             f"sending {folder}: {len(files.sizes)} files, {files.bytes / 2**20:.1f} MiB, {size / 2**20:.1f} MiB "
-            f"compressed, to {client.address}"
+            f"compressed, to {scrub(client.address)}"
         )
         return _send(
             client,

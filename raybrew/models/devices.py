@@ -11,6 +11,7 @@ import gc
 import os
 from typing import Any
 
+import psutil
 import torch
 
 from raybrew.config.train import TrainConfig
@@ -26,6 +27,7 @@ __all__ = [
     "cluster_devices",
     "device_of_workers",
     "free_gpu",
+    "memory_of",
     "pick_device",
     "pick_precision",
     "place_of_evaluation",
@@ -203,3 +205,10 @@ def free_gpu(*modules: Any) -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of a device of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 import raybrew.models.bigru  # noqa: F401 (the Auto classes know it from here on)
 from raybrew.catalog.tasks import TASKS
 from raybrew.errors import ModelError
-from raybrew.models.weights import check_files, check_folder, check_padding, check_used
+from raybrew.models.weights import check_download, check_files, check_folder, check_padding, check_used
 
 __all__ = [
     "AUTO_CLASSES",
@@ -279,15 +279,29 @@ def _load(what: str, function: Any, source: ModelSource, **arguments: Any) -> An
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        if looks_local:
+            check_download(path, what == "model")
+        else:
+            _check_snapshot(what, source)
         with _few_words_of_the_hub():
             found = function(source.model, **source.arguments(), **arguments)
-        downloaded = None if looks_local or what != "model" else source.snapshot
-        if downloaded is not None:
-            check_files(downloaded)
+        if not looks_local:
+            _check_snapshot(what, source)  # of files that were downloaded just now
         return found
+    except ModelError:
+        raise
     except _LOADING_ERRORS as error:
         hint = "" if looks_local else " (no such local folder either; is the hub reachable, and the name right?)"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the {what} of {source.model}{hint}: {first}") from error
     finally:
         transformers_logging.set_verbosity(quieter)
+
+
+def _check_snapshot(what: str, source: ModelSource) -> None:
+    """ModelError for damage to what the hub's cache has of a model of the hub."""
+    folder = source.snapshot
+    if folder is not None:
+        check_download(folder, what == "model")
+        if what == "model":
+            check_files(folder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from raybrew.data.arrow import hash_file
-from raybrew.data.hashes import changed_files, known_hashes, sha256_of
+from raybrew.data.hashes import changed_files, git_hash_of, known_hashes, sha256_of
 from raybrew.errors import ModelError
 from raybrew.files import json_bytes, write_bytes
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RECORD",
     "changed_since_saved",
+    "check_download",
     "check_files",
     "check_folder",
     "check_padding",
@@ -42,7 +43,15 @@ RECORD = "record.json"
 _NOT_RECORDED = frozenset({"config.json", "README.md", RECORD})
 _POINTER = b"version https://git-lfs"
 _SMALL_BYTES = 1024
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+#: Names of the hub for the bytes of a file: git's hash for small ones, SHA-256 for large ones.
+_HASHES = {40: git_hash_of, 64: sha256_of}
+_DIGEST = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+#: Where `hf download --local-dir` notes for each file the commit, the hash and the time of the download.
+_NOTES = Path(".cache", "huggingface", "download")
+#: Large files that may lie beside those that transformers reads.
+_WEIGHT_SUFFIXES = frozenset(
+    {".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".ckpt", ".gguf"}
+)
 #: Files of weights in the order in which transformers looks for them; an index lists several.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _NUMBER = re.compile(r"\.(\d+)(?=\.)")
@@ -105,12 +114,6 @@ def check_files(folder: Path) -> None:
         problem = _problem_of(folder / name)
         if problem is not None:
             raise ModelError(f"{folder}: {name} {problem}; copy or download it again, or save the model again")
-    damaged = _damaged_downloads(folder)
-    if damaged:
-        raise ModelError(
-            f"{damaged[0]} holds other bytes than the hub's (its name is their SHA-256), so this is not the model that "
-            "was published; delete this file, and the next command downloads it again"
-        )
     changed = changed_since_saved(folder)
     if changed:
         run = folder.parent if (folder.parent / "identity.json").is_file() else folder.parent.parent
@@ -119,6 +122,29 @@ def check_files(folder: Path) -> None:
             f"{folder}: {'; '.join(changed[:3])}, so this is not the model that was trained; "
             f"{again or 'copy the folder again'}, or remove {RECORD} there if you changed it on purpose"
         )
+
+
+def check_download(folder: Path, weights: bool) -> None:
+    """ModelError for a file of a model of the hub that holds other bytes than were downloaded, as far as that is known.
+
+    That of `weights` as well where asked for. A node reads each file once.
+    """
+    names = [path.name for path in folder.iterdir() if path.suffix not in _WEIGHT_SUFFIXES and path.is_file()]
+    files = {
+        name: found
+        for name in (*names, *(_weight_files(folder) if weights else ()))
+        if (found := _hub_hash(folder / name))
+    }
+    for length, hash_of in _HASHES.items():
+        wanted = {name: digest for name, (_, digest) in files.items() if len(digest) == length}
+        hashes = known_hashes(folder, wanted, hash_of) if wanted else {}
+        for name, digest in wanted.items():
+            if hashes.get(name) != digest:
+                raise ModelError(
+                    f"{files[name][0]} ({name}) holds other bytes than the hub's ({digest}), so this is not the model "
+                    "that was published; delete this file and download it again (in the hub's cache the next command "
+                    "does so)"
+                )
 
 
 def check_used(name: str, model: PreTrainedModel, info: Mapping[str, Collection[Any]]) -> None:
@@ -171,15 +197,21 @@ def check_padding(name: str, model: PreTrainedModel) -> None:
 _KEYS = ("missing_keys", "unexpected_keys")
 
 
-def _damaged_downloads(folder: Path) -> list[Path]:
-    """Weights of the hub's cache whose bytes are not those that were downloaded; a node reads each file once.
+def _hub_hash(path: Path) -> tuple[Path, str] | None:
+    """The file that holds the bytes of a download and the hash that the hub names them by; None where none is kept.
 
-    The cache has a link for each file to one that is named by its hash: SHA-256 for large files.
+    The cache links each file to a blob of that name. `--local-dir` leaves a note, which counts while the file is not
+    changed after it: whoever edits or trains such a copy makes a model of their own.
     """
-    links = {name: (folder / name).resolve() for name in _weight_files(folder) if (folder / name).is_symlink()}
-    blobs = {name: blob for name, blob in links.items() if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)}
-    found = known_hashes(folder, blobs, sha256_of) if blobs else {}
-    return [blob for name, blob in blobs.items() if found.get(name) != blob.name]
+    if path.is_symlink():
+        blob = path.resolve()
+        return (blob, blob.name) if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) else None
+    try:
+        _, digest, time = (path.parent / _NOTES / f"{path.name}.metadata").read_text(encoding="utf-8").split()
+        unchanged = path.stat().st_mtime <= float(time) + 1
+    except (OSError, ValueError):
+        return None
+    return (path, digest) if unchanged and _DIGEST.fullmatch(digest) else None
 
 
 def _pattern(name: str) -> str:

@@ -92,8 +92,10 @@ class LocalFolder:
         path = self.path / name
         return ArrowFolder.open(path.parent, [path.name]).table()
 
-    def claim(self, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[str]:
-        return locked_folder(self.path, waiting)
+    def claim(
+        self, waiting: Callable[[str], None] | None = None, writes: bool = True
+    ) -> contextlib.AbstractContextManager[str]:
+        return locked_folder(self.path, waiting, writes)
 
     def await_end(self, waiting: Callable[[str], None]) -> None:
         await_folder(self.path, waiting)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import filelock
 
-from raybrew.errors import StoreError, StoreNotWritable
+from raybrew.errors import FULL, StoreError, StoreNotWritable
 from raybrew.files import write_json
 from raybrew.storage.protocol import PENDING
 
@@ -43,8 +43,11 @@ def waiting_for(location: str | Path, holder: str) -> str:
 
 
 @contextlib.contextmanager
-def locked_folder(root: Path, waiting: Waiting | None = None) -> Iterator[str]:
-    """The lock on a store in a folder. It goes with its process, however that ends."""
+def locked_folder(root: Path, waiting: Waiting | None = None, writes: bool = True) -> Iterator[str]:
+    """The lock on a store in a folder. It goes with its process, however that ends.
+
+    Who does not mean to write, but to remove, needs no room on the disk.
+    """
     lock = filelock.FileLock(root / _LOCK)
     timeout, told = 0.0 if waiting is None else _GRACE_SECONDS, ""
     while not lock.is_locked:
@@ -61,16 +64,26 @@ def locked_folder(root: Path, waiting: Waiting | None = None) -> Iterator[str]:
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             raise StoreNotWritable(f"{root}: no folder can be made here ({error.strerror}); set store.path") from None
     try:
-        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        write_json(root / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         _discard(root / PENDING)
+        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         token = uuid.uuid4().hex
-        (root / PENDING / token).mkdir(parents=True)
+        with _noted_if_possible(writes):
+            write_json(root / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+            (root / PENDING / token).mkdir(parents=True)
         yield token
     finally:
         _discard(root / PENDING)
         (root / _HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def _noted_if_possible(needed: bool) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if needed or error.errno not in FULL:
+            raise
 
 
 class Reading:

@@ -203,7 +203,9 @@ class ObjectFolder:
         wanted = {f"{folder}/{shard.file}": shard for shard in shards}
         return here, stage(here, wanted, download, self.location)
 
-    def claim(self, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[str]:
+    def claim(
+        self, waiting: Callable[[str], None] | None = None, writes: bool = True
+    ) -> contextlib.AbstractContextManager[str]:
         return leased(self, waiting)
 
     def await_end(self, waiting: Callable[[str], None]) -> None:

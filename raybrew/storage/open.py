@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raybrew.config import StoreConfig
-from raybrew.errors import StoreError, StoreNotWritable
+from raybrew.errors import FULL, StoreError, StoreNotWritable
 from raybrew.storage.local import LocalFolder
 from raybrew.storage.protocol import Storage
 
@@ -72,7 +72,7 @@ def storage_errors(storage: Storage, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         root = storage.path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**20
             raise StoreNotWritable(
                 f"{what}: no space left ({free:.0f} MiB free) in {root}; finished shards are kept: "

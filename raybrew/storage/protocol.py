@@ -89,8 +89,10 @@ class Storage(Protocol):
         """A small Arrow file as a table; DataError if it cannot be read."""
         ...
 
-    def claim(self, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[str]:
-        """Hold the store as its one writer; gives a token.
+    def claim(
+        self, waiting: Callable[[str], None] | None = None, writes: bool = True
+    ) -> contextlib.AbstractContextManager[str]:
+        """Hold the store as its one writer, or as one who only removes from it; gives a token.
 
         With `waiting`, which hears on whom, it waits for others; StoreError says who holds it otherwise.
         """

@@ -34,7 +34,7 @@ class Pending:
 
 
 @contextlib.contextmanager
-def locked_store(storage: Storage, waiting: Waiting | None = None) -> Iterator[Pending]:
+def locked_store(storage: Storage, waiting: Waiting | None = None, writes: bool = True) -> Iterator[Pending]:
     """Hold the store, made if need be, as its one writer; pending files are removed at the end.
 
     With `waiting` it waits until nobody else holds the store, Interrupted by Ctrl-C; StoreError says who holds it
@@ -42,7 +42,7 @@ def locked_store(storage: Storage, waiting: Waiting | None = None) -> Iterator[P
     """
     with contextlib.ExitStack() as stack:
         with storage_errors(storage, "the store cannot be written"), _left_by_ctrl_c(storage):
-            token = stack.enter_context(storage.claim(waiting))
+            token = stack.enter_context(storage.claim(waiting, writes))
         yield Pending(storage, token)
 
 

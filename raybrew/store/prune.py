@@ -13,14 +13,13 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from raybrew.errors import StoreError, StoreUnreachable
+from raybrew.errors import FULL, StoreError, StoreUnreachable
 from raybrew.signals import Signal, parse_signal
 from raybrew.storage.local import LocalFolder
-from raybrew.storage.open import is_remote, stores_at
+from raybrew.storage.open import is_remote, storage_errors, stores_at
 from raybrew.storage.protocol import PENDING, Storage
 from raybrew.store.elements import ELEMENT_TYPES
 from raybrew.store.layout import (
-    Shard,
     commit_shard,
     committed_shards,
     is_foreign,
@@ -116,7 +115,7 @@ def prune_stores(removals: Iterable[Removal]) -> int:
     for removal in removals:
         if removal.held is not None:
             continue
-        with locked_store(removal.storage):
+        with storage_errors(removal.storage, "store prune"), locked_store(removal.storage, writes=False):
             if removal.storage.is_read():
                 continue
             if removal.whole:
@@ -180,16 +179,27 @@ def _remove_signals(storage: Storage, folders: Collection[str]) -> None:
         raise
     except StoreError:
         manifest = None  # never finished: there are only marks
-    shards: list[Shard] = []
-    for shard in committed_shards(storage):
+    before, shards = committed_shards(storage), []
+    for shard in before:
         files = {folder: info for folder, info in shard.files.items() if folder not in folders}
         aside = {folder: rows for folder, rows in shard.set_aside.items() if folder not in folders}
         shards.append(dataclasses.replace(shard, files=files, set_aside=aside))
-        if len(files) < len(shard.files):
-            commit_shard(storage, shards[-1])
-    if manifest is not None:
-        publish(storage, manifest["parts"], manifest["teacher"], shards, manifest.get("labels", ()))
     gone = [name for name in storage.files() if name.rpartition("/")[0] in folders]
+
+    def note() -> None:
+        for old, new in zip(before, shards, strict=True):
+            if len(new.files) < len(old.files):
+                commit_shard(storage, new)
+        if manifest is not None:
+            publish(storage, manifest["parts"], manifest["teacher"], shards, manifest.get("labels", ()))
+
+    try:
+        note()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        storage.delete(gone)  # makes the room to note that it is gone
+        note()
     storage.delete(gone)
     _remove_empty(storage, folders)
 

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from raybrew.errors import EnvironmentProblem, RunLocked
 from raybrew.records.ledger import LEDGER, read_ledger
+from raybrew.records.sweeps import is_sweep, load_sweep
 from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import MetricsLog
-from raybrew.training.run_folder import make_storage
+from raybrew.training.run_folder import locked_folder
 
 __all__ = ["Ledger"]
 
@@ -48,17 +46,11 @@ class Ledger:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the sweep; RunLocked if another process is at it."""
-        make_storage(self.folder.parents[1])
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise RunLocked(f"{self.folder}: another process is working on this sweep") from error
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write {self.folder}: {error.strerror or error}") from error
-        try:
-            yield
-        finally:
-            self._log.close()
-            lock.release()
+        with locked_folder(self.folder, "sweep", self._is_finished):
+            try:
+                yield
+            finally:
+                self._log.close()
+
+    def _is_finished(self) -> bool:
+        return is_sweep(self.folder) and load_sweep(self.folder).closed == "finished"

@@ -20,7 +20,7 @@ from typing import Any
 from raybrew.config import Experiment
 from raybrew.config.judge import quality
 from raybrew.config.stages import stage_names
-from raybrew.errors import Interrupted, RunError, RunLocked
+from raybrew.errors import Interrupted, RaybrewError, RunError, RunLocked, machine_problem
 from raybrew.models.devices import Devices, assume_devices
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import STOP_FILE
@@ -78,7 +78,11 @@ def run_trial(config: Mapping[str, Any]) -> None:
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         kind = type(error).__name__
-        outcome = {"status": "failed", "error": f"{kind}: {first}"[:500], "error_type": kind}
+        disk = machine_problem(error, only_disk=True)
+        if disk is None:
+            outcome = {"status": "failed", "error": f"{kind}: {first}"[:500], "error_type": kind}
+        else:  # no fault of the trial, and the next one would meet it too
+            outcome = {"status": "interrupted", "disk": first if isinstance(error, RaybrewError) else disk}
         _free_memory()
     if stopped.is_set():
         raise SystemExit(0)

@@ -18,7 +18,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 
 from raybrew.config import Experiment
-from raybrew.errors import ClusterError, RaybrewError
+from raybrew.errors import ClusterError, EnvironmentProblem, RaybrewError
 from raybrew.models.devices import cluster_devices
 from raybrew.records.trials import CANDIDATE
 from raybrew.runtime import RayInfo, check_resources
@@ -88,14 +88,14 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
     shutil.rmtree(folder, ignore_errors=True)
     if conductor.stopped_by == "interrupted":
         return conductor.stopped_by  # whatever else: what was to stop a process group may have ended Ray as well
+    if brain.error is not None:
+        raise brain.error
     if failure and not isinstance(failure[0], KeyboardInterrupt):
         error = failure[0]
         if isinstance(error, RaybrewError):
             raise error
         first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ClusterError(f"Ray Tune ended early: {type(error).__name__}: {first}") from error
-    if brain.error is not None:
-        raise brain.error
     return conductor.stopped_by or "finished"
 
 
@@ -156,11 +156,15 @@ class _Brain:
         try:
             return call()
         except RaybrewError as error:
-            self.error = self.error or error
-            self.stop("error")
+            self.fail(error)
             return None
         finally:
             self.changed()
+
+    def fail(self, error: RaybrewError) -> None:
+        """End the sweep with `error`, or with an earlier one."""
+        self.error = self.error or error
+        self.stop("error")
 
 
 class _Asker(Searcher):
@@ -258,6 +262,8 @@ class _Listener(Callback):
             if result["status"] == "interrupted":
                 told: dict[str, Any] = {key: outcome[key] for key in ("seconds", "overhead") if key in outcome}
                 self.brain.guarded(lambda: conductor.interrupted(run, told))
+                if result.get("disk"):
+                    self.brain.fail(EnvironmentProblem(f"{result['disk']}; make room, and the same command continues"))
                 return
             if outcome.pop("status") == "paused":
                 self.brain.guarded(lambda: conductor.paused(run, outcome))

@@ -8,6 +8,7 @@ as good as none, and the one before is taken. Writing goes on in a thread beside
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import re
@@ -21,7 +22,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from raybrew.errors import CheckpointError, EnvironmentProblem
+from raybrew.errors import CheckpointError, EnvironmentProblem, first_line, machine_problem
 from raybrew.files import write_bytes
 
 __all__ = ["Checkpoints"]
@@ -89,8 +90,9 @@ class Checkpoints:
             full = self.folder.is_dir() and shutil.disk_usage(self.folder).free < _size(temporary) + 2**20
             temporary.unlink(missing_ok=True)
             # torch reports a failed write in words of its own.
-            reason = "No space left on device" if full else str(error).splitlines()[0]
-            raise EnvironmentProblem(f"cannot write checkpoint {path}: {reason}") from error
+            cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error
+            reason = machine_problem(cause) or first_line(cause)
+            raise EnvironmentProblem(f"cannot write checkpoint {path}: {reason}") from cause
         self._prune()
 
     def _put(self, temporary: Path, path: Path, checksum: bytes) -> None:

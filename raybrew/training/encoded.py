@@ -13,19 +13,32 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.config.changes import value_at, values_over
-from raybrew.config.train import EarlyStoppingConfig, TrainConfig
+from raybrew.config.train import EarlyStoppingConfig, FinetuneConfig, TrainConfig
 from raybrew.data.loader import MicroBatch, StepBatch, StepLoader
 from raybrew.data.sampler import BatchSize, Order
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import Teacher
+from raybrew.errors import EnvironmentProblem, ModelError
+from raybrew.models.devices import memory_of
 from raybrew.models.forward import forward
+from raybrew.models.shapes import dims_of, sizes_text
 from raybrew.signals import LOGITS, Signal
+from raybrew.tasks.base import Masking
 from raybrew.training.context import Context
 from raybrew.training.optim import build_optimizer, learning_rate_factor
 from raybrew.training.stages import Stages
 from raybrew.training.theseus import Theseus
 
-__all__ = ["EncodedProgram", "Epochs", "Patience", "Trainee", "build_order", "evaluation_steps", "total_steps"]
+__all__ = [
+    "EncodedProgram",
+    "Epochs",
+    "Patience",
+    "Trainee",
+    "build_order",
+    "check_room",
+    "evaluation_steps",
+    "total_steps",
+]
 
 
 class Trainee(nn.Module):
@@ -72,6 +85,37 @@ def build_order(lengths: np.ndarray, config: TrainConfig, counts: Path | None = 
     That is the folder of these rows alone.
     """
     return Order(lengths, BatchSize(config.batch_size, config.batch_tokens, config.compile), config.seed, counts)
+
+
+def check_room(
+    model: Any, lengths: np.ndarray, config: TrainConfig, masking: Masking | None, device: torch.device, workers: int
+) -> None:
+    """EnvironmentProblem if one batch of rows of these `lengths` cannot fit: the system would end the process.
+
+    Counted is what any training keeps at least: the ids of a batch, a vector for each token and layer of one forward
+    pass in half precision, and the logits of those tokens that masked LM hides.
+    """
+    mean = float(lengths.mean())
+    rows = config.batch_size if config.compile else min(config.batch_size, len(lengths))
+    # Of batches by tokens a part may be padding.
+    tokens = rows * mean if config.batch_tokens is None else min(config.batch_tokens, float(lengths.sum())) / 2
+    tokens /= workers
+    limits = (tokens, (config.micro_batch_size or rows) * mean, config.micro_batch_tokens or tokens)
+    try:
+        layers, hidden, *_ = dims_of(model.config)
+    except ModelError:
+        layers, hidden = 1, 1
+    logits = 0.0 if masking is None else masking.rate * model.config.vocab_size
+    needed = 8 * tokens + 2 * min(limits) * (layers * hidden + logits)
+    there = memory_of(device)
+    if needed > there:
+        key = "teacher.finetune" if isinstance(config, FinetuneConfig) else "train"
+        name = "batch_size" if config.batch_tokens is None else "batch_tokens"
+        raise EnvironmentProblem(
+            f"{key}.{name}: given {getattr(config, name)}; a batch of rows of {mean:.0f} tokens takes at least "
+            f"{needed / 2**30:,.1f} GiB in training {sizes_text(model.config)}, and this machine has "
+            f"{there / 2**30:,.1f} GiB of memory for it; set a smaller {key}.micro_{name}, or {key}.{name}"
+        )
 
 
 class Epochs(Protocol):

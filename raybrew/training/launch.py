@@ -7,8 +7,10 @@ asked to stop, so that Ray does not mistake a stop for a failure.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch.distributed as dist
 
 from raybrew.config.train import TrainConfig
 from raybrew.errors import ClusterError, DivergenceError, RaybrewError, RunError
+from raybrew.loopback import LOOPBACK
 from raybrew.models.devices import choose_launcher, free_gpu, pick_device, place_of_training
 from raybrew.nodes import Folder, Needed, check_seen, check_shared
 from raybrew.runtime import check_resources, ensure_ray
@@ -89,6 +92,8 @@ def _on_ray(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # When a worker has died, the others are asked to leave the group before new ones start; that may wait for the dead.
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "10")
     fewest, most = config.worker_range
     if fewest < most:
         # A group that waits for a dead node's resources is tried again, smaller, after this time; Ray's own is 60 s.
@@ -107,7 +112,7 @@ def _on_ray(
     check_seen(needs, "training")
 
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         _ray_worker,  # type: ignore[arg-type]  # what it returns is the result's `return_value`
@@ -125,7 +130,7 @@ def _on_ray(
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=_torch_config("nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             name=f"train-{os.getpid()}-{run_folder.name}",
             storage_path=str(run_folder / "ray"),
@@ -161,6 +166,50 @@ def _on_ray(
     if "raised" in result:
         raise result["raised"]
     return result
+
+
+def _torch_config(backend: str) -> Any:
+    """Ray Train's process group, whose sockets listen on the loopback interface where Ray does."""
+    from ray.train.torch import TorchConfig
+
+    inherited: Any = TorchConfig().backend_cls
+
+    class LoopbackBackend(inherited):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_stay_on_loopback)
+            super().on_start(worker_group, backend_config)
+
+    class LoopbackConfig(TorchConfig):
+        backend_cls = LoopbackBackend
+
+    return LoopbackConfig(backend=backend)
+
+
+def _stay_on_loopback() -> None:
+    """In a worker of a Ray that listens on the loopback interface: let torch do so too.
+
+    Torch's store of addresses listens on all interfaces unless it is given a socket, and gloo on that of the machine's
+    name.
+    """
+    import psutil
+    import ray
+
+    if ray.util.get_node_ip_address() != LOOPBACK:  # type: ignore[no-untyped-call]
+        return
+    interfaces = psutil.net_if_addrs().items()
+    loopback = (name for name, places in interfaces if any(place.address == LOOPBACK for place in places))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", next(loopback))
+
+    # Of this name its package has a function.
+    rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")
+    original = rendezvous.TCPStore
+
+    def store(host_name: str, port: int, *, is_master: bool, **more: Any) -> Any:
+        if is_master:
+            more["master_listen_fd"] = socket.create_server((LOOPBACK, port)).detach()
+        return original(host_name=host_name, port=port, is_master=is_master, **more)
+
+    rendezvous.TCPStore = store
 
 
 def _failure_notes(path: Path) -> Any:

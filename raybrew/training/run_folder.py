@@ -7,11 +7,10 @@ import dataclasses
 import datetime
 import json
 import platform
-import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,18 @@ from filelock import FileLock, Timeout
 
 from raybrew.config import Experiment
 from raybrew.config.loading import dump_experiment
-from raybrew.config.problems import shown
-from raybrew.config.values import refuse_secrets
-from raybrew.errors import ConfigError, EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
+from raybrew.config.values import check_run_id, refuse_secrets
+from raybrew.errors import EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
 from raybrew.files import write_json
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
-from raybrew.secrets import scrub, secret_in
+from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.version import __version__
 
-__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "make_storage"]
+__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "locked_folder"]
 
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 #: Keys of `data` that say on which rows a model is evaluated.
 EVALUATED = frozenset({"eval", "eval_rows"})
 #: And those that say how many rows it is trained on, which an evaluation of a finished model does not need to know.
@@ -51,16 +48,7 @@ class RunFolder:
     @classmethod
     def of(cls, experiment: Experiment, verb: str, run_id: str | None = None) -> RunFolder:
         """The folder of `verb` on `experiment`: by default named by a hash of all that decides its result."""
-        if run_id is not None and _RUN_ID.fullmatch(run_id) is None:
-            message = (
-                f"given {shown(run_id)}, but it names a folder beside other runs: up to 200 letters, digits, "
-                "dots, dashes and underscores, the first a letter or digit"
-            )
-            raise ConfigError.of("--run-id", message)
-        secret = None if run_id is None else secret_in(run_id)
-        if secret is not None:
-            message = f"holds what looks like a secret ({secret}), and becomes the name of a folder"
-            raise ConfigError.of("--run-id", message, "secret")
+        check_run_id(run_id)
         name = run_id or experiment.run_id(verb)
         return cls(Path(experiment.store.storage_path).absolute() / experiment.name / name, name)
 
@@ -255,22 +243,31 @@ class RunFolder:
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {self.path}: {error.strerror or error}") from error
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the run; RunLocked if another process is at it."""
-        make_storage(self.path.parents[1])
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise RunLocked(f"{self.path}: another process is working on this run") from error
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
-        try:
-            yield
-        finally:
-            lock.release()
+        return locked_folder(self.path, "run", lambda: self.summary() is not None)
+
+
+@contextmanager
+def locked_folder(folder: Path, what: str, is_finished: Callable[[], bool]) -> Iterator[None]:
+    """Hold the `folder` of a run or sweep; RunLocked if another process is at it.
+
+    What is finished is also read where nothing can be written: there is no other process to keep off.
+    """
+    make_storage(folder.parents[1])
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RunLocked(f"{folder}: another process is working on this {what}") from error
+    except OSError as error:
+        if not is_finished():
+            raise EnvironmentProblem(f"cannot write the {what} folder {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_storage(root: Path) -> None:

@@ -74,11 +74,11 @@ def distill(
     reporter = reporter or QuietReporter()
     if experiment.student.model is None and experiment.student.shape is None:
         raise ConfigError("student: required by `raybrew distill`; give student.model or student.shape")
+    run = RunFolder.of(experiment, "distill", run_id)
     check_functions(experiment, reporter.say)
     shape = student_teacher(experiment, teacher_run)
     tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]
     tokens = student_tokens(experiment, shape, [(task.view, task.rows.training) for task in tasks], reporter.say)
-    run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
         finished = run.summary()
         done = finished is not None and (run.has_student or not needs_student)

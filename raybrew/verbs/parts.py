@@ -29,7 +29,7 @@ from raybrew.models.students import build_student, new_model
 from raybrew.models.theseus import Hybrid
 from raybrew.tasks.scores import RowScores
 from raybrew.training.context import Context
-from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
+from raybrew.training.encoded import EncodedProgram, Trainee, build_order, check_room, total_steps
 from raybrew.training.evaluation import Asked, compute_logits, measure_rows
 from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
 from raybrew.training.parallel import shard
@@ -238,6 +238,7 @@ def _loader(
     ends: Sequence[int],
 ) -> StepLoader:
     task, training = task_of(part.view), part.inputs.training
+    check_room(part.model, training.lengths, config, task.masking, context.device, context.world_size)
     return StepLoader(
         training,
         order,

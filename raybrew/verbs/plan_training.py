@@ -24,7 +24,7 @@ from raybrew.models.students import build_student
 from raybrew.models.theseus import Hybrid
 from raybrew.signals import LOGITS, Signal
 from raybrew.tasks.base import Task
-from raybrew.training.encoded import build_order, total_steps
+from raybrew.training.encoded import build_order, check_room, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 from raybrew.verbs.amounts import token_columns
@@ -86,6 +86,7 @@ def step_seconds(
 ) -> float:
     """Seconds of forward, backward and optimizer over one global batch, the mean over batches of all lengths."""
     config = view.train
+    check_room(student, lengths, config, task_of(view).masking, device, config.worker_range[1])
     model = student.to(device).train()
     precision = Precision(pick_precision(config.precision, device), device)
     optimizer = build_optimizer([model], config)

@@ -33,13 +33,15 @@ def predict(
     """Predictions for the rows of `source` (any format that `data.train` may have; labels are ignored), in its order.
 
     Each is the row's content with what the task predicts: README, "Tasks", lists it. `task` chooses one of several.
-    Messages call the source `name`, by default its path.
+    Messages call the source `name`, by default its path; what has such a name is a pipe, in UTF-8.
     """
     reporter = reporter or QuietReporter()
     view = choose_task(experiment, task)
     chosen = pick_model(experiment, model, run_id, task)
     view = view.model_copy(update={"data": data_of(view.data, source, "unlabeled")})
     data, kind = view.data, task_of(view)
+    if name is not None:
+        data = data.model_copy(update={"encoding": None})  # of the experiment's files
     labels = labels_of_model(chosen, kind)
     try:
         rows = load_rows(data, "unlabeled", kind, labels, name=name)

@@ -33,12 +33,35 @@ with ray_runtime("test", num_cpus=1):
 print(json.dumps(found))
 """
 
+#: Trains with two workers, and prints where they listen.
+WORKERS = """
+import json, tempfile
+from pathlib import Path
+from raybrew.config.train import TrainConfig
+from raybrew.training.launch import launch
 
-def listening(**environment: str) -> list[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
+def job(spec, context):
+    import psutil
+    from torch import distributed as dist
+
+    group = dist.new_group(backend="gloo")
+    dist.barrier(group)
+    found = [place.laddr.ip for place in psutil.Process().net_connections("inet") if place.status == psutil.CONN_LISTEN]
+    return {"found": [[f"worker {rank}", ip] for rank, ips in enumerate(context.gather(found)) for ip in ips]}
+
+with tempfile.TemporaryDirectory() as folder:
+    config = TrainConfig(workers=2, cpus_per_worker=0.5, threads=1)
+    print(json.dumps(launch(job, {}, config, Path(folder), lambda line: None)["found"]))
+"""
+
+
+def listening(
+    program: str = PROGRAM, **environment: str
+) -> list[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
     """(process, address) of all that listens."""
     without = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAYBREW_NODE_IP")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**without, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env={**without, **environment}, capture_output=True, text=True, check=True
     )
     found = []
     for name, text in json.loads(done.stdout.splitlines()[-1]):
@@ -50,6 +73,12 @@ def listening(**environment: str) -> list[tuple[str, ipaddress.IPv4Address | ipa
 def test_a_local_ray_listens_on_the_loopback_interface() -> None:
     found = listening()
     assert {"gcs_server", "raylet"} <= {name for name, _ in found}
+    assert [(name, str(address)) for name, address in found if not address.is_loopback] == []
+
+
+def test_workers_of_a_local_ray_find_each_other_on_the_loopback_interface() -> None:
+    found = listening(WORKERS)
+    assert {name for name, _ in found} == {"worker 0", "worker 1"}
     assert [(name, str(address)) for name, address in found if not address.is_loopback] == []
 
 

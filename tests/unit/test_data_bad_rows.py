@@ -142,7 +142,7 @@ WHOLE_FILES = {
     "column twice": ("r.csv", b"text,text,label\na,b,c\n", "column 'text' occurs more than once"),
     "header not utf-8": ("r.csv", b"text,labe\xe9\na,b\n", "the header is not UTF-8"),
     "tsv header not utf-8": ("r.tsv", b"text\tlabe\xe9\na\tb\n", "the header is not UTF-8"),
-    "utf-16": ("r.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+    "utf-16": ("r.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16 text; set data.encoding=utf-16, or save"),
     "broken json array": ("r.json", b'[{"text": "a", "label": 1},\n{"text": ', "begins as a JSON array, but is none"),
     "json without names": ("r.json", b'[["a", 1], ["b", 2]]', "a list of lists, whose columns have no names"),
     "json without rows": ("r.json", b'{"a": {"b": 1},\n"c": 2}', "no column 'text', 'label'"),

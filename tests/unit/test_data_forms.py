@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from test_data_formats import column, failure, load, write_jsonl
 
-from raybrew.config import Columns, DataConfig, Experiment, QAConfig
+from raybrew.config import ClassificationConfig, Columns, DataConfig, Experiment, QAConfig
 from raybrew.config.base import identity_of
 from raybrew.config.loading import build_experiment
+from raybrew.data import text
 from raybrew.data.rows import load_rows
+from raybrew.data.sources import open_source, resolve_source
 from raybrew.errors import ConfigError
 from raybrew.tasks.base import Labels, build_task
 
@@ -182,3 +185,74 @@ def test_delimiter_and_header_are_for_their_formats() -> None:
 def test_what_is_not_given_is_no_part_of_the_identity() -> None:
     assert not {"delimiter", "header"} & set(identity_of(DataConfig(train="a.csv")))
     assert {"delimiter", "header"} < set(identity_of(DataConfig(train="a.csv", delimiter=";", header=("a", "b"))))
+
+
+ENCODED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "csv": ("r.csv", "text,label\r\ncafé – ß,neg\r\nb,pos\r\n", {}),
+    "csv, declared": ("r.csv", "sep=;\r\ntext;label\r\ncafé – ß;neg\r\nb;pos\r\n", {}),
+    "tsv": ("r.tsv", "text\tlabel\ncafé – ß\tneg\nb\tpos\n", {}),
+    "json lines": ("r.jsonl", '{"text": "café – ß", "label": "neg"}\n{"text": "b", "label": "pos"}\n', {}),
+    "json array": ("r.json", '[{"text": "café – ß",\n "label": "neg"}, {"text": "b", "label": "pos"}]', {}),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("case", ENCODED)
+def test_text_in_another_encoding(
+    case: str, encoding: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, content, options = ENCODED[case]
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    data = content.encode(encoding)
+    path.write_bytes(gzip.compress(data) if packed else data)
+    if encoding == "cp1252":
+        assert "data.encoding" in failure(path, **options)
+    for size in (text._BUFFER_BYTES, 17):  # also where a character lies across two buffers
+        monkeypatch.setattr(text, "_BUFFER_BYTES", size)
+        found = load(path, encoding=encoding, **options)
+        assert column(found, "text") == ["café – ß", "b"]
+
+
+def test_a_row_that_is_not_utf8_is_one_bad_row_also_the_first(tmp_path: Path) -> None:
+    rows = [b'{"text": "caf\xe9", "label": "neg"}', b'{"text": "a", "label": "neg"}', b'{"text": "b", "label": "pos"}']
+    (tmp_path / "r.jsonl").write_bytes(b"\n".join(rows))
+    assert column(load(tmp_path / "r.jsonl", on_bad_row="skip"), "text") == ["a", "b"]
+
+
+def test_conll_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "r.conll").write_bytes("Łódź B-LOC\nist O\n".encode("iso-8859-2"))
+    (source,) = open_source(resolve_source(str(tmp_path / "r.conll"), "auto", "train"), encoding="iso-8859-2")
+    ((_, _, row),) = source.rows(("tokens", "tags"))
+    assert row == {"tokens": ["Łódź", "ist"], "tags": ["B-LOC", "O"]}
+
+
+def test_bytes_that_are_not_of_the_encoding_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes(b"text,label\na\x81,neg\n")
+    message = failure(tmp_path / "r.csv", encoding="cp1252")
+    assert str(tmp_path / "r.csv") in message
+    assert "not cp1252" in message
+    assert "data.encoding" in message
+
+
+@pytest.mark.parametrize("given", ["windows", "base64", "undefined", ""])
+def test_an_encoding_is_one_that_python_knows(given: str) -> None:
+    with pytest.raises(ValueError, match="such as cp1252"):
+        DataConfig(encoding=given)
+
+
+def test_an_encoding_is_for_text_and_part_of_a_run_where_it_is_set(tmp_path: Path) -> None:
+    values = {"name": "x", "data": {"train": "a/b", "encoding": "cp1252", "format": "parquet"}}
+    with pytest.raises(ConfigError, match=r"data\.encoding: given with data\.format=parquet"):
+        build_experiment({**values, "student": {"model": "a/b"}})
+    assert "encoding" not in identity_of(DataConfig(train="a.csv", encoding="UTF8"))
+    assert identity_of(DataConfig(train="a.csv", encoding="windows-1252"))["encoding"] == "cp1252"
+
+
+def test_rows_that_were_kept_are_of_their_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybrew.data.row_cache._WORTH_BYTES", 0)
+    (tmp_path / "r.csv").write_bytes(b"text,label\n\xe9,neg\nb,pos\n")
+    task = build_task(ClassificationConfig(), Columns())
+    for encoding, letter in (("cp1252", "é"), ("cp1251", "й"), ("cp1252", "é")):
+        data = DataConfig(train=str(tmp_path / "r.csv"), encoding=encoding)
+        assert column(load_rows(data, "train", task, cache=tmp_path / "cache"), "text") == [letter, "b"]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sweep_helpers import base, conductor_of, drive
 
+import raybrew
 from raybrew.cli.main import main
 from raybrew.config import DistillConfig, Experiment, TeacherConfig, TrackingConfig
 from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.errors import ConfigError, DataError, StoreError
+from raybrew.exports.hub import check_push
+from raybrew.jobs.handle import JobHandle
 from raybrew.records.runs import load_run
 from raybrew.records.sweeps import load_sweep
 from raybrew.secrets import scrub, secret_in
@@ -136,7 +140,7 @@ def test_a_run_is_read_again_as_it_was_written(tmp_path: Path, monkeypatch: pyte
     run = RunFolder.of(experiment, "distill")
     run.prepare(experiment, "distill", {}, f"raybrew distill --api-key abc {PRIVATE}")
     run.finish({"verb": "distill", "note": "corpus-of-2024/a.tsv"})
-    monkeypatch.setenv("ANOTHER_KEY", "corpus-of-2024")
+    monkeypatch.setenv("ANOTHER_SECRET", "corpus-of-2024")
     record = load_run(run.path)
     assert record.config["data"]["train"] == "corpus-of-2024/a.tsv"
     assert (record.summary or {})["note"] == "corpus-of-2024/a.tsv"
@@ -197,8 +201,22 @@ def test_the_experiments_of_the_project_hold_nothing_that_would_be_scrubbed(repo
     [
         ("WANDB_API_KEY", "0123456789", True),
         ("AWS_SECRET_ACCESS_KEY", "/starts/as/a/path/x", True),
-        ("GITHUBTOKEN", "0123456789", True),
+        ("GITHUBTOKEN", "0123456789ab", True),
+        ("SOME_TOKEN", "aB3dE5gH7jK9", True),
+        ("SOME_KEY", "3f2504e0-4f89-41d3-9a0c-0305e82c3301", True),
+        ("SOME_KEY", "qwertyuiopasdfghjklz", True),
+        ("SOME_API_KEY", "three-plain-words", True),
+        ("SOME_PASSWORD", "correct horse battery staple", True),
+        ("SOME_PASSWORD", "/not/there/at/all", True),
         ("DB_PASSWORD", "0123456789", True),
+        ("MY_TOKEN", "/home/someone/corpora/v2", False),
+        ("MY_TOKEN", "C:\\Users\\Someone", False),
+        ("MY_TOKEN", "reviews-of-2024", False),
+        ("MY_KEY", "distilbert-base-uncased", False),
+        ("MAX_TOKENS", "100000000", False),
+        ("TOKEN_RATE", "0.000000125", False),
+        ("USE_SECRETS", "disabled", False),
+        ("DB_PASSWORD", "postgres", False),
         ("SSH_KEY_DIR", "0123456789", False),
         ("RAY_AUTH_TOKEN_PATH", "0123456789", False),
         ("KEYCLOAK_HOME", "0123456789", False),
@@ -223,6 +241,36 @@ def test_the_name_of_a_run_is_no_secret(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="--run-id") as caught:
             RunFolder.of(experiment, "distill", name)
         assert PRIVATE not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["finetune", "distill", "evaluate", "predict"])
+def test_the_name_of_a_run_is_checked_before_anything_is_read(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, str(tmp_path / "not-there.yaml"), "--run-id", PRIVATE])
+    assert ended.value.code == 3
+    said = capsys.readouterr().err
+    assert "--run-id: holds what looks like a secret" in said
+    assert "SOME_API_KEY" in said
+    assert PRIVATE not in said
+
+
+def test_the_name_of_a_run_is_checked_from_python_before_models_load(tmp_path: Path) -> None:
+    experiment = build_experiment({**GOOD, "store": {"storage_path": str(tmp_path)}}, check_files=False)
+    with pytest.raises(ConfigError, match="--run-id"):
+        raybrew.distill(experiment, run_id=PRIVATE)
+
+
+def test_the_name_of_a_repository_is_no_secret(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--push") as caught:
+        check_push(f"owner/{PRIVATE}")
+    assert PRIVATE not in str(caught.value)
+
+
+def test_the_address_of_a_cluster_is_shown_without_its_password() -> None:
+    client = SimpleNamespace(address="http://user:word@head:8265")
+    assert JobHandle("job", client).address == "http://***@head:8265"  # type: ignore[arg-type]
 
 
 def test_usage_errors_do_not_repeat_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
