@@ -109,7 +109,9 @@ class _Door:
         secret = secret_in(value, name, self._variables)
         if secret is not None:
             # Not repeated: it would reach a log.
-            return self._refuse(key, f"holds what looks like a secret ({secret}); remove it, and give it in the environment", "secret")
+            return self._refuse(
+                key, f"holds what looks like a secret ({secret}); remove it, and give it in the environment", "secret"
+            )
         return value
 
     def _refuse(self, key: str, message: str, code: ProblemCode = "value") -> str:
