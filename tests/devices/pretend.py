@@ -19,7 +19,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -133,8 +133,8 @@ class _OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Outside an Accelerator, such as in a thread of autograd.
-        return _run(None, func, args, kwargs or {})
+        # In a thread that an Accelerator was not entered in.
+        return _run(_active[-1] if _active else None, func, args, kwargs or {})
 
 
 class Accelerator(TorchDispatchMode):
@@ -169,6 +169,15 @@ class Accelerator(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(self, func, args, kwargs or {})
 
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Within, what an operation is taken apart into is seen."""
+        super().__enter__()
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)
+
     def note_wait(self, operation: str) -> None:
         self.waits.append(Wait(site_of(sys._getframe()), operation))
 
@@ -181,7 +190,7 @@ def values_of(tensor: Tensor) -> Tensor:
 def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if torch.is_inference_mode_enabled() and func._can_decompose():
         # There, operations come here before they are taken apart.
-        with mode or contextlib.nullcontext():
+        with contextlib.nullcontext() if mode is None else mode.again():
             taken_apart = func.decompose(*args, **kwargs)
         if taken_apart is not NotImplemented:
             return taken_apart
@@ -277,11 +286,17 @@ def _waits(packet: Any, args: Any, kwargs: dict[str, Any], on_host: list[Tensor]
 def site_of(frame: FrameType | None) -> str:
     """The innermost function of raybrew in or around `frame`: `training/window.py:check`; `test` outside raybrew."""
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(_SOURCES):
-            return f"{name[len(_SOURCES) :]}:{frame.f_code.co_name}"
+        site = _site_of_code(frame.f_code)
+        if site is not None:
+            return site
         frame = frame.f_back
     return "test"
+
+
+@functools.cache
+def _site_of_code(code: CodeType) -> str | None:
+    name = code.co_filename
+    return f"{name[len(_SOURCES) :]}:{code.co_name}" if name.startswith(_SOURCES) else None
 
 
 def _cast(value: Any, chosen: torch.dtype) -> Any:
@@ -341,7 +356,19 @@ def _register() -> tuple[torch.library.Library, ...]:
     ):
         for operation in _overloads(names):
             library.impl(operation, _with_types(operation, choose))
-    return others, library
+    return others, library, _factories()
+
+
+def _factories() -> torch.library.Library:
+    """New tensors on the device in threads that no Accelerator was entered in."""
+
+    def made(operation: Any) -> Callable[..., Tensor]:
+        return lambda *args, device=None, pin_memory=None, **kwargs: _OnDevice(operation(*args, **kwargs))
+
+    library = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    for operation in (aten.empty.memory_format, aten.empty_strided.default):
+        library.impl(operation, made(operation))
+    return library
 
 
 _register()
