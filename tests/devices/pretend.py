@@ -33,6 +33,7 @@ __all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "site_o
 
 _NAME = "pretend"
 _SOURCES = str(Path(raybrew.__file__).parent) + "/"
+_SEQUENCES = (list, tuple)
 aten = torch.ops.aten
 
 #: Operations whose value or shape the host reads from the device.
@@ -246,7 +247,7 @@ def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any])
 
 def _leaves(value: Any) -> Iterator[Any]:
     """What arguments of an operation are made of; torch's own walk of trees takes most of a test's time."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, _SEQUENCES):
         for each in value:
             yield from _leaves(each)
     elif isinstance(value, dict):
@@ -256,8 +257,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(change, each) for each in value)
+    if isinstance(value, _SEQUENCES):
+        return type(value)([_mapped(change, each) for each in value])
     if isinstance(value, dict):
         return {name: _mapped(change, each) for name, each in value.items()}
     return change(value)

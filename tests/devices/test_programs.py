@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import CPU, LABELS, STEPS, Project, distil_on, refuse_waits, watch, weights_of
+from commands import CPU, LABELS, Project, distil_on, refuse_waits, watch, weights_of
 from machines import half_precision
 from tiny_runs import gap
 
@@ -182,7 +182,8 @@ def test_programs(project: Project, name: str) -> None:
     refuse_waits(watched, waits_in_steps(name))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+#: Stored signals, several tasks' steps and ways to train have the losses of the others.
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if not name.endswith("stored") and "trained" not in name])
 def test_losses_are_float32(project: Project, name: str) -> None:
     experiment = PROGRAMS[name](project)
     few = {} if experiment.distill.stages else {"max_steps": 2}
