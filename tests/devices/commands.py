@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from family_models import FAMILY_MODELS, OTHER_MODELS, rows_of, save_family_teacher, without_latency
-from machines import refuse_others, waits_by_site
-from pretend import DEVICE, Accelerator, values_of
+from machines import refuse_others
+from pretend import DEVICE, Accelerator, Wait, values_of
 from safetensors.torch import load_file
 
 import raybrew
@@ -155,7 +155,7 @@ class Watched:
 
     run: RunResult
     accelerator: Accelerator
-    in_steps: Counter[str]
+    in_steps: list[Wait]
 
 
 def watch(experiment: Experiment, watch_types: bool = False) -> Watched:
@@ -170,14 +170,18 @@ def watch(experiment: Experiment, watch_types: bool = False) -> Watched:
 
         patch.setattr(EncodedProgram, "start_step", marked)
         run = distil_on(DEVICE, experiment)
-    steps = accelerator.waits[marks[0] : marks[-1]]
-    return Watched(run, accelerator, Counter(wait.site for wait in steps))
+    return Watched(run, accelerator, accelerator.waits[marks[0] : marks[-1]])
 
 
-def refuse_waits(watched: Watched, listed: Collection[str] = ()) -> None:
-    """AssertionError for waits in steps that are not `listed`, or listed and not there, and for unknown ones."""
-    sites = waits_by_site(watched.accelerator)
+def refuse_waits(watched: Watched, listed: Collection[str] = (), within: Collection[str] = ()) -> None:
+    """AssertionError for waits in steps that are not `listed`, or listed and not there, and for unknown ones.
+
+    Functions of transformers that are named in `within` may wait.
+    """
+    waits = [wait for wait in watched.accelerator.waits if wait.within not in within]
+    sites = {wait.site for wait in waits} - {"test"}
     refuse_others(sites, {**MOVING, **NOW_AND_THEN, **dict.fromkeys(listed, "")})
-    assert set(listed) <= set(sites)
-    often = {site for site, count in watched.in_steps.items() if count >= STEPS - 1}
-    refuse_others(often, dict.fromkeys(listed, ""))
+    assert set(listed) <= sites
+    assert set(within) <= {wait.within for wait in watched.accelerator.waits}
+    often = Counter(wait.site for wait in watched.in_steps if wait.within not in within)
+    refuse_others({site for site, count in often.items() if count >= STEPS - 1}, dict.fromkeys(listed, ""))

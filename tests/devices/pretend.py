@@ -23,6 +23,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -33,6 +34,7 @@ __all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "site_o
 
 _NAME = "pretend"
 _SOURCES = str(Path(raybrew.__file__).parent) + "/"
+_TRANSFORMERS = str(Path(transformers.__file__).parent) + "/"
 _SEQUENCES = (list, tuple)
 aten = torch.ops.aten
 
@@ -78,10 +80,14 @@ class MixedDevicesError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """The host waited for the device in `site`, a file and function of raybrew, by `operation`."""
+    """The host waited for the device in `site`, a file and function of raybrew, by `operation`.
+
+    `within` is the innermost function of transformers around it, empty without one.
+    """
 
     site: str
     operation: str
+    within: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +186,8 @@ class Accelerator(TorchDispatchMode):
             super().__exit__(None, None, None)
 
     def note_wait(self, operation: str) -> None:
-        self.waits.append(Wait(site_of(sys._getframe()), operation))
+        frame = sys._getframe()
+        self.waits.append(Wait(site_of(frame), operation, _within(frame)))
 
 
 def values_of(tensor: Tensor) -> Tensor:
@@ -225,7 +232,7 @@ def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any])
 
     plain_args, plain_kwargs = _mapped(below, args), _mapped(below, kwargs)
     plain_kwargs.pop("pin_memory", None)
-    result = func(*plain_args, **plain_kwargs)
+    result = _LACKING.get(packet, func)(*plain_args, **plain_kwargs)
     to_host = any(each.type == "cpu" for each in wanted)
     if packet is aten.copy_ and not isinstance(args[0], _OnDevice):
         return args[0]
@@ -243,6 +250,33 @@ def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any])
             return _OnDevice(value)
 
     return return_and_correct_aliasing(func, args, kwargs, _mapped(above, result))
+
+
+def _gru_cell(inputs: Tensor, states: Tensor, before: Tensor, *biases: Tensor | None) -> tuple[Tensor, Tensor]:
+    inputs, states = (
+        gates if bias is None else gates + bias
+        for gates, bias in zip((inputs, states), biases or (None, None), strict=True)
+    )
+    reset, update = (inputs + states).sigmoid().chunk(3, dim=1)[:2]
+    of_state = states.chunk(3, dim=1)[2]
+    new = (inputs.chunk(3, dim=1)[2] + reset * of_state).tanh()
+    return new + update * (before - new), torch.cat([reset, update, new, before, of_state], dim=1)
+
+
+def _gru_cell_backward(gradient: Tensor, kept: Tensor, has_bias: bool) -> tuple[Tensor | None, ...]:
+    reset, update, new, before, of_state = kept.chunk(5, dim=1)
+    of_new = gradient * (1 - update) * (1 - new.square())
+    of_update = gradient * (before - new) * (1 - update) * update
+    of_reset = of_new * of_state * (1 - reset) * reset
+    found = [torch.cat([of_reset, of_update, last], dim=1) for last in (of_new, of_new * reset)]
+    return *found, gradient * update, *(each.sum(dim=0) if has_bias else None for each in found)
+
+
+#: Operations that accelerators have and the CPU lacks.
+_LACKING = {
+    aten._thnn_fused_gru_cell: _gru_cell,
+    aten._thnn_fused_gru_cell_backward: _gru_cell_backward,
+}
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -292,6 +326,15 @@ def site_of(frame: FrameType | None) -> str:
             return site
         frame = frame.f_back
     return "test"
+
+
+def _within(frame: FrameType | None) -> str:
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_TRANSFORMERS):
+            return f"{name[len(_TRANSFORMERS) :]}:{frame.f_code.co_name}"
+        frame = frame.f_back
+    return ""
 
 
 @functools.cache
