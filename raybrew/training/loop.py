@@ -256,11 +256,17 @@ def train(
             weights = sent(objective.weights(0.0), device)
         known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
-            # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
-            wishes = [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
-            summed = context.add_up(torch.cat([known, torch.tensor(wishes, dtype=torch.float64, device=known.device)]))
-            denominators = program.denominators(summed[:-2])
-            stop, save_soon = summed[-2:].tolist()
+            # Wishes of any rank are exchanged, so that all ranks act on them in the same step. They travel with the
+            # counts, unless these are on a device, which the host would then wait for.
+            wishes = torch.tensor(
+                [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
+            ).double()
+            if known.device == wishes.device:
+                known, wishes = context.add_up(torch.cat([known, wishes])).split([len(known), len(wishes)])
+            else:
+                known, wishes = context.add_up(known), context.add_up(wishes)
+            denominators = program.denominators(known)
+            stop, save_soon = wishes.tolist()
             if stop:
                 save(batch.step)
                 raise Interrupted(f"stopped after step {batch.step} of {num_steps}; the state is saved")
