@@ -256,11 +256,9 @@ def train(
             weights = sent(objective.weights(0.0), device)
         known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
-            # Wishes of any rank are exchanged, so that all ranks act on them in the same step. They travel with the
-            # counts, unless these are on a device, which the host would then wait for.
-            wishes = torch.tensor(
-                [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
-            ).double()
+            # All ranks act on wishes of any in the same step. With counts on a device the host would wait for them.
+            wished = [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
+            wishes = torch.tensor(wished, dtype=torch.float64)
             if known.device == wishes.device:
                 known, wishes = context.add_up(torch.cat([known, wishes])).split([len(known), len(wishes)])
             else:
