@@ -60,7 +60,7 @@ def forward(
             **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
             output_hidden_states=bool(layers),
             return_dict=True,
-            **_without_cache(type(model)),
+            **_without_cache(type(model).forward),
         )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:
@@ -75,9 +75,9 @@ def forward(
 
 
 @functools.cache
-def _without_cache(kind: type[nn.Module]) -> dict[str, bool]:
+def _without_cache(method: Callable[..., Any]) -> dict[str, bool]:
     """Decoders such as GPT-2 keep a copy of all keys and values for tokens to come, of which there are none here."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(kind.forward).parameters else {}
+    return {"use_cache": False} if "use_cache" in inspect.signature(method).parameters else {}
 
 
 @contextlib.contextmanager

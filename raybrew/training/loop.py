@@ -260,7 +260,7 @@ def train(
             wished = [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
             wishes = torch.tensor(wished, dtype=torch.float64)
             if known.device == wishes.device:
-                known, wishes = context.add_up(torch.cat([known, wishes])).split([len(known), len(wishes)])
+                known, wishes = context.add_up(torch.cat([known, wishes])).tensor_split([len(known)])
             else:
                 known, wishes = context.add_up(known), context.add_up(wishes)
             denominators = program.denominators(known)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import raybrew
 
-__all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "site_of", "values_of"]
+__all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "held_on_device", "site_of", "values_of"]
 
 _NAME = "pretend"
 _SOURCES = str(Path(raybrew.__file__).parent) + "/"
@@ -193,6 +194,11 @@ class Accelerator(TorchDispatchMode):
 def values_of(tensor: Tensor) -> Tensor:
     """What is on the device, for a test to look at; no wait is noted."""
     return tensor.detach().held if isinstance(tensor, _OnDevice) else tensor.detach()
+
+
+def held_on_device() -> int:
+    """How many tensors of the device are referred to from anywhere."""
+    return sum(type(each) is _OnDevice for each in gc.get_objects())
 
 
 def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
