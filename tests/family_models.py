@@ -15,7 +15,15 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from raybrew.models.loading import AUTO_CLASSES
 
-__all__ = ["FAMILY_MODELS", "TEXTS", "make_tokenizer", "rows_of", "save_family_teacher", "without_latency"]
+__all__ = [
+    "FAMILY_MODELS",
+    "OTHER_MODELS",
+    "TEXTS",
+    "make_tokenizer",
+    "rows_of",
+    "save_family_teacher",
+    "without_latency",
+]
 
 TEXTS = (
     "The old man sat by the sea, waiting for the boat from Lisbon.",
@@ -59,6 +67,17 @@ FAMILY_MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
         # A window shorter than the rows, so that local layers do cut something off.
         "modernbert": ("modernbert", "bytes", {**_SIZES, "local_attention": 8, "global_attn_every_n_layers": 2}),
         "minilm": ("bert", "wordpiece", {**_SIZES, "hidden_size": 24, "intermediate_size": 96}),
+    }
+)
+
+#: Further architectures, in the same terms.
+OTHER_MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = MappingProxyType(
+    {
+        "albert": ("albert", "wordpiece", {**_SIZES, "embedding_size": 16}),
+        "camembert": ("camembert", "bytes", {**_SIZES, "max_position_embeddings": 130, "type_vocab_size": 1}),
+        "gpt2": ("gpt2", "bytes", {"n_layer": 4, "n_embd": 32, "n_head": 4, "n_positions": 128}),
+        "mpnet": ("mpnet", "wordpiece", {**_SIZES, "max_position_embeddings": 130}),
+        "xlm-roberta": ("xlm-roberta", "unigram", {**_SIZES, "max_position_embeddings": 130, "type_vocab_size": 1}),
     }
 )
 
@@ -108,7 +127,7 @@ def make_tokenizer(kind: str, folder: Path, size: int = 200, texts: tuple[str, .
 
 def save_family_teacher(name: str, folder: Path, task: str, labels: tuple[str, ...], seed: int = 0) -> str:
     """A model of the family `name` with the head of `task`, finished as far as its config says."""
-    model_type, kind, sizes = FAMILY_MODELS[name]
+    model_type, kind, sizes = {**FAMILY_MODELS, **OTHER_MODELS}[name]
     tokenizer = make_tokenizer(kind, folder)
     numbers = {
         "pad_token_id": 0,
@@ -134,6 +153,12 @@ def rows_of(task: str, path: Path, count: int = 12) -> str:
         text = TEXTS[number % len(TEXTS)]
         if task == "classification":
             rows.append({"text": f"{text} {number}", "label": ("no", "yes")[number % 2]})
+        elif task == "multilabel":
+            rows.append({"text": f"{text} {number}", "label": [[], ["no"], ["yes"], ["no", "yes"]][number % 4]})
+        elif task == "regression":
+            rows.append({"text": f"{text} {number}", "label": number / 4})
+        elif task == "masked_lm":
+            rows.append({"text": f"{text} {number}"})
         elif task == "tagging":
             words = [*text.split(), str(number)]
             tags = ["B-X" if word[0].isupper() else "O" for word in words]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -58,6 +60,7 @@ def forward(
             **{name: inputs[name] for name in MODEL_INPUTS if name in inputs},
             output_hidden_states=bool(layers),
             return_dict=True,
+            **_without_cache(type(model).forward),
         )
     result: dict[Signal, Tensor] = {}
     if LOGITS in request:
@@ -69,6 +72,12 @@ def forward(
             )
         result[signal] = outputs.hidden_states[signal.layer]
     return result | attention | pooled | tapped
+
+
+@functools.cache
+def _without_cache(method: Callable[..., Any]) -> dict[str, bool]:
+    """Decoders such as GPT-2 keep a copy of all keys and values for tokens to come, of which there are none here."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(method).parameters else {}
 
 
 @contextlib.contextmanager

@@ -256,11 +256,15 @@ def train(
             weights = sent(objective.weights(0.0), device)
         known, denominators, save_soon = program.counts(batch), None, False
         if known is not None:
-            # Wishes of any rank travel with the counts, so that all ranks act on them in the same step.
-            wishes = [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
-            summed = context.add_up(torch.cat([known, torch.tensor(wishes, dtype=torch.float64, device=known.device)]))
-            denominators = program.denominators(summed[:-2])
-            stop, save_soon = summed[-2:].tolist()
+            # All ranks act on wishes of any in the same step. With counts on a device the host would wait for them.
+            wished = [context.stop_requested(), time.monotonic() - saved_at > program.save_seconds]
+            wishes = torch.tensor(wished, dtype=torch.float64)
+            if known.device == wishes.device:
+                known, wishes = context.add_up(torch.cat([known, wishes])).tensor_split([len(known)])
+            else:
+                known, wishes = context.add_up(known), context.add_up(wishes)
+            denominators = program.denominators(known)
+            stop, save_soon = wishes.tolist()
             if stop:
                 save(batch.step)
                 raise Interrupted(f"stopped after step {batch.step} of {num_steps}; the state is saved")

@@ -14,7 +14,14 @@ from pretend import DEVICE, Accelerator, Seen, Wait, site_of, values_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Cuda", "device_of", "on_host", "on_machine", "refuse_others", "waits_by_site"]
+__all__ = ["Cuda", "device_of", "half_precision", "on_host", "on_machine", "refuse_others", "waits_by_site"]
+
+#: What moves numbers, or chooses among them, computes nothing: it may be given any type.
+MOVES = """
+_reshape_alias _unsafe_view alias argmax as_strided cat clone copy_ detach expand gather index index_select
+masked_fill narrow permute scatter select select_backward slice slice_backward split squeeze stack t transpose
+unbind unsqueeze view
+"""
 
 
 def device_of(machine: str) -> torch.device:
@@ -78,3 +85,14 @@ def refuse_others(found: Collection[str], listed: Mapping[str, str]) -> None:
     """AssertionError that names the sites that are not among those with a reason."""
     others = sorted(set(found) - set(listed))
     assert not others, f"the host waits for the device in {', '.join(others)}; avoid it, or list it with a reason"
+
+
+def half_precision(seen: list[Seen], folder: str = "losses/") -> set[tuple[str, str]]:
+    """Operations of losses that were given numbers of 16 bits."""
+    return {
+        (each.site, each.operation)
+        for each in seen
+        if each.site.startswith(folder)
+        and each.operation not in MOVES.split()
+        and any(kind in (torch.bfloat16, torch.float16) for kind in each.types)
+    }

@@ -16,23 +16,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import raybrew
 
-__all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "site_of", "values_of"]
+__all__ = ["DEVICE", "Accelerator", "MixedDevicesError", "Seen", "Wait", "held_on_device", "site_of", "values_of"]
 
 _NAME = "pretend"
 _SOURCES = str(Path(raybrew.__file__).parent) + "/"
+_TRANSFORMERS = str(Path(transformers.__file__).parent) + "/"
+_SEQUENCES = (list, tuple)
 aten = torch.ops.aten
 
 #: Operations whose value or shape the host reads from the device.
@@ -77,10 +81,14 @@ class MixedDevicesError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Wait:
-    """The host waited for the device in `site`, a file and function of raybrew, by `operation`."""
+    """The host waited for the device in `site`, a file and function of raybrew, by `operation`.
+
+    `within` is the innermost function of transformers around it, empty without one.
+    """
 
     site: str
     operation: str
+    within: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +141,8 @@ class _OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Outside an Accelerator, such as in a thread of autograd.
-        return _run(None, func, args, kwargs or {})
+        # In a thread that an Accelerator was not entered in.
+        return _run(_active[-1] if _active else None, func, args, kwargs or {})
 
 
 class Accelerator(TorchDispatchMode):
@@ -169,8 +177,18 @@ class Accelerator(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(self, func, args, kwargs or {})
 
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Within, what an operation is taken apart into is seen."""
+        super().__enter__()
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)
+
     def note_wait(self, operation: str) -> None:
-        self.waits.append(Wait(site_of(sys._getframe()), operation))
+        frame = sys._getframe()
+        self.waits.append(Wait(site_of(frame), operation, _within(frame)))
 
 
 def values_of(tensor: Tensor) -> Tensor:
@@ -178,10 +196,15 @@ def values_of(tensor: Tensor) -> Tensor:
     return tensor.detach().held if isinstance(tensor, _OnDevice) else tensor.detach()
 
 
+def held_on_device() -> int:
+    """How many tensors of the device are referred to from anywhere."""
+    return sum(type(each) is _OnDevice for each in gc.get_objects())
+
+
 def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if torch.is_inference_mode_enabled() and func._can_decompose():
         # There, operations come here before they are taken apart.
-        with mode or contextlib.nullcontext():
+        with contextlib.nullcontext() if mode is None else mode.again():
             taken_apart = func.decompose(*args, **kwargs)
         if taken_apart is not NotImplemented:
             return taken_apart
@@ -215,7 +238,7 @@ def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any])
 
     plain_args, plain_kwargs = _mapped(below, args), _mapped(below, kwargs)
     plain_kwargs.pop("pin_memory", None)
-    result = func(*plain_args, **plain_kwargs)
+    result = _LACKING.get(packet, func)(*plain_args, **plain_kwargs)
     to_host = any(each.type == "cpu" for each in wanted)
     if packet is aten.copy_ and not isinstance(args[0], _OnDevice):
         return args[0]
@@ -235,9 +258,36 @@ def _run(mode: Accelerator | None, func: Any, args: Any, kwargs: dict[str, Any])
     return return_and_correct_aliasing(func, args, kwargs, _mapped(above, result))
 
 
+def _gru_cell(inputs: Tensor, states: Tensor, before: Tensor, *biases: Tensor | None) -> tuple[Tensor, Tensor]:
+    inputs, states = (
+        gates if bias is None else gates + bias
+        for gates, bias in zip((inputs, states), biases or (None, None), strict=True)
+    )
+    reset, update = (inputs + states).sigmoid().chunk(3, dim=1)[:2]
+    of_state = states.chunk(3, dim=1)[2]
+    new = (inputs.chunk(3, dim=1)[2] + reset * of_state).tanh()
+    return new + update * (before - new), torch.cat([reset, update, new, before, of_state], dim=1)
+
+
+def _gru_cell_backward(gradient: Tensor, kept: Tensor, has_bias: bool) -> tuple[Tensor | None, ...]:
+    reset, update, new, before, of_state = kept.chunk(5, dim=1)
+    of_new = gradient * (1 - update) * (1 - new.square())
+    of_update = gradient * (before - new) * (1 - update) * update
+    of_reset = of_new * of_state * (1 - reset) * reset
+    found = [torch.cat([of_reset, of_update, last], dim=1) for last in (of_new, of_new * reset)]
+    return *found, gradient * update, *(each.sum(dim=0) if has_bias else None for each in found)
+
+
+#: Operations that accelerators have and the CPU lacks.
+_LACKING = {
+    aten._thnn_fused_gru_cell: _gru_cell,
+    aten._thnn_fused_gru_cell_backward: _gru_cell_backward,
+}
+
+
 def _leaves(value: Any) -> Iterator[Any]:
     """What arguments of an operation are made of; torch's own walk of trees takes most of a test's time."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, _SEQUENCES):
         for each in value:
             yield from _leaves(each)
     elif isinstance(value, dict):
@@ -247,8 +297,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(change, each) for each in value)
+    if isinstance(value, _SEQUENCES):
+        return type(value)([_mapped(change, each) for each in value])
     if isinstance(value, dict):
         return {name: _mapped(change, each) for name, each in value.items()}
     return change(value)
@@ -277,11 +327,26 @@ def _waits(packet: Any, args: Any, kwargs: dict[str, Any], on_host: list[Tensor]
 def site_of(frame: FrameType | None) -> str:
     """The innermost function of raybrew in or around `frame`: `training/window.py:check`; `test` outside raybrew."""
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(_SOURCES):
-            return f"{name[len(_SOURCES) :]}:{frame.f_code.co_name}"
+        site = _site_of_code(frame.f_code)
+        if site is not None:
+            return site
         frame = frame.f_back
     return "test"
+
+
+def _within(frame: FrameType | None) -> str:
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_TRANSFORMERS):
+            return f"{name[len(_TRANSFORMERS) :]}:{frame.f_code.co_name}"
+        frame = frame.f_back
+    return ""
+
+
+@functools.cache
+def _site_of_code(code: CodeType) -> str | None:
+    name = code.co_filename
+    return f"{name[len(_SOURCES) :]}:{code.co_name}" if name.startswith(_SOURCES) else None
 
 
 def _cast(value: Any, chosen: torch.dtype) -> Any:
@@ -341,7 +406,19 @@ def _register() -> tuple[torch.library.Library, ...]:
     ):
         for operation in _overloads(names):
             library.impl(operation, _with_types(operation, choose))
-    return others, library
+    return others, library, _factories()
+
+
+def _factories() -> torch.library.Library:
+    """New tensors on the device in threads that no Accelerator was entered in."""
+
+    def made(operation: Any) -> Callable[..., Tensor]:
+        return lambda *args, device=None, pin_memory=None, **kwargs: _OnDevice(operation(*args, **kwargs))
+
+    library = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    for operation in (aten.empty.memory_format, aten.empty_strided.default):
+        library.impl(operation, made(operation))
+    return library
 
 
 _register()

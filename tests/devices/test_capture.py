@@ -11,7 +11,7 @@ from machines import device_of, on_machine, refuse_others, waits_by_site
 from tiny_teacher import make_rows, make_teacher, task_of
 
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
-from raybrew.signals import parse_signal
+from raybrew.signals import Signal, parse_signal
 from raybrew.store.compute import Teacher
 
 REQUEST = tuple(
@@ -30,7 +30,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     return make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def captured(source: ModelSource, device: torch.device, element_type: str, precision: str) -> dict[str, np.ndarray]:
+def captured(
+    source: ModelSource,
+    device: torch.device,
+    element_type: str,
+    precision: str,
+    request: tuple[Signal, ...] = REQUEST,
+) -> dict[str, np.ndarray]:
     teacher = Teacher(
         load_model(source, "classification").eval(),
         load_tokenizer(source),
@@ -41,7 +47,7 @@ def captured(source: ModelSource, device: torch.device, element_type: str, preci
         64,
     )
     teacher.model.to(device)
-    tables = teacher.compute(teacher.encode(make_rows(12)), REQUEST)
+    tables = teacher.compute(teacher.encode(make_rows(12)), request)
     return {
         f"{signal}/{name}": flat(table.column(name)) for signal, table in tables.items() for name in table.column_names
     }

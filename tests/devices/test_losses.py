@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from machines import device_of, on_host, on_machine, refuse_others, waits_by_site
-from pretend import Seen
+from machines import device_of, half_precision, on_host, on_machine, refuse_others, waits_by_site
 from torch import Tensor
 
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
@@ -23,24 +22,6 @@ LENGTHS = torch.tensor([6, 3, 1, 4])
 
 #: Sites that make the host wait, and why that is right.
 LISTED = {"losses/own.py:__call__": "the count of a user's function is checked, in its first call"}
-
-#: What moves numbers, or chooses among them, computes nothing: it may be given any type.
-MOVES = """
-_reshape_alias _unsafe_view alias argmax as_strided cat clone copy_ detach expand gather index index_select
-masked_fill narrow permute scatter select select_backward slice slice_backward split squeeze stack t transpose
-unbind unsqueeze view
-"""
-
-
-def half_precision(seen: list[Seen], folder: str = "losses/") -> set[tuple[str, str]]:
-    """Operations of losses that were given numbers of 16 bits."""
-    return {
-        (each.site, each.operation)
-        for each in seen
-        if each.site.startswith(folder)
-        and each.operation not in MOVES.split()
-        and any(kind in (torch.bfloat16, torch.float16) for kind in each.types)
-    }
 
 
 def masks() -> dict[str, Tensor]:

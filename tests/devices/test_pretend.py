@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 from machines import Cuda, waits_by_site
-from pretend import DEVICE, Accelerator, MixedDevicesError, values_of
+from pretend import DEVICE, Accelerator, MixedDevicesError, held_on_device, values_of
 from torch import Tensor, nn
 
 
@@ -91,6 +92,16 @@ def test_mixed_devices_are_errors() -> None:
                 mixed()
         with pytest.raises(MixedDevicesError):
             moved.numpy()
+
+
+def test_what_is_referred_to_is_counted() -> None:
+    gc.collect()
+    before = held_on_device()
+    with Accelerator():
+        kept = [torch.ones(2).to(DEVICE), torch.ones(2).to(DEVICE)]
+        assert held_on_device() == before + 2
+        kept.pop()
+        assert held_on_device() == before + 1
 
 
 def test_views_share_and_gradients_flow() -> None:
