@@ -411,7 +411,8 @@ def _missing_data(data: DataConfig) -> list[Problem]:
     problems = []
     for key in ("train", "eval", "test", "unlabeled"):
         source = getattr(data, key)
-        if source is None or data.format == "hub" or (key == "test" and data.test_share is not None):
+        is_text = isinstance(source, str)  # rows of Python's lie in no file yet
+        if not is_text or data.format == "hub" or (key == "test" and data.test_share is not None):
             continue
         meant_as_file = source.startswith(("/", ".", "~")) or source.lower().endswith(_FILE_ENDINGS)
         if meant_as_file and not exists(source) and not exists(source.rsplit(":", 1)[0]):

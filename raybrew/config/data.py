@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.base import MAX_COUNT, NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.rows import Rows, table_name
 
-__all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig"]
+__all__ = ["FILE_ENDINGS", "FORMATS", "SOURCES", "Columns", "DataConfig"]
+
+#: Keys that name rows.
+SOURCES = ("train", "eval", "test", "unlabeled")
 
 #: What `data.format` may say; `auto` goes by the file name.
 FORMATS = ("auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub")
@@ -31,6 +35,12 @@ FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+
+#: A file, a folder, a hub name, or rows of Python's, in whose place an experiment holds the path of their file.
+if TYPE_CHECKING:
+    RowSource: TypeAlias = Any
+else:
+    RowSource = Annotated[str | Rows, BeforeValidator(Rows.of)]
 
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
@@ -59,17 +69,21 @@ class Columns(Section):
 
 
 class DataConfig(Section):
-    """Source rows: CSV, TSV, JSON, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name."""
+    """Source rows: CSV, TSV, JSON, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name.
 
-    train: str | None = None
+    From Python also rows: a `datasets.Dataset`, a pandas or Arrow table, a list of dicts. The experiment writes them to
+    a file in `cache`, named by their content, which alone is their identity.
+    """
+
+    train: RowSource | None = None
     """Labelled rows to train on: a file, a folder, or a hub name such as `glue/sst2`, optionally `:split`."""
-    eval: str | None = None
+    eval: RowSource | None = None
     """Labelled rows that choose the best checkpoint and, in a sweep, the best student."""
-    test: str | None = Field(default=None, json_schema_extra=WHEN_SET)
+    test: RowSource | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Labelled rows that choose nothing: teacher, students and controls are scored on them once, at the end. A source
     like `eval`, or a share of `train` such as `10%`, which nothing is trained on. The share holds the same rows for
     every seed and every order of the file, and grows with the percentage."""
-    unlabeled: str | None = None
+    unlabeled: RowSource | None = None
     """Further rows that need no labels; the teacher's outputs are their targets. Without `train` they are
     all there is."""
     format: Literal["auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub"] = "auto"
@@ -94,11 +108,11 @@ class DataConfig(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     """`error` stops at bad rows, naming file, row and column; `skip` counts and lists what was left out."""
     cache: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
-    """Folder for encoded rows. Default: `<store.storage_path>/.cache`."""
+    """Folder for encoded rows, and for rows that were given in Python. Default: `<store.storage_path>/.cache`."""
 
     @field_validator("test")
     @classmethod
-    def _possible_share(cls, test: str | None) -> str | None:
+    def _possible_share(cls, test: str | Rows | None) -> str | Rows | None:
         share = _share_in(test)
         if share is not None and not 0 < share < 1:
             raise ValueError("a file, a folder, a hub name, or a share of data.train above 0% and below 100%")
@@ -127,7 +141,12 @@ class DataConfig(Section):
         """Rows of their own that only score a model are no part of what it is; a share of `train` is."""
         return name != "test" or self.test_share is not None
 
+    def identity_value(self, name: str) -> Any:
+        """Rows that were given in Python by their content alone, wherever their file lies."""
+        value = getattr(self, name)
+        return (table_name(value) or value) if name in SOURCES else value
 
-def _share_in(test: str | None) -> float | None:
-    found = _SHARE.fullmatch(test) if test is not None else None
+
+def _share_in(test: str | Rows | None) -> float | None:
+    found = _SHARE.fullmatch(test) if isinstance(test, str) else None
     return float(found[1]) / 100 if found is not None else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
@@ -48,8 +49,9 @@ else:
 
 
 class KDLossConfig(Section):
-    """The loss between student and teacher logits, and its options."""
+    """The loss between student and teacher logits, and its options. Its kind may stand for the section."""
 
+    short: ClassVar[str] = "kind"
     kind: KDLossName | FunctionName = "auto"
     """Which loss; `raybrew list losses` explains each. `auto`: ce, but bce for multilabel and mse for regression."""
     beta: float = Field(default=0.5, gt=0, lt=1)
@@ -120,9 +122,8 @@ class MatchConfig(Section):
         """Number of the first layer that has such a thing: 0 are the embeddings; None for what has no layers."""
         return {"hidden": 0, "pooled": None}.get(self.compares, 1)
 
-    @model_validator(mode="before")
     @classmethod
-    def _of_name(cls, value: Any) -> Any:
+    def long_form(cls, value: Any) -> Any:
         """A name alone as a match, and a match with `preset` with all that the name says."""
         if isinstance(value, str):
             value = {"preset": value}
@@ -208,8 +209,12 @@ class StageConfig(Section):
 
 
 class DistillConfig(Section):
-    """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match."""
+    """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match.
 
+    The name of a method may stand for the section.
+    """
+
+    short: ClassVar[str] = "method"
     method: (
         Literal[
             "kd",
@@ -252,6 +257,10 @@ class DistillConfig(Section):
     stages: Many[StageConfig] = Field(default=(), json_schema_extra=WHEN_SET)
     """Parts of training with losses of their own, such as [{share: 0.7, kd_weight: 0, matches: [...]}, {}]."""
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only what is given: what the method says goes without saying."""
+        return ((name, value) for name, value in super().__repr_args__() if name in self.model_fields_set)
+
     @property
     def parts(self) -> tuple[DistillConfig, ...]:
         """The losses of each stage; of all of training without stages."""
@@ -293,6 +302,7 @@ class DistillConfig(Section):
     @classmethod
     def _of_method(cls, value: Any, build: ModelWrapValidatorHandler[DistillConfig]) -> DistillConfig:
         """What the method says, under what is given; `model_fields_set` stays what is given."""
+        value = cls.long_form(value)
         method = value.get("method") if isinstance(value, dict) else None
         if not isinstance(method, str) or method not in METHODS:
             return build(value)

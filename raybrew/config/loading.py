@@ -7,26 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from raybrew.config.base import Section
+from raybrew.config.base import Section, given_values
 from raybrew.config.checks import check_sections
+from raybrew.config.data import SOURCES, DataConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.interpolation import resolved
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.overrides import apply_overrides
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems, shown
 from raybrew.config.reading import merged, read_yaml, shown_path
+from raybrew.config.rows import Rows
 from raybrew.config.space import check_sweep
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import check_judges
 from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.config.values import sound_values
+from raybrew.config.views import task_views
 from raybrew.errors import ConfigError
 from raybrew.secrets import HIDDEN
 
-__all__ = ["build_experiment", "dump_experiment", "load_experiment"]
+__all__ = ["build_experiment", "load_experiment"]
 
 #: Files that extend one another.
 _MAX_CHAIN = 20
@@ -49,7 +51,7 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
     """An experiment from plain values; ConfigError lists every problem, each with its dotted key."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: an experiment is a mapping of sections, given {type(values).__name__}")
-    values, unsound = sound_values(values)
+    values, unsound = sound_values(given_values(_with_rows(Experiment.long_form(values))))
     problems: list[Problem] = []
     parts: dict[str, Any] = {}
     for key, value in values.items():
@@ -85,7 +87,7 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
     # Of a value that no key takes, only that is said.
     problems = [problem for problem in problems if not any(_repeats(problem, said) for said in unsound)]
     raise_problems(source, [*unsound, *problems])
-    experiment = Experiment.model_validate(parts)
+    experiment = _with_kept_rows(Experiment.model_validate(parts))
     if experiment.sweep is not None:
         # The space last: each of its corners is a whole experiment.
         corner = functools.partial(build_experiment, check_files=check_files)
@@ -94,12 +96,45 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
     return experiment
 
 
-def dump_experiment(experiment: Experiment) -> str:
-    """The resolved experiment as YAML; `load_experiment` reads it back to an equal one."""
-    # A default would be a value that is given, which methods of a sweep's space contradict.
-    varies = experiment.sweep is not None and not {"distill", "distill.method"}.isdisjoint(experiment.sweep.space)
-    values = experiment.written() if varies else experiment.plain()
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+def _from_values(**values: Any) -> Experiment:
+    return build_experiment(values)
+
+
+Experiment.from_values = _from_values  # type: ignore[method-assign]
+
+
+def _with_rows(values: Any) -> Any:
+    """`values` with rows of Python's, wherever rows may be named, as Rows."""
+    if not isinstance(values, Mapping):
+        return values
+    found = dict(values)
+    if isinstance(data := found.get("data"), Mapping):
+        found["data"] = {key: Rows.of(value) if key in SOURCES else value for key, value in data.items()}
+    task = found.get("task")
+    if isinstance(task, Mapping) and isinstance(parts := task.get("tasks"), Mapping):
+        found["task"] = {**task, "tasks": {name: _with_rows(part) for name, part in parts.items()}}
+    return found
+
+
+def _with_kept_rows(experiment: Experiment) -> Experiment:
+    """`experiment` with the paths of their files in place of rows that were given in Python."""
+    kept: dict[str | None, DataConfig] = {}
+    for task, view in task_views(experiment).items():
+        key = "data" if task is None else f"task.tasks.{task}.data"
+        written = {
+            name: str(rows.write(view.cache_folder, f"{key}.{name}", view.data.cache is None))
+            for name in SOURCES
+            if isinstance(rows := getattr(view.data, name), Rows)
+        }
+        if written:
+            kept[task] = view.data.model_copy(update=written)
+    if not isinstance(experiment.task, MultiTaskConfig):
+        return experiment.model_copy(update={"data": kept[None]}) if kept else experiment
+    tasks = {
+        name: part.model_copy(update={"data": kept[name]}) if name in kept else part
+        for name, part in experiment.task.tasks.items()
+    }
+    return experiment.model_copy(update={"task": experiment.task.model_copy(update={"tasks": tasks})})
 
 
 def _unfit_task(value: Any) -> Problem | None:
@@ -171,5 +206,5 @@ class _Files:
         found: dict[str, Any] = {}
         for name in names:
             found = merged(found, self.read(path.parent / name, (*chain, absolute)))
-        self._read[absolute] = merged(found, values)
+        self._read[absolute] = merged(found, Experiment.long_form(values))
         return self._read[absolute]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -38,3 +39,11 @@ class MultiTaskConfig(Section):
     """What chooses the best checkpoint: the mean over tasks of each one's own `metric`."""
     tasks: dict[Name, TaskPart] = Field(min_length=2)
     """The tasks by name, each with the sections task, data and teacher, and with weight."""
+
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """As of any section, and of each task's own sections."""
+        value = super().long_form(value)
+        if isinstance(value, dict) and isinstance(value.get("tasks"), Mapping):
+            value["tasks"] = {name: TaskPart.long_form(part) for name, part in value["tasks"].items()}
+        return value

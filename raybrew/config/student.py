@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
 from raybrew.config.base import MAX_COUNT, WHEN_SET, Many, Section
+from raybrew.config.paths import exists
+from raybrew.config.problems import near_match
 
 __all__ = ["WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig"]
 
@@ -47,7 +49,7 @@ class VocabularyConfig(Section):
 
 
 class StudentConfig(Section):
-    """Either `model` or `shape`."""
+    """Either `model` or `shape`. The name of a shape, a folder or a hub name may stand for the section."""
 
     model: str | None = None
     """Folder or hub name of a Hugging Face model."""
@@ -67,3 +69,18 @@ class StudentConfig(Section):
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""
     vocabulary: VocabularyConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Trim tokenizer and word embeddings to the training rows: {} or {min_count: 2}."""
+
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """The name of a shape, else a folder or a hub name; what nearly is a shape's name is taken for a slip."""
+        if isinstance(value, ShapeConfig):
+            return {"shape": value, "model": None}
+        if not isinstance(value, str) or "${" in value:  # which stands for either
+            return super().long_form(value)
+        shapes = (*SHAPES, *RECURRENT_SHAPES)
+        if value in shapes:
+            return {"shape": value, "model": None}
+        near = near_match(value, shapes)
+        if near and "/" not in value and not exists(value, folder=True):
+            raise ValueError(f"a shape ({', '.join(shapes)}), a folder that exists, owner/name or {{model: ...}}{near}")
+        return {"model": value, "shape": None}

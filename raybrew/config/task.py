@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
@@ -27,7 +27,13 @@ __all__ = [
 ]
 
 
-class _LabelledConfig(Section):
+class _KindConfig(Section):
+    """What all tasks have: the kind alone may stand for the section."""
+
+    short: ClassVar[str] = "kind"
+
+
+class _LabelledConfig(_KindConfig):
     """What all tasks have whose labels are names."""
 
     labels: Many[str] | None = None
@@ -84,7 +90,7 @@ class MultilabelConfig(_LabelledConfig):
     """Evaluation metric that chooses the best checkpoint."""
 
 
-class RegressionConfig(Section):
+class RegressionConfig(_KindConfig):
     """One number for each sentence or pair, as the similarity of STS-B."""
 
     kind: Literal["regression"] = "regression"
@@ -95,7 +101,7 @@ class RegressionConfig(Section):
     """Evaluation metric that chooses the best checkpoint."""
 
 
-class QAConfig(Section):
+class QAConfig(_KindConfig):
     """Extractive question answering: the answer is a span of the context."""
 
     kind: Literal["qa"] = "qa"
@@ -121,7 +127,7 @@ class QAConfig(Section):
     """Evaluation metric that chooses the best checkpoint."""
 
 
-class MaskedLMConfig(Section):
+class MaskedLMConfig(_KindConfig):
     """Masked language modelling: hidden tokens of plain text are guessed, which is how encoders are pre-trained."""
 
     kind: Literal["masked_lm"] = "masked_lm"
@@ -181,6 +187,8 @@ _DEFAULT_KIND = "classification"
 
 
 def _kind_of(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
     return value.get("kind", _DEFAULT_KIND) if isinstance(value, Mapping) else getattr(value, "kind", None)
 
 

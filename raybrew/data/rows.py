@@ -13,6 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.config.data import DataConfig
+from raybrew.config.rows import table_name
 from raybrew.data.labels import Labeller, NoLabel
 from raybrew.data.records import BadRow, MissingColumnsError, RawRow
 from raybrew.data.row_cache import kept_rows
@@ -116,7 +117,8 @@ def load_rows(
         no_column = isinstance(error, MissingColumnsError) and error.missing == (task.label_column,)
         advice = _WITHOUT_LABELS[split] if no_column or isinstance(error, _NoLabelsError) else ""
         between = "" if not advice else "\n" if "\n" in str(error) else ". "
-        raise DataError(f"data.{split}: {error}{between}{advice}") from error.__cause__
+        where = "" if table_name(text) is not None else f"data.{split}: "  # which is what such rows are called
+        raise DataError(f"{where}{error}{between}{advice}") from error.__cause__
 
 
 def source_of(data: DataConfig, split: Split) -> str | None:

@@ -1,6 +1,8 @@
 """What a source text of `data` names: local files, a `save_to_disk` folder or a hub dataset, and readers for it.
 
-A text that exists on disk is local. One that does not, but looks like a path, is an error; all others are hub names.
+Rows that were given in Python are files of a name by which they are known, whatever `data.format` says of the others.
+Any other text that exists on disk is local. One that does not, but looks like a path, is an error; all others are hub
+names.
 `name:split` chooses a split or slice of a hub dataset or `save_to_disk` folder, as `datasets` writes them
 (`imdb:train[:10%]`).
 """
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from raybrew.config.data import FILE_ENDINGS
+from raybrew.config.rows import table_name
 from raybrew.data.hub import HubName, load_folder, load_hub, parse_hub_name
 from raybrew.data.records import RowReader
 from raybrew.errors import DataError
@@ -54,6 +57,10 @@ class Source:
 def resolve_source(text: str, data_format: str, key: str) -> Source:
     """What `text` of `data.<key>` names; looks at the disk, opens nothing. DataError names the absolute path tried."""
     base, split = text, None
+    if table_name(text) is not None:
+        if not _exists(text):
+            raise DataError(f"rows that were given in Python lie no longer in {Path(text).absolute()}; give them again")
+        return Source(f"data.{key}", ((Path(text).expanduser(), "arrow"),))
     if not _exists(text) and (found := _WITH_SPLIT.fullmatch(text)) is not None and "://" not in text:
         base, split = found["base"], found["split"]
     default = DEFAULT_SPLITS[key]
@@ -100,6 +107,8 @@ def open_source(source: Source, delimiter: str | None = None, header: Sequence[s
             opened.append(DatasetRows(source.name, load))
         else:
             opened.append(readers[kind](path))
+            if table_name(path.name) is not None:
+                opened[-1].name = source.name
     return tuple(opened)
 
 

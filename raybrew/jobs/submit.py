@@ -17,7 +17,7 @@ from typing import Any
 
 from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.checks import check_sections
-from raybrew.config.loading import dump_experiment, load_experiment
+from raybrew.config.loading import load_experiment
 from raybrew.config.problems import Problem, near_match, raise_problems
 from raybrew.config.reading import read_yaml
 from raybrew.config.views import task_views
@@ -102,7 +102,7 @@ def submit(
     name = f".raybrew/{config.name}.yaml"
     with tempfile.TemporaryDirectory(prefix="raybrew-") as scratch:
         package = Path(scratch) / "working_dir.zip"
-        size = write_zip(files, package, {name: dump_experiment(config)})
+        size = write_zip(files, package, {name: config.to_yaml()})
         say(
             f"sending {folder}: {len(files.sizes)} files, {files.bytes / 2**20:.1f} MiB, {size / 2**20:.1f} MiB "
             f"compressed, to {client.address}"

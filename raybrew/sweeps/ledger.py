@@ -11,10 +11,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from raybrew.errors import EnvironmentProblem, RunLocked
+from raybrew.files import make_storage
 from raybrew.records.ledger import LEDGER, read_ledger
 from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import MetricsLog
-from raybrew.training.run_folder import make_storage
 
 __all__ = ["Ledger"]
 
