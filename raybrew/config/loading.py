@@ -24,8 +24,9 @@ from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import check_judges
 from raybrew.config.task import TASK_CONFIGS, task_config_of
 from raybrew.config.values import sound_values
-from raybrew.config.views import task_views
+from raybrew.config.views import with_data
 from raybrew.errors import ConfigError
+from raybrew.files import make_storage
 from raybrew.secrets import HIDDEN
 
 __all__ = ["build_experiment", "load_experiment"]
@@ -118,23 +119,16 @@ def _with_rows(values: Any) -> Any:
 
 def _with_kept_rows(experiment: Experiment) -> Experiment:
     """`experiment` with the paths of their files in place of rows that were given in Python."""
-    kept: dict[str | None, DataConfig] = {}
-    for task, view in task_views(experiment).items():
-        key = "data" if task is None else f"task.tasks.{task}.data"
-        written = {
-            name: str(rows.write(view.cache_folder, f"{key}.{name}", view.data.cache is None))
-            for name in SOURCES
-            if isinstance(rows := getattr(view.data, name), Rows)
-        }
-        if written:
-            kept[task] = view.data.model_copy(update=written)
-    if not isinstance(experiment.task, MultiTaskConfig):
-        return experiment.model_copy(update={"data": kept[None]}) if kept else experiment
-    tasks = {
-        name: part.model_copy(update={"data": kept[name]}) if name in kept else part
-        for name, part in experiment.task.tasks.items()
-    }
-    return experiment.model_copy(update={"task": experiment.task.model_copy(update={"tasks": tasks})})
+
+    def kept(key: str, data: DataConfig) -> DataConfig:
+        rows = {name: value for name in SOURCES if isinstance(value := getattr(data, name), Rows)}
+        if rows and data.cache is None and experiment.data.cache is None:
+            make_storage(Path(experiment.store.storage_path))
+        folder = Path(data.cache) if data.cache else experiment.cache_folder
+        written = {name: str(value.write(folder, f"{key}.{name}")) for name, value in rows.items()}
+        return data.model_copy(update=written) if written else data
+
+    return with_data(experiment, kept)
 
 
 def _unfit_task(value: Any) -> Problem | None:

@@ -16,7 +16,7 @@ from pydantic_core import core_schema
 
 from raybrew.config.problems import shown
 from raybrew.errors import DataError, EnvironmentProblem, first_line
-from raybrew.files import make_storage, replacing
+from raybrew.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,8 +59,8 @@ class Rows:
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.is_instance_schema(cls)
 
-    def write(self, folder: Path, key: str, is_storage: bool = True) -> Path:
-        """The file of these rows in `folder`, written unless it is there; `is_storage`: one below a folder of runs.
+    def write(self, folder: Path, key: str) -> Path:
+        """The file of these rows in `folder`, written unless it is there.
 
         DataError, which names `key`, if there are none or a column holds values of several types; EnvironmentProblem
         if the file cannot be written.
@@ -72,8 +72,6 @@ class Rows:
         if path.is_file():
             return path
         try:
-            if is_storage:
-                make_storage(folder.parent)
             folder.mkdir(parents=True, exist_ok=True)
             with (
                 replacing(path) as new,

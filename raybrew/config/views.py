@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.multi_task import MultiTaskConfig, TaskPart
@@ -17,6 +18,7 @@ __all__ = [
     "task_views",
     "teacher_names",
     "teacher_views",
+    "with_data",
     "with_matches",
 ]
 
@@ -82,6 +84,18 @@ def matches_of_task(matches: tuple[MatchConfig, ...], task: str) -> tuple[MatchC
         elif match.teacher.split("/")[0] == task:
             found.append(match.model_copy(update={"teacher": match.teacher.partition("/")[2] or None}))
     return tuple(found)
+
+
+def with_data(experiment: Experiment, change: Callable[[str, DataConfig], DataConfig]) -> Experiment:
+    """`experiment` with what `change` makes of each section `data`, given its dotted key and the section."""
+    changed: dict[str, object] = {"data": change("data", experiment.data)}
+    if isinstance(experiment.task, MultiTaskConfig):
+        parts = {
+            name: part.model_copy(update={"data": change(f"task.tasks.{name}.data", part.data)})
+            for name, part in experiment.task.tasks.items()
+        }
+        changed["task"] = experiment.task.model_copy(update={"tasks": parts})
+    return experiment.model_copy(update=changed)
 
 
 def with_matches(
