@@ -15,10 +15,10 @@ import pyarrow as pa
 from raybrew.config import DataConfig, Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows, encode_rows, piece_fingerprint
+from raybrew.data.readers.sources import format_of
 from raybrew.data.row_cautions import SkippedRows
 from raybrew.data.row_checks import row_cautions
 from raybrew.data.rows import BadRow, RowSet, Split, load_rows, places_of, rows_beside
-from raybrew.data.sources import format_of
 from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.files import make_storage
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels

@@ -174,7 +174,7 @@ def test_mirrors_have_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_urls_in_other_arguments_are_not_repeated() -> None:
-    from raybrew.data.sources import resolve_source
+    from raybrew.data.readers.sources import resolve_source
     from raybrew.storage.open import open_storage
 
     for url in ("s3://AKEY:SEC/RET@bucket/x", "s3://AKEY@bucket/x"):

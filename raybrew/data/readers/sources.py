@@ -19,8 +19,8 @@ from types import MappingProxyType
 
 from raybrew.config.data import FILE_ENDINGS
 from raybrew.config.rows import table_name
-from raybrew.data.hub import HubName, load_folder, load_hub, parse_hub_name
-from raybrew.data.records import RowReader
+from raybrew.data.readers.hub import HubName, load_folder, load_hub, parse_hub_name
+from raybrew.data.readers.records import RowReader
 from raybrew.errors import DataError
 from raybrew.secrets import scrub
 
@@ -85,9 +85,9 @@ def open_source(source: Source, delimiter: str | None = None, header: Sequence[s
     `delimiter` is that of CSV files, `header` names the columns of CSV and TSV files without such a line.
     """
     # pyarrow takes a quarter second, which plain resolving must not cost.
-    from raybrew.data.columnar import ArrowFile, DatasetRows, ParquetFile
-    from raybrew.data.conll import ConllFile
-    from raybrew.data.text import CsvFile, JsonlFile, TsvFile
+    from raybrew.data.readers.columnar import ArrowFile, DatasetRows, ParquetFile
+    from raybrew.data.readers.conll import ConllFile
+    from raybrew.data.readers.text import CsvFile, JsonlFile, TsvFile
 
     if source.hub is not None:
         load = functools.partial(load_hub, source.hub, source.split or source.default_split, source.tried)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raybrew.data.records import BadRow, Record, first_line, not_utf8, require_columns
+from raybrew.data.readers.records import BadRow, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
 
 __all__ = ["ArrowFile", "DatasetRows", "ParquetFile"]
@@ -38,7 +38,7 @@ class ParquetFile:
         return _class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         file = _guarded(self.name, lambda: pq.ParquetFile(self.path))
         names = _guarded(self.name, lambda: file.schema_arrow.names)
         require_columns(self.name, names, columns)
@@ -60,7 +60,7 @@ class ArrowFile:
             return _class_names(reader.schema, column)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         with _guarded(self.name, self._open) as reader:
             names = _guarded(self.name, lambda: reader.schema.names)
             require_columns(self.name, names, columns)
@@ -99,7 +99,7 @@ class DatasetRows:
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         require_columns(self.name, self.dataset.column_names, columns)
         columns = _with_optional(columns, optional, self.dataset.column_names)
         tables = self.dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH_ROWS)
