@@ -46,7 +46,12 @@ _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 class Columns(Section):
-    """Names of the source columns. Each task reads some of them; one that the task does not read must not be given."""
+    """Names of the source columns. Each task reads some of them; one that the task does not read must not be given.
+
+    Example:
+        >>> raybrew.Columns(text="sentence", text_pair="other")
+        Columns(text='sentence', text_pair='other')
+    """
 
     text: str = "text"
     """Column of the (first) sentence; of classification, multilabel and regression."""
@@ -73,6 +78,10 @@ class DataConfig(Section):
 
     From Python also rows: a `datasets.Dataset`, a pandas or Arrow table, a list of dicts. The experiment writes them to
     a file in `cache`, named by their content, which alone is their identity.
+
+    Example:
+        >>> raybrew.Data(train="train.jsonl", eval="dev.jsonl", test="10%")
+        Data(train='train.jsonl', eval='dev.jsonl', test='10%')
     """
 
     train: RowSource | None = None

@@ -49,7 +49,12 @@ else:
 
 
 class KDLossConfig(Section):
-    """The loss between student and teacher logits, and its options. Its kind may stand for the section."""
+    """The loss between student and teacher logits, and its options. Its kind may stand for the section.
+
+    Example:
+        >>> raybrew.KDLoss("kl")
+        KDLoss(kind='kl')
+    """
 
     short: ClassVar[str] = "kind"
     kind: KDLossName | FunctionName = "auto"
@@ -75,6 +80,10 @@ class MatchConfig(Section):
     """One loss between intermediate layers, over all pairs of layers that `layers` names.
 
     TextBrewer's names, such as L3_hidden_mse, may stand for a whole match.
+
+    Example:
+        >>> raybrew.Match(loss="hidden_mse", layers="even", weight=0.5)
+        Match(loss='hidden_mse', weight=0.5)
     """
 
     loss: MatchLossName | FunctionName
@@ -176,6 +185,10 @@ class StageConfig(Section):
     """One part of training after another. Losses that are not given here are those of `distill`.
 
     The learning rate warms up and falls in each stage anew, and the optimizer starts afresh.
+
+    Example:
+        >>> raybrew.Stage(share=0.7, kd_weight=0, matches=[raybrew.Match("L3_hidden_mse")])
+        Stage(share=0.7, kd_weight=0.0, matches=(Match(loss='hidden_mse', preset='L3_hidden_mse'),))
     """
 
     name: Name | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
@@ -212,6 +225,10 @@ class DistillConfig(Section):
     """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match.
 
     The name of a method may stand for the section.
+
+    Example:
+        >>> raybrew.Distill(method="tinybert").parts[1].kd_weight
+        1.0
     """
 
     short: ClassVar[str] = "method"

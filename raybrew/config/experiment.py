@@ -143,8 +143,8 @@ class Experiment(Section):
             The path as text, or the YAML itself without one.
 
         Example:
-            >>> print(raybrew.Experiment(name="x", teacher="owner/model", student="T3").to_yaml()[:8])
-            name: x
+            >>> raybrew.Experiment(name="x", teacher="owner/model", student="T3").to_yaml().splitlines()[0]
+            'name: x'
         """
         # A default would be a value that is given, which methods of a sweep's space contradict.
         varies = self.sweep is not None and not {"distill", "distill.method"}.isdisjoint(self.sweep.space)

@@ -39,7 +39,19 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), check_files
     """The experiment in the YAML file `path`, with `section.key=value` overrides applied.
 
     `extends: other.yaml` (or a list) in a file is read first, relative to that file; later values win. Paths of data
-    and models are relative to the current folder. ConfigError lists every problem that was found.
+    and models are relative to the current folder.
+
+    Args:
+        path: The experiment file.
+        overrides: As on the command line: `train.seed=1`, `student=T6`.
+        check_files: Whether files and folders that the experiment names must exist.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or value is wrong. Lists all problems at once.
+
+    Example:
+        >>> raybrew.load_experiment("experiment.yaml", ["train.epochs=2", "student=T6"]).student
+        StudentConfig(shape='T6')
     """
     values = apply_overrides(_with_bases(Path(path)), overrides)
     return build_experiment(resolved(values, str(path)), source=str(path), check_files=check_files)
@@ -49,7 +61,22 @@ Experiment.from_yaml = load_experiment
 
 
 def build_experiment(values: Any, source: str = "experiment", check_files: bool = True) -> Experiment:
-    """An experiment from plain values; ConfigError lists every problem, each with its dotted key."""
+    """An experiment from the values that a file would hold; `raybrew.Experiment(...)` from keyword arguments.
+
+    Args:
+        values: Section by name, as the class of the section, a mapping, or in its short form.
+        source: What errors call the experiment.
+        check_files: Whether files and folders that the experiment names must exist.
+
+    Raises:
+        ConfigError: A key or value is wrong. Lists all problems at once, each with its dotted key.
+        DataError: Rows from Python that make no table.
+        EnvironmentProblem: Rows cannot be written to `data.cache`.
+
+    Example:
+        >>> raybrew.build_experiment({"name": "x", "teacher": "owner/model", "student": "T3"}).teacher
+        Teacher(model='owner/model')
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: an experiment is a mapping of sections, given {type(values).__name__}")
     values, unsound = sound_values(given_values(_with_rows(Experiment.long_form(values))))

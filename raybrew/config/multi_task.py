@@ -29,7 +29,13 @@ class TaskPart(Section):
 
 
 class MultiTaskConfig(Section):
-    """Several tasks for one student: a shared encoder with a head for each."""
+    """Several tasks for one student: a shared encoder with a head for each.
+
+    Example:
+        >>> parts = {"rte": {"teacher": "owner/rte"}, "mrpc": {"teacher": "owner/mrpc"}}
+        >>> raybrew.MultiTask(tasks=parts).tasks["rte"].teacher
+        Teacher(model='owner/rte')
+    """
 
     kind: Literal["multi"] = "multi"
     """Which task; `raybrew list tasks` shows all."""

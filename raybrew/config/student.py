@@ -25,7 +25,12 @@ else:
 
 
 class ShapeConfig(Section):
-    """Size of a transformer student; what is not given is the teacher's."""
+    """Size of a transformer student; what is not given is the teacher's.
+
+    Example:
+        >>> raybrew.Shape(layers=3, hidden=384)
+        Shape(layers=3, hidden=384)
+    """
 
     layers: int = Field(ge=1, le=1000)
     """Number of transformer layers."""
@@ -49,7 +54,12 @@ class VocabularyConfig(Section):
 
 
 class StudentConfig(Section):
-    """Either `model` or `shape`. The name of a shape, a folder or a hub name may stand for the section."""
+    """Either `model` or `shape`. The name of a shape, a folder or a hub name may stand for the section.
+
+    Example:
+        >>> raybrew.StudentConfig("T3"), raybrew.StudentConfig("owner/model")
+        (StudentConfig(shape='T3'), StudentConfig(model='owner/model'))
+    """
 
     model: str | None = None
     """Folder or hub name of a Hugging Face model."""

@@ -183,7 +183,12 @@ class ResourcesConfig(Section):
 
 class SweepConfig(Section):
     """What `raybrew sweep` tries. `quality` is `task.metric`, or, where nothing trains the head, minus the evaluation
-    loss; trials are runs of `raybrew distill`."""
+    loss; trials are runs of `raybrew distill`.
+
+    Example:
+        >>> raybrew.SweepConfig(space={"distill.temperature": [1, 4, 8]}, search="grid").search.kind
+        'grid'
+    """
 
     space: dict[str, ParameterConfig] = Field(default_factory=dict)
     """Dotted key -> its values: `distill.temperature: [1, 4, 8]`, `train.learning_rate: {loguniform: [1e-5, 1e-3]}`,

@@ -50,7 +50,12 @@ class _LabelledConfig(_KindConfig):
 
 
 class ClassificationConfig(_LabelledConfig):
-    """Single sentences or sentence pairs into one of two or more classes."""
+    """Single sentences or sentence pairs into one of two or more classes.
+
+    Example:
+        >>> raybrew.Classification(metric="macro_f1", max_length=64)
+        Classification(max_length=64, metric='macro_f1')
+    """
 
     kind: Literal["classification"] = "classification"
     """Which task; `raybrew list tasks` shows all, each with settings of its own."""
@@ -61,7 +66,12 @@ class ClassificationConfig(_LabelledConfig):
 
 
 class TaggingConfig(_LabelledConfig):
-    """Token classification: one tag for each word of a sentence, as in named-entity recognition."""
+    """Token classification: one tag for each word of a sentence, as in named-entity recognition.
+
+    Example:
+        >>> raybrew.Tagging(scheme="bioes")
+        Tagging(scheme='bioes')
+    """
 
     kind: Literal["tagging"] = "tagging"
     """Which task."""
@@ -76,7 +86,12 @@ class TaggingConfig(_LabelledConfig):
 
 
 class MultilabelConfig(_LabelledConfig):
-    """Multi-label classification: any number of labels for each sentence or pair."""
+    """Multi-label classification: any number of labels for each sentence or pair.
+
+    Example:
+        >>> raybrew.Multilabel(threshold=0.4)
+        Multilabel(threshold=0.4)
+    """
 
     kind: Literal["multilabel"] = "multilabel"
     """Which task."""
@@ -91,7 +106,12 @@ class MultilabelConfig(_LabelledConfig):
 
 
 class RegressionConfig(_KindConfig):
-    """One number for each sentence or pair, as the similarity of STS-B."""
+    """One number for each sentence or pair, as the similarity of STS-B.
+
+    Example:
+        >>> raybrew.Regression(metric="spearman")
+        Regression(metric='spearman')
+    """
 
     kind: Literal["regression"] = "regression"
     """Which task."""
@@ -102,7 +122,12 @@ class RegressionConfig(_KindConfig):
 
 
 class QAConfig(_KindConfig):
-    """Extractive question answering: the answer is a span of the context."""
+    """Extractive question answering: the answer is a span of the context.
+
+    Example:
+        >>> raybrew.QA(no_answer=True)
+        QA(no_answer=True)
+    """
 
     kind: Literal["qa"] = "qa"
     """Which task."""
@@ -128,7 +153,12 @@ class QAConfig(_KindConfig):
 
 
 class MaskedLMConfig(_KindConfig):
-    """Masked language modelling: hidden tokens of plain text are guessed, which is how encoders are pre-trained."""
+    """Masked language modelling: hidden tokens of plain text are guessed, which is how encoders are pre-trained.
+
+    Example:
+        >>> raybrew.MaskedLM(whole_words=True)
+        MaskedLM(whole_words=True)
+    """
 
     kind: Literal["masked_lm"] = "masked_lm"
     """Which task."""

@@ -15,7 +15,12 @@ __all__ = ["TeacherConfig", "TeacherMember"]
 
 
 class TeacherMember(Section):
-    """One of several teachers of a task."""
+    """One of several teachers of a task.
+
+    Example:
+        >>> raybrew.TeacherMember("owner/model", weight=2)
+        TeacherMember(model='owner/model', weight=2.0)
+    """
 
     short: ClassVar[str] = "model"
     model: str
@@ -38,6 +43,10 @@ class TeacherConfig(Section):
     """A Hugging Face model folder or hub name, fine-tuned already or by `raybrew finetune`; or `members`.
 
     In place of the section may stand the model alone, or a list of teachers, each named by the last part of its model.
+
+    Example:
+        >>> raybrew.Teacher(["owner/large", "owner/small"], average="probabilities").members["small"]
+        TeacherMember(model='owner/small')
     """
 
     model: str | None = None
