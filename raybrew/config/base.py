@@ -179,9 +179,9 @@ def _long_field(section: type[Section], key: Any, value: Any) -> Any:
 
 
 def given_values(value: Any) -> Any:
-    """`value` with each section in it as a mapping of what it was given, and nothing of its defaults."""
+    """`value` with each section in it as a mapping of what it was given, and of its defaults the kind alone."""
     if isinstance(value, Section):
-        names = [name for name in type(value).model_fields if name in value.model_fields_set]
+        names = [name for name in type(value).model_fields if name in value.model_fields_set or name == "kind"]
         return {name: given_values(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {key: given_values(item) for key, item in value.items()}

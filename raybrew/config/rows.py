@@ -107,7 +107,8 @@ class _Batches:
             inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
             if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
                 self._names[name] = inner["names"]
-        if not len(value):
+        self._num_rows = len(value)
+        if not self._num_rows:
             raise DataError(f"{key}: no rows")
         self._order = sorted(range(len(schema)), key=lambda index: schema.names[index])
         fields = [pa.field(schema.names[index], _plain_type(schema.types[index])) for index in self._order]
@@ -149,10 +150,10 @@ class _Batches:
                     _feed(columns[index], chunk)
         # What is null throughout has another type in each container.
         described = [
-            [field.name, _type_text(field.type) if has else "null", digest.hexdigest()]
+            [field.name, *([_type_text(field.type), digest.hexdigest()] if has else [])]
             for field, has, digest in zip(self.schema, given, columns, strict=True)
         ]
-        return xxhash.xxh3_128_hexdigest(json.dumps([described, self._names], sort_keys=True).encode())
+        return xxhash.xxh3_128_hexdigest(json.dumps([self._num_rows, described, self._names], sort_keys=True).encode())
 
 
 def _container(value: Any) -> str | None:
