@@ -80,33 +80,7 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: an experiment is a mapping of sections, given {type(values).__name__}")
     values, unsound = sound_values(given_values(_with_rows(Experiment.long_form(values))))
-    problems: list[Problem] = []
-    parts: dict[str, Any] = {}
-    for key, value in values.items():
-        field = Experiment.model_fields.get(str(key))
-        if field is None:
-            allowed = list(Experiment.model_fields)
-            problems.append(
-                Problem(str(key), f"unknown section; allowed: {', '.join(allowed)}{near_match(str(key), allowed)}")
-            )
-            continue
-        if str(key) == "task":
-            problem = _unfit_task(value)
-            if problem is not None:
-                problems.append(problem)
-                continue
-        section = _section_class(str(key), value, field.annotation)
-        if section is not None:
-            try:
-                parts[str(key)] = section.model_validate({} if value is None else value)
-            except ValidationError as error:
-                problems += problems_of(error, str(key), section)
-        else:
-            parts[str(key)] = value
-    try:
-        Experiment.model_validate({"name": values.get("name")} if "name" in values else {})
-    except ValidationError as error:
-        problems += problems_of(error, "", Experiment)
+    parts, problems = _sections(values)
     sections = parts | _defaults(values)
     if _section_class("task", values.get("task"), None) is MultiTaskConfig and "task" not in parts:
         # Data and teachers are in it, and what it says is not known.
@@ -122,6 +96,35 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
         raise_problems(source, check_sweep(experiment, experiment.sweep, corner))
         raise_problems(source, check_judges(experiment))
     return experiment
+
+
+def _sections(values: Mapping[Any, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The sections that are valid by themselves, and what is wrong with the others."""
+    problems: list[Problem] = []
+    parts: dict[str, Any] = {}
+    for key, value in values.items():
+        field = Experiment.model_fields.get(str(key))
+        if field is None:
+            allowed = list(Experiment.model_fields)
+            near = near_match(str(key), allowed)
+            problems.append(Problem(str(key), f"unknown section; allowed: {', '.join(allowed)}{near}"))
+            continue
+        if str(key) == "task" and (problem := _unfit_task(value)) is not None:
+            problems.append(problem)
+            continue
+        section = _section_class(str(key), value, field.annotation)
+        if section is not None:
+            try:
+                parts[str(key)] = section.model_validate({} if value is None else value)
+            except ValidationError as error:
+                problems += problems_of(error, str(key), section)
+        else:
+            parts[str(key)] = value
+    try:
+        Experiment.model_validate({"name": values.get("name")} if "name" in values else {})
+    except ValidationError as error:
+        problems += problems_of(error, "", Experiment)
+    return parts, problems
 
 
 def _from_values(**values: Any) -> Experiment:

@@ -7,6 +7,7 @@ int64, numbers as float64, text as UTF-8, categories as their values. Names of c
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -21,7 +22,7 @@ from raybrew.files import replacing
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Rows", "table_name"]
+__all__ = ["Rows", "class_names", "table_name"]
 
 _NAME = re.compile(r"table-[0-9a-f]{32}\.arrow")
 _BATCH_ROWS = 8192
@@ -32,6 +33,18 @@ def table_name(text: Any) -> str | None:
     """The name of the file of rows that were given in Python, if `text` is the path of one."""
     name = PurePath(text).name if isinstance(text, str) else ""
     return name if _NAME.fullmatch(name) else None
+
+
+def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """Names of the classes of `column`, or of the lists in it, that `datasets` left in the metadata."""
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        feature = feature.get("feature", feature)
+        if feature["_type"] == "ClassLabel":
+            return tuple(str(name) for name in feature["names"])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        pass
+    return None
 
 
 class Rows:
@@ -73,13 +86,9 @@ class Rows:
             return path
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (
-                replacing(path) as new,
-                pa.OSFile(str(new), "wb") as sink,
-                pa.ipc.new_stream(sink, batches.schema) as to,
-            ):
+            with replacing(path) as new, pa.ipc.new_stream(str(new), batches.schema) as stream:
                 for batch in batches:
-                    to.write_table(batch)
+                    stream.write_table(batch)
         except OSError as error:
             raise EnvironmentProblem(
                 f"cannot write the rows of {key} to {folder.absolute()}: {first_line(error)}; data.cache names another "
@@ -95,21 +104,13 @@ class _Batches:
         import pyarrow as pa
 
         self._key = key
-        self._names: dict[str, list[str]] = {}
-        self._source = value
-        if _container(value) == "datasets.Dataset":
-            schema, metadata = value.features.arrow_schema, value.features.arrow_schema.metadata
-        else:
-            self._source = value if isinstance(value, pa.Table) else _table(value, key)
-            schema, metadata = self._source.schema, self._source.schema.metadata
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        for name, feature in sorted(features.items()):
-            inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
-            if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
-                self._names[name] = inner["names"]
         self._num_rows = len(value)
         if not self._num_rows:
             raise DataError(f"{key}: no rows")
+        is_ready = isinstance(value, pa.Table) or _container(value) == "datasets.Dataset"
+        self._source = value if is_ready else _table(value, key)
+        schema = self._source.schema if isinstance(self._source, pa.Table) else value.features.arrow_schema
+        self._names = {name: names for name in sorted(schema.names) if (names := class_names(schema, name)) is not None}
         self._order = sorted(range(len(schema)), key=lambda index: schema.names[index])
         fields = [pa.field(schema.names[index], _plain_type(schema.types[index])) for index in self._order]
         named = {name: {"_type": "ClassLabel", "names": names} for name, names in self._names.items()}
@@ -130,10 +131,9 @@ class _Batches:
 
     def _parts(self) -> Iterator[pa.Table]:
         if _container(self._source) == "datasets.Dataset":
-            yield from self._source.with_format("arrow").iter(batch_size=_BATCH_ROWS)
-        else:
-            for start in range(0, self._source.num_rows, _BATCH_ROWS):
-                yield self._source.slice(start, _BATCH_ROWS)
+            found: Iterator[pa.Table] = self._source.with_format("arrow").iter(batch_size=_BATCH_ROWS)
+            return found
+        return (self._source.slice(start, _BATCH_ROWS) for start in range(0, self._num_rows, _BATCH_ROWS))
 
     def content_hash(self) -> str:
         """32 hex digits of names, types and values."""
@@ -171,9 +171,8 @@ def _table(value: Any, key: str) -> pa.Table:
         columns: Any = ([row.get(name) for row in value] for name in names)
     else:
         names, columns = list(value.columns), (value.iloc[:, index] for index in range(value.shape[1]))
-    return pa.table(
-        [_array(column, key, name) for name, column in zip(names, columns, strict=True)], list(map(str, names))
-    )
+    arrays = [_array(column, key, name) for name, column in zip(names, columns, strict=True)]
+    return pa.table(arrays, [str(name) for name in names])
 
 
 def _array(values: Any, key: str, name: Any) -> Any:
@@ -190,7 +189,8 @@ def _array(values: Any, key: str, name: Any) -> Any:
             except refused:
                 before = "" if first is None else f", where rows before hold such as {shown(first)}"
                 raise DataError(f"{key}, row {number}, column {name!r}: given {shown(value)}{before}") from error
-            first = value if first is None else first
+            is_blank = isinstance(value, float) and math.isnan(value)
+            first = value if first is None and not is_blank else first
         raise DataError(f"{key}: column {name!r}: {first_line(error)}") from error
 
 

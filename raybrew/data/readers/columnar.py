@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raybrew.config.rows import class_names
 from raybrew.data.readers.records import BadRow, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
 
@@ -35,7 +35,7 @@ class ParquetFile:
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """Class names that `datasets` left in the file's metadata."""
-        return _class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
+        return class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.readers.records.RowReader`."""
@@ -57,7 +57,7 @@ class ArrowFile:
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """Class names that `datasets` left in the file's metadata."""
         with _guarded(self.name, self._open) as reader:
-            return _class_names(reader.schema, column)
+            return class_names(reader.schema, column)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.readers.records.RowReader`."""
@@ -186,17 +186,6 @@ def _text(value: Any) -> Any:
     if isinstance(value, list):
         return [_text(item) for item in value]
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
-
-
-def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
-    try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-        feature = feature.get("feature", feature)
-        if feature["_type"] == "ClassLabel":
-            return tuple(str(name) for name in feature["names"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        pass
-    return None
 
 
 def _guarded(name: str, read: Callable[[], Any]) -> Any:
