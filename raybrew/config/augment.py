@@ -30,7 +30,12 @@ _DEFAULT_PROBABILITIES = {"n_gram_sampling": (0.2, 0.2, 0.2, 0.2, 0.2), "short_d
 
 
 class AugmentConfig(Section):
-    """Copies of rows with other words. They have no labels: the teacher's outputs are their targets."""
+    """Copies of rows with other words. They have no labels: the teacher's outputs are their targets.
+
+    Example:
+        >>> raybrew.Augment(kind="masking", copies=2)
+        Augment(kind='masking', copies=2)
+    """
 
     kind: Literal["masked_lm", "masking", "deleting", "n_gram_sampling", "short_disorder", "long_disorder"]
     """`masked_lm`: words replaced by what a masked language model guesses in their place (TinyBERT); or a token helper

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from raybrew.config.problems import Problem, problems_of, raise_problems, shown
+from raybrew.config.reading import MAX_DEPTH
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 __all__ = [
     "MAX_COUNT",
@@ -22,6 +40,7 @@ __all__ = [
     "Many",
     "Name",
     "Section",
+    "given_values",
     "identity_of",
 ]
 
@@ -66,8 +85,24 @@ _FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 FunctionName = Annotated[str, AfterValidator(_as_function_name)]
 
 
-class Section(BaseModel):
-    """One section of an experiment: unknown keys and wrong types are errors, values never change."""
+#: Sections whose short names mean results in `raybrew`: a student that predicts, a store, a finished sweep.
+_TAKEN = ("Student", "Store", "Sweep")
+
+
+class _Called(ModelMetaclass):
+    """Makes calling a section in Python what reading it from a file is."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, *short: Any, **values: Any) -> Any:
+            return self.from_values(*short, **values)
+
+
+class Section(BaseModel, metaclass=_Called):
+    """One section of an experiment: unknown keys and wrong types are errors, values never change.
+
+    Calling a section raises ConfigError, which lists every key that is wrong, as it stands in a file.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -79,9 +114,89 @@ class Section(BaseModel):
         hide_input_in_errors=True,  # it may be a secret in the wrong place
     )
 
+    short: ClassVar[str] = ""
+    """The key whose value may stand for the whole section; empty where nothing may."""
+
+    @classmethod
+    def from_values(cls, *short: Any, **values: Any) -> Any:
+        """The section with these values, or with its short form and further values."""
+        key = cls.__name__.removesuffix("Config").lower()
+        allowed = f"keys ({', '.join(cls.model_fields)})"
+        try:
+            given = cls.long_form(short[0]) if len(short) == 1 else {}
+        except ValueError as error:
+            given, allowed = None, str(error)
+        if len(short) > 1 or not isinstance(given, Mapping):
+            problems = [Problem(key, f"given {', '.join(map(shown, short))}; allowed: {allowed}")]
+        else:
+            try:
+                return cls.model_validate({**given, **values})
+            except ValidationError as error:
+                problems = problems_of(error, key, cls)
+        raise_problems(f"raybrew.{cls.__repr_name__(cls)}", problems)  # type: ignore[arg-type]
+
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """`value` with its short form and those of sections inside it written out as mappings.
+
+        ValueError says which short forms there are, if it is none.
+        """
+        if isinstance(value, str) and cls.short:
+            return {cls.short: value}
+        if not isinstance(value, Mapping):
+            return value
+        return {key: _long_field(cls, key, item) for key, item in value.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, value: Any) -> Any:
+        return cls.long_form(value)
+
     def is_identity(self, name: str) -> bool:
         """Whether the value of field `name` decides what a run computes, where its mark alone does not tell."""
         return True
+
+    def identity_value(self, name: str) -> Any:
+        """The value of field `name` as a run's identity has it."""
+        return getattr(self, name)
+
+    def __repr_name__(self) -> str:
+        cls = self if isinstance(self, type) else type(self)
+        name = cls.__name__.removesuffix("Config")
+        return cls.__name__ if name in _TAKEN else name
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only what is not a default."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.get_default(call_default_factory=True):
+                yield name, value
+
+
+def _long_field(section: type[Section], key: Any, value: Any) -> Any:
+    field = section.model_fields.get(key)
+    if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Section):
+        return value
+    with contextlib.suppress(ValueError):  # told by the field itself, at its key
+        return field.annotation.long_form(value)
+    return value
+
+
+def given_values(value: Any, depth: int = 0) -> Any:
+    """`value` with each section in it as a mapping of what it was given, and of its defaults the kind alone.
+
+    What lies deeper than anything may is left as it is, to be refused.
+    """
+    if depth > MAX_DEPTH:
+        return value
+    if isinstance(value, Section):
+        names = [name for name in type(value).model_fields if name in value.model_fields_set or name == "kind"]
+        return {name: given_values(getattr(value, name), depth + 1) for name in names}
+    if isinstance(value, Mapping):
+        return {key: given_values(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [given_values(item, depth + 1) for item in value]
+    return value
 
 
 def identity_of(section: Section) -> dict[str, Any]:
@@ -94,7 +209,7 @@ def identity_of(section: Section) -> dict[str, Any]:
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("identity") is False:
             continue
-        value = getattr(section, name)
+        value = section.identity_value(name)
         if not section.is_identity(name):
             continue
         if isinstance(extra, dict) and extra.get("identity") == "when_set" and value == field.default:

@@ -6,18 +6,22 @@ import codecs
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from raybrew.catalog.tasks import TASKS
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.base import MAX_COUNT, NOT_IDENTITY, WHEN_SET, Many, Section
 from raybrew.config.paths import absolute, exists, unusable_path
 from raybrew.config.problems import shown
+from raybrew.config.rows import Rows, table_name
 from raybrew.errors import Problem
 
-__all__ = ["FILE_ENDINGS", "FORMATS", "Columns", "DataConfig", "check_columns", "check_data", "missing_data"]
+__all__ = ["FILE_ENDINGS", "FORMATS", "SOURCES", "Columns", "DataConfig", "check_columns", "check_data", "missing_data"]
+
+#: Keys that name rows.
+SOURCES = ("train", "eval", "test", "unlabeled")
 
 #: What `data.format` may say; `auto` goes by the file name.
 FORMATS = ("auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub")
@@ -37,11 +41,22 @@ FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: A file, a folder, a hub name, or rows of Python's, in whose place an experiment holds the path of their file.
+if TYPE_CHECKING:
+    RowSource: TypeAlias = Any
+else:
+    RowSource = Annotated[str | Rows, BeforeValidator(Rows.of)]
+
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 class Columns(Section):
-    """Names of the source columns. Each task reads some of them; one that the task does not read must not be given."""
+    """Names of the source columns. Each task reads some of them; one that the task does not read must not be given.
+
+    Example:
+        >>> raybrew.Columns(text="sentence", text_pair="other")
+        Columns(text='sentence', text_pair='other')
+    """
 
     text: str = "text"
     """Column of the (first) sentence; of classification, multilabel and regression."""
@@ -64,17 +79,25 @@ class Columns(Section):
 
 
 class DataConfig(Section):
-    """Source rows: CSV, TSV, JSON, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name."""
+    """Source rows: CSV, TSV, JSON, JSONL, CoNLL (also .gz), Parquet, Arrow, a `save_to_disk` folder or a hub name.
 
-    train: str | None = None
+    From Python also rows: a `datasets.Dataset`, a pandas or Arrow table, a list of dicts. The experiment writes them to
+    a file in `cache`, named by their content, which alone is their identity.
+
+    Example:
+        >>> raybrew.Data(train="train.jsonl", eval="dev.jsonl", test="10%")
+        Data(train='train.jsonl', eval='dev.jsonl', test='10%')
+    """
+
+    train: RowSource | None = None
     """Labelled rows to train on: a file, a folder, or a hub name such as `glue/sst2`, optionally `:split`."""
-    eval: str | None = None
+    eval: RowSource | None = None
     """Labelled rows that choose the best checkpoint and, in a sweep, the best student."""
-    test: str | None = Field(default=None, json_schema_extra=WHEN_SET)
+    test: RowSource | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Labelled rows that choose nothing: teacher, students and controls are scored on them once, at the end. A source
     like `eval`, or a share of `train` such as `10%`, which nothing is trained on. The share holds the same rows for
     every seed and every order of the file, and grows with the percentage."""
-    unlabeled: str | None = None
+    unlabeled: RowSource | None = None
     """Further rows that need no labels; the teacher's outputs are their targets. Without `train` they are
     all there is."""
     format: Literal["auto", "csv", "tsv", "jsonl", "conll", "parquet", "arrow", "dataset", "hub"] = "auto"
@@ -102,11 +125,11 @@ class DataConfig(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     """`error` stops at bad rows, naming file, row and column; `skip` counts and lists what was left out."""
     cache: str | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
-    """Folder for encoded rows. Default: `<store.storage_path>/.cache`."""
+    """Folder for encoded rows, and for rows that were given in Python. Default: `<store.storage_path>/.cache`."""
 
     @field_validator("test")
     @classmethod
-    def _possible_share(cls, test: str | None) -> str | None:
+    def _possible_share(cls, test: str | Rows | None) -> str | Rows | None:
         share = _share_in(test)
         if share is not None and not 0 < share < 1:
             raise ValueError("a file, a folder, a hub name, or a share of data.train above 0% and below 100%")
@@ -147,9 +170,14 @@ class DataConfig(Section):
         """Rows of their own that only score a model are no part of what it is; a share of `train` is."""
         return name != "test" or self.test_share is not None
 
+    def identity_value(self, name: str) -> Any:
+        """Rows that were given in Python by their content alone, wherever their file lies."""
+        value = getattr(self, name)
+        return (table_name(value) or value) if name in SOURCES else value
 
-def _share_in(test: str | None) -> float | None:
-    found = _SHARE.fullmatch(test) if test is not None else None
+
+def _share_in(test: str | Rows | None) -> float | None:
+    found = _SHARE.fullmatch(test) if isinstance(test, str) else None
     return float(found[1]) / 100 if found is not None else None
 
 
@@ -234,7 +262,8 @@ def missing_data(data: DataConfig) -> list[Problem]:
     problems = []
     for key in ("train", "eval", "test", "unlabeled"):
         source = getattr(data, key)
-        if source is None or data.format == "hub" or (key == "test" and data.test_share is not None):
+        is_text = isinstance(source, str)  # rows of Python's lie in no file yet
+        if not is_text or data.format == "hub" or (key == "test" and data.test_share is not None):
             continue
         meant_as_file = source.startswith(("/", ".", "~")) or source.lower().endswith(_MEANT_AS_FILES)
         if meant_as_file and not exists(source) and not exists(source.rsplit(":", 1)[0]):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
@@ -52,8 +52,14 @@ else:
 
 
 class KDLossConfig(Section):
-    """The loss between student and teacher logits, and its options."""
+    """The loss between student and teacher logits, and its options. Its kind may stand for the section.
 
+    Example:
+        >>> raybrew.KDLoss("kl")
+        KDLoss(kind='kl')
+    """
+
+    short: ClassVar[str] = "kind"
     kind: KDLossName | FunctionName = "auto"
     """Which loss; `raybrew list losses` explains each. `auto`: ce, but bce for multilabel and mse for regression."""
     beta: float = Field(default=0.5, gt=0, lt=1)
@@ -108,6 +114,10 @@ class StageConfig(Section):
     """One part of training after another. Losses that are not given here are those of `distill`.
 
     The learning rate warms up and falls in each stage anew, and the optimizer starts afresh.
+
+    Example:
+        >>> raybrew.Stage(share=0.7, kd_weight=0, matches=[raybrew.Match("L3_hidden_mse")])
+        Stage(share=0.7, kd_weight=0.0, matches=(Match(loss='hidden_mse', preset='L3_hidden_mse'),))
     """
 
     name: Name | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
@@ -141,8 +151,16 @@ class StageConfig(Section):
 
 
 class DistillConfig(Section):
-    """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match."""
+    """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match.
 
+    The name of a method may stand for the section.
+
+    Example:
+        >>> raybrew.Distill(method="tinybert").parts[1].kd_weight
+        1.0
+    """
+
+    short: ClassVar[str] = "method"
     method: (
         Literal[
             "kd",
@@ -185,6 +203,10 @@ class DistillConfig(Section):
     stages: Many[StageConfig] = Field(default=(), json_schema_extra=WHEN_SET)
     """Parts of training with losses of their own, such as [{share: 0.7, kd_weight: 0, matches: [...]}, {}]."""
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only what is given: what the method says goes without saying."""
+        return ((name, value) for name, value in super().__repr_args__() if name in self.model_fields_set)
+
     @property
     def parts(self) -> tuple[DistillConfig, ...]:
         """The losses of each stage; of all of training without stages."""
@@ -226,6 +248,7 @@ class DistillConfig(Section):
     @classmethod
     def _of_method(cls, value: Any, build: ModelWrapValidatorHandler[DistillConfig]) -> DistillConfig:
         """What the method says, under what is given; `model_fields_set` stays what is given."""
+        value = cls.long_form(value)
         method = value.get("method") if isinstance(value, dict) else None
         if not isinstance(method, str) or method not in METHODS:
             return build(value)

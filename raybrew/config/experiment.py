@@ -1,14 +1,15 @@
-"""`Experiment`: one file that describes finetune, capture, distill and their runs."""
+"""`Experiment`: one file, or one call in Python, that describes finetune, capture, distill and their runs."""
 
 from __future__ import annotations
 
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
+import yaml
 from pydantic import Discriminator, Field, Tag
 
 from raybrew.config.base import Section, identity_of
@@ -33,6 +34,10 @@ VERB_SECTIONS = {
 }
 
 
+if TYPE_CHECKING:
+    AnySection = Section | Mapping[str, Any]
+
+
 def _number_of_tasks(value: Any) -> str:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     return "several" if kind == "multi" else "one"
@@ -51,7 +56,56 @@ class FromYaml(Protocol):
 
 
 class Experiment(Section):
-    """A resolved experiment. `raybrew.config.loading.load_experiment` reads one from YAML and overrides."""
+    """A resolved experiment: what an experiment file says, and `from_yaml` reads.
+
+    A section is given as one of the classes below `raybrew`, as a mapping, or in its short form: the model of a teacher
+    (or a list of them), the shape or model of a student, the method of `distill`, the kind of a task. Rows may be a
+    `datasets.Dataset`, a pandas or Arrow table or a list of dicts; they are written to a file in `data.cache` at once.
+
+    Args:
+        name: Name of the experiment; its runs lie in `<store.storage_path>/<name>/`.
+        task: What is predicted; classification unless given.
+        data: Rows to train on, to choose by and to score on.
+        teacher: The model that is imitated, or several.
+        student: A shape built after the teacher, or a model.
+        distill: What the student imitates.
+        train: How it is trained.
+        store: Where runs and teacher outputs lie.
+        tracking: Trackers beside the run folder.
+        sweep: What `raybrew.sweep` tries.
+
+    Raises:
+        ConfigError: A key or value is wrong. Lists all problems at once, in the words of `raybrew validate`.
+        DataError: Rows from Python that make no table.
+        EnvironmentProblem: Rows cannot be written to `data.cache`.
+
+    Example:
+        >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "a dull one", "label": "bad"}] * 20
+        >>> experiment = raybrew.Experiment(
+        ...     name="reviews", data=raybrew.Data(train=rows, eval=rows), teacher="owner/model", student="T3",
+        ...     distill=raybrew.Distill(method="tinybert"), train=raybrew.Train(epochs=3))
+        >>> experiment.student
+        StudentConfig(shape='T3')
+        >>> raybrew.Experiment.from_yaml(experiment.to_yaml("reviews.yaml")) == experiment
+        True
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            task: AnySection | str = ...,
+            data: AnySection = ...,
+            teacher: AnySection | str | Sequence[AnySection | str] = ...,
+            student: AnySection | str = ...,
+            distill: AnySection | str = ...,
+            train: AnySection = ...,
+            store: AnySection = ...,
+            tracking: AnySection = ...,
+            sweep: AnySection | None = ...,
+        ) -> None: ...
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the experiment; a folder of this name holds its runs."""
@@ -69,6 +123,42 @@ class Experiment(Section):
     from_yaml: ClassVar[FromYaml]
     """The experiment in a file, as `raybrew.load_experiment`; `raybrew.config.loading` puts it here."""
 
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """As of any section; a task may be its kind."""
+        value = super().long_form(value)
+        if isinstance(value, dict) and isinstance(value.get("task"), str | Mapping):
+            task = value["task"]
+            section = MultiTaskConfig if _number_of_tasks(task) == "several" else ClassificationConfig
+            value["task"] = section.long_form(task)
+        return value
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """Write the resolved experiment, which `from_yaml` reads back to an equal one.
+
+        Args:
+            path: Where to write it. Not given: nowhere.
+
+        Returns:
+            The path as text, or the YAML itself without one.
+
+        Example:
+            >>> raybrew.Experiment(name="x", teacher="owner/model", student="T3").to_yaml().splitlines()[0]
+            'name: x'
+        """
+        # A default would be a value that is given, which methods of a sweep's space contradict.
+        varies = self.sweep is not None and not {"distill", "distill.method"}.isdisjoint(self.sweep.space)
+        text = yaml.safe_dump(self.written() if varies else self.plain(), sort_keys=False, allow_unicode=True)
+        if path is None:
+            return text
+        Path(path).write_text(text, encoding="utf-8")
+        return str(path)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where encoded rows are kept, and rows that were given in Python."""
+        return Path(self.data.cache or Path(self.store.storage_path) / ".cache")
+
     @property
     def judge(self) -> str:
         """What chooses among a student's checkpoints: `task.metric`, or LOSS where nothing trains the head."""
@@ -76,8 +166,6 @@ class Experiment(Section):
 
     def _repr_html_(self) -> str:
         """What is not a default, as YAML, for notebooks."""
-        import yaml
-
         given = self.model_dump(mode="json", exclude_defaults=True)
         return f"<pre>{html.escape(yaml.safe_dump(given, sort_keys=False, allow_unicode=True))}</pre>"
 

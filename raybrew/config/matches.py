@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raybrew.catalog.layer_rules import LAYER_MAPS
 from raybrew.catalog.losses import MATCH_LOSSES, names_of
@@ -84,6 +84,10 @@ class MatchConfig(Section):
     """One loss between intermediate layers, over all pairs of layers that `layers` names.
 
     TextBrewer's names, such as L3_hidden_mse, may stand for a whole match.
+
+    Example:
+        >>> raybrew.Match(loss="hidden_mse", layers="even", weight=0.5)
+        Match(loss='hidden_mse', weight=0.5)
     """
 
     loss: MatchLossName | FunctionName
@@ -131,9 +135,8 @@ class MatchConfig(Section):
         """Number of the first layer that has such a thing: 0 are the embeddings; None for what has no layers."""
         return {"hidden": 0, "pooled": None}.get(self.compares, 1)
 
-    @model_validator(mode="before")
     @classmethod
-    def _of_name(cls, value: Any) -> Any:
+    def long_form(cls, value: Any) -> Any:
         """A name alone as a match, and a match with `preset` with all that the name says."""
         if isinstance(value, str):
             value = {"preset": value}

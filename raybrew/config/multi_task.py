@@ -36,7 +36,13 @@ class TaskPart(Section):
 
 
 class MultiTaskConfig(Section):
-    """Several tasks for one student: a shared encoder with a head for each."""
+    """Several tasks for one student: a shared encoder with a head for each.
+
+    Example:
+        >>> parts = {"rte": {"teacher": "owner/rte"}, "mrpc": {"teacher": "owner/mrpc"}}
+        >>> raybrew.MultiTask(tasks=parts).tasks["rte"].teacher
+        Teacher(model='owner/rte')
+    """
 
     kind: Literal["multi"] = "multi"
     """Which task; `raybrew list tasks` shows all."""
@@ -46,6 +52,14 @@ class MultiTaskConfig(Section):
     """What chooses the best checkpoint: the mean over tasks of each one's own `metric`."""
     tasks: dict[Name, TaskPart] = Field(min_length=2)
     """The tasks by name, each with the sections task, data and teacher, and with weight."""
+
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """As of any section, and of each task's own sections."""
+        value = super().long_form(value)
+        if isinstance(value, dict) and isinstance(value.get("tasks"), Mapping):
+            value["tasks"] = {name: TaskPart.long_form(part) for name, part in value["tasks"].items()}
+        return value
 
 
 #: Sections that each task has for itself.

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from raybrew.config.experiment import Experiment
 from raybrew.config.problems import raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH, describe, merged, parse_yaml
 from raybrew.errors import Problem
@@ -34,7 +35,10 @@ def apply_overrides(values: Any, overrides: Sequence[str]) -> Any:
             continue
         try:
             # An empty value is none; a mapping is laid over the one that is there.
-            values = _laid(values, path, parse_yaml(value) if value else None)
+            given = parse_yaml(value) if value else None
+            if len(path) == 1:  # a section may be written shortly
+                given = Experiment.long_form({key: given})[key]
+            values = _laid(values, path, given)
         except yaml.YAMLError as error:
             problems.append(Problem(key, f"the value is not YAML:{describe(error)}"))
         except LookupError as error:

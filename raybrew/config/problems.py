@@ -118,6 +118,7 @@ def _allowed(finding: Mapping[str, Any]) -> str:
         "dict_type": "a section of keys",
         "union_tag_not_found": "a section of keys",
         "finite_number": "a finite number",
+        "is_instance_of": "rows from Python (a datasets.Dataset, a pandas or Arrow table, a list of dicts)",
     }
     if kind in simple:
         return simple[kind]

@@ -82,6 +82,8 @@ def apply_values(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     result: dict[str, Any] = copy.deepcopy({key: value for key, value in plain.items() if key != "sweep"})
     for key, value in values.items():
         *path, last = key.split(".")
+        if not path:  # a section may be written shortly
+            value = Experiment.long_form({last: value})[last]
         here: Any = result
         for part in path:
             if isinstance(here, list):

@@ -16,7 +16,12 @@ __all__ = ["StoreConfig", "check_store"]
 
 
 class StoreConfig(Section):
-    """Folders and the shape of a capture. Nothing here changes what a student learns, but `element_type`."""
+    """Folders and the shape of a capture. Nothing here changes what a student learns, but `element_type`.
+
+    Example:
+        >>> raybrew.StoreConfig(storage_path="/shared/runs", element_type="int8")
+        StoreConfig(storage_path='/shared/runs', element_type='int8')
+    """
 
     storage_path: str = "runs"
     """Folder of all runs: `<storage_path>/<name>/<run id>/`."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
 from raybrew.config.base import MAX_COUNT, WHEN_SET, Many, Section
+from raybrew.config.paths import exists
+from raybrew.config.problems import near_match
 from raybrew.config.teacher import TeacherConfig
 from raybrew.errors import Problem
 
@@ -25,7 +27,12 @@ else:
 
 
 class ShapeConfig(Section):
-    """Size of a transformer student; what is not given is the teacher's."""
+    """Size of a transformer student; what is not given is the teacher's.
+
+    Example:
+        >>> raybrew.Shape(layers=3, hidden=384)
+        Shape(layers=3, hidden=384)
+    """
 
     layers: int = Field(ge=1, le=1000)
     """Number of transformer layers."""
@@ -49,7 +56,12 @@ class VocabularyConfig(Section):
 
 
 class StudentConfig(Section):
-    """Either `model` or `shape`."""
+    """Either `model` or `shape`. The name of a shape, a folder or a hub name may stand for the section.
+
+    Example:
+        >>> raybrew.StudentConfig("T3"), raybrew.StudentConfig("owner/model")
+        (StudentConfig(shape='T3'), StudentConfig(model='owner/model'))
+    """
 
     model: str | None = None
     """Folder or hub name of a Hugging Face model."""
@@ -69,6 +81,21 @@ class StudentConfig(Section):
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""
     vocabulary: VocabularyConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Trim tokenizer and word embeddings to the training rows: {} or {min_count: 2}."""
+
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """The name of a shape, else a folder or a hub name; what nearly is a shape's name is taken for a slip."""
+        if isinstance(value, ShapeConfig):
+            return {"shape": value, "model": None}
+        if not isinstance(value, str) or "${" in value:  # which stands for either
+            return super().long_form(value)
+        shapes = (*SHAPES, *RECURRENT_SHAPES)
+        if value in shapes:
+            return {"shape": value, "model": None}
+        near = near_match(value, shapes)
+        if near and "/" not in value and not exists(value, folder=True):
+            raise ValueError(f"a shape ({', '.join(shapes)}), a folder that exists, owner/name or {{model: ...}}{near}")
+        return {"model": value, "shape": None}
 
 
 def check_student(student: StudentConfig, teacher: TeacherConfig) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
@@ -68,9 +68,9 @@ class ParameterConfig(Section):
         """Whether `values` are the values themselves, not bounds."""
         return self.kind in ("choice", "grid")
 
-    @model_validator(mode="before")
     @classmethod
-    def _written_shortly(cls, value: Any) -> Any:
+    def long_form(cls, value: Any) -> Any:
+        """A list of values, or a way to vary with its values."""
         if isinstance(value, list | tuple):
             return {"kind": "choice", "values": list(value)}
         if not isinstance(value, Mapping) or "kind" in value:
@@ -113,6 +113,7 @@ class ParameterConfig(Section):
 class SearchConfig(Section):
     """How configurations are chosen."""
 
+    short: ClassVar[str] = "kind"
     kind: Literal["random", "grid", "optuna"] = "random"
     """`raybrew list searchers` explains each."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
@@ -126,6 +127,7 @@ class SearchConfig(Section):
 class SchedulerConfig(Section):
     """Which trials are cut short, or replaced (`pbt`). Controls and re-runs of the best never are."""
 
+    short: ClassVar[str] = "kind"
     kind: Literal["none", "asha", "median", "pbt"] = "none"
     """`raybrew list schedulers` explains each."""
     grace: float = Field(default=0.25, gt=0, lt=1)
@@ -181,7 +183,12 @@ class ResourcesConfig(Section):
 
 class SweepConfig(Section):
     """What `raybrew sweep` tries. `quality` is `task.metric`, or, where nothing trains the head, minus the evaluation
-    loss; trials are runs of `raybrew distill`."""
+    loss; trials are runs of `raybrew distill`.
+
+    Example:
+        >>> raybrew.SweepConfig(space={"distill.temperature": [1, 4, 8]}, search="grid").search.kind
+        'grid'
+    """
 
     space: dict[str, ParameterConfig] = Field(default_factory=dict)
     """Dotted key -> its values: `distill.temperature: [1, 4, 8]`, `train.learning_rate: {loguniform: [1e-5, 1e-3]}`,
@@ -213,18 +220,14 @@ class SweepConfig(Section):
     warm_start: str | None = None
     """Folder of an older sweep, perhaps with another space: what it found there is where this one starts."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _written_shortly(cls, value: Any) -> Any:
+    def long_form(cls, value: Any) -> Any:
+        """Keys of the space that are nested, as overrides make them, by their dotted names."""
+        value = super().long_form(value)
         if not isinstance(value, Mapping):
             return value
-        value = dict(value)
-        for key in ("search", "scheduler"):
-            if isinstance(value.get(key), str):
-                value[key] = {"kind": value[key]}
-        if isinstance(value.get("space"), Mapping):
-            value["space"] = dict(_dotted(value["space"]))
-        return value
+        spaces = {"space": dict(_dotted(value["space"]))} if isinstance(value.get("space"), Mapping) else {}
+        return {**value, **spaces}
 
     @field_validator("space")
     @classmethod

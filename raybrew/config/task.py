@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
@@ -39,7 +39,13 @@ __all__ = [
 ]
 
 
-class _LabelledConfig(Section):
+class _KindConfig(Section):
+    """What all tasks have: the kind alone may stand for the section."""
+
+    short: ClassVar[str] = "kind"
+
+
+class _LabelledConfig(_KindConfig):
     """What all tasks have whose labels are names."""
 
     labels: Many[str] | None = None
@@ -56,7 +62,12 @@ class _LabelledConfig(Section):
 
 
 class ClassificationConfig(_LabelledConfig):
-    """Single sentences or sentence pairs into one of two or more classes."""
+    """Single sentences or sentence pairs into one of two or more classes.
+
+    Example:
+        >>> raybrew.Classification(metric="macro_f1", max_length=64)
+        Classification(max_length=64, metric='macro_f1')
+    """
 
     kind: Literal["classification"] = "classification"
     """Which task; `raybrew list tasks` shows all, each with settings of its own."""
@@ -67,7 +78,12 @@ class ClassificationConfig(_LabelledConfig):
 
 
 class TaggingConfig(_LabelledConfig):
-    """Token classification: one tag for each word of a sentence, as in named-entity recognition."""
+    """Token classification: one tag for each word of a sentence, as in named-entity recognition.
+
+    Example:
+        >>> raybrew.Tagging(scheme="bioes")
+        Tagging(scheme='bioes')
+    """
 
     kind: Literal["tagging"] = "tagging"
     """Which task."""
@@ -82,7 +98,12 @@ class TaggingConfig(_LabelledConfig):
 
 
 class MultilabelConfig(_LabelledConfig):
-    """Multi-label classification: any number of labels for each sentence or pair."""
+    """Multi-label classification: any number of labels for each sentence or pair.
+
+    Example:
+        >>> raybrew.Multilabel(threshold=0.4)
+        Multilabel(threshold=0.4)
+    """
 
     kind: Literal["multilabel"] = "multilabel"
     """Which task."""
@@ -96,8 +117,13 @@ class MultilabelConfig(_LabelledConfig):
     """Evaluation metric that chooses the best checkpoint."""
 
 
-class RegressionConfig(Section):
-    """One number for each sentence or pair, as the similarity of STS-B."""
+class RegressionConfig(_KindConfig):
+    """One number for each sentence or pair, as the similarity of STS-B.
+
+    Example:
+        >>> raybrew.Regression(metric="spearman")
+        Regression(metric='spearman')
+    """
 
     kind: Literal["regression"] = "regression"
     """Which task."""
@@ -107,8 +133,13 @@ class RegressionConfig(Section):
     """Evaluation metric that chooses the best checkpoint."""
 
 
-class QAConfig(Section):
-    """Extractive question answering: the answer is a span of the context."""
+class QAConfig(_KindConfig):
+    """Extractive question answering: the answer is a span of the context.
+
+    Example:
+        >>> raybrew.QA(no_answer=True)
+        QA(no_answer=True)
+    """
 
     kind: Literal["qa"] = "qa"
     """Which task."""
@@ -133,8 +164,13 @@ class QAConfig(Section):
     """Evaluation metric that chooses the best checkpoint."""
 
 
-class MaskedLMConfig(Section):
-    """Masked language modelling: hidden tokens of plain text are guessed, which is how encoders are pre-trained."""
+class MaskedLMConfig(_KindConfig):
+    """Masked language modelling: hidden tokens of plain text are guessed, which is how encoders are pre-trained.
+
+    Example:
+        >>> raybrew.MaskedLM(whole_words=True)
+        MaskedLM(whole_words=True)
+    """
 
     kind: Literal["masked_lm"] = "masked_lm"
     """Which task."""
@@ -193,6 +229,8 @@ _DEFAULT_KIND = "classification"
 
 
 def _kind_of(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
     return value.get("kind", _DEFAULT_KIND) if isinstance(value, Mapping) else getattr(value, "kind", None)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,8 +17,14 @@ __all__ = ["TeacherConfig", "TeacherMember", "check_average", "check_early_stopp
 
 
 class TeacherMember(Section):
-    """One of several teachers of a task."""
+    """One of several teachers of a task.
 
+    Example:
+        >>> raybrew.TeacherMember("owner/model", weight=2)
+        TeacherMember(model='owner/model', weight=2.0)
+    """
+
+    short: ClassVar[str] = "model"
     model: str
     """Folder or hub name of this teacher (of its starting point when `finetune` is set)."""
     revision: str | None = None
@@ -34,7 +42,14 @@ class TeacherMember(Section):
 
 
 class TeacherConfig(Section):
-    """A Hugging Face model folder or hub name, fine-tuned already or by `raybrew finetune`; or `members`."""
+    """A Hugging Face model folder or hub name, fine-tuned already or by `raybrew finetune`; or `members`.
+
+    In place of the section may stand the model alone, or a list of teachers, each named by the last part of its model.
+
+    Example:
+        >>> raybrew.Teacher(["owner/large", "owner/small"], average="probabilities").members["small"]
+        TeacherMember(model='owner/small')
+    """
 
     model: str | None = None
     """Folder or hub name of the teacher (of its starting point when `teacher.finetune` is set)."""
@@ -58,6 +73,18 @@ class TeacherConfig(Section):
     average: Literal["logits", "probabilities"] = "logits"
     """What of several teachers is averaged: their logits, or their softmaxes at `distill.temperature`."""
 
+    @classmethod
+    def long_form(cls, value: Any) -> Any:
+        """The model alone, or a list of members."""
+        if isinstance(value, str):
+            return {"model": value, "members": {}}
+        if isinstance(value, list | tuple):
+            return {"model": None, "members": _named(value)}
+        value = super().long_form(value)
+        if isinstance(value, dict) and isinstance(value.get("members"), Mapping):
+            value["members"] = {name: TeacherMember.long_form(each) for name, each in value["members"].items()}
+        return value
+
     @property
     def given(self) -> bool:
         """Whether there is a teacher at all."""
@@ -75,6 +102,21 @@ class TeacherConfig(Section):
             precision=chosen.precision,
             device=self.device,
         )
+
+
+def _named(members: list[Any] | tuple[Any, ...]) -> dict[str, Any]:
+    """Teachers of a list by the last part of their models: owner/bert-base is bert-base."""
+    named: dict[str, Any] = {}
+    for each in map(TeacherMember.long_form, members):
+        model = each.get("model") if isinstance(each, Mapping) else getattr(each, "model", None)
+        if not isinstance(model, str):
+            raise ValueError("a list of models, each as text or {model: ...}")
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", model.rstrip("/").rpartition("/")[2]).lstrip("-_")[:50]
+        if not name or name in named:
+            raise ValueError(f"models with different last parts, by which teachers are named ({name!r} is taken or "
+                             "empty); name them yourself: members: {a: ..., b: ...}")  # fmt: skip
+        named[name] = each
+    return named
 
 
 def check_teacher(teacher: TeacherConfig) -> list[Problem]:

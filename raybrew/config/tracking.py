@@ -25,7 +25,12 @@ class WandbConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where metrics are mirrored to; a tracker that fails never stops training."""
+    """Where metrics are mirrored to; a tracker that fails never stops training.
+
+    Example:
+        >>> raybrew.Tracking()
+        Tracking()
+    """
 
     tensorboard: bool = False
     """Write TensorBoard event files into the run folder."""

@@ -43,7 +43,12 @@ class ChangeConfig(Section):
 
 
 class TrainConfig(Section):
-    """Optimisation of a student. `batch_size` counts rows per optimizer step over all workers."""
+    """Optimisation of a student. `batch_size` counts rows per optimizer step over all workers.
+
+    Example:
+        >>> raybrew.Train(epochs=3, learning_rate=5e-5)
+        Train(epochs=3, learning_rate=5e-05)
+    """
 
     epochs: int = Field(default=30, ge=1, le=10**6)
     """Passes over the training rows."""
@@ -118,7 +123,12 @@ class TrainConfig(Section):
 
 
 class FinetuneConfig(TrainConfig):
-    """As `train`, with defaults for fine-tuning on labels."""
+    """As `train`, with defaults for fine-tuning on labels.
+
+    Example:
+        >>> raybrew.Finetune(epochs=2)
+        Finetune(epochs=2)
+    """
 
     init: Literal["pretrained", "random"] = Field(default="pretrained", json_schema_extra=WHEN_SET)
     """Weights to begin with: those of `teacher.model`, or random ones from `seed`; of the folder only config.json and

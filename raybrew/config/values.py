@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from raybrew.config.problems import raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH
+from raybrew.config.rows import Rows
 from raybrew.errors import ConfigError, Problem, ProblemCode
 from raybrew.secrets import HIDDEN, secret_in, secret_variables
 
@@ -69,7 +70,7 @@ class _Door:
             if isinstance(value, Mapping):
                 return self._mapping(value, key, depth)
             return [self.checked(item, f"{key}.{index}", None, depth + 1) for index, item in enumerate(value)]
-        if value is None or isinstance(value, bool | BaseModel):
+        if value is None or isinstance(value, bool | BaseModel | Rows):  # rows may hold anything
             return value
         if isinstance(value, int):
             if _SMALLEST <= value <= _LARGEST:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from raybrew.config.data import DataConfig
 from raybrew.config.distill import with_matches
 from raybrew.config.experiment import Experiment
 from raybrew.config.matches import matches_of_task
@@ -15,6 +18,7 @@ __all__ = [
     "task_views",
     "teacher_names",
     "teacher_views",
+    "with_data",
 ]
 
 
@@ -68,6 +72,18 @@ def teacher_names(experiment: Experiment) -> list[str]:
             names.append(task)
         names += [name if task is None else f"{task}/{name}" for name in view.teacher.members]
     return names
+
+
+def with_data(experiment: Experiment, change: Callable[[str, DataConfig], DataConfig]) -> Experiment:
+    """`experiment` with what `change` makes of each section `data`, given its dotted key and the section."""
+    changed: dict[str, object] = {"data": change("data", experiment.data)}
+    if isinstance(experiment.task, MultiTaskConfig):
+        parts = {
+            name: part.model_copy(update={"data": change(f"task.tasks.{name}.data", part.data)})
+            for name, part in experiment.task.tasks.items()
+        }
+        changed["task"] = experiment.task.model_copy(update={"tasks": parts})
+    return experiment.model_copy(update=changed)
 
 
 def _view(experiment: Experiment, name: str, part: TaskPart) -> Experiment:

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, FlatColumn, ShardInfo, shard_name, write_folder_state, write_shard
+from raybrew.data.arrow import ArrowFolder, ShardInfo, shard_name, write_folder_state, write_shard
+from raybrew.data.columns import FlatColumn
 from raybrew.data.hashes import changed_files
-from raybrew.data.records import first_line
+from raybrew.data.readers.records import first_line
 from raybrew.data.rows import RowSet, row_ids, rows_fingerprint
 from raybrew.data.tokenizers import gives_types, hash_of, piece_fingerprint, tokenizer_fingerprint, with_types
 from raybrew.errors import DataError, EnvironmentProblem

@@ -104,8 +104,8 @@ def _walk(
             yield name, entry.stat().st_size
 
 
-def write_zip(files: PackedFiles, target: Path, extra: Mapping[str, str]) -> int:
-    """Write all `files`, and the texts `extra` by name, to the zip file `target`; its size.
+def write_zip(files: PackedFiles, target: Path, extra: Mapping[str, str | Path]) -> int:
+    """Write all `files`, and the texts and further files `extra` by name, to the zip file `target`; its size.
 
     EnvironmentProblem names the largest files where it would be more than the Jobs API takes.
     """
@@ -113,9 +113,10 @@ def write_zip(files: PackedFiles, target: Path, extra: Mapping[str, str]) -> int
         raise _too_large(files, f"{files.bytes / 2**20:.0f} MiB before compression")
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in sorted(extra.items()):
-            archive.writestr(_entry(name, 0o644), text)
-        for name in files.sizes:
-            path = files.folder / name
+            if isinstance(text, str):
+                archive.writestr(_entry(name, 0o644), text)
+        further = {name: path for name, path in sorted(extra.items()) if isinstance(path, Path)}
+        for name, path in ({name: files.folder / name for name in files.sizes} | further).items():
             try:
                 mode = stat.S_IMODE(path.stat().st_mode)
                 with path.open("rb") as source, archive.open(_entry(name, mode), "w", force_zip64=True) as packed:

@@ -15,16 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import Experiment, MultiTaskConfig
-from raybrew.config.loading import dump_experiment, load_experiment
+from raybrew.config import DataConfig, Experiment
+from raybrew.config.data import SOURCES
+from raybrew.config.loading import load_experiment
 from raybrew.config.problems import near_match, raise_problems
 from raybrew.config.reading import read_yaml
+from raybrew.config.rows import table_name
 from raybrew.config.rules import check_sections
-from raybrew.config.views import task_views
+from raybrew.config.views import task_views, with_data
 from raybrew.errors import ClusterError, ConfigError, Problem
 from raybrew.jobs.client import Client, connect
 from raybrew.jobs.handle import ENDED, METADATA, JobHandle, job_info
-from raybrew.jobs.package import PackedFiles, find_files, write_zip
+from raybrew.jobs.package import MAX_BYTES, PackedFiles, find_files, write_zip
 from raybrew.secrets import scrub
 from raybrew.version import __version__
 
@@ -84,7 +86,7 @@ def submit(
 
     client = connect(address)
     here = functools.cache(client.is_this_machine)  # asks the cluster, and only where it matters
-    config = _shared_places(config, folder, here, say)
+    config, rows = _with_rows(_shared_places(config, folder, here, say), here, say)
     run = _run_of(config, verb, options)
     under_way = _under_way(client, run)
     if under_way is not None:
@@ -93,7 +95,7 @@ def submit(
     name = f".raybrew/{config.name}.yaml"
     with tempfile.TemporaryDirectory(prefix="raybrew-") as scratch:
         package = Path(scratch) / "working_dir.zip"
-        size = write_zip(files, package, {name: dump_experiment(config)})
+        size = write_zip(files, package, {name: config.to_yaml(), **rows})
         say(
             f"sending {folder}: {len(files.sizes)} files, {files.bytes / 2**20:.1f} MiB, {size / 2**20:.1f} MiB "
             f"compressed, to {scrub(client.address)}"
@@ -269,7 +271,7 @@ def _check_files(config: Experiment, files: PackedFiles, say: Say) -> None:
 
 
 def _named_files(config: Experiment) -> list[tuple[str, str]]:
-    """Key and value of everything that may be a local file or folder."""
+    """Key and value of everything that may be a local file or folder, but rows from Python, which travel anyway."""
     found: list[tuple[str, str | None]] = [("student.model", config.student.model)]
     for task, view in task_views(config).items():
         prefix = f"task.tasks.{task}." if task is not None else ""
@@ -278,7 +280,7 @@ def _named_files(config: Experiment) -> list[tuple[str, str]]:
             found.append((f"{prefix}data.test", view.data.test))
         found.append((f"{prefix}teacher.model", view.teacher.model))
         found += [(f"{prefix}teacher.members.{name}.model", one.model) for name, one in view.teacher.members.items()]
-    return [(key, value) for key, value in found if value is not None]
+    return [(key, value) for key, value in found if value is not None and table_name(value) is None]
 
 
 def _value_at(config: Experiment, key: str) -> Any:
@@ -314,20 +316,34 @@ def _shared_places(config: Experiment, folder: Path, here: Callable[[], bool], s
         say(f"{key}: {folder / value}")
     store = {key.removeprefix("store."): str(folder / value) for key, value in relative.items()}
     config = config.model_copy(update={"store": config.store.model_copy(update=store)})
-    return _with_absolute_caches(config, folder)
+    return with_data(
+        config,
+        lambda key, data: data.model_copy(update={"cache": str(folder / data.cache)}) if data.cache else data,
+    )
 
 
-def _with_absolute_caches(config: Experiment, folder: Path) -> Experiment:
-    def absolute(data: Any) -> Any:
-        return data.model_copy(update={"cache": str(folder / data.cache)}) if data.cache else data
+def _with_rows(config: Experiment, here: Callable[[], bool], say: Say) -> tuple[Experiment, dict[str, Path]]:
+    """`config` naming rows that were given in Python where the job finds them, and those that travel along, by name.
 
-    changed: dict[str, Any] = {"data": absolute(config.data)}
-    if isinstance(config.task, MultiTaskConfig):
-        parts = {
-            name: part.model_copy(update={"data": absolute(part.data)}) for name, part in config.task.tasks.items()
-        }
-        changed["task"] = config.task.model_copy(update={"tasks": parts})
-    return config.model_copy(update=changed)
+    On this machine they stay where they are. To other machines they travel, unless they are too large for that.
+    """
+    travel: dict[str, Path] = {}
+
+    def found(key: str, data: DataConfig) -> DataConfig:
+        named = {name: str(value) for name in SOURCES if table_name(value := getattr(data, name)) is not None}
+        for name, value in named.items():
+            path = Path(value).absolute()
+            named[name] = str(path)
+            if not path.is_file() or here():
+                continue
+            if path.stat().st_size <= MAX_BYTES:
+                named[name] = f".raybrew/{path.name}"
+                travel[named[name]] = path
+            else:
+                say(f"{key}.{name}: {path} is too large to travel; the job looks for it on the cluster")
+        return data.model_copy(update=named) if named else data
+
+    return with_data(config, found), travel
 
 
 def _below(folder: Path, path: str) -> Path:

@@ -44,9 +44,20 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def real_items(name: str, mask: Tensor | None, states: Tensor, num_dims: int) -> Tensor:
-    """Bool mask over the first `num_dims` dimensions of `states`; all true where `mask` is None.
+    """Which items count: `mask` as bool over the first `num_dims` dimensions of `states`.
 
-    Raises LossError, naming the loss, when the mask has another shape.
+    Args:
+        name: Of the loss, for errors.
+        mask: (batch,) or (batch, length), not 0 for items that count; None: all count.
+        states: What is masked, such as hidden states (batch, length, dim).
+        num_dims: Dimensions of the mask.
+
+    Raises:
+        LossError: The mask has another shape.
+
+    Example:
+        >>> real_items("x", torch.tensor([[1, 1, 0]]), torch.zeros(1, 3, 8), 2)
+        tensor([[ True,  True, False]])
     """
     shape = states.shape[:num_dims]
     if mask is None:

@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,7 +20,18 @@ from raybrew.config.problems import near_match
 from raybrew.errors import ConfigError, LossError
 from raybrew.losses.term import LossTerm, Per, count_items
 
-__all__ = ["OwnLoss", "check_signature", "load_own"]
+__all__ = ["MatchLoss", "OwnLoss", "check_signature", "load_own"]
+
+
+class MatchLoss(Protocol):
+    """How a loss between layers is called; `KDLoss` is the same for logits.
+
+    `student` and `teacher` are what `feature` of the match says, after a projection to one width: hidden states (batch,
+    length, dim), attention scores (batch, heads, length, length), queries, keys and values (batch, heads, length, dim),
+    or pooled vectors (batch, dim). `mask` is (batch, length), 1 for real tokens; of pooled vectors (batch,).
+    """
+
+    def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> LossTerm: ...
 
 
 class OwnLoss:

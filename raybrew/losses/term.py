@@ -16,7 +16,12 @@ __all__ = ["LossTerm", "Per", "count_items"]
 
 
 class LossTerm(NamedTuple):
-    """`sum / count` is the loss. `sum` is a float32 scalar with gradient, `count` a float32 scalar without one."""
+    """What a loss returns: `sum / count` is its value.
+
+    Attributes:
+        sum: Float32 scalar with gradient, over the items that count.
+        count: Float32 scalar without gradient: how many these are.
+    """
 
     sum: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls on a loss
@@ -34,6 +39,11 @@ def count_items(per: Per, mask: Tensor) -> Tensor:
     """Number of items in `mask`, 0/1 of shape (batch,) for rows or (batch, length) for tokens, as a float32 scalar.
 
     A row of a (batch, length) mask counts as an example if any of its tokens does.
+
+    Example:
+        >>> mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+        >>> [float(count_items(per, mask)) for per in (Per.ROW, Per.TOKEN, Per.PAIR)]
+        [1.0, 2.0, 4.0]
     """
     mask = mask.float()
     if per is Per.ROW:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from raybrew.data.arrow import RaggedColumn
+from raybrew.data.columns import RaggedColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.models.forward import forward
 from raybrew.signals import PAIR_KINDS, Signal, sorted_signals

@@ -33,7 +33,8 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, item_shape, shard_name
+from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, shard_name
+from raybrew.data.columns import item_shape
 from raybrew.errors import StoreError, StoreUnreachable
 from raybrew.files import json_bytes
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raybrew.data.arrow import FlatColumn, RaggedColumn
+from raybrew.data.columns import FlatColumn, RaggedColumn
 from raybrew.data.tables import taken
 from raybrew.errors import StoreError
 from raybrew.signals import PAIR_KINDS, Signal, sorted_signals

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raybrew.data.arrow import ArrowFolder, FlatColumn, ShardInfo
+from raybrew.data.arrow import ArrowFolder, ShardInfo
+from raybrew.data.columns import FlatColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.open import open_storage, stores_below

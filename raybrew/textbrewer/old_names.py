@@ -10,7 +10,7 @@ import functools
 import importlib
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -102,13 +102,16 @@ def add_modules(package: str) -> dict[str, ModuleType]:
         else:
             module = sys.modules[path] = ModuleType(path, f"Names of `textbrewer.{name}`; see {__name__}.")
             module.__spec__ = ModuleSpec(path, None)
-        module.__all__ = list(targets)  # type: ignore[attr-defined]  # what a star import takes
-        module.__getattr__ = functools.partial(_load, path, targets)  # type: ignore[method-assign]
+        own = vars(module)
+        load = functools.partial(_load, path, targets, own.get("__getattr__"))
+        own |= {"__all__": [*own.get("__all__", ()), *targets], "__getattr__": load}
         modules[name] = module
     return modules
 
 
-def _load(module: str, targets: Mapping[str, str], name: str) -> Any:
+def _load(module: str, targets: Mapping[str, str], own: Callable[[str], Any] | None, name: str) -> Any:
+    if name not in targets and own is not None:
+        return own(name)
     if name not in targets:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     source, attribute, *key = targets[name].split(":")

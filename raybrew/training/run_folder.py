@@ -17,10 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from raybrew.config import Experiment
-from raybrew.config.loading import dump_experiment
 from raybrew.config.values import check_run_id, refuse_secrets
 from raybrew.errors import EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
-from raybrew.files import write_json
+from raybrew.files import make_storage, write_json
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
 from raybrew.secrets import scrub
@@ -210,7 +209,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(dump_experiment(experiment), encoding="utf-8")
+            experiment.to_yaml(self.path / "config.yaml")
             write_json(self.path / "environment.json", scrub(describe_environment(command or "")))
             # Last, as it marks the folder as ours.
             write_json(self.path / "identity.json", identity)
@@ -268,13 +267,6 @@ def locked_folder(folder: Path, what: str, is_finished: Callable[[], bool]) -> I
         yield
     finally:
         lock.release()
-
-
-def make_storage(root: Path) -> None:
-    """The folder of runs and stores, if it is new, as one that `ray job submit --working-dir .` does not take along."""
-    with contextlib.suppress(OSError):  # whoever writes to it says what is wrong with it
-        root.mkdir(parents=True)
-        (root / ".rayignore").write_text("# runs and stores stay where they are\n*\n", encoding="utf-8")
 
 
 def describe_environment(command: str) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import xxhash
 
 from raybrew.config.augment import AugmentConfig
 from raybrew.data.arrow import ArrowFolder, shard_name, write_shard
-from raybrew.data.augment import Draw, changed_by_rule, draws_of, new_rows, replaced, sides_of, word_spans
+from raybrew.data.augmentation.rows import Draw, changed_by_rule, draws_of, new_rows, replaced, sides_of, word_spans
 from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.data.hashes import known_hashes
-from raybrew.data.records import first_line
+from raybrew.data.readers.records import first_line
 from raybrew.data.rows import row_ids
 from raybrew.errors import EnvironmentProblem, ModelError
 from raybrew.files import write_json

@@ -15,16 +15,17 @@ import pyarrow as pa
 from raybrew.config import DataConfig, Experiment, FinetuneConfig, MultiTaskConfig
 from raybrew.data.cautions import Caution, tell
 from raybrew.data.encoded import EncodedRows, encode_rows, piece_fingerprint
+from raybrew.data.readers.sources import format_of
 from raybrew.data.row_cautions import SkippedRows
 from raybrew.data.row_checks import row_cautions
 from raybrew.data.rows import BadRow, RowSet, Split, load_rows, places_of, rows_beside
-from raybrew.data.sources import format_of
 from raybrew.errors import ConfigError, DataError, RunError
+from raybrew.files import make_storage
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.tasks.heads import Head, VocabularyHead
-from raybrew.training.run_folder import EVALUATED, RunFolder, make_storage
+from raybrew.training.run_folder import EVALUATED, RunFolder
 from raybrew.verbs.augment import augmented_rows, likely_rows
 
 __all__ = [
@@ -336,7 +337,7 @@ def check_lengths(experiment: Experiment, rows: Rows, teacher: ModelSource, *oth
 
 def cache_folder(experiment: Experiment) -> Path:
     """Where encoded rows are kept."""
-    return Path(experiment.data.cache or Path(experiment.store.storage_path) / ".cache").absolute()
+    return experiment.cache_folder.absolute()
 
 
 def check_labels(experiment: Experiment, rows: Rows, encoded: EncodedRows, say: Say) -> None:

@@ -19,7 +19,7 @@ import raybrew.verbs.augment as verb
 from raybrew.config import ClassificationConfig, Columns, TaggingConfig
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.loading import build_experiment
-from raybrew.data.augment import Draw, joined, pieces_of, replaced, word_spans
+from raybrew.data.augmentation.rows import Draw, joined, pieces_of, replaced, word_spans
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError, ModelError
 from raybrew.models.word_candidates import WordCandidates

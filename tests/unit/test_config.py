@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raybrew.config import Experiment, MatchConfig
-from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
+from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.template import experiment_template
 from raybrew.errors import ConfigError
 from tests.told import told
@@ -48,7 +48,7 @@ def test_a_file_is_read_with_its_overrides(tmp_path: Path) -> None:
 
 def test_what_is_dumped_reads_back_equal(tmp_path: Path) -> None:
     found = load_experiment(write(tmp_path, GOOD), check_files=False)
-    assert load_experiment(write(tmp_path, dump_experiment(found), "again.yaml"), check_files=False) == found
+    assert load_experiment(write(tmp_path, found.to_yaml(), "again.yaml"), check_files=False) == found
 
 
 def test_extends_reads_bases_first_and_finds_circles(tmp_path: Path) -> None:

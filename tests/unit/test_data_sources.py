@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raybrew.data.hub import LEGACY_NAMES, HubName, load_hub, parse_hub_name
-from raybrew.data.sources import format_of, open_source, resolve_source
+from raybrew.data.readers.hub import LEGACY_NAMES, HubName, load_hub, parse_hub_name
+from raybrew.data.readers.sources import format_of, open_source, resolve_source
 from raybrew.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +188,7 @@ def test_resolving_and_opening_read_nothing(tmp_path: Path) -> None:
 
 def test_resolving_imports_no_heavy_library() -> None:
     code = (
-        "import sys, raybrew.data.sources\n"
+        "import sys, raybrew.data.readers.sources\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'pandas', 'ray'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from raybrew.config import DataConfig
 from raybrew.config.task import TASK_CONFIGS
-from raybrew.data import text
+from raybrew.data.readers import text
 from raybrew.data.rows import load_rows
 from raybrew.errors import DataError
 from raybrew.tasks.base import build_task
@@ -138,7 +138,7 @@ def test_offsets_that_lead_out_of_an_arrow_file_are_errors_and_no_signals(tmp_pa
     for number, kind in enumerate(kinds):
         (tmp_path / f"{number}.arrow").write_bytes(with_bad_offset(kind))
     program = (
-        "import sys\nfrom pathlib import Path\nfrom raybrew.data.columnar import ArrowFile\n"
+        "import sys\nfrom pathlib import Path\nfrom raybrew.data.readers.columnar import ArrowFile\n"
         "from raybrew.errors import DataError\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try:\n        list(ArrowFile(path).rows(['text', 'label']))\n"

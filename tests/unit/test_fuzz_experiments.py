@@ -10,7 +10,7 @@ from fuzz import FIXED, broken_experiment, broken_overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybrew.config.loading import dump_experiment, load_experiment
+from raybrew.config.loading import load_experiment
 from raybrew.config.space import space_cautions, space_notes
 from raybrew.config.stages import method_notes
 from raybrew.config.views import task_views, teacher_names
@@ -43,7 +43,7 @@ def check(path: Path, overrides: list[str], back: Path) -> bool:
     assert experiment.run_id("distill") != experiment.run_id("finetune")
     for view in task_views(experiment).values():
         view.run_id("finetune")
-    back.write_text(dump_experiment(experiment), encoding="utf-8")
+    back.write_text(experiment.to_yaml(), encoding="utf-8")
     assert load_experiment(back, check_files=False) == experiment
     return True
 

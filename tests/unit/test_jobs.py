@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
+import raybrew
 from raybrew.cli.main import main
 from raybrew.cli.running import load_to_run
 from raybrew.config.loading import load_experiment
 from raybrew.errors import ClusterError, ConfigError, EnvironmentProblem
+from raybrew.files import make_storage
 from raybrew.jobs import package
 from raybrew.jobs import submit as submitting
 from raybrew.jobs.client import connect
 from raybrew.jobs.handle import JobHandle, job_info
 from raybrew.jobs.package import find_files, write_zip
-from raybrew.training.run_folder import make_storage
 
 EXPERIMENT = """
 name: tiny
@@ -68,7 +69,7 @@ class Cluster:
 
     def submit(self, **arguments: Any) -> str:
         with zipfile.ZipFile(arguments["runtime_env"]["working_dir"]) as archive:
-            self.packed = {name: archive.read(name).decode() for name in archive.namelist()}
+            self.packed = {name: archive.read(name).decode(errors="replace") for name in archive.namelist()}
         self.arguments = arguments
         self.found.append(details(arguments["submission_id"], "RUNNING", arguments["metadata"]))
         return str(arguments["submission_id"])
@@ -175,6 +176,36 @@ def test_relative_places_are_refused_where_other_machines_are(folder: Path, clus
     with pytest.raises(ConfigError, match=r"store\.storage_path: given 'runs'.*lost with the job.*absolute path"):
         submitting.submit("x.yaml", "distill")
     submitting.submit("x.yaml", "distill", overrides=["store.storage_path=/shared/runs"])
+
+
+def test_rows_from_python_travel_to_other_machines(folder: Path, cluster: Cluster) -> None:
+    rows = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]
+    experiment = raybrew.Experiment(
+        name="tiny", data={"train": rows}, teacher="a/b", distill="kd", store={"storage_path": str(folder / "runs")}
+    )
+    table = Path(experiment.data.train)
+    submitting.submit(experiment, "distill")
+    assert f"train: {table}\n" in cluster.packed[".raybrew/tiny.yaml"], "on this machine they stay"
+    cluster.here, cluster.found = False, []
+    submitting.submit(experiment, "distill")
+    write(folder / "sent" / "x.yaml", cluster.packed[".raybrew/tiny.yaml"])
+    sent = load_experiment(folder / "sent" / "x.yaml", check_files=False)
+    assert sent.data.train == f".raybrew/{table.name}"
+    assert sent.data.train in cluster.packed
+    assert sent.run_id("distill") == experiment.run_id("distill")
+
+
+def test_rows_that_are_too_large_do_not_travel(folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.here, lines = False, []
+    monkeypatch.setattr(submitting, "MAX_BYTES", 10)
+    rows = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]
+    experiment = raybrew.Experiment(
+        name="tiny", data={"train": rows, "cache": str(folder / "cache")}, teacher="a/b", distill="kd",
+        store={"storage_path": "/shared/runs"},
+    )  # fmt: skip
+    submitting.submit(experiment, "distill", say=lines.append)
+    assert f"train: {experiment.data.train}\n" in cluster.packed[".raybrew/tiny.yaml"]
+    assert any(line.startswith(f"data.train: {experiment.data.train} is too large") for line in lines)
 
 
 def test_files_that_would_not_be_there(folder: Path, cluster: Cluster) -> None:

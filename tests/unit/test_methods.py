@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from raybrew.catalog.methods import METHODS
 from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
-from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
+from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError, LossError, ModelError
 from raybrew.models.loading import ModelSource
@@ -226,7 +226,7 @@ def test_a_run_is_what_it_computes(tmp_path: Any) -> None:
     assert experiment({}).run_id("distill") == experiment({"method": "kd"}).run_id("distill")
     for method in METHODS:
         found = experiment({"method": method})
-        (tmp_path / "config.yaml").write_text(dump_experiment(found))
+        (tmp_path / "config.yaml").write_text(found.to_yaml())
         again = load_experiment(tmp_path / "config.yaml", check_files=False)
         assert again == Experiment.model_validate(found.plain()) == found
         assert again.run_id("distill") == found.run_id("distill")
@@ -257,7 +257,7 @@ def test_methods_in_one_sweep(tmp_path: Any) -> None:
         assert job.experiment.distill == wanted.distill
         assert job.run == wanted.run_id("distill")
     # What a run keeps of it, and what travels with a job, is the same sweep.
-    (tmp_path / "config.yaml").write_text(dump_experiment(base))
+    (tmp_path / "config.yaml").write_text(base.to_yaml())
     again = load_experiment(tmp_path / "config.yaml", check_files=False)
     assert again == base
     assert again.sweep_id() == base.sweep_id()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import raybrew
 from raybrew.cli.main import app
+from raybrew.config import public
 from raybrew.config.loading import load_experiment
 
 
@@ -39,6 +41,21 @@ def test_the_experiment_in_the_readme_is_valid(repo_root: Path, tmp_path: Path) 
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")
         load_experiment(path, check_files=False)
+
+
+def test_the_experiment_in_python_in_the_readme_is_valid(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (repo_root / "README.md").read_text(encoding="utf-8")
+    section = readme.split("### From Python")[1].split("\n#")[0]
+    made: list[raybrew.Experiment] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(raybrew, "distill", made.append)
+    rows = [{"text": "good", "label": "a"}, {"text": "bad", "label": "b"}]
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], {"dataset": rows, "dev": rows})
+    assert load_experiment(made[0].to_yaml("x.yaml")) == made[0]
+    named = re.findall(r"\w+", " ".join(re.findall(r"`([A-Z]\w+(?:,\s\w+)*)`", section.split("or mappings")[0])))
+    assert set(named) == {*public.__all__, "Student", "Store", "Sweep"}
 
 
 def test_overrides_in_the_readme_are_valid(repo_root: Path, tmp_path: Path) -> None:

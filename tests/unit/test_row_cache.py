@@ -13,9 +13,10 @@ import pytest
 
 from raybrew.config.data import DataConfig
 from raybrew.config.task import ClassificationConfig
-from raybrew.data import row_cache, rows
-from raybrew.data.row_set import RowSet
 from raybrew.data.rows import Split, load_rows
+from raybrew.data.rows import cache as row_cache
+from raybrew.data.rows import load as loading
+from raybrew.data.rows.row_set import RowSet
 from raybrew.tasks.base import build_task
 
 Read = Callable[..., RowSet]
@@ -30,13 +31,13 @@ def _keep_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the sources that were parsed, in order."""
     found: list[str] = []
-    parse = rows._parsed
+    parse = loading._parsed
 
     def counted(data: DataConfig, split: Split, source: Any, *rest: Any) -> RowSet:
         found.append(split)
         return parse(data, split, source, *rest)
 
-    monkeypatch.setattr(rows, "_parsed", counted)
+    monkeypatch.setattr(loading, "_parsed", counted)
     return found
 
 

@@ -178,7 +178,7 @@ def test_mirrors_have_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_urls_in_other_arguments_are_not_repeated() -> None:
-    from raybrew.data.sources import resolve_source
+    from raybrew.data.readers.sources import resolve_source
     from raybrew.storage.open import open_storage
 
     for url in ("s3://AKEY:SEC/RET@bucket/x", "s3://AKEY@bucket/x"):
@@ -231,8 +231,9 @@ def test_which_variables_hold_secrets(name: str, value: str, is_secret: bool, mo
     assert (scrub(f"before {value} after") == "before *** after") == is_secret
 
 
-def test_an_experiment_of_the_class_itself_may_hold_anything_until_it_is_stored() -> None:
-    assert Experiment(name="x").name == "x"
+def test_an_experiment_of_the_class_itself_is_checked_as_one_of_a_file() -> None:
+    with pytest.raises(ConfigError, match="holds what looks like a secret"):
+        Experiment(name="x", teacher=PRIVATE)
 
 
 def test_the_name_of_a_run_is_no_secret(tmp_path: Path) -> None:

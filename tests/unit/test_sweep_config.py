@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raybrew.config import Experiment
-from raybrew.config.loading import build_experiment, dump_experiment, load_experiment
+from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.space import (
     CORNER_LIMIT,
     apply_values,
@@ -84,7 +84,7 @@ def test_a_dump_reads_back_to_an_equal_experiment(tmp_path: Any) -> None:
         }
     )
     path = tmp_path / "e.yaml"
-    path.write_text(dump_experiment(experiment))
+    path.write_text(experiment.to_yaml())
     assert load_experiment(path, check_files=False) == experiment
 
 

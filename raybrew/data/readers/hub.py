@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from raybrew.data.records import first_line
+from raybrew.data.readers.records import first_line
 from raybrew.errors import DataError
 
 __all__ = ["LEGACY_NAMES", "HubName", "load_folder", "load_hub", "parse_hub_name"]

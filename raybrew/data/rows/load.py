@@ -2,80 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import xxhash
 
 from raybrew.config.data import DataConfig
-from raybrew.data.labels import Labeller, NoLabel
-from raybrew.data.records import BadRow, MissingColumnsError, RawRow
-from raybrew.data.row_cache import kept_rows
-from raybrew.data.row_set import ID_BYTES, RowSet, row_ids
-from raybrew.data.sources import Source, open_source, resolve_source
+from raybrew.config.rows import table_name
+from raybrew.data.readers.records import BadRow, MissingColumnsError
+from raybrew.data.readers.sources import Source, open_source
+from raybrew.data.rows.cache import kept_rows
+from raybrew.data.rows.labels import Labeller, NoLabel
+from raybrew.data.rows.places import Split, resolved_source, source_of
+from raybrew.data.rows.row_set import ID_BYTES, RowSet, in_share, row_ids, subset_indices
 from raybrew.data.tables import merged, taken
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
 from raybrew.tasks.ids import example_id
 
-__all__ = [
-    "BadRow",
-    "RowSet",
-    "Split",
-    "contradicting_places",
-    "example_id",
-    "in_share",
-    "load_rows",
-    "places_of",
-    "row_ids",
-    "rows_beside",
-    "rows_fingerprint",
-    "rows_of_ids",
-    "source_of",
-    "subset_indices",
-]
+__all__ = ["load_rows"]
 
-Split = Literal["train", "eval", "test", "unlabeled"]
 
 _CHUNK_ROWS = 8192
 _SHOWN_BAD_ROWS = 5
-
-
-def rows_beside(table: pa.Table, ids: npt.NDArray[np.uint8]) -> pa.Table:
-    """The rows of `table` whose ids (rows, 16) are not among `ids`."""
-    if not len(ids):
-        return table
-    known = np.unique(_as_keys(ids))
-    return table.filter(pa.array(~np.isin(_as_keys(row_ids(table)), known)))
-
-
-def rows_of_ids(ids: npt.NDArray[np.uint8], wanted: Collection[bytes]) -> npt.NDArray[np.int64]:
-    """Places in `ids` (rows, 16) of those that are `wanted`."""
-    known = np.array(sorted(wanted), f"V{ID_BYTES}")
-    return np.flatnonzero(np.isin(_as_keys(ids), known))
-
-
-def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(ids).view(f"V{ID_BYTES}").ravel()
-
-
-def rows_fingerprint(table: pa.Table) -> str:
-    """32 hex digits that name the examples of `table`: the same for any order of rows and any labels."""
-    halves = row_ids(table).view("<u8")
-    ordered = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(ordered).data)
-
-
-def subset_indices(num_rows: int, size: int) -> npt.NDArray[np.int64]:
-    """Rows of a subset, ascending: the first `size` of one fixed permutation, so smaller subsets lie in larger ones."""
-    # Raw output of the bit generator, because numpy promises that it never changes; `permutation` may.
-    keys = np.random.PCG64(0).random_raw(num_rows)
-    return np.sort(np.argsort(keys, kind="stable")[:size])
 
 
 def load_rows(
@@ -107,7 +60,7 @@ def load_rows(
     if known is None and split in ("eval", "test") and data.train is not None:
         known = load_rows(data, "train", task, learns_labels=False, cache=cache).labels
     try:
-        found = _read(data, split, text, task, known, name, cache)
+        found = _read(data, split, task, known, name, cache)
         untrainable = task.untrainable(found.table, found.labels) if split == "train" and learns_labels else None
         if untrainable is not None:
             raise DataError(f"{found.source}: {untrainable}")
@@ -116,12 +69,8 @@ def load_rows(
         no_column = isinstance(error, MissingColumnsError) and error.missing == (task.label_column,)
         advice = _WITHOUT_LABELS[split] if no_column or isinstance(error, _NoLabelsError) else ""
         between = "" if not advice else "\n" if "\n" in str(error) else ". "
-        raise DataError(f"data.{split}: {error}{between}{advice}") from error.__cause__
-
-
-def source_of(data: DataConfig, split: Split) -> str | None:
-    """What names the rows of a split: that of `data.train` where `data.test` is a share of it."""
-    return data.train if split == "test" and data.test_share is not None else getattr(data, split)
+        where = "" if table_name(text) is not None else f"data.{split}: "  # which is what such rows are called
+        raise DataError(f"{where}{error}{between}{advice}") from error.__cause__
 
 
 class _NoLabelsError(DataError):
@@ -138,70 +87,16 @@ _WITHOUT_LABELS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-#: File, row and line (of text files), counted from 1.
-Place = tuple[str, int, int | None]
-
-
-def places_of(data: DataConfig, split: Split, task: Task, ids: Collection[bytes]) -> dict[bytes, Place]:
-    """Where the examples of these ids first stand, by reading the source again."""
-    found: dict[bytes, Place] = {}
-    for identity, place, _ in _placed(data, split, task, task.optional_columns, task.columns):
-        if identity in ids:
-            found.setdefault(identity, place)
-            if len(found) == len(ids):
-                break
-    return found
-
-
-def contradicting_places(
-    data: DataConfig, split: Split, task: Task, ids: Sequence[bytes], names: Sequence[str]
-) -> list[tuple[Place, Place]]:
-    """For each of these ids two rows of its example with different labels; fewer where the source has none."""
-    columns = (*task.columns, str(task.label_column)) if task.label_column not in task.columns else task.columns
-    first: dict[bytes, tuple[Place, str]] = {}
-    both: dict[bytes, tuple[Place, Place]] = {}
-    for identity, place, raw in _placed(data, split, task, task.optional_columns, columns):
-        if identity not in ids or identity in both:
-            continue
-        try:
-            value = task.raw_label(raw, names)
-        except BadValue:
-            continue
-        label = repr(sorted(map(str, value))) if isinstance(value, tuple) and len(value) > 1 else str(value)
-        before, known = first.setdefault(identity, (place, label))
-        if known != label:
-            both[identity] = (before, place)
-            if len(both) == len(set(ids)):
-                break
-    return [both[identity] for identity in ids if identity in both]
-
-
-def _placed(
-    data: DataConfig, split: Split, task: Task, optional: Sequence[str], columns: Sequence[str]
-) -> Iterator[tuple[bytes, Place, RawRow]]:
-    """Id, place and content of each row of a source that can be read."""
-    text = str(source_of(data, split))
-    source = resolve_source(text, data.format, _named_by(data, split))
-    for reader in open_source(source, data.separator, data.header, data.encoding):
-        for row, line, raw in reader.rows(columns, optional):
-            if isinstance(raw, BadRow):
-                continue
-            try:
-                yield example_id(task.content(task.parse(raw))), (reader.name, row, line), raw
-            except BadValue:
-                continue
-
 
 def _read(
     data: DataConfig,
     split: Split,
-    text: str,
     task: Task,
     known: Labels | None,
     name: str | None,
     cache: Path | None,
 ) -> RowSet:
-    source = resolve_source(text, data.format, _named_by(data, split))
+    source = resolved_source(data, split)
     share = data.test_share if split in ("train", "test") else None
     kind = "unlabeled" if split == "unlabeled" else split if share is not None else "labelled"
     settings = [kind, share, getattr(data, f"{split}_rows"), data.on_bad_row, data.separator, data.header]
@@ -266,16 +161,6 @@ def _parsed(
         table = taken(table, subset_indices(table.num_rows, size))
     numbered = labeller is not None and labeller.numbered
     return RowSet(table, labels, tuple(bad), shown, set_aside, num_rows, numbered)
-
-
-def in_share(ids: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.bool_]:
-    """Which of the ids (rows, 16) belong to a share of all texts; a smaller share lies within a larger one."""
-    # Ids are hashes of content, so half of one is a number drawn evenly.
-    return np.ascontiguousarray(ids[:, 8:]).view("<u8").ravel() < np.uint64(min(share * 2.0**64, 2.0**64 - 2048))
-
-
-def _named_by(data: DataConfig, split: Split) -> Split:
-    return "train" if split == "test" and data.test_share is not None else split
 
 
 class _Rows:

@@ -3,8 +3,8 @@
 CSV follows RFC 4180: fields in double quotes may hold commas, line ends and doubled quotes; another character than the
 comma may separate them. TSV has no quoting at all: a line is a row and a tab is a border, as in the files of GLUE,
 where quote characters are text. Names of columns are in the first line, or in `data.header`.
-JSONL has one object per line; a file that is one JSON document is read as a whole (`raybrew.data.documents`). Blank
-lines are no rows. Files are UTF-8, with or without a byte order mark, unless `data.encoding` says otherwise.
+JSONL has one object per line; a file that is one JSON document is read as a whole (`documents`). Blank lines are no
+rows. Files are UTF-8, with or without a byte order mark, unless `data.encoding` says otherwise.
 """
 
 from __future__ import annotations
@@ -20,8 +20,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, AnyStr
 
-from raybrew.data.documents import is_document, rows_of_document
-from raybrew.data.records import AS_UTF8, BadRow, MissingColumnsError, Record, first_line, not_utf8, require_columns
+from raybrew.data.readers.documents import is_document, rows_of_document
+from raybrew.data.readers.records import (
+    AS_UTF8,
+    BadRow,
+    MissingColumnsError,
+    Record,
+    first_line,
+    not_utf8,
+    require_columns,
+)
 from raybrew.errors import DataError
 
 __all__ = ["CsvFile", "JsonlFile", "TsvFile", "text_lines"]
@@ -95,7 +103,7 @@ class CsvFile(_TextFile):
         self.delimiter = delimiter
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         with _opened(self.path, self.name, self.encoding) as file:
             declared = _DECLARED.match(file.peek(16)[:16])  # type: ignore[attr-defined]  # buffered readers have it
             first = 0
@@ -147,7 +155,7 @@ class TsvFile(_TextFile):
     """Tab-separated values without quoting, named by the first line, or by `header` where the file has no such line."""
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         header: list[str] | None = list(self.header) or None
         if header is not None:
             self._require(header, columns, "\t", unquoted=True)
@@ -181,7 +189,7 @@ class JsonlFile(_TextFile):
     """One JSON object per line, or one document for all rows."""
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         seen: dict[str, None] = {}
         last_keys: Any = None
         row = 0

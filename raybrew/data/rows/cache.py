@@ -19,8 +19,8 @@ import xxhash
 
 from raybrew.data.arrow import write_shard
 from raybrew.data.hashes import known_hashes, read_note, write_note
-from raybrew.data.records import BadRow
-from raybrew.data.row_set import ID_BYTES, RowSet
+from raybrew.data.readers.records import BadRow
+from raybrew.data.rows.row_set import ID_BYTES, RowSet
 from raybrew.errors import DataError
 from raybrew.tasks.base import Labels
 

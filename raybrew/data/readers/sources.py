@@ -1,6 +1,8 @@
 """What a source text of `data` names: local files, a `save_to_disk` folder or a hub dataset, and readers for it.
 
-A text that exists on disk is local. One that does not, but looks like a path, is an error; all others are hub names.
+Rows that were given in Python are files of a name by which they are known, whatever `data.format` says of the others.
+Any other text that exists on disk is local. One that does not, but looks like a path, is an error; all others are hub
+names.
 `name:split` chooses a split or slice of a hub dataset or `save_to_disk` folder, as `datasets` writes them
 (`imdb:train[:10%]`).
 """
@@ -16,8 +18,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from raybrew.config.data import FILE_ENDINGS
-from raybrew.data.hub import HubName, load_folder, load_hub, parse_hub_name
-from raybrew.data.records import RowReader
+from raybrew.config.rows import table_name
+from raybrew.data.readers.hub import HubName, load_folder, load_hub, parse_hub_name
+from raybrew.data.readers.records import RowReader
 from raybrew.errors import DataError
 from raybrew.secrets import scrub
 
@@ -54,6 +57,10 @@ class Source:
 def resolve_source(text: str, data_format: str, key: str) -> Source:
     """What `text` of `data.<key>` names; looks at the disk, opens nothing. DataError names the absolute path tried."""
     base, split = text, None
+    if table_name(text) is not None:
+        if not _exists(text):
+            raise DataError(f"rows that were given in Python lie no longer in {Path(text).absolute()}; give them again")
+        return Source(f"data.{key}", ((Path(text).expanduser(), "arrow"),))
     if not _exists(text) and (found := _WITH_SPLIT.fullmatch(text)) is not None and "://" not in text:
         base, split = found["base"], found["split"]
     default = DEFAULT_SPLITS[key]
@@ -81,9 +88,9 @@ def open_source(
     that of all text files.
     """
     # pyarrow takes a quarter second, which plain resolving must not cost.
-    from raybrew.data.columnar import ArrowFile, DatasetRows, ParquetFile
-    from raybrew.data.conll import ConllFile
-    from raybrew.data.text import CsvFile, JsonlFile, TsvFile
+    from raybrew.data.readers.columnar import ArrowFile, DatasetRows, ParquetFile
+    from raybrew.data.readers.conll import ConllFile
+    from raybrew.data.readers.text import CsvFile, JsonlFile, TsvFile
 
     if source.hub is not None:
         load = functools.partial(load_hub, source.hub, source.split or source.default_split, source.tried)
@@ -103,6 +110,8 @@ def open_source(
             opened.append(DatasetRows(source.name, load))
         else:
             opened.append(readers[kind](path))
+            if table_name(path.name) is not None:
+                opened[-1].name = source.name
     return tuple(opened)
 
 

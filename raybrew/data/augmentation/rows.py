@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.config.augment import AugmentConfig
-from raybrew.data.augmentation import deleting, long_disorder, masking, n_gram_sampling, short_disorder
+from raybrew.data.augmentation.tokens import deleting, long_disorder, masking, n_gram_sampling, short_disorder
 from raybrew.tasks.base import Task
 from raybrew.tasks.ids import example_id
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.data.records import AS_UTF8, BadRow, Record
-from raybrew.data.text import text_lines
+from raybrew.data.readers.records import AS_UTF8, BadRow, Record
+from raybrew.data.readers.text import text_lines
 from raybrew.errors import DataError
 
 __all__ = ["ConllFile"]
@@ -34,7 +34,7 @@ class ConllFile:
         return None
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         row = 0
         for first, lines in self._sentences():
             row += 1

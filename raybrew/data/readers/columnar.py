@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raybrew.data.records import BadRow, Record, first_line, not_utf8, require_columns
+from raybrew.config.rows import class_names
+from raybrew.data.readers.records import BadRow, Record, first_line, not_utf8, require_columns
 from raybrew.errors import DataError
 
 __all__ = ["ArrowFile", "DatasetRows", "ParquetFile"]
@@ -35,10 +35,10 @@ class ParquetFile:
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """Class names that `datasets` left in the file's metadata."""
-        return _class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
+        return class_names(_guarded(self.name, lambda: pq.read_schema(self.path)), column)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         file = _guarded(self.name, lambda: pq.ParquetFile(self.path))
         names = _guarded(self.name, lambda: file.schema_arrow.names)
         require_columns(self.name, names, columns)
@@ -57,10 +57,10 @@ class ArrowFile:
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """Class names that `datasets` left in the file's metadata."""
         with _guarded(self.name, self._open) as reader:
-            return _class_names(reader.schema, column)
+            return class_names(reader.schema, column)
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         with _guarded(self.name, self._open) as reader:
             names = _guarded(self.name, lambda: reader.schema.names)
             require_columns(self.name, names, columns)
@@ -99,7 +99,7 @@ class DatasetRows:
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
-        """See `raybrew.data.records.RowReader`."""
+        """See `raybrew.data.readers.records.RowReader`."""
         require_columns(self.name, self.dataset.column_names, columns)
         columns = _with_optional(columns, optional, self.dataset.column_names)
         tables = self.dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH_ROWS)
@@ -186,17 +186,6 @@ def _text(value: Any) -> Any:
     if isinstance(value, list):
         return [_text(item) for item in value]
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
-
-
-def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
-    try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-        feature = feature.get("feature", feature)
-        if feature["_type"] == "ClassLabel":
-            return tuple(str(name) for name in feature["names"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        pass
-    return None
 
 
 def _guarded(name: str, read: Callable[[], Any]) -> Any:

@@ -1,0 +1,1 @@
+"""Readers of all formats of rows, and what a source text names."""
