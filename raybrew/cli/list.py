@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -48,6 +48,10 @@ def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], 
 
 Rows = list[tuple[str, str]]
 
+#: How parts of the user's are written.
+_OWN_FUNCTION = "package.module:function"
+_OWN_ROW = "package.module:Name"
+
 
 def _methods() -> tuple[str, Rows]:
     from raybrew.catalog.methods import METHODS
@@ -63,7 +67,7 @@ def _methods() -> tuple[str, Rows]:
         if method.figures:
             parts.append("Published: " + "; ".join(map(str, method.figures)) + ".")
         rows.append((name, "\n".join(parts)))
-    return "distill.method", rows
+    return "distill.method", [*rows, (_OWN_ROW, "a Method of your own")]
 
 
 def _losses() -> tuple[str, Rows]:
@@ -80,15 +84,17 @@ def _losses() -> tuple[str, Rows]:
         entry = MATCH_LOSSES[name]
         rows.append((name, f"{'rows' if entry.needs == 'pooled' else 'layers'}: {line(entry)}"))
     rows.append(("distill.emd", "all layers against all by the earth mover's distance (arXiv:2010.06133); a section"))
-    rows.append(("package.module:function", "logits, layers or rows: a function of your own (README)"))
+    rows.append((_OWN_FUNCTION, "logits, layers or rows: a function of your own (README)"))
     return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers, rows)", rows
 
 
 def _matches() -> tuple[str, Rows]:
-    from raybrew.catalog.layer_rules import LAYER_MAPS
+    from raybrew.catalog.layer_rules import LAYER_RULES
     from raybrew.config.match_names import MATCH_NAMES, match_set
 
-    rows = [*LAYER_MAPS.items(), ("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)")]
+    rows = [(name, rule.summary) for name, rule in LAYER_RULES.items()]
+    rows.append(("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)"))
+    rows.append((_OWN_FUNCTION, "f(student layers, teacher layers) of your own, which returns such pairs"))
     for name in MATCH_NAMES:
         meant = match_set(name)
         if meant is not None:
@@ -109,13 +115,21 @@ def _shapes() -> tuple[str, Rows]:
         )
         for name, shape in SHAPES.items()
     ]
-    return "student.shape", rows + recurrent
+    return "student.shape", [*rows, *recurrent, (_OWN_ROW, "a NamedShape of your own")]
 
 
 def _initialisations() -> tuple[str, Rows]:
-    from raybrew.catalog.layer_rules import LAYER_RULES
+    from raybrew.catalog.initialisations import AUTO_INIT, INITIALISATIONS
+    from raybrew.catalog.layer_rules import LAYER_RULES, OLD_INIT_RULES, START_RULES
 
-    return "student.init_layers", [*LAYER_RULES.items(), ("[1, 4, ...]", "these teacher layers, counted from 1")]
+    auto = f"{AUTO_INIT[True]} where the shape is as wide as its teacher, else {AUTO_INIT[False]}"
+    rows = [("auto", f"weights: {auto}")]
+    rows += [(name, f"weights: {row.summary}") for name, row in INITIALISATIONS.items()]
+    rows += [(name, f"layers: {LAYER_RULES[name].summary}") for name in START_RULES]
+    rows += [(name, f"layers: the older name of {new} here") for name, new in OLD_INIT_RULES.items()]
+    rows.append(("[1, 4, ...]", "layers: these teacher layers, counted from 1"))
+    rows.append((_OWN_FUNCTION, "weights: f(student, teacher, layers) of your own; layers: a rule, as for matches"))
+    return "student.init (weights) and student.init_layers (layers)", rows
 
 
 def _tasks() -> tuple[str, Rows]:
@@ -168,15 +182,23 @@ def _signals() -> tuple[str, Rows]:
 
 
 def _searchers() -> tuple[str, Rows]:
-    from raybrew.config.sweep import SEARCHERS
+    from raybrew.catalog.searchers import SEARCHERS
 
-    return "sweep.search.kind", list(SEARCHERS.items())
+    return "sweep.search.kind", [*_with_options(SEARCHERS), (_OWN_ROW, "a Searcher of your own")]
 
 
 def _schedulers() -> tuple[str, Rows]:
-    from raybrew.config.sweep import SCHEDULERS
+    from raybrew.catalog.schedulers import SCHEDULERS
 
-    return "sweep.scheduler.kind", list(SCHEDULERS.items())
+    return "sweep.scheduler.kind", [*_with_options(SCHEDULERS), (_OWN_ROW, "a Scheduler of your own")]
+
+
+def _with_options(table: Mapping[str, Any]) -> Rows:
+    """Rows with the keys that each reads."""
+    return [
+        (name, f"{row.summary}; keys {', '.join(row.options)}" if row.options else row.summary)
+        for name, row in table.items()
+    ]
 
 
 def _choices(section: Any, field: str) -> tuple[str, ...]:

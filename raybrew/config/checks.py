@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from raybrew.catalog.initialisations import initialisation
+from raybrew.catalog.losses import TEMPERATURES
 from raybrew.config.changes import check_changes
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
@@ -182,8 +184,9 @@ def _without_layers(student: StudentConfig, distill: DistillConfig) -> list[Prob
     if student.shape not in WITHOUT_LAYERS:
         return []
     problems = []
-    if student.init == "truncate" or student.init_layers != "even":
-        key = "init" if student.init == "truncate" else "init_layers"
+    cuts = initialisation(student.init).cuts
+    if cuts or student.init_layers != "even":
+        key = "init" if cuts else "init_layers"
         problems.append(
             Problem(f"student.{key}", f"given for {student.shape}, which has no layers of its teacher; remove it")
         )
@@ -217,10 +220,10 @@ def _distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Problem]:
     if distill.asks_teacher and not teacher.given:
         problems.append(Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher"))
     schedule = distill.temperature_schedule
-    if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
-        problems.append(
-            Problem("distill.temperature_schedule.gamma", f"given {schedule.gamma:g} with kind 'cwsm'; it is of 'flsw'")
-        )
+    if schedule is not None and schedule.gamma is not None and "gamma" not in TEMPERATURES[schedule.kind].options:
+        takers = ", ".join(repr(name) for name, entry in TEMPERATURES.items() if "gamma" in entry.options)
+        given = f"given {schedule.gamma:g} with kind {schedule.kind!r}"
+        problems.append(Problem("distill.temperature_schedule.gamma", f"{given}; it is of {takers}"))
     # What several stages take from `distill` is told once.
     return list(dict.fromkeys(problems))
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from raybrew.catalog.layer_rules import LAYER_MAPS
+from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, names_of
-from raybrew.catalog.methods import METHODS, with_method
+from raybrew.catalog.methods import METHODS, Method, with_method
 from raybrew.config.base import (
     MAX_COUNT,
     MAX_TEMPERATURE,
@@ -16,13 +16,14 @@ from raybrew.config.base import (
     MIN_TEMPERATURE,
     NOT_IDENTITY,
     WHEN_SET,
-    FunctionName,
     Many,
     Name,
     Section,
 )
 from raybrew.config.match_names import MATCH_NAMES, match_set
+from raybrew.config.outside import FunctionName, is_outside, row_name, row_of
 from raybrew.config.problems import near_match
+from raybrew.errors import ConfigError
 
 __all__ = [
     "DistillConfig",
@@ -32,19 +33,27 @@ __all__ = [
     "StageConfig",
     "TemperatureScheduleConfig",
     "TheseusConfig",
+    "method_of",
 ]
 
 #: Names of the catalogue, as types: what a value is checked against, and what its error lists.
 if TYPE_CHECKING:
     KDLossName: TypeAlias = str
     MatchLossName: TypeAlias = str
-    LayerMapName: TypeAlias = str
+    LayerRuleName: TypeAlias = str
+    MethodName: TypeAlias = str
     TemperatureName: TypeAlias = str
 else:
     KDLossName = Literal[("auto", *names_of(KD_LOSSES))]
     MatchLossName = Literal[names_of(MATCH_LOSSES)]
-    LayerMapName = Literal[tuple(LAYER_MAPS)]
+    LayerRuleName = Literal[tuple(LAYER_RULES)]
+    MethodName = Literal[tuple(METHODS)] | row_name(Method)
     TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if name != "constant")]
+
+
+def method_of(name: str) -> Method:
+    """The method that `distill.method` names: a row of the catalogue, or one of the user's."""
+    return row_of(METHODS, name, "distill.method", Method)
 
 
 class KDLossConfig(Section):
@@ -77,7 +86,7 @@ class MatchConfig(Section):
 
     loss: MatchLossName | FunctionName
     """Which loss; `raybrew list losses` explains each."""
-    layers: LayerMapName | Many[Many[int]] = "even"
+    layers: LayerRuleName | FunctionName | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
     weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
     """Weight of each pair."""
@@ -106,7 +115,7 @@ class MatchConfig(Section):
     @property
     def is_own(self) -> bool:
         """Whether the loss is a function of the user's, `package.module:function`."""
-        return ":" in self.loss
+        return is_outside(self.loss)
 
     @property
     def compares(self) -> str:
@@ -210,22 +219,7 @@ class StageConfig(Section):
 class DistillConfig(Section):
     """Total = kd_weight * KD + hard_label_weight * label loss + sum over pairs of weight * match."""
 
-    method: (
-        Literal[
-            "kd",
-            "labels",
-            "textbrewer",
-            "distilbert",
-            "pkd-skip",
-            "pkd-last",
-            "tinybert",
-            "theseus",
-            "emd",
-            "minilm",
-            "minilm-v2",
-        ]
-        | None
-    ) = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    method: MethodName | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """A published method (`raybrew list methods`): it sets the keys below that are not given."""
 
     temperature: float = Field(default=4.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
@@ -294,8 +288,12 @@ class DistillConfig(Section):
     def _of_method(cls, value: Any, build: ModelWrapValidatorHandler[DistillConfig]) -> DistillConfig:
         """What the method says, under what is given; `model_fields_set` stays what is given."""
         method = value.get("method") if isinstance(value, dict) else None
-        if not isinstance(method, str) or method not in METHODS:
+        if not isinstance(method, str) or not (method in METHODS or is_outside(method)):
             return build(value)
-        made = build(with_method(value))
+        try:
+            row = method_of(method)
+        except ConfigError:
+            return build(value)  # which says what is wrong with the name
+        made = build(with_method(row, value))
         object.__setattr__(made, "__pydantic_fields_set__", set(value))
         return made

@@ -14,7 +14,10 @@ from pydantic import BaseModel, Tag, ValidationError
 from raybrew.errors import ConfigError
 from raybrew.secrets import scrub
 
-__all__ = ["Problem", "near_match", "problems_of", "raise_problems", "shown"]
+__all__ = ["OUTSIDE_ERROR", "Problem", "near_match", "problems_of", "raise_problems", "shown"]
+
+#: Type of pydantic's finding for a `package.module:Name` that means nothing; its message is the whole reason.
+OUTSIDE_ERROR = "outside"
 
 #: Messages are for people: what is longer is cut.
 _MAX_LINE = 1000
@@ -91,6 +94,9 @@ def _describe(key: str, findings: list[Mapping[str, Any]], model: type[BaseModel
         tags = [tag.strip().strip("'") for tag in first["ctx"]["expected_tags"].split(",")]
         wrong = first["ctx"]["tag"]
         return f"given {wrong!r}; allowed: {', '.join(tags)}{near_match(wrong, tags)}"
+    unusable = next((finding["msg"] for finding in findings if finding["type"] == OUTSIDE_ERROR), None)
+    if unusable is not None:
+        return f"given {shown(given)}; {unusable}"
     allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in findings))
     near = ""
     if isinstance(given, str):

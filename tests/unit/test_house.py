@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from raybrew.catalog.layer_rules import LAYER_MAPS, LAYER_RULES
+from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, names_of
 from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
 
@@ -115,7 +115,7 @@ def test_circles_are_seen() -> None:
 
 def test_a_name_of_the_catalogue_stands_in_one_place() -> None:
     """A loss, a rule or a shape is added by its row (and what it computes): no list elsewhere repeats the names."""
-    rows = {*names_of(KD_LOSSES), *names_of(MATCH_LOSSES), *LAYER_MAPS, *LAYER_RULES, *SHAPES, *RECURRENT_SHAPES}
+    rows = {*names_of(KD_LOSSES), *names_of(MATCH_LOSSES), *LAYER_RULES, *SHAPES, *RECURRENT_SHAPES}
     lists = []
     for path in sorted(PACKAGE.rglob("*.py")):
         if "catalog" in path.parts:

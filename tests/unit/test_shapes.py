@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybrew.catalog.layer_rules import LAYER_RULES
+from raybrew.catalog.layer_rules import START_RULES
 from raybrew.catalog.shapes import SHAPES
 from raybrew.config import ShapeConfig
 from raybrew.config.loading import build_experiment
@@ -110,7 +110,7 @@ def test_layers_of_each_rule(
     assert pick_layers(rule, student, teacher) == expected
 
 
-@given(st.sampled_from(sorted(LAYER_RULES)), st.integers(1, 40), st.integers(0, 40))
+@given(st.sampled_from(sorted(START_RULES)), st.integers(1, 40), st.integers(0, 40))
 def test_rules_take_each_layer_once_and_in_order(rule: str, student: int, more: int) -> None:
     teacher = student + more
     layers = pick_layers(rule, student, teacher)
