@@ -29,6 +29,7 @@ class Family(str, enum.Enum):
     signals = "signals"
     searchers = "searchers"
     schedulers = "schedulers"
+    trackers = "trackers"
 
 
 def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], as_json: AsJson = False) -> None:
@@ -193,6 +194,16 @@ def _schedulers() -> tuple[str, Rows]:
     return "sweep.scheduler.kind", [*_with_options(SCHEDULERS), (_OWN_ROW, "a Scheduler of your own")]
 
 
+def _trackers() -> tuple[str, Rows]:
+    from raybrew.catalog.trackers import TRACKERS
+
+    rows = [
+        (name, f"{spec.summary} (pip install '{spec.install}')" if spec.install else spec.summary)
+        for name, spec in TRACKERS.items()
+    ]
+    return "tracking", [*rows, (_OWN_ROW, "in tracking.others: a TrackerSpec of your own")]
+
+
 def _with_options(table: Mapping[str, Any]) -> Rows:
     """Rows with the keys that each reads."""
     return [
@@ -223,4 +234,5 @@ _FAMILIES: dict[Family, Callable[[], tuple[str, Rows]]] = {
     Family.signals: _signals,
     Family.searchers: _searchers,
     Family.schedulers: _schedulers,
+    Family.trackers: _trackers,
 }

@@ -21,7 +21,7 @@ from raybrew.config.task import (
     TaskConfig,
 )
 from raybrew.config.teacher import TeacherConfig, TeacherMember
-from raybrew.config.tracking import TrackingConfig, WandbConfig
+from raybrew.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from raybrew.config.train import FinetuneConfig, TrainConfig
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "KDLossConfig",
     "MaskedLMConfig",
     "MatchConfig",
+    "MlflowConfig",
     "MultiTaskConfig",
     "MultilabelConfig",
     "QAConfig",
