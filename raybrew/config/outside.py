@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
 
-from raybrew.config.problems import OUTSIDE_ERROR, Problem, near_match, raise_problems
+from raybrew.config.problems import Problem, UnusableError, near_match, raise_problems
 from raybrew.errors import ConfigError
 
 __all__ = ["FunctionName", "is_outside", "load_outside", "row_name", "row_of"]
@@ -48,10 +47,7 @@ def row_name(wanted: type) -> Any:
     def check(value: str) -> str:
         if _NAME.fullmatch(value) is None:
             raise ValueError(f"a {wanted.__name__} of your own as package.module:Name")
-        try:
-            _load(value, wanted)
-        except _Unusable as error:
-            raise PydanticCustomError(OUTSIDE_ERROR, "{why}", {"why": str(error)}) from error
+        _load(value, wanted)
         return value
 
     return Annotated[str, AfterValidator(check)]
@@ -64,7 +60,7 @@ def load_outside(target: str, key: str, wanted: type | None = None) -> Any:
     """
     try:
         return _load(target, wanted)
-    except _Unusable as error:
+    except UnusableError as error:
         message = f"{key}: given {target!r}; {error}"
         raise ConfigError(message, (message,)) from error
 
@@ -80,10 +76,6 @@ def row_of(rows: Mapping[str, Row], name: str, key: str, wanted: type[Row]) -> R
     return rows[name]
 
 
-class _Unusable(ValueError):  # noqa: N818 (it says what a name is)
-    """Why a name means nothing that can be used; the message names neither key nor value."""
-
-
 def _load(target: str, wanted: type | None) -> Any:
     folder = os.getcwd()
     if folder not in sys.path:
@@ -92,7 +84,7 @@ def _load(target: str, wanted: type | None) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises
-        raise _Unusable(
+        raise UnusableError(
             f"{module_name} cannot be imported ({type(error).__name__}: {error}); it must be installed or lie in "
             f"{folder}"
         ) from error
@@ -102,4 +94,4 @@ def _load(target: str, wanted: type | None) -> Any:
     what = "function" if wanted is None else wanted.__name__
     own = {key: each for key, each in vars(module).items() if not key.startswith("_")}
     fitting = [key for key, each in own.items() if (callable(each) if wanted is None else isinstance(each, wanted))]
-    raise _Unusable(f"{module_name} has no such {what}{near_match(name, fitting)}")
+    raise UnusableError(f"{module_name} has no such {what}{near_match(name, fitting)}")

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
 
 from raybrew.catalog.target import load_target
 from raybrew.catalog.trackers import TRACKERS, TrackerSpec
 from raybrew.config.base import Many, Section
 from raybrew.config.outside import load_outside, row_name
-from raybrew.config.problems import OUTSIDE_ERROR, problems_of
+from raybrew.config.problems import UnusableError, problems_of
 from raybrew.errors import ConfigError
 
 __all__ = ["AskedTracker", "MlflowConfig", "TrackingConfig", "WandbConfig"]
@@ -86,8 +85,7 @@ class TrackingConfig(Section):
             try:
                 found[name] = section.model_validate({} if given is None else given)
             except ValidationError as error:
-                why = "; ".join(map(str, problems_of(error, str(name), section)))
-                raise PydanticCustomError(OUTSIDE_ERROR, "{why}", {"why": why}) from error
+                raise UnusableError("; ".join(map(str, problems_of(error, str(name), section)))) from error
         return found
 
     @property
