@@ -134,11 +134,12 @@ def _initialisations() -> tuple[str, Rows]:
 
 
 def _tasks() -> tuple[str, Rows]:
-    from raybrew.config.multi_task import MultiTaskConfig
+    from raybrew.config.multi_task import MULTI, MultiTaskConfig
     from raybrew.config.task import TASK_CONFIGS
 
-    configs = {**TASK_CONFIGS, "multi": MultiTaskConfig}
-    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in configs.items()]
+    configs = {**TASK_CONFIGS, MULTI: MultiTaskConfig}
+    rows = [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in configs.items()]
+    return "task.kind", [*rows, (_OWN_ROW, "a TaskSpec of your own")]
 
 
 def _metrics() -> tuple[str, Rows]:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from raybrew.config.base import MAX_SEED, Many, Section
 from raybrew.config.problems import Problem
+from raybrew.config.task import task_spec
 
 __all__ = ["AUGMENT_OPTIONS", "AugmentConfig", "augment_problems"]
 
@@ -73,11 +74,9 @@ class AugmentConfig(Section):
 
 def augment_problems(augment: AugmentConfig, task: str, pairs: bool, has_unlabeled: bool) -> list[Problem]:
     """What does not fit in `data.augment` for tasks of this kind."""
-    if task == "qa":
-        why = "an answer does not stand where it stood once words change; name further questions in data.unlabeled"
-        return [Problem("data.augment", f"given for task.kind 'qa': {why}")]
-    if task == "masked_lm":
-        return [Problem("data.augment", "given for task.kind 'masked_lm', which hides words of each row by itself")]
+    why = task_spec(task).no_augment
+    if why:
+        return [Problem("data.augment", f"given for task.kind {task!r}: {why}")]
     read = AUGMENT_OPTIONS[augment.kind]
     problems = [
         Problem(f"data.augment.{name}", f"given for kind {augment.kind!r}, which reads {', '.join(read)}")

@@ -13,7 +13,7 @@ from raybrew.config.changes import check_changes
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
-from raybrew.config.multi_task import MultiTaskConfig
+from raybrew.config.multi_task import MultiTaskConfig, is_multi
 from raybrew.config.paths import absolute, exists, unusable_path
 from raybrew.config.problems import Problem, shown
 from raybrew.config.stages import check_method, check_stages, check_steps, check_theseus
@@ -370,7 +370,7 @@ def _store(store: StoreConfig) -> list[Problem]:
 
 
 def _early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
-    if data.eval is not None or task.kind == "multi":  # each of several tasks has rows of its own
+    if data.eval is not None or is_multi(task):  # each of several tasks has rows of its own
         return []
     return [
         Problem(f"{key}.early_stopping", "given without data.eval: nothing is evaluated that it could stop at")

@@ -15,7 +15,7 @@ from raybrew.config.base import Section, identity_of
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
-from raybrew.config.multi_task import MultiTaskConfig
+from raybrew.config.multi_task import MultiTaskConfig, is_multi
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import StudentConfig
 from raybrew.config.sweep import SweepConfig
@@ -34,8 +34,7 @@ VERB_SECTIONS = {
 
 
 def _number_of_tasks(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "several" if kind == "multi" else "one"
+    return "several" if is_multi(value) else "one"
 
 
 #: The `task` section: one task, or several.

@@ -14,7 +14,7 @@ from raybrew.config.base import Section
 from raybrew.config.checks import check_sections
 from raybrew.config.experiment import Experiment
 from raybrew.config.interpolation import resolved
-from raybrew.config.multi_task import MultiTaskConfig
+from raybrew.config.multi_task import MULTI, MultiTaskConfig, is_multi
 from raybrew.config.overrides import apply_overrides
 from raybrew.config.problems import Problem, near_match, problems_of, raise_problems, shown
 from raybrew.config.reading import merged, read_yaml, shown_path
@@ -78,7 +78,7 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
     except ValidationError as error:
         problems += problems_of(error, "", Experiment)
     sections = parts | _defaults(values)
-    if _section_class("task", values.get("task"), None) is MultiTaskConfig and "task" not in parts:
+    if "task" not in parts and is_multi(values.get("task")):
         # Data and teachers are in it, and what it says is not known.
         sections = {name: section for name, section in sections.items() if name not in ("data", "teacher")}
     problems += check_sections(sections, check_files)
@@ -106,18 +106,22 @@ def _unfit_task(value: Any) -> Problem | None:
     """What is wrong with a task of which no config can tell: none at all, or of an unknown kind."""
     if value is not None and not isinstance(value, Mapping):
         return Problem("task", f"given {value!r}; allowed: a section of keys")
-    if _section_class("task", value, None) is not None:
-        return None
-    kind, allowed = (value or {})["kind"], [*TASK_CONFIGS, "multi"]
+    try:
+        if _section_class("task", value, None) is not None:
+            return None
+    except ConfigError as error:  # a task of the user's
+        return Problem("task.kind", str(error).removeprefix("task.kind: "))
+    kind, allowed = (value or {})["kind"], [*TASK_CONFIGS, MULTI]
     near = near_match(kind, allowed) if isinstance(kind, str) else ""
-    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(allowed)}{near}")
+    return Problem(
+        "task.kind", f"given {kind!r}; allowed: {', '.join(allowed)}, or package.module:Name of a TaskSpec{near}"
+    )
 
 
 def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | None:
     """The model of a section, which for `task` depends on its `kind`."""
     if key == "task":
-        several = isinstance(value, Mapping) and value.get("kind") == "multi"
-        return MultiTaskConfig if several else task_config_of({} if value is None else value)
+        return MultiTaskConfig if is_multi(value) else task_config_of({} if value is None else value)
     if key == "sweep":
         return None if value is None else SweepConfig
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

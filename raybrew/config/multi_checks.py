@@ -6,18 +6,17 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from raybrew.catalog.tasks import DEFAULT_KIND
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.student import StudentConfig
+from raybrew.config.task import task_spec
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.views import matches_of_task, with_matches
 
 __all__ = ["check_members", "check_one_task", "check_tasks"]
-
-#: Tasks whose logits have classes in the last dimension, one of which is right.
-_SOFTMAX_KINDS = ("classification", "tagging")
 
 #: Sections that each task has for itself.
 _OWN = ("task", "data", "teacher")
@@ -49,7 +48,7 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
     student: StudentConfig | None = sections.get("student")
     distill: DistillConfig | None = sections.get("distill")
     teacher: TeacherConfig | None = sections.get("teacher")
-    kind = getattr(sections.get("task"), "kind", "classification")
+    spec = task_spec(getattr(sections.get("task"), "kind", DEFAULT_KIND))
     if teacher is None:
         return problems
     if student is not None and student.teacher is not None:
@@ -62,8 +61,8 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
                 problems.append(Problem(key, f"required with several teachers; allowed: {_of(teacher)}"))
         elif match.teacher not in teacher.members:
             problems.append(_unknown(key, match.teacher, list(teacher.members), "there is one teacher"))
-    if teacher.members and teacher.average == "probabilities" and kind not in _SOFTMAX_KINDS:
-        allowed = f"a task of kind {kind} has no softmax over classes; allowed: logits"
+    if teacher.members and teacher.average == "probabilities" and not (spec.one_of_many and spec.stored):
+        allowed = f"a task of kind {spec.kind} has no softmax over classes; allowed: logits"
         problems.append(Problem("teacher.average", f"given 'probabilities', but {allowed}"))
     parts = distill.parts if distill is not None else ()
     if teacher.members and teacher.average == "probabilities" and any(part.kd_loss.kind == "mse" for part in parts):
@@ -97,12 +96,9 @@ def check_tasks(
     for key, match in _keyed_matches(distill):
         problems += _match_teacher(key, match.teacher, task, named)
     for name, part in task.tasks.items():
-        if part.task.kind == "masked_lm":
-            problems.append(
-                Problem(
-                    f"task.tasks.{name}.task.kind", "given 'masked_lm', which is a task of its own; allowed: others"
-                )
-            )
+        if not task_spec(part.task.kind).stored:
+            given = f"given {part.task.kind!r}, which is a task of its own"
+            problems.append(Problem(f"task.tasks.{name}.task.kind", f"{given}; allowed: others"))
         own = {**sections, "task": part.task, "data": part.data, "teacher": part.teacher}
         if student is not None:
             own["student"] = student.model_copy(update={"teacher": None})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -11,7 +12,10 @@ from raybrew.config.data import DataConfig
 from raybrew.config.task import ClassificationConfig, TaskConfig
 from raybrew.config.teacher import TeacherConfig
 
-__all__ = ["MultiTaskConfig", "TaskPart"]
+__all__ = ["MULTI", "MultiTaskConfig", "TaskPart", "is_multi"]
+
+#: The kind of several tasks.
+MULTI = "multi"
 
 
 class TaskPart(Section):
@@ -38,3 +42,8 @@ class MultiTaskConfig(Section):
     """What chooses the best checkpoint: the mean over tasks of each one's own `metric`."""
     tasks: dict[Name, TaskPart] = Field(min_length=2)
     """The tasks by name, each with the sections task, data and teacher, and with weight."""
+
+
+def is_multi(value: Any) -> bool:
+    """Whether `value` of the section `task`, plain or built, is of several tasks."""
+    return (value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)) == MULTI

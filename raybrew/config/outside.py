@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 from raybrew.config.problems import Problem, UnusableError, near_match, raise_problems
 from raybrew.errors import ConfigError
@@ -31,26 +31,26 @@ def is_outside(name: object) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def _as_function_name(value: str) -> str:
-    if _NAME.fullmatch(value) is None:
+def _as_function_name(value: Any) -> Any:
+    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
         raise ValueError("a function of your own as package.module:function")
     return value
 
 
 #: A function of the user's, `package.module:function`; only its form is checked, nothing is imported.
-FunctionName = Annotated[str, AfterValidator(_as_function_name)]
+FunctionName = Annotated[str, BeforeValidator(_as_function_name)]
 
 
 def row_name(wanted: type) -> Any:
     """The type of names of rows of the user's; the row is imported and its type checked as the file is read."""
 
-    def check(value: str) -> str:
-        if _NAME.fullmatch(value) is None:
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or _NAME.fullmatch(value) is None:
             raise ValueError(f"a {wanted.__name__} of your own as package.module:Name")
         _load(value, wanted)
         return value
 
-    return Annotated[str, AfterValidator(check)]
+    return Annotated[str, BeforeValidator(check)]
 
 
 def load_outside(target: str, key: str, wanted: type | None = None) -> Any:

@@ -16,7 +16,7 @@ from raybrew.config.experiment import Experiment
 from raybrew.config.population import check_population
 from raybrew.config.problems import Problem, near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
-from raybrew.config.task import TASK_KD_LOSSES
+from raybrew.config.task import kd_losses_for
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError
 
@@ -229,7 +229,7 @@ def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
         return False
     kind = experiment.distill.kd_loss.kind
     views = task_views(experiment).values()
-    return all(kind == "mse" or (kind == "auto" and TASK_KD_LOSSES[view.task.kind][0] == "mse") for view in views)
+    return all(kind == "mse" or (kind == "auto" and kd_losses_for(view.task.kind)[0] == "mse") for view in views)
 
 
 def _layers(count: int) -> str:

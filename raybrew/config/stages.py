@@ -8,6 +8,7 @@ from typing import Any
 
 from raybrew.catalog.methods import contradictions
 from raybrew.config.distill import DistillConfig, StageConfig, method_of
+from raybrew.config.multi_task import is_multi
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.config.student import StudentConfig
 from raybrew.config.teacher import TeacherConfig
@@ -94,7 +95,7 @@ def check_theseus(
             problems.append(
                 Problem(key, "given with matches or emd, for which layers inside the teacher have no outputs; drop one")
             )
-        if task.kind == "multi" or teacher.members:
+        if is_multi(task) or teacher.members:
             problems.append(Problem(key, "given with several tasks or teachers; it is for one of each"))
         elif not teacher.given:
             problems.append(Problem(key, "needs teacher.model, inside which the student trains"))

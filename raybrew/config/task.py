@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    SerializeAsAny,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from raybrew.catalog.losses import kd_losses_of
-from raybrew.catalog.tasks import TASKS
+from raybrew.catalog.target import load_target
+from raybrew.catalog.tasks import DEFAULT_KIND, TASKS, TaskSpec
 from raybrew.config.base import MAX_WEIGHT, Many, Section
+from raybrew.config.outside import is_outside, row_of
+from raybrew.errors import ConfigError
 
 __all__ = [
     "METRICS",
     "TASK_CONFIGS",
-    "TASK_KD_LOSSES",
     "ClassificationConfig",
     "MaskedLMConfig",
     "MultilabelConfig",
+    "OwnTaskConfig",
     "QAConfig",
     "RegressionConfig",
     "TaggingConfig",
     "TaskConfig",
+    "kd_losses_for",
+    "known_task",
     "task_config_of",
+    "task_spec",
 ]
 
 
@@ -142,22 +156,69 @@ class MaskedLMConfig(Section):
     """Evaluation metric that chooses the best checkpoint."""
 
 
-#: `task.kind` -> its config. One line per task.
+class OwnTaskConfig(Section):
+    """Base of the keys of a task of one's own, whose `kind` is `package.module:Name` of its TaskSpec."""
+
+    kind: str
+    """Which task."""
+    max_length: int = Field(default=128, ge=8, le=65536)
+    """Longest encoded row in tokens."""
+    metric: str
+    """Evaluation metric that chooses the best checkpoint; the larger, the better."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_row(cls, value: Any, build: ModelWrapValidatorHandler[OwnTaskConfig]) -> OwnTaskConfig:
+        """Keys as the class that the task's row names, wherever any task may stand."""
+        if cls is not OwnTaskConfig or not isinstance(value, Mapping):
+            return build(value)
+        return _own_config(task_spec(value["kind"])).model_validate(value)
+
+
+#: Tag of tasks of the user's among all tasks.
+_OWN = "package.module:Name"
+
+#: `task.kind` -> its config.
 TASK_CONFIGS: Mapping[str, type[Section]] = MappingProxyType(
     {
-        "classification": ClassificationConfig,
-        "multilabel": MultilabelConfig,
-        "regression": RegressionConfig,
-        "tagging": TaggingConfig,
-        "qa": QAConfig,
-        "masked_lm": MaskedLMConfig,
+        config.model_fields["kind"].default: config
+        for config in (
+            ClassificationConfig,
+            MultilabelConfig,
+            RegressionConfig,
+            TaggingConfig,
+            QAConfig,
+            MaskedLMConfig,
+        )
     }
 )
 
-#: `task.kind` -> the `distill.kd_loss.kind` that its outputs can be compared by; the first is what `auto` stands for.
-TASK_KD_LOSSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {kind: kd_losses_of(spec.outputs) for kind, spec in TASKS.items()}
-)
+
+def task_spec(kind: str) -> TaskSpec:
+    """The row of a kind of task: one of the catalogue, or one of the user's. ConfigError names task.kind."""
+    return row_of(TASKS, kind, "task.kind", TaskSpec)
+
+
+def known_task(kind: str | None) -> TaskSpec | None:
+    """The row of a kind that a file of a run names, the usual one for None; None for one that is not here."""
+    try:
+        return task_spec(kind or DEFAULT_KIND)
+    except ConfigError:
+        return None
+
+
+def kd_losses_for(kind: str) -> tuple[str, ...]:
+    """The `distill.kd_loss.kind` that a task's outputs can be compared by; the first is what `auto` stands for."""
+    return kd_losses_of(task_spec(kind).outputs)
+
+
+def _own_config(spec: TaskSpec) -> type[OwnTaskConfig]:
+    config = load_target(spec.config)
+    if not (isinstance(config, type) and issubclass(config, OwnTaskConfig)):
+        message = f"task.kind: given {spec.kind!r}, whose config {spec.config} is no OwnTaskConfig"
+        raise ConfigError(message, (message,))
+    return config
+
 
 #: Every metric that some task has, and what it is.
 METRICS: Mapping[str, str] = MappingProxyType(
@@ -177,26 +238,37 @@ METRICS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_DEFAULT_KIND = "classification"
-
 
 def _kind_of(value: Any) -> Any:
-    return value.get("kind", _DEFAULT_KIND) if isinstance(value, Mapping) else getattr(value, "kind", None)
+    kind = value.get("kind", DEFAULT_KIND) if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return _OWN if is_outside(kind) else kind
 
 
 #: Any task, told apart by `kind`; without one it is classification.
-TaskConfig = Annotated[
-    Annotated[ClassificationConfig, Tag("classification")]
-    | Annotated[MultilabelConfig, Tag("multilabel")]
-    | Annotated[RegressionConfig, Tag("regression")]
-    | Annotated[TaggingConfig, Tag("tagging")]
-    | Annotated[QAConfig, Tag("qa")]
-    | Annotated[MaskedLMConfig, Tag("masked_lm")],
-    Discriminator(_kind_of),
-]
+if TYPE_CHECKING:
+    TaskConfig: TypeAlias = (
+        ClassificationConfig
+        | MultilabelConfig
+        | RegressionConfig
+        | TaggingConfig
+        | QAConfig
+        | MaskedLMConfig
+        | OwnTaskConfig
+    )
+else:
+    _members = [Annotated[config, Tag(kind)] for kind, config in TASK_CONFIGS.items()]
+    TaskConfig = Annotated[
+        Union[(*_members, Annotated[SerializeAsAny[OwnTaskConfig], Tag(_OWN)])],
+        Discriminator(_kind_of),
+    ]
 
 
 def task_config_of(value: Any) -> type[Section] | None:
-    """The config that `value` of the section `task` is meant for; None if its `kind` is none that exists."""
-    kind = _kind_of(value)
+    """The config that `value` of the section `task` is meant for; None if its `kind` is none that exists.
+
+    ConfigError for a task of the user's that cannot be imported.
+    """
+    kind = value.get("kind", DEFAULT_KIND) if isinstance(value, Mapping) else getattr(value, "kind", None)
+    if isinstance(kind, str) and is_outside(kind):
+        return _own_config(task_spec(kind))
     return TASK_CONFIGS.get(kind) if isinstance(kind, str) else None

@@ -10,8 +10,8 @@ from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
 from raybrew.config.problems import Problem
 from raybrew.config.store import StoreConfig
-from raybrew.config.student import StudentConfig
-from raybrew.config.task import TASK_KD_LOSSES, MaskedLMConfig, QAConfig, TaggingConfig, TaskConfig
+from raybrew.config.student import WITHOUT_LAYERS, StudentConfig
+from raybrew.config.task import MaskedLMConfig, QAConfig, TaggingConfig, TaskConfig, kd_losses_for, task_spec
 from raybrew.config.teacher import TeacherConfig
 
 __all__ = ["TASK_RULES", "WHY_LIVE"]
@@ -21,7 +21,8 @@ WHY_LIVE = "masks are new in every epoch, and a teacher's logits over its vocabu
 
 
 def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
-    problems, used = [], TASKS[task.kind].columns
+    spec = task_spec(task.kind)
+    problems, used = [], spec.columns
     for key in sorted(data.columns.model_fields_set - set(used)):
         value = getattr(data.columns, key)
         if value != type(data.columns).model_fields[key].get_default():
@@ -32,9 +33,10 @@ def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
     if len(set(columns)) != len(columns):
         shown = ", ".join(map(str, columns))
         problems.append(Problem("data.columns", f"given {shown}; each column must be another one"))
-    if data.format == "conll" and task.kind != "tagging":
+    if data.format == "conll" and not spec.conll:
+        readers = ", ".join(kind for kind, each in TASKS.items() if each.conll)
         problems.append(
-            Problem("data.format", f"given 'conll', which task.kind tagging reads, but task.kind is {task.kind!r}")
+            Problem("data.format", f"given 'conll', which task.kind {readers} reads, but task.kind is {task.kind!r}")
         )
     for key in ("tokens", "tags"):
         value = getattr(data.columns, key)
@@ -54,21 +56,21 @@ def _columns(task: TaskConfig, data: DataConfig) -> list[Problem]:
 
 
 def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
-    problems, allowed = [], TASK_KD_LOSSES[task.kind]
+    problems, allowed, spec = [], kd_losses_for(task.kind), task_spec(task.kind)
     for key, part in distill.keyed_parts:
         kind = part.kd_loss.kind
         shown = f"given {kind!r}; allowed for task.kind {task.kind!r}: auto, {', '.join(allowed)}"
         if part.kd_weight > 0 and ":" not in kind and kind not in ("auto", *allowed):
             problems.append(Problem(f"{key}.kd_loss.kind", shown))
-    if distill.temperature_schedule is not None and task.kind not in ("classification", "tagging", "masked_lm"):
+    if distill.temperature_schedule is not None and not spec.one_of_many:
         problems.append(
             Problem(
                 "distill.temperature_schedule",
                 f"given for task.kind {task.kind!r}; it compares classes that exclude one another, of a fixed number "
-                "(classification, tagging, masked_lm)",
+                f"({', '.join(kind for kind, each in TASKS.items() if each.one_of_many)})",
             )
         )
-    if distill.probability_shift and task.kind in ("multilabel", "regression"):
+    if distill.probability_shift and spec.outputs != "classes":
         problems.append(
             Problem("distill.probability_shift", f"given for task.kind {task.kind!r}, which has no single true class")
         )
@@ -76,7 +78,8 @@ def _kd_of_task(task: TaskConfig, distill: DistillConfig) -> list[Problem]:
 
 
 def _average(task: TaskConfig, teacher: TeacherConfig) -> list[Problem]:
-    if teacher.average == "probabilities" and task.kind not in ("classification", "tagging"):
+    spec = task_spec(task.kind)
+    if teacher.average == "probabilities" and not (spec.one_of_many and spec.stored):
         return [
             Problem(
                 "teacher.average",
@@ -123,19 +126,19 @@ def _masked_lm(task: TaskConfig, data: DataConfig, teacher: TeacherConfig, store
         )
     if data.unlabeled is not None:
         problems.append(
-            Problem("data.unlabeled", "given for task.kind 'masked_lm', whose rows need no labels; use data.train")
+            Problem("data.unlabeled", f"given for task.kind {task.kind!r}, whose rows need no labels; use data.train")
         )
     if teacher.members:
-        problems.append(Problem("teacher.members", "given for task.kind 'masked_lm'; allowed: one teacher.model"))
+        problems.append(Problem("teacher.members", f"given for task.kind {task.kind!r}; allowed: one teacher.model"))
     if teacher.source == "store":
         problems.append(
-            Problem("teacher.source", f"given 'store' for task.kind 'masked_lm'; allowed: auto, live ({WHY_LIVE})")
+            Problem("teacher.source", f"given 'store' for task.kind {task.kind!r}; allowed: auto, live ({WHY_LIVE})")
         )
     if store.signals:
         problems.append(
             Problem(
                 "store.signals",
-                f"given {list(store.signals)} for task.kind 'masked_lm', which has no store: {WHY_LIVE}",
+                f"given {list(store.signals)} for task.kind {task.kind!r}, which has no store: {WHY_LIVE}",
             )
         )
     return problems
@@ -147,9 +150,10 @@ def _masked_lm_student(task: TaskConfig, student: StudentConfig) -> list[Problem
     problems = []
     if student.vocabulary is not None:
         why = "the student guesses among the tokens that its teacher knows"
-        problems.append(Problem("student.vocabulary", f"given for task.kind 'masked_lm', where {why}"))
-    if student.shape == "BiGRU":
-        problems.append(Problem("student.shape", "given 'BiGRU', which has no masked-LM head; allowed: transformers"))
+        problems.append(Problem("student.vocabulary", f"given for task.kind {task.kind!r}, where {why}"))
+    if student.shape in WITHOUT_LAYERS:
+        given = f"given {student.shape!r}, which has no masked-LM head"
+        problems.append(Problem("student.shape", f"{given}; allowed: transformers"))
     return problems
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from raybrew.catalog.tasks import TASKS
+from raybrew.catalog.tasks import DEFAULT_KIND
+from raybrew.config.task import task_spec
 from raybrew.exports.markdown import fenced
 
 __all__ = ["formats_of", "usage"]
@@ -70,7 +71,7 @@ _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pai
 
 def usage(summary: Mapping[str, Any]) -> str:
     """A section of Markdown; `summary` as in `model_card`."""
-    task, formats = TASKS[summary.get("task") or "classification"], formats_of(summary)
+    task, formats = task_spec(summary.get("task") or DEFAULT_KIND), formats_of(summary)
     code = _USAGE[task.pipeline].replace("{options}", ", top_k=None" if task.outputs == "labels" else "")
     blocks = []
     if not formats or "hf" in formats:

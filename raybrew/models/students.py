@@ -19,10 +19,11 @@ from raybrew.catalog.shapes import RECURRENT_SHAPES, RecurrentShape
 from raybrew.catalog.target import load_target
 from raybrew.config.outside import is_outside, load_outside
 from raybrew.config.student import ShapeConfig, StudentConfig
+from raybrew.config.task import task_spec
 from raybrew.errors import ConfigError, EnvironmentProblem, ModelError, first_line
 from raybrew.models.bigru import BiGRUConfig
 from raybrew.models.initialise import share_embeddings
-from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
+from raybrew.models.loading import ModelSource, auto_class, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import (
     FAMILIES,
     dims_of,
@@ -279,11 +280,11 @@ def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> Pretraine
 
 
 def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) -> PreTrainedModel:
-    config.problem_type = PROBLEM_TYPES.get(task_kind)
+    config.problem_type = task_spec(task_kind).problem_type
     if torch.get_default_device().type != "meta":
         _check_room(config)
     try:
-        model: PreTrainedModel = AUTO_CLASSES[task_kind].from_config(
+        model: PreTrainedModel = auto_class(task_kind).from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     except Exception as error:

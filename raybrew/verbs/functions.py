@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.outside import is_outside, load_outside
+from raybrew.config.task import task_spec
 from raybrew.errors import ConfigError
 from raybrew.losses.own import check_signature
 from raybrew.verbs.prepare import Say
@@ -44,7 +45,11 @@ def check_functions(experiment: Experiment, say: Say) -> None:
 def _named(experiment: Experiment) -> Iterator[_Named]:
     task, student = experiment.task, experiment.student
     kinds = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
-    options = ("temperature", "scale_by_temperature_squared", *(["class_mask"] if "qa" in kinds else []))
+    options = (
+        "temperature",
+        "scale_by_temperature_squared",
+        *(["class_mask"] if any(task_spec(kind).places for kind in kinds) else []),
+    )
     for key, part in experiment.distill.keyed_parts:
         if is_outside(part.kd_loss.kind) and part.kd_weight > 0:
             yield _Named(f"{key}.kd_loss.kind", part.kd_loss.kind, _LOSS, options)

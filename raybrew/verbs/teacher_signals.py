@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.config import Experiment
+from raybrew.config.task import task_spec
 from raybrew.data.encoded import EncodedRows, open_encoded
 from raybrew.data.loader import SignalSource
 from raybrew.distillers.alignment import AlignedAnswers
@@ -140,7 +141,7 @@ class _Member:
         found = np.ones(len(ids), np.bool_)
         if aside:
             found = np.array([each.tobytes().hex() not in aside for each in ids], np.bool_)
-        by_token = any(signal.layer is not None for signal in asked) or self.view.task.kind == "qa"
+        by_token = any(signal.layer is not None for signal in asked) or task_spec(self.view.task.kind).places
         if by_token and self.given.aligned_evaluation is None:
             found &= self._store.lengths[self._store.locate(ids)] == rows.lengths
         return found

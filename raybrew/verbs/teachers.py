@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from raybrew.config import Experiment
+from raybrew.config.task import task_spec
 from raybrew.config.views import one_teacher
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ModelError
@@ -51,7 +52,7 @@ def ready_teachers(
     """
     asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
     others = [sources[name] for name in sources if asked[name]]
-    if view.task.kind == "qa" and any(not same_tokens(others[0], other) for other in others[1:]):
+    if task_spec(view.task.kind).places and any(not same_tokens(others[0], other) for other in others[1:]):
         raise ModelError(
             f"teacher.members: the tokenizers of {', '.join(other.model for other in others)} differ, so their starts "
             "and ends cannot be averaged for question answering; take teachers of one tokenizer"
@@ -102,7 +103,7 @@ def check_tokenizers(
             f"{student.model} and {teacher.model} differ; remove the matches (pooled_mse and pooled_cos compare rows "
             f"instead), or {fix}"
         )
-    if one.task.kind == "qa":
+    if task_spec(one.task.kind).places:
         for key, losses in one.distill.keyed_parts:
             if losses.kd_weight > 0 and losses.kd_loss.kind not in _KEEP_ALIGNED:
                 raise ModelError(
