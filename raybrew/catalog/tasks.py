@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 __all__ = ["DEFAULT_KIND", "HIDDEN_WORDS", "TASKS", "TaskSpec", "kinds_by_head"]
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,7 @@ class TaskSpec:
     auto_class: str  #: the class of transformers that gives its head
     pipeline: str  #: what the hub calls it
     row: str = ""  #: a row to predict, as Python; empty: it has no predictions
-    problem_type: str | None = None  #: how pipelines of transformers read the outputs of a sequence classifier
+    problem_type: ProblemType | None = None  #: how pipelines of transformers read a sequence classifier's outputs
     answer: str | None = None  #: key of a prediction that is right or wrong as a whole
     share: str | None = None  #: its metric that is the share of rows that are right
     one_of_many: bool = False  #: the last dimension of its logits has the same classes for all items, one being right

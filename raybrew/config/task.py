@@ -178,19 +178,17 @@ class OwnTaskConfig(Section):
 #: Tag of tasks of the user's among all tasks.
 _OWN = "package.module:Name"
 
+_CONFIGS: tuple[type[Section], ...] = (
+    ClassificationConfig,
+    MultilabelConfig,
+    RegressionConfig,
+    TaggingConfig,
+    QAConfig,
+    MaskedLMConfig,
+)
 #: `task.kind` -> its config.
 TASK_CONFIGS: Mapping[str, type[Section]] = MappingProxyType(
-    {
-        config.model_fields["kind"].default: config
-        for config in (
-            ClassificationConfig,
-            MultilabelConfig,
-            RegressionConfig,
-            TaggingConfig,
-            QAConfig,
-            MaskedLMConfig,
-        )
-    }
+    {config.model_fields["kind"].default: config for config in _CONFIGS}
 )
 
 

@@ -29,7 +29,7 @@ __all__ = ["Exported", "find_exported"]
 #: End of an architecture's name -> kinds of tasks, the usual one first.
 _HEADS = kinds_by_head()
 #: How a sequence classifier's outputs are read -> the kind of task that it is of, if not the usual one.
-_PROBLEMS = {spec.problem_type: spec.kind for spec in TASKS.values() if spec.problem_type is not None}
+_PROBLEMS: dict[str, str] = {spec.problem_type: spec.kind for spec in TASKS.values() if spec.problem_type is not None}
 
 
 @dataclasses.dataclass(frozen=True)

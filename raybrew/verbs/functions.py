@@ -45,14 +45,12 @@ def check_functions(experiment: Experiment, say: Say) -> None:
 def _named(experiment: Experiment) -> Iterator[_Named]:
     task, student = experiment.task, experiment.student
     kinds = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
-    options = (
-        "temperature",
-        "scale_by_temperature_squared",
-        *(["class_mask"] if any(task_spec(kind).places for kind in kinds) else []),
-    )
+    options = ["temperature", "scale_by_temperature_squared"]
+    if any(task_spec(kind).places for kind in kinds):
+        options.append("class_mask")
     for key, part in experiment.distill.keyed_parts:
         if is_outside(part.kd_loss.kind) and part.kd_weight > 0:
-            yield _Named(f"{key}.kd_loss.kind", part.kd_loss.kind, _LOSS, options)
+            yield _Named(f"{key}.kd_loss.kind", part.kd_loss.kind, _LOSS, tuple(options))
         for index, match in enumerate(part.matches):
             if match.is_own and match.weight > 0:
                 yield _Named(f"{key}.matches.{index}.loss", match.loss, _LOSS)
