@@ -28,9 +28,11 @@ class LossEntry:
     paper: str = ""
     pairs: bool = False  #: each side may be two layers
     own_masks: bool = False  #: takes `teacher_mask` too, so that each side may have tokens of its own
+    of_rows: bool = False  #: also compares modules that give one vector per row
     same_width: bool = True  #: both sides need one width (hidden) or one number of heads (attention)
     temperature_power: int = 0  #: the gradient falls with T to this power; `scale_by_temperature_squared` undoes it
     outputs: tuple[str, ...] = ()  #: of KD losses, the outputs of tasks that they compare: classes, labels, numbers
+    takes_zero: bool = False  #: of KD losses: takes a teacher's probability of 0 for what it is
     options: tuple[str, ...] = ()  #: keyword arguments that its section gives, by the same names
     divergence: str = ""  #: module:function with the same gradient that is 0 where both sides agree; empty: `target` is
 
@@ -69,6 +71,7 @@ def _kd(
     temperature_power: int = 2,
     divergence: str = "",
     options: tuple[str, ...] = (),
+    takes_zero: bool = False,
 ) -> LossEntry:
     return LossEntry(
         name=name,
@@ -80,13 +83,14 @@ def _kd(
         outputs=outputs,
         temperature_power=temperature_power,
         options=options,
+        takes_zero=takes_zero,
         divergence=divergence and f"raybrew.losses.logits:{divergence}",
     )
 
 
 #: Losses between teacher and student logits: f(student, teacher, mask, *, temperature, class_mask, ...).
 KD_LOSSES: Mapping[str, LossEntry] = _by_name(
-    _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531", divergence="kl"),
+    _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531", divergence="kl", takes_zero=True),
     _kd("mse", "squared error of the logits", "arXiv:1312.6184", outputs=("classes", "labels", "numbers")),
     _kd(
         "bce",
@@ -95,7 +99,7 @@ KD_LOSSES: Mapping[str, LossEntry] = _by_name(
         outputs=("labels",),
         divergence="binary_kl",
     ),
-    _kd("kl", "KL(teacher || student)", "arXiv:1503.02531"),
+    _kd("kl", "KL(teacher || student)", "arXiv:1503.02531", takes_zero=True),
     _kd("reverse_kl", "KL(student || teacher)", "arXiv:2306.08543"),
     _kd("js", "generalised Jensen-Shannon divergence with share beta", "arXiv:2306.13649", options=("beta",)),
     _kd("skew_kl", "KL(teacher || alpha teacher + (1 - alpha) student)", "arXiv:2402.03898", options=("alpha",)),
@@ -137,6 +141,7 @@ MATCH_LOSSES: Mapping[str, LossEntry] = _by_name(
         per="token",
         needs="hidden",
         summary="squared error of hidden states",
+        of_rows=True,
         paper="arXiv:1909.10351",
     ),
     LossEntry(
@@ -145,6 +150,7 @@ MATCH_LOSSES: Mapping[str, LossEntry] = _by_name(
         per="token",
         needs="hidden",
         summary="1 - cosine of hidden states, token by token",
+        of_rows=True,
         paper="arXiv:1910.01108",
     ),
     LossEntry(

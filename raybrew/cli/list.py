@@ -177,7 +177,7 @@ def _formats() -> tuple[str, Rows]:
 
 
 def _signals() -> tuple[str, Rows]:
-    from raybrew.signals import KINDS
+    from raybrew.catalog.signals import KINDS
 
     rows = [(name if kind.first_layer is None else f"{name}.NN", kind.summary) for name, kind in KINDS.items()]
     return "store.signals (NN: number of a layer)", rows

@@ -198,7 +198,7 @@ def _without_layers(student: StudentConfig, distill: DistillConfig) -> list[Prob
                 "hidden states (layer 0 are its embeddings, 1 its outputs) and pooled ones",
             )
             for index, match in enumerate(losses.matches)
-            if match.weight > 0 and match.compares not in ("hidden", "pooled")
+            if match.weight > 0 and match.attends
         ]
         if losses.emd is not None and losses.emd.attention > 0:
             problems.append(
@@ -263,7 +263,7 @@ def _match(key: str, match: MatchConfig) -> list[Problem]:
         ]
         if not match.layers:
             problems.append(Problem(f"{key}.layers", "an empty list matches nothing"))
-    if match.projection not in ("auto", "none") and match.compares not in ("hidden", "pooled"):
+    if match.projection not in ("auto", "none") and match.attends:
         problems.append(
             Problem(
                 f"{key}.projection",
@@ -290,7 +290,7 @@ def _match(key: str, match: MatchConfig) -> list[Problem]:
             for name in ("feature", "per")
             if getattr(match, name) is not None
         ]
-    elif match.per in ("token", "pair") and match.compares == "pooled":
+    elif match.per in ("token", "pair") and match.first_layer is None:
         problems.append(Problem(f"{key}.per", f"given {match.per!r} for pooled outputs, one vector per row; use row"))
     return problems
 

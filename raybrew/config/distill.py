@@ -9,6 +9,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, names_of
 from raybrew.catalog.methods import METHODS, Method, with_method
+from raybrew.catalog.signals import KINDS
 from raybrew.config.base import (
     MAX_COUNT,
     MAX_TEMPERATURE,
@@ -24,6 +25,7 @@ from raybrew.config.match_names import MATCH_NAMES, match_set
 from raybrew.config.outside import FunctionName, is_outside, row_name, row_of
 from raybrew.config.problems import near_match
 from raybrew.errors import ConfigError
+from raybrew.signals import LOGITS, VECTOR_KINDS
 
 __all__ = [
     "DistillConfig",
@@ -42,11 +44,15 @@ if TYPE_CHECKING:
     MatchLossName: TypeAlias = str
     LayerRuleName: TypeAlias = str
     MethodName: TypeAlias = str
+    RelationName: TypeAlias = str
+    FeatureName: TypeAlias = str
     TemperatureName: TypeAlias = str
 else:
     KDLossName = Literal[("auto", *names_of(KD_LOSSES))]
     MatchLossName = Literal[names_of(MATCH_LOSSES)]
     LayerRuleName = Literal[tuple(LAYER_RULES)]
+    RelationName = Literal[(*VECTOR_KINDS, "attention")]
+    FeatureName = Literal[tuple(name for name in KINDS if name != LOGITS.kind)]
     MethodName = Literal[tuple(METHODS)] | row_name(Method)
     TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if name != "constant")]
 
@@ -94,13 +100,11 @@ class MatchConfig(Section):
     """Which of several teachers, by name; `rte` or `rte/b` of task rte among several. Not set: each task's only one."""
     projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
     """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
-    relations: Many[Literal["query", "key", "value", "attention"]] = ("query", "key", "value")
+    relations: Many[RelationName] = VECTOR_KINDS
     """Of `relation_kl`: queries, keys, values with themselves (MiniLMv2); `attention` relates queries to keys."""
     relation_heads: int | None = Field(default=None, ge=1, le=4096)
     """Of `relation_kl`: heads that both widths are cut into. Not set: as many as the teacher has attention heads."""
-    feature: Literal["hidden", "attention", "attention_probs", "query", "key", "value", "pooled"] | None = Field(
-        default=None, json_schema_extra=WHEN_SET
-    )
+    feature: FeatureName | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Of a function of your own: what it compares. Not set: hidden."""
     per: Literal["row", "token", "pair"] | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Of a function of your own: what its count counts. Not set: pairs of tokens of attention, rows of pooled, else
@@ -127,7 +131,13 @@ class MatchConfig(Section):
     @property
     def first_layer(self) -> int | None:
         """Number of the first layer that has such a thing: 0 are the embeddings; None for what has no layers."""
-        return {"hidden": 0, "pooled": None}.get(self.compares, 1)
+        kind = KINDS.get(self.compares)
+        return 1 if kind is None else kind.first_layer
+
+    @property
+    def attends(self) -> bool:
+        """Whether what is compared belongs to attention."""
+        return self.compares not in KINDS or KINDS[self.compares].attends
 
     @model_validator(mode="before")
     @classmethod

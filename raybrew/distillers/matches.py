@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from raybrew.catalog.layer_rules import LAYER_RULES, Pairs
+from raybrew.catalog.signals import KINDS
 from raybrew.config.distill import MatchConfig
 from raybrew.config.match_names import match_set
 from raybrew.config.problems import Problem, raise_problems
@@ -13,10 +14,6 @@ from raybrew.models.shapes import layer_pairs
 from raybrew.signals import VECTOR_KINDS, Signal
 
 __all__ = ["LayerMatch", "pair_layers", "resolve_matches"]
-
-
-#: What functions of the user's count where the match does not say; tokens of all else.
-_OWN_PER = {"attention": "pair", "attention_probs": "pair", "pooled": "row"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +141,7 @@ def _matches_of(match: MatchConfig, student: int | None, teacher: int | None) ->
             Signal(match.compares, teacher, match.teacher),
             match.weight,
             match.projection,
-            per=(match.per or _OWN_PER.get(match.compares, "token")) if match.is_own else "",
+            per=(match.per or KINDS[match.compares].per) if match.is_own else "",
         )
         return
     for relation in match.relations:

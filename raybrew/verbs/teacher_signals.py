@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raybrew.catalog.signals import KINDS
 from raybrew.config import Experiment
 from raybrew.config.task import task_spec
 from raybrew.data.encoded import EncodedRows, open_encoded
@@ -123,7 +124,7 @@ class _Member:
         self._positions: dict[bool, RowPositions] = {}  # of evaluation rows or training rows
         asked = request_of_member(objective.teacher_union, given.name, given.weight)
         in_it = view.distill.trains_in_teacher
-        self.needs_head = in_it or any(signal.kind in ("logits", "pooled") for signal in asked)
+        self.needs_head = in_it or any(signal.kind in KINDS and KINDS[signal.kind].head for signal in asked)
 
     def stored(self, asked: Sequence[Signal], inputs: Inputs, evaluation: bool) -> SignalSource:
         rows, aligned = inputs.training, self.given.aligned

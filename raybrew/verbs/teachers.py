@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from raybrew.catalog.losses import KD_LOSSES
 from raybrew.config import Experiment
 from raybrew.config.task import task_spec
 from raybrew.config.views import one_teacher
@@ -29,8 +30,8 @@ from raybrew.verbs.units import CapturedUnits, captured_units
 
 __all__ = ["check_tokenizers", "ready_teachers"]
 
-#: KD losses that take a probability of 0 for what it is: a token with which no answer of the teacher's begins.
-_KEEP_ALIGNED = ("auto", "ce", "kl")
+#: KD losses for answers of another tokenizer, where a token may have no probability to begin the teacher's.
+_KEEP_ALIGNED = ("auto", *(name for name, entry in KD_LOSSES.items() if entry.takes_zero))
 
 
 def ready_teachers(

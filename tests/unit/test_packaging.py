@@ -182,7 +182,7 @@ def test_make_test_runs_every_check_and_every_test_folder() -> None:
         "ruff format --check",
         "mypy",
         "lint-imports",
-        "tests/unit tests/numerics tests/trajectories",
+        "tests/unit tests/contracts tests/numerics tests/trajectories",
         "tests/devices",
         "tests/integration",
     ]
