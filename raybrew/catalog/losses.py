@@ -13,7 +13,7 @@ from typing import Any
 
 from raybrew.catalog.target import load_target
 
-__all__ = ["KD_LOSSES", "MATCH_LOSSES", "TEMPERATURES", "LossEntry", "kd_losses_of", "names_of"]
+__all__ = ["KD_LOSSES", "MATCH_LOSSES", "RAW_LOSSES", "TEMPERATURES", "LossEntry", "kd_losses_of", "names_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class LossEntry:
     same_width: bool = True  #: both sides need one width (hidden) or one number of heads (attention)
     temperature_power: int = 0  #: the gradient falls with T to this power; `scale_by_temperature_squared` undoes it
     outputs: tuple[str, ...] = ()  #: of KD losses, the outputs of tasks that they compare: classes, labels, numbers
+    raw: bool = False  #: of KD losses: compares logits as they are, on which a temperature is a mere factor
     takes_zero: bool = False  #: of KD losses: takes a teacher's probability of 0 for what it is
     options: tuple[str, ...] = ()  #: keyword arguments that its section gives, by the same names
     divergence: str = ""  #: module:function with the same gradient that is 0 where both sides agree; empty: `target` is
@@ -72,6 +73,7 @@ def _kd(
     divergence: str = "",
     options: tuple[str, ...] = (),
     takes_zero: bool = False,
+    raw: bool = False,
 ) -> LossEntry:
     return LossEntry(
         name=name,
@@ -84,6 +86,7 @@ def _kd(
         temperature_power=temperature_power,
         options=options,
         takes_zero=takes_zero,
+        raw=raw,
         divergence=divergence and f"raybrew.losses.logits:{divergence}",
     )
 
@@ -91,7 +94,7 @@ def _kd(
 #: Losses between teacher and student logits: f(student, teacher, mask, *, temperature, class_mask, ...).
 KD_LOSSES: Mapping[str, LossEntry] = _by_name(
     _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531", divergence="kl", takes_zero=True),
-    _kd("mse", "squared error of the logits", "arXiv:1312.6184", outputs=("classes", "labels", "numbers")),
+    _kd("mse", "squared error of the logits", "arXiv:1312.6184", outputs=("classes", "labels", "numbers"), raw=True),
     _kd(
         "bce",
         "binary cross entropy of the two sigmoids, for multi-label tasks",
@@ -111,6 +114,9 @@ KD_LOSSES: Mapping[str, LossEntry] = _by_name(
     ),
     _kd("tv", "total variation distance of the two softmaxes", "arXiv:2307.15190", temperature_power=1),
 )
+
+#: KD losses of logits as they are.
+RAW_LOSSES = tuple(name for name, entry in KD_LOSSES.items() if entry.raw)
 
 _GRAM = LossEntry(
     name="gram",

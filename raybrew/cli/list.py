@@ -73,6 +73,7 @@ def _methods() -> tuple[str, Rows]:
 
 def _losses() -> tuple[str, Rows]:
     from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES
+    from raybrew.catalog.signals import KINDS
     from raybrew.config.distill import KDLossConfig, MatchConfig
 
     def line(entry: Any) -> str:
@@ -83,7 +84,8 @@ def _losses() -> tuple[str, Rows]:
     rows += [(name, f"logits: {line(KD_LOSSES[name])}") for name in usable[0] if name != "auto"]
     for name in usable[1]:
         entry = MATCH_LOSSES[name]
-        rows.append((name, f"{'rows' if entry.needs == 'pooled' else 'layers'}: {line(entry)}"))
+        of_rows = entry.needs in KINDS and KINDS[entry.needs].first_layer is None
+        rows.append((name, f"{'rows' if of_rows else 'layers'}: {line(entry)}"))
     rows.append(("distill.emd", "all layers against all by the earth mover's distance (arXiv:2010.06133); a section"))
     rows.append((_OWN_FUNCTION, "logits, layers or rows: a function of your own (README)"))
     return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers, rows)", rows
@@ -91,7 +93,7 @@ def _losses() -> tuple[str, Rows]:
 
 def _matches() -> tuple[str, Rows]:
     from raybrew.catalog.layer_rules import LAYER_RULES
-    from raybrew.config.match_names import MATCH_NAMES, match_set
+    from raybrew.catalog.match_names import MATCH_NAMES, match_set
 
     rows = [(name, rule.summary) for name, rule in LAYER_RULES.items()]
     rows.append(("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)"))

@@ -8,6 +8,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, names_of
+from raybrew.catalog.match_names import MATCH_NAMES, match_set
 from raybrew.catalog.methods import METHODS, Method, with_method
 from raybrew.catalog.signals import KINDS
 from raybrew.config.base import (
@@ -21,7 +22,6 @@ from raybrew.config.base import (
     Name,
     Section,
 )
-from raybrew.config.match_names import MATCH_NAMES, match_set
 from raybrew.config.outside import FunctionName, is_outside, row_name, row_of
 from raybrew.config.problems import near_match
 from raybrew.errors import ConfigError
@@ -54,7 +54,7 @@ else:
     RelationName = Literal[(*VECTOR_KINDS, "attention")]
     FeatureName = Literal[tuple(name for name in KINDS if name != LOGITS.kind)]
     MethodName = Literal[tuple(METHODS)] | row_name(Method)
-    TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if name != "constant")]
+    TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if TEMPERATURES[name].options)]
 
 
 def method_of(name: str) -> Method:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from raybrew.catalog.losses import RAW_LOSSES
 from raybrew.catalog.tasks import DEFAULT_KIND
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
@@ -65,10 +66,10 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
         allowed = f"a task of kind {spec.kind} has no softmax over classes; allowed: logits"
         problems.append(Problem("teacher.average", f"given 'probabilities', but {allowed}"))
     parts = distill.parts if distill is not None else ()
-    if teacher.members and teacher.average == "probabilities" and any(part.kd_loss.kind == "mse" for part in parts):
-        problems.append(
-            Problem("teacher.average", "given 'probabilities' with distill.kd_loss.kind 'mse', which compares logits")
-        )
+    raw = [part.kd_loss.kind for part in parts if part.kd_loss.kind in RAW_LOSSES]
+    if teacher.members and teacher.average == "probabilities" and raw:
+        given = f"given 'probabilities' with distill.kd_loss.kind {raw[0]!r}"
+        problems.append(Problem("teacher.average", f"{given}, which compares logits"))
     return problems
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from raybrew.catalog.losses import RAW_LOSSES
 from raybrew.config.base import MAX_SEED
 from raybrew.config.distill import method_of
 from raybrew.config.experiment import Experiment
@@ -229,7 +230,7 @@ def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
         return False
     kind = experiment.distill.kd_loss.kind
     views = task_views(experiment).values()
-    return all(kind == "mse" or (kind == "auto" and kd_losses_for(view.task.kind)[0] == "mse") for view in views)
+    return all((kd_losses_for(view.task.kind)[0] if kind == "auto" else kind) in RAW_LOSSES for view in views)
 
 
 def _layers(count: int) -> str:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from raybrew.catalog.layer_rules import LAYER_RULES, Pairs
+from raybrew.catalog.match_names import match_set
 from raybrew.catalog.signals import KINDS
 from raybrew.config.distill import MatchConfig
-from raybrew.config.match_names import match_set
 from raybrew.config.problems import Problem, raise_problems
 from raybrew.models.shapes import layer_pairs
 from raybrew.signals import VECTOR_KINDS, Signal

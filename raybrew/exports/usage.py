@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from raybrew.catalog.shapes import RECURRENT_SHAPES
 from raybrew.catalog.tasks import DEFAULT_KIND
 from raybrew.config.task import task_spec
 from raybrew.exports.markdown import fenced
@@ -75,8 +76,9 @@ def usage(summary: Mapping[str, Any]) -> str:
     code = _USAGE[task.pipeline].replace("{options}", ", top_k=None" if task.outputs == "labels" else "")
     blocks = []
     if not formats or "hf" in formats:
-        bigru = ((summary.get("student") or {}).get("architecture") or "").startswith("BiGRU")
-        blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{code}" if bigru else code, "python"))
+        architecture = (summary.get("student") or {}).get("architecture") or ""
+        ours = architecture.startswith(tuple(RECURRENT_SHAPES))
+        blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{code}" if ours else code, "python"))
         if task.pipeline == "text-classification":
             blocks.append(_PAIRS)
     onnx = formats.get("onnx") or formats.get("onnx-int8")

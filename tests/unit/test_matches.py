@@ -9,9 +9,9 @@ import torch
 
 from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import MATCH_LOSSES
+from raybrew.catalog.match_names import MATCH_NAMES, MATCH_SETS, match_set
 from raybrew.config import DistillConfig, MatchConfig
 from raybrew.config.loading import build_experiment
-from raybrew.config.match_names import MATCH_NAMES, MATCH_SETS, match_set
 from raybrew.distillers.matches import pair_layers, resolve_matches
 from raybrew.distillers.objective import build_objective
 from raybrew.errors import ConfigError, LossError
