@@ -81,7 +81,8 @@ class TrackingConfig(Section):
             try:
                 section = load_target(load_outside(str(name), "tracking.others", TrackerSpec).section)
             except ConfigError:
-                continue  # the check of the name says why
+                found[name] = {}  # the check of the name says why; what its keys mean is not known
+                continue
             try:
                 found[name] = section.model_validate({} if given is None else given)
             except ValidationError as error:

@@ -189,7 +189,7 @@ def test_a_tracker(own: str) -> None:
         ("distill.method", {"distill": {"method": "{name}"}}),
         ("sweep.search.kind", {"sweep": {"space": {"distill.temperature": [1, 2]}, "search": "{name}"}}),
         ("sweep.scheduler.kind", {"sweep": {"space": {"distill.temperature": [1, 2]}, "scheduler": "{name}"}}),
-        ("tracking.others", {"tracking": {"others": {"{name}": {}}}}),
+        ("tracking.others", {"tracking": {"others": {"{name}": {"file": "x"}}}}),
     ],
 )
 def test_one_error_for_all_families(key: str, sections: dict[str, Any], own: str) -> None:

@@ -156,7 +156,7 @@ def _texts(node: ast.AST | None) -> Iterator[ast.Constant]:
 
 
 def names_decided_by(source: str, names: set[str]) -> Iterator[tuple[int, str]]:
-    """Lines where one of `names` is compared, looked up, a key of a table, a choice of a Literal, or in a list of them."""
+    """Lines where one of `names` is compared, looked up, a key of a table, a choice of a Literal, or one of a list."""
     tree = ast.parse(source)
     exports = [node.value for node in tree.body if isinstance(node, ast.Assign) and "__all__" in ast.dump(node)]
     for node in ast.walk(tree):
