@@ -187,9 +187,8 @@ def _live_because(experiment: Experiment) -> str | None:
     if not all(task_spec(view.task.kind).stored for view in task_views(experiment).values()):
         return WHY_LIVE
     matches = [match for part in experiment.distill.parts for match in part.matches if match.weight > 0]
-    if any(match.student_module is not None for match in matches):
-        return "distill.matches compares modules, whose outputs no store holds"
-    return None
+    modules = any(match.student_module is not None for match in matches)
+    return "distill.matches compares modules, whose outputs no store holds" if modules else None
 
 
 def _trained_or_base(find: Callable[[], ModelSource | None], view: Experiment) -> ModelSource | None:

@@ -239,6 +239,7 @@ def test_parts_from_outside_reach_the_workers(project: Path, monkeypatch: pytest
     notes = [json.loads(line) for line in (project / "notes.jsonl").read_text().splitlines()]
     assert {note["run_id"] for note in notes if "run_id" in note} == {trial.run for trial in record.trials}
     assert {note["group"] for note in notes if "group" in note} == {f"outside-{record.sweep_id}"}
+    cli("distill", path, "train.workers=2", "distill.temperature=5")  # Ray Train's workers
 
 
 def test_what_a_population_found_is_a_run_that_can_be_repeated(project: Path) -> None:
