@@ -155,7 +155,7 @@ def _metrics() -> tuple[str, Rows]:
 
 
 def _projections() -> tuple[str, Rows]:
-    from raybrew.distillers.tables import PROJECTIONS
+    from raybrew.catalog.projections import PROJECTIONS
 
     rows = [("auto", "linear where widths differ and the loss needs them equal, else none"), ("none", "no projection")]
     return "distill.matches[].projection", rows + [(name, entry.summary) for name, entry in PROJECTIONS.items()]

@@ -10,6 +10,7 @@ from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, names_of
 from raybrew.catalog.match_names import MATCH_NAMES, match_set
 from raybrew.catalog.methods import METHODS, Method, with_method
+from raybrew.catalog.projections import PROJECTIONS
 from raybrew.catalog.signals import KINDS
 from raybrew.config.base import (
     MAX_COUNT,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     MatchLossName: TypeAlias = str
     LayerRuleName: TypeAlias = str
     MethodName: TypeAlias = str
+    ProjectionName: TypeAlias = str
     RelationName: TypeAlias = str
     FeatureName: TypeAlias = str
     TemperatureName: TypeAlias = str
@@ -53,6 +55,7 @@ else:
     LayerRuleName = Literal[tuple(LAYER_RULES)]
     RelationName = Literal[(*VECTOR_KINDS, "attention")]
     FeatureName = Literal[tuple(name for name in KINDS if name != LOGITS.kind)]
+    ProjectionName = Literal[("auto", "none", *PROJECTIONS)]
     MethodName = Literal[tuple(METHODS)] | row_name(Method)
     TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if TEMPERATURES[name].options)]
 
@@ -98,7 +101,7 @@ class MatchConfig(Section):
     """Weight of each pair."""
     teacher: str | None = None
     """Which of several teachers, by name; `rte` or `rte/b` of task rte among several. Not set: each task's only one."""
-    projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
+    projection: ProjectionName = "auto"
     """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
     relations: Many[RelationName] = VECTOR_KINDS
     """Of `relation_kl`: queries, keys, values with themselves (MiniLMv2); `attention` relates queries to keys."""
@@ -169,7 +172,7 @@ class EMDConfig(Section):
     """Weight for hidden states, and for the embeddings, which are matched apart."""
     attention: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """Weight for attention scores; both models need as many heads."""
-    projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
+    projection: ProjectionName = "auto"
     """Trained map of each layer to the teacher's width; `auto`: linear where widths differ."""
     update_weights: bool = True
     """Move the weights of layers after each forward pass; they stay equal otherwise (as in TextBrewer's example)."""

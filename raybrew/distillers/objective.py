@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.catalog.losses import MATCH_LOSSES, LossEntry
+from raybrew.catalog.projections import PROJECTIONS
 from raybrew.config.distill import DistillConfig
 from raybrew.config.outside import load_outside
 from raybrew.distillers.emd import emd_terms
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.signal_terms import Batch, KDOnSignals, LabelsOnSignals, MatchOnSignals
-from raybrew.distillers.tables import PROJECTIONS
 from raybrew.errors import LossError
 from raybrew.losses.own import OwnLoss
 from raybrew.losses.term import LossTerm, Per, count_items
