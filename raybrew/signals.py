@@ -11,53 +11,30 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
+
+from raybrew.catalog.signals import KINDS
 
 __all__ = [
-    "KINDS",
     "LAYER_KINDS",
     "LOGITS",
     "PAIR_KINDS",
     "PLAIN_KINDS",
     "POOLED",
     "VECTOR_KINDS",
-    "Kind",
     "Signal",
     "parse_signal",
     "sorted_signals",
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """One kind of signal. `first_layer` is None where there is one per model."""
-
-    summary: str
-    first_layer: int | None = None
-
-
-#: Every kind there is, in the order of lists for people.
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "logits": Kind("outputs before the softmax, float32"),
-        "pooled": Kind("the vector of a row that the classifier reads"),
-        "hidden": Kind("hidden states of every token; hidden.00 are the embeddings", 0),
-        "attention": Kind("attention scores of every pair of tokens and head, before the softmax", 1),
-        "attention_probs": Kind("attention probabilities of every pair of tokens and head", 1),
-        "query": Kind("queries of every token, all heads side by side (MiniLM's relations)", 1),
-        "key": Kind("keys of every token, all heads side by side (MiniLM's relations)", 1),
-        "value": Kind("values of every token, all heads side by side (MiniLM's relations)", 1),
-    }
-)
-
 #: Kinds that exist once per layer, and once per model.
 LAYER_KINDS = tuple(name for name, kind in KINDS.items() if kind.first_layer is not None)
 PLAIN_KINDS = tuple(name for name, kind in KINDS.items() if kind.first_layer is None)
 #: Kinds with a number for every pair of tokens: (batch, heads, length, length).
-PAIR_KINDS = ("attention", "attention_probs")
+PAIR_KINDS = tuple(name for name, kind in KINDS.items() if kind.per == "pair")
 #: Projections of a token inside attention: (batch, length, heads * head_dim).
-VECTOR_KINDS = ("query", "key", "value")
+VECTOR_KINDS = tuple(name for name, kind in KINDS.items() if kind.attends and kind.per == "token")
 
 
 @functools.total_ordering

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
-from raybrew.models.loading import AUTO_CLASSES
+from raybrew.models.loading import auto_class
 
 __all__ = [
     "FAMILY_MODELS",
@@ -142,7 +142,7 @@ def save_family_teacher(name: str, folder: Path, task: str, labels: tuple[str, .
     config = CONFIG_MAPPING[model_type](**{"max_position_embeddings": 128, **numbers, **sizes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        AUTO_CLASSES[task].from_config(config).save_pretrained(folder)
+        auto_class(task).from_config(config).save_pretrained(folder)
     return str(folder)
 
 

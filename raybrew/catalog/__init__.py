@@ -1,1 +1,1 @@
-"""What raybrew offers by name, as plain rows: losses, layer rules, shapes, methods. No torch, no configuration."""
+"""What raybrew offers by name, as plain rows: one file per family. No torch, no configuration."""

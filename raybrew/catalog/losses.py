@@ -7,12 +7,13 @@ registered; a function of your own is reached as `package.module:function`.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["KD_LOSSES", "MATCH_LOSSES", "TEMPERATURES", "LossEntry", "kd_losses_of", "load_target", "names_of"]
+from raybrew.catalog.target import load_target
+
+__all__ = ["KD_LOSSES", "MATCH_LOSSES", "RAW_LOSSES", "TEMPERATURES", "LossEntry", "kd_losses_of", "names_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +28,29 @@ class LossEntry:
     paper: str = ""
     pairs: bool = False  #: each side may be two layers
     own_masks: bool = False  #: takes `teacher_mask` too, so that each side may have tokens of its own
+    of_rows: bool = False  #: also compares modules that give one vector per row
     same_width: bool = True  #: both sides need one width (hidden) or one number of heads (attention)
     temperature_power: int = 0  #: the gradient falls with T to this power; `scale_by_temperature_squared` undoes it
     outputs: tuple[str, ...] = ()  #: of KD losses, the outputs of tasks that they compare: classes, labels, numbers
+    raw: bool = False  #: of KD losses: compares logits as they are, on which a temperature is a mere factor
+    takes_zero: bool = False  #: of KD losses: takes a teacher's probability of 0 for what it is
+    options: tuple[str, ...] = ()  #: keyword arguments that its section gives, by the same names
     divergence: str = ""  #: module:function with the same gradient that is 0 where both sides agree; empty: `target` is
 
     def load(self) -> Callable[..., Any]:
         """Imports the function (and with it torch)."""
-        return load_target(self.target)
+        loss: Callable[..., Any] = load_target(self.target)
+        return loss
 
     def load_divergence(self) -> Callable[..., Any]:
         """Imports the function that trains alike and is 0 where student and teacher agree."""
-        return load_target(self.divergence or self.target)
+        loss: Callable[..., Any] = load_target(self.divergence or self.target)
+        return loss
 
 
 def names_of(table: Mapping[str, LossEntry]) -> tuple[str, ...]:
     """The names of a table, without further names of the same loss."""
     return tuple(name for name, entry in table.items() if name == entry.name)
-
-
-def load_target(target: str) -> Callable[..., Any]:
-    """The object that `module:name` means."""
-    module, _, name = target.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
 
 
 def _by_name(*entries: LossEntry, **aliases: LossEntry) -> Mapping[str, LossEntry]:
@@ -71,6 +71,9 @@ def _kd(
     outputs: tuple[str, ...] = ("classes",),
     temperature_power: int = 2,
     divergence: str = "",
+    options: tuple[str, ...] = (),
+    takes_zero: bool = False,
+    raw: bool = False,
 ) -> LossEntry:
     return LossEntry(
         name=name,
@@ -81,14 +84,17 @@ def _kd(
         paper=paper,
         outputs=outputs,
         temperature_power=temperature_power,
+        options=options,
+        takes_zero=takes_zero,
+        raw=raw,
         divergence=divergence and f"raybrew.losses.logits:{divergence}",
     )
 
 
 #: Losses between teacher and student logits: f(student, teacher, mask, *, temperature, class_mask, ...).
 KD_LOSSES: Mapping[str, LossEntry] = _by_name(
-    _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531", divergence="kl"),
-    _kd("mse", "squared error of the logits", "arXiv:1312.6184", outputs=("classes", "labels", "numbers")),
+    _kd("ce", "cross entropy of the two softmaxes", "arXiv:1503.02531", divergence="kl", takes_zero=True),
+    _kd("mse", "squared error of the logits", "arXiv:1312.6184", outputs=("classes", "labels", "numbers"), raw=True),
     _kd(
         "bce",
         "binary cross entropy of the two sigmoids, for multi-label tasks",
@@ -96,13 +102,21 @@ KD_LOSSES: Mapping[str, LossEntry] = _by_name(
         outputs=("labels",),
         divergence="binary_kl",
     ),
-    _kd("kl", "KL(teacher || student)", "arXiv:1503.02531"),
+    _kd("kl", "KL(teacher || student)", "arXiv:1503.02531", takes_zero=True),
     _kd("reverse_kl", "KL(student || teacher)", "arXiv:2306.08543"),
-    _kd("js", "generalised Jensen-Shannon divergence with share beta", "arXiv:2306.13649"),
-    _kd("skew_kl", "KL(teacher || alpha teacher + (1 - alpha) student)", "arXiv:2402.03898"),
-    _kd("skew_reverse_kl", "KL(student || (1 - alpha) teacher + alpha student)", "arXiv:2402.03898"),
+    _kd("js", "generalised Jensen-Shannon divergence with share beta", "arXiv:2306.13649", options=("beta",)),
+    _kd("skew_kl", "KL(teacher || alpha teacher + (1 - alpha) student)", "arXiv:2402.03898", options=("alpha",)),
+    _kd(
+        "skew_reverse_kl",
+        "KL(student || (1 - alpha) teacher + alpha student)",
+        "arXiv:2402.03898",
+        options=("alpha",),
+    ),
     _kd("tv", "total variation distance of the two softmaxes", "arXiv:2307.15190", temperature_power=1),
 )
+
+#: KD losses of logits as they are.
+RAW_LOSSES = tuple(name for name, entry in KD_LOSSES.items() if entry.raw)
 
 _GRAM = LossEntry(
     name="gram",
@@ -133,6 +147,7 @@ MATCH_LOSSES: Mapping[str, LossEntry] = _by_name(
         per="token",
         needs="hidden",
         summary="squared error of hidden states",
+        of_rows=True,
         paper="arXiv:1909.10351",
     ),
     LossEntry(
@@ -141,6 +156,7 @@ MATCH_LOSSES: Mapping[str, LossEntry] = _by_name(
         per="token",
         needs="hidden",
         summary="1 - cosine of hidden states, token by token",
+        of_rows=True,
         paper="arXiv:1910.01108",
     ),
     LossEntry(
@@ -198,6 +214,7 @@ MATCH_LOSSES: Mapping[str, LossEntry] = _by_name(
         per="token",
         needs="qkv",
         summary="KL of query, key, value or attention relations (MiniLM); keys relations, relation_heads",
+        options=("relations", "relation_heads"),
         paper="arXiv:2002.10957, arXiv:2012.15828",
         pairs=True,
         same_width=False,
@@ -235,6 +252,7 @@ TEMPERATURES: Mapping[str, LossEntry] = _by_name(
         per="token",
         needs="logits",
         summary="lower where student and teacher point apart; options beta, gamma",
+        options=("beta", "gamma"),
         paper="arXiv:1911.07471",
     ),
     LossEntry(
@@ -243,6 +261,7 @@ TEMPERATURES: Mapping[str, LossEntry] = _by_name(
         per="token",
         needs="logits",
         summary="lower where the student is unsure; option beta",
+        options=("beta",),
         paper="arXiv:1911.07471",
     ),
 )

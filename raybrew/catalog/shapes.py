@@ -1,4 +1,4 @@
-"""Published shapes of students, by name."""
+"""Published shapes of students, by name. A `NamedShape` of your own is `package.module:Name`."""
 
 from __future__ import annotations
 

@@ -1,28 +1,37 @@
-"""The tasks: what each reads, what its outputs are, and what others call it."""
+"""The tasks: what each reads, what its outputs are, and what others call it. `multi` is several of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
-__all__ = ["TASKS", "TaskSpec", "kinds_by_head"]
+__all__ = ["DEFAULT_KIND", "HIDDEN_WORDS", "TASKS", "TaskSpec", "kinds_by_head"]
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """One kind of task. What its keys mean stands in its section of `raybrew.config.task`."""
+    """One kind of task. One of your own is such a row, named as `package.module:Name`, which is its `kind` too."""
 
     kind: str
-    target: str  #: module:Class
+    target: str  #: module:Class, f(config, columns) -> `raybrew.tasks.base.Task`
+    config: str  #: module:Class of its keys; of a task of your own it derives from `OwnTaskConfig`
     columns: tuple[str, ...]  #: keys of `data.columns` that it reads
     outputs: str  #: logits of `classes` that exclude one another, of `labels` that do not, or `numbers`
     auto_class: str  #: the class of transformers that gives its head
     pipeline: str  #: what the hub calls it
     row: str = ""  #: a row to predict, as Python; empty: it has no predictions
-    problem_type: str | None = None  #: how pipelines of transformers read the outputs of a sequence classifier
+    problem_type: ProblemType | None = None  #: how pipelines of transformers read a sequence classifier's outputs
     answer: str | None = None  #: key of a prediction that is right or wrong as a whole
     share: str | None = None  #: its metric that is the share of rows that are right
+    one_of_many: bool = False  #: the last dimension of its logits has the same classes for all items, one being right
+    places: bool = False  #: its classes are places among a row's tokens, so that they depend on the tokenizer
+    conll: bool = False  #: reads words with tags, as files of the format conll hold
+    stored: bool = True  #: a teacher's outputs can be stored and shared; otherwise it runs live, as its only task
+    no_augment: str = ""  #: why its rows cannot be augmented; empty: they can
 
     @property
     def head(self) -> str:
@@ -45,6 +54,8 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             TaskSpec(
                 kind="classification",
                 target="raybrew.tasks.classification:Classification",
+                config="raybrew.config.task_kinds:ClassificationConfig",
+                one_of_many=True,
                 outputs="classes",
                 problem_type="single_label_classification",
                 answer="label",
@@ -54,6 +65,7 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             TaskSpec(
                 kind="multilabel",
                 target="raybrew.tasks.multilabel:Multilabel",
+                config="raybrew.config.task_kinds:MultilabelConfig",
                 outputs="labels",
                 problem_type="multi_label_classification",
                 answer="labels",
@@ -63,6 +75,7 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             TaskSpec(
                 kind="regression",
                 target="raybrew.tasks.regression:Regression",
+                config="raybrew.config.task_kinds:RegressionConfig",
                 outputs="numbers",
                 problem_type="regression",
                 **_TEXTS,  # type: ignore[arg-type]
@@ -70,6 +83,9 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             TaskSpec(
                 kind="tagging",
                 target="raybrew.tasks.tagging:Tagging",
+                config="raybrew.config.task_kinds:TaggingConfig",
+                one_of_many=True,
+                conll=True,
                 columns=("tokens", "tags"),
                 outputs="classes",
                 auto_class="AutoModelForTokenClassification",
@@ -80,6 +96,10 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             TaskSpec(
                 kind="qa",
                 target="raybrew.tasks.qa:QuestionAnswering",
+                config="raybrew.config.task_kinds:QAConfig",
+                places=True,
+                no_augment="an answer does not stand where it stood once words change; name further questions in "
+                "data.unlabeled",
                 columns=("question", "context", "answers", "scored_answers"),
                 outputs="classes",
                 auto_class="AutoModelForQuestionAnswering",
@@ -91,6 +111,10 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             TaskSpec(
                 kind="masked_lm",
                 target="raybrew.tasks.masked_lm:MaskedLM",
+                config="raybrew.config.task_kinds:MaskedLMConfig",
+                one_of_many=True,
+                stored=False,
+                no_augment="it hides words of each row by itself",
                 columns=("text",),
                 outputs="classes",
                 auto_class="AutoModelForMaskedLM",
@@ -99,6 +123,10 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
         )
     }
 )
+
+
+#: The kind of a file that names none, and of models that guess hidden words.
+DEFAULT_KIND, HIDDEN_WORDS = "classification", "masked_lm"
 
 
 def kinds_by_head() -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +29,7 @@ class Family(str, enum.Enum):
     signals = "signals"
     searchers = "searchers"
     schedulers = "schedulers"
+    trackers = "trackers"
 
 
 def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], as_json: AsJson = False) -> None:
@@ -48,6 +49,10 @@ def list_names(family: Annotated[Family, typer.Argument(help="What to list.")], 
 
 Rows = list[tuple[str, str]]
 
+#: How parts of the user's are written.
+_OWN_FUNCTION = "package.module:function"
+_OWN_ROW = "package.module:Name"
+
 
 def _methods() -> tuple[str, Rows]:
     from raybrew.catalog.methods import METHODS
@@ -63,11 +68,12 @@ def _methods() -> tuple[str, Rows]:
         if method.figures:
             parts.append("Published: " + "; ".join(map(str, method.figures)) + ".")
         rows.append((name, "\n".join(parts)))
-    return "distill.method", rows
+    return "distill.method", [*rows, (_OWN_ROW, "a Method of your own")]
 
 
 def _losses() -> tuple[str, Rows]:
     from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES
+    from raybrew.catalog.signals import KINDS
     from raybrew.config.distill import KDLossConfig
     from raybrew.config.matches import MatchConfig
 
@@ -79,17 +85,20 @@ def _losses() -> tuple[str, Rows]:
     rows += [(name, f"logits: {line(KD_LOSSES[name])}") for name in usable[0] if name != "auto"]
     for name in usable[1]:
         entry = MATCH_LOSSES[name]
-        rows.append((name, f"{'rows' if entry.needs == 'pooled' else 'layers'}: {line(entry)}"))
+        of_rows = entry.needs in KINDS and KINDS[entry.needs].first_layer is None
+        rows.append((name, f"{'rows' if of_rows else 'layers'}: {line(entry)}"))
     rows.append(("distill.emd", "all layers against all by the earth mover's distance (arXiv:2010.06133); a section"))
-    rows.append(("package.module:function", "logits, layers or rows: a function of your own (README)"))
+    rows.append((_OWN_FUNCTION, "logits, layers or rows: a function of your own (README)"))
     return "distill.kd_loss.kind (logits) and distill.matches[].loss (layers, rows)", rows
 
 
 def _matches() -> tuple[str, Rows]:
-    from raybrew.catalog.layer_rules import LAYER_MAPS
-    from raybrew.config.matches import MATCH_NAMES, match_set
+    from raybrew.catalog.layer_rules import LAYER_RULES
+    from raybrew.catalog.match_names import MATCH_NAMES, match_set
 
-    rows = [*LAYER_MAPS.items(), ("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)")]
+    rows = [(name, rule.summary) for name, rule in LAYER_RULES.items()]
+    rows.append(("[[s, t], ...]", "these pairs of layers, 0 = embeddings (of hidden states)"))
+    rows.append((_OWN_FUNCTION, "f(student layers, teacher layers) of your own, which returns such pairs"))
     for name in MATCH_NAMES:
         meant = match_set(name)
         if meant is not None:
@@ -110,25 +119,36 @@ def _shapes() -> tuple[str, Rows]:
         )
         for name, shape in SHAPES.items()
     ]
-    return "student.shape", rows + recurrent
+    return "student.shape", [*rows, *recurrent, (_OWN_ROW, "a NamedShape of your own")]
 
 
 def _initialisations() -> tuple[str, Rows]:
-    from raybrew.catalog.layer_rules import LAYER_RULES
+    from raybrew.catalog.initialisations import AUTO_INIT, INITIALISATIONS
+    from raybrew.catalog.layer_rules import LAYER_RULES, OLD_INIT_RULES, START_RULES
 
-    return "student.init_layers", [*LAYER_RULES.items(), ("[1, 4, ...]", "these teacher layers, counted from 1")]
+    auto = f"{AUTO_INIT[True]} where the shape is as wide as its teacher, else {AUTO_INIT[False]}"
+    rows = [("auto", f"weights: {auto}")]
+    rows += [(name, f"weights: {row.summary}") for name, row in INITIALISATIONS.items()]
+    rows += [(name, f"layers: {LAYER_RULES[name].summary}") for name in START_RULES]
+    rows += [(name, f"layers: the older name of {new} here") for name, new in OLD_INIT_RULES.items()]
+    rows.append(("[1, 4, ...]", "layers: these teacher layers, counted from 1"))
+    rows.append((_OWN_FUNCTION, "weights: f(student, teacher, layers) of your own; layers: a rule, as for matches"))
+    return "student.init (weights) and student.init_layers (layers)", rows
 
 
 def _tasks() -> tuple[str, Rows]:
+    from raybrew.config.kinds import MULTI
     from raybrew.config.multi_task import MultiTaskConfig
     from raybrew.config.task import TASK_CONFIGS
 
-    configs = {**TASK_CONFIGS, "multi": MultiTaskConfig}
-    return "task.kind", [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in configs.items()]
+    configs = {**TASK_CONFIGS, MULTI: MultiTaskConfig}
+    rows = [(kind, (config.__doc__ or "").splitlines()[0]) for kind, config in configs.items()]
+    return "task.kind", [*rows, (_OWN_ROW, "a TaskSpec of your own")]
 
 
 def _metrics() -> tuple[str, Rows]:
-    from raybrew.config.task import METRICS, TASK_CONFIGS
+    from raybrew.catalog.metrics import METRICS
+    from raybrew.config.task import TASK_CONFIGS
 
     tasks = {
         name: [kind for kind, config in TASK_CONFIGS.items() if name in _choices(config, "metric")] for name in METRICS
@@ -138,7 +158,7 @@ def _metrics() -> tuple[str, Rows]:
 
 
 def _projections() -> tuple[str, Rows]:
-    from raybrew.distillers.tables import PROJECTIONS
+    from raybrew.catalog.projections import PROJECTIONS
 
     rows = [("auto", "linear where widths differ and the loss needs them equal, else none"), ("none", "no projection")]
     return "distill.matches[].projection", rows + [(name, entry.summary) for name, entry in PROJECTIONS.items()]
@@ -162,22 +182,40 @@ def _formats() -> tuple[str, Rows]:
 
 
 def _signals() -> tuple[str, Rows]:
-    from raybrew.signals import KINDS
+    from raybrew.catalog.signals import KINDS
 
     rows = [(name if kind.first_layer is None else f"{name}.NN", kind.summary) for name, kind in KINDS.items()]
     return "store.signals (NN: number of a layer)", rows
 
 
 def _searchers() -> tuple[str, Rows]:
-    from raybrew.config.sweep import SEARCHERS
+    from raybrew.catalog.searchers import SEARCHERS
 
-    return "sweep.search.kind", list(SEARCHERS.items())
+    return "sweep.search.kind", [*_with_options(SEARCHERS), (_OWN_ROW, "a Searcher of your own")]
 
 
 def _schedulers() -> tuple[str, Rows]:
-    from raybrew.config.sweep import SCHEDULERS
+    from raybrew.catalog.schedulers import SCHEDULERS
 
-    return "sweep.scheduler.kind", list(SCHEDULERS.items())
+    return "sweep.scheduler.kind", [*_with_options(SCHEDULERS), (_OWN_ROW, "a Scheduler of your own")]
+
+
+def _trackers() -> tuple[str, Rows]:
+    from raybrew.catalog.trackers import TRACKERS
+
+    rows = [
+        (name, f"{spec.summary} (pip install '{spec.install}')" if spec.install else spec.summary)
+        for name, spec in TRACKERS.items()
+    ]
+    return "tracking", [*rows, (_OWN_ROW, "in tracking.others: a TrackerSpec of your own")]
+
+
+def _with_options(table: Mapping[str, Any]) -> Rows:
+    """Rows with the keys that each reads."""
+    return [
+        (name, f"{row.summary}; keys {', '.join(row.options)}" if row.options else row.summary)
+        for name, row in table.items()
+    ]
 
 
 def _choices(section: Any, field: str) -> tuple[str, ...]:
@@ -202,4 +240,5 @@ _FAMILIES: dict[Family, Callable[[], tuple[str, Rows]]] = {
     Family.signals: _signals,
     Family.searchers: _searchers,
     Family.schedulers: _schedulers,
+    Family.trackers: _trackers,
 }

@@ -11,18 +11,17 @@ from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.task import (
-    TASK_CONFIGS,
+from raybrew.config.task import TASK_CONFIGS, TaskConfig
+from raybrew.config.task_kinds import (
     ClassificationConfig,
     MaskedLMConfig,
     MultilabelConfig,
     QAConfig,
     RegressionConfig,
     TaggingConfig,
-    TaskConfig,
 )
 from raybrew.config.teacher import TeacherConfig, TeacherMember
-from raybrew.config.tracking import TrackingConfig, WandbConfig
+from raybrew.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from raybrew.config.train import FinetuneConfig, TrainConfig
 
 __all__ = [
@@ -36,6 +35,7 @@ __all__ = [
     "KDLossConfig",
     "MaskedLMConfig",
     "MatchConfig",
+    "MlflowConfig",
     "MultiTaskConfig",
     "MultilabelConfig",
     "QAConfig",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raybrew.config.base import MAX_SEED, Many, Section
+from raybrew.config.kinds import task_spec
 from raybrew.errors import Problem
 
 __all__ = ["AUGMENT_OPTIONS", "AugmentConfig", "check_augment"]
@@ -78,18 +79,12 @@ class AugmentConfig(Section):
 
 def check_augment(task: Any, data: Any) -> list[Problem]:
     """What does not fit in `data.augment` for tasks of this kind."""
-    augment, kind = data.augment, task.kind
+    augment = data.augment
     if augment is None:
         return []
-    if kind == "qa":
-        why = "an answer does not stand where it stood once words change; name further questions in data.unlabeled"
-        return [Problem("data.augment", f"given for task.kind 'qa': {why}", "conflict")]
-    if kind == "masked_lm":
-        return [
-            Problem(
-                "data.augment", "given for task.kind 'masked_lm', which hides words of each row by itself", "conflict"
-            )
-        ]
+    why = task_spec(task.kind).no_augment
+    if why:
+        return [Problem("data.augment", f"given for task.kind {task.kind!r}: {why}", "conflict")]
     read = AUGMENT_OPTIONS[augment.kind]
     problems = [
         Problem(f"data.augment.{name}", f"given for kind {augment.kind!r}, which reads {', '.join(read)}", "unused")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -36,7 +34,6 @@ __all__ = [
     "MIN_TEMPERATURE",
     "NOT_IDENTITY",
     "WHEN_SET",
-    "FunctionName",
     "Many",
     "Name",
     "Section",
@@ -71,18 +68,6 @@ NOT_IDENTITY: dict[str, Any] = {"identity": False}
 
 #: Mark of fields that belong to a run's identity only where they are given.
 WHEN_SET: dict[str, Any] = {"identity": "when_set"}
-
-
-def _as_function_name(value: str) -> str:
-    if _FUNCTION_NAME.fullmatch(value) is None:
-        raise ValueError("a function of your own as package.module:function")
-    return value
-
-
-_FUNCTION_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-
-#: A function of the user's, `package.module:function`; only its form is checked, nothing is imported.
-FunctionName = Annotated[str, AfterValidator(_as_function_name)]
 
 
 #: Sections whose short names mean results in `raybrew`: a student that predicts, a store, a finished sweep.

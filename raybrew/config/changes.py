@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raybrew.config.base import MAX_TEMPERATURE, MAX_WEIGHT, MIN_TEMPERATURE
+from raybrew.config.kinds import is_multi
 from raybrew.config.problems import near_match, shown
 from raybrew.errors import Problem
 
@@ -103,7 +104,7 @@ def why_not(key: str, value: Any, distill: DistillConfig, teacher: Any, task: An
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or not low <= value <= high:
         return f"given {shown(value)}; allowed: numbers above 0, from {low:g} to {high:g}"
     if key.startswith("distill.matches."):
-        if task.kind == "multi":
+        if is_multi(task):
             return "cannot change with several tasks, which do not share their matches"
         number = int(key.split(".")[2])
         if number >= len(distill.matches):

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, InstanceOf, field_validator
 
 from raybrew.catalog.tasks import TASKS
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.base import MAX_COUNT, NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.kinds import task_spec
 from raybrew.config.paths import absolute, exists, unusable_path
 from raybrew.config.problems import shown
 from raybrew.config.rows import Rows, table_name
@@ -45,7 +46,7 @@ FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
 if TYPE_CHECKING:
     RowSource: TypeAlias = Any
 else:
-    RowSource = Annotated[str | Rows, BeforeValidator(Rows.of)]
+    RowSource = Annotated[str | InstanceOf[Rows], BeforeValidator(Rows.of)]
 
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
@@ -214,7 +215,8 @@ def check_data(data: DataConfig) -> list[Problem]:
 def check_columns(task: Any, data: DataConfig) -> list[Problem]:
     """Columns that the task does not read, or reads twice."""
     problems, kind = [], task.kind
-    used = TASKS[kind].columns
+    spec = task_spec(kind)
+    used = spec.columns
     for key in sorted(data.columns.model_fields_set - set(used)):
         value = getattr(data.columns, key)
         if value != type(data.columns).model_fields[key].get_default():
@@ -227,10 +229,11 @@ def check_columns(task: Any, data: DataConfig) -> list[Problem]:
     if len(set(columns)) != len(columns):
         shown = ", ".join(map(str, columns))
         problems.append(Problem("data.columns", f"given {shown}; each column must be another one", "duplicate"))
-    if data.format == "conll" and kind != "tagging":
+    if data.format == "conll" and not spec.conll:
+        readers = ", ".join(name for name, each in TASKS.items() if each.conll)
         problems.append(
             Problem(
-                "data.format", f"given 'conll', which task.kind tagging reads, but task.kind is {kind!r}", "conflict"
+                "data.format", f"given 'conll', which task.kind {readers} reads, but task.kind is {kind!r}", "conflict"
             )
         )
     for key in ("tokens", "tags"):

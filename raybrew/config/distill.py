@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
+from raybrew.catalog.initialisations import initialisation
 from raybrew.catalog.losses import KD_LOSSES, TEMPERATURES, names_of
-from raybrew.catalog.methods import METHODS, with_method
+from raybrew.catalog.methods import METHODS, Method, with_method
 from raybrew.config.base import (
     MAX_COUNT,
     MAX_TEMPERATURE,
@@ -16,17 +17,17 @@ from raybrew.config.base import (
     MIN_TEMPERATURE,
     NOT_IDENTITY,
     WHEN_SET,
-    FunctionName,
     Many,
     Name,
     Section,
 )
 from raybrew.config.data import DataConfig
-from raybrew.config.matches import MatchConfig, check_match
+from raybrew.config.matches import MatchConfig, ProjectionName, check_match
+from raybrew.config.outside import FunctionName, is_outside, row_name, row_of
 from raybrew.config.student import WITHOUT_LAYERS, StudentConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
-from raybrew.errors import Problem
+from raybrew.errors import ConfigError, Problem
 
 __all__ = [
     "DistillConfig",
@@ -39,16 +40,24 @@ __all__ = [
     "check_student_layers",
     "check_unlabeled",
     "check_without_layers",
+    "method_of",
     "with_matches",
 ]
 
 #: Names of the catalogue, as types: what a value is checked against, and what its error lists.
 if TYPE_CHECKING:
     KDLossName: TypeAlias = str
+    MethodName: TypeAlias = str
     TemperatureName: TypeAlias = str
 else:
     KDLossName = Literal[("auto", *names_of(KD_LOSSES))]
-    TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if name != "constant")]
+    MethodName = Literal[tuple(METHODS)] | row_name(Method)
+    TemperatureName = Literal[tuple(name for name in names_of(TEMPERATURES) if TEMPERATURES[name].options)]
+
+
+def method_of(name: str) -> Method:
+    """The method that `distill.method` names: a row of the catalogue, or one of the user's."""
+    return row_of(METHODS, name, "distill.method", Method)
 
 
 class KDLossConfig(Section):
@@ -89,7 +98,7 @@ class EMDConfig(Section):
     """Weight for hidden states, and for the embeddings, which are matched apart."""
     attention: float = Field(default=0.0, ge=0, le=MAX_WEIGHT)
     """Weight for attention scores; both models need as many heads."""
-    projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
+    projection: ProjectionName = "auto"
     """Trained map of each layer to the teacher's width; `auto`: linear where widths differ."""
     update_weights: bool = True
     """Move the weights of layers after each forward pass; they stay equal otherwise (as in TextBrewer's example)."""
@@ -161,22 +170,7 @@ class DistillConfig(Section):
     """
 
     short: ClassVar[str] = "method"
-    method: (
-        Literal[
-            "kd",
-            "labels",
-            "textbrewer",
-            "distilbert",
-            "pkd-skip",
-            "pkd-last",
-            "tinybert",
-            "theseus",
-            "emd",
-            "minilm",
-            "minilm-v2",
-        ]
-        | None
-    ) = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    method: MethodName | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """A published method (`raybrew list methods`): it sets the keys below that are not given."""
 
     temperature: float = Field(default=4.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
@@ -250,9 +244,13 @@ class DistillConfig(Section):
         """What the method says, under what is given; `model_fields_set` stays what is given."""
         value = cls.long_form(value)
         method = value.get("method") if isinstance(value, dict) else None
-        if not isinstance(method, str) or method not in METHODS:
+        if not isinstance(method, str) or not (method in METHODS or is_outside(method)):
             return build(value)
-        made = build(with_method(value))
+        try:
+            row = method_of(method)
+        except ConfigError:
+            return build(value)  # which says what is wrong with the name
+        made = build(with_method(row, value))
         object.__setattr__(made, "__pydantic_fields_set__", set(value))
         return made
 
@@ -277,14 +275,10 @@ def check_distill(distill: DistillConfig, teacher: TeacherConfig) -> list[Proble
             Problem("teacher.model", "required: distill.kd_weight, matches or emd ask for a teacher", "required")
         )
     schedule = distill.temperature_schedule
-    if schedule is not None and schedule.kind == "cwsm" and schedule.gamma is not None:
-        problems.append(
-            Problem(
-                "distill.temperature_schedule.gamma",
-                f"given {schedule.gamma:g} with kind 'cwsm'; it is of 'flsw'",
-                "unused",
-            )
-        )
+    if schedule is not None and schedule.gamma is not None and "gamma" not in TEMPERATURES[schedule.kind].options:
+        takers = ", ".join(repr(name) for name, entry in TEMPERATURES.items() if "gamma" in entry.options)
+        given = f"given {schedule.gamma:g} with kind {schedule.kind!r}; it is of {takers}"
+        problems.append(Problem("distill.temperature_schedule.gamma", given, "unused"))
     # What several stages take from `distill` is told once.
     return list(dict.fromkeys(problems))
 
@@ -361,8 +355,9 @@ def check_without_layers(student: StudentConfig, distill: DistillConfig) -> list
     if student.shape not in WITHOUT_LAYERS:
         return []
     problems = []
-    if student.init == "truncate" or student.init_layers != "even":
-        key = "init" if student.init == "truncate" else "init_layers"
+    cuts = initialisation(student.init).cuts
+    if cuts or student.init_layers != "even":
+        key = "init" if cuts else "init_layers"
         problems.append(
             Problem(
                 f"student.{key}", f"given for {student.shape}, which has no layers of its teacher; remove it", "unused"
@@ -377,7 +372,7 @@ def check_without_layers(student: StudentConfig, distill: DistillConfig) -> list
                 "conflict",
             )
             for index, match in enumerate(losses.matches)
-            if match.weight > 0 and match.compares not in ("hidden", "pooled")
+            if match.weight > 0 and match.attends
         ]
         if losses.emd is not None and losses.emd.attention > 0:
             problems.append(

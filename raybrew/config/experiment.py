@@ -16,11 +16,13 @@ from raybrew.config.base import Section, identity_of
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
+from raybrew.config.kinds import is_multi
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import StudentConfig
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.task import ClassificationConfig, TaskConfig
+from raybrew.config.task import TaskConfig
+from raybrew.config.task_kinds import ClassificationConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.tracking import TrackingConfig
 from raybrew.config.train import TrainConfig
@@ -39,8 +41,7 @@ if TYPE_CHECKING:
 
 
 def _number_of_tasks(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "several" if kind == "multi" else "one"
+    return "several" if is_multi(value) else "one"
 
 
 #: The `task` section: one task, or several.

@@ -13,6 +13,7 @@ from raybrew.config.base import Section, given_values
 from raybrew.config.data import SOURCES, DataConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.interpolation import resolved
+from raybrew.config.kinds import MULTI, is_multi
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.overrides import apply_overrides
 from raybrew.config.problems import near_match, problems_of, raise_problems, shown
@@ -166,18 +167,21 @@ def _unfit_task(value: Any) -> Problem | None:
     """What is wrong with a task of which no config can tell: none at all, or of an unknown kind."""
     if value is not None and not isinstance(value, Mapping):
         return Problem("task", f"given {value!r}; allowed: a section of keys")
-    if _section_class("task", value, None) is not None:
-        return None
-    kind, allowed = (value or {})["kind"], [*TASK_CONFIGS, "multi"]
+    try:
+        if _section_class("task", value, None) is not None:
+            return None
+    except ConfigError as error:  # a task of the user's
+        return Problem("task.kind", str(error).removeprefix("task.kind: "))
+    kind, allowed = (value or {})["kind"], [*TASK_CONFIGS, MULTI]
     near = near_match(kind, allowed) if isinstance(kind, str) else ""
-    return Problem("task.kind", f"given {kind!r}; allowed: {', '.join(allowed)}{near}", "unknown")
+    words = f"given {kind!r}; allowed: {', '.join(allowed)}, or package.module:Name of a TaskSpec{near}"
+    return Problem("task.kind", words, "unknown")
 
 
 def _section_class(key: str, value: Any, annotation: Any) -> type[Section] | None:
     """The model of a section, which for `task` depends on its `kind`."""
     if key == "task":
-        several = isinstance(value, Mapping) and value.get("kind") == "multi"
-        return MultiTaskConfig if several else task_config_of({} if value is None else value)
+        return MultiTaskConfig if is_multi(value) else task_config_of({} if value is None else value)
     if key == "sweep":
         return None if value is None else SweepConfig
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

@@ -1,83 +1,38 @@
-"""`distill.matches`: losses between intermediate layers, one by one or by TextBrewer's names.
-
-A name of TextBrewer's, such as L3_hidden_mse, is `<student>_<set>`: the student stands for a depth, the set for a loss.
-TextBrewer spells each set out for a teacher of 12 layers and one width; here the rule `even` finds the pairs for the
-teacher that is there, and widths are bridged where they differ. So L3n (width 384) and L4t (312) mean the same as L3
-and L4. The `small` sets name every second layer in TextBrewer; by the rule they compare all 12.
-"""
+"""`distill.matches`: losses between intermediate layers, one by one or by TextBrewer's names."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from raybrew.catalog.layer_rules import LAYER_MAPS
+from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import MATCH_LOSSES, names_of
-from raybrew.config.base import MAX_WEIGHT, NOT_IDENTITY, WHEN_SET, FunctionName, Many, Section
+from raybrew.catalog.match_names import MATCH_NAMES, match_set
+from raybrew.catalog.projections import PROJECTIONS
+from raybrew.catalog.signals import KINDS
+from raybrew.config.base import MAX_WEIGHT, NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.outside import FunctionName, is_outside
 from raybrew.config.problems import near_match
 from raybrew.config.teacher import TeacherConfig
 from raybrew.errors import Problem
+from raybrew.signals import LOGITS, VECTOR_KINDS
 
-__all__ = ["MATCH_NAMES", "MATCH_SETS", "MatchConfig", "MatchSet", "check_match", "match_set", "matches_of_task"]
+__all__ = ["MatchConfig", "ProjectionName", "check_match", "matches_of_task"]
 
 #: Names of the catalogue, as types: what a value is checked against, and what its error lists.
 if TYPE_CHECKING:
     MatchLossName: TypeAlias = str
-    LayerMapName: TypeAlias = str
+    LayerRuleName: TypeAlias = str
+    RelationName: TypeAlias = str
+    FeatureName: TypeAlias = str
+    ProjectionName: TypeAlias = str
 else:
     MatchLossName = Literal[names_of(MATCH_LOSSES)]
-    LayerMapName = Literal[tuple(LAYER_MAPS)]
-
-#: Last part of a name -> loss. The s of `smmd` and `sgram` says that both layers of a pair are the same.
-MATCH_SETS: Mapping[str, str] = MappingProxyType(
-    {
-        "hidden_mse": "hidden_mse",
-        "hidden_smmd": "mmd",
-        "hidden_sgram": "gram",
-        "attention_mse": "attention_mse",
-        "attention_mse_sum": "attention_mse_sum",
-        "attention_ce": "attention_ce",
-        "attention_ce_mean": "attention_ce_mean",
-    }
-)
-
-#: Depth of T12-nano and Electra-small, the students of the `small` sets.
-_SMALL_DEPTH = 12
-
-_NAME = re.compile(rf"(?:L([1-9]\d*)[a-z]?|small)_({'|'.join(MATCH_SETS)})")
-
-
-class MatchSet(NamedTuple):
-    """What a name stands for: `loss` over layers matched evenly, for students of `depth` layers."""
-
-    depth: int
-    loss: str
-
-
-def match_set(name: str) -> MatchSet | None:
-    """The set called `name`, of TextBrewer's or for another depth (L5_hidden_mse); None if it is no such name."""
-    found = _NAME.fullmatch(name)
-    if found is None:
-        return None
-    return MatchSet(int(found[1] or _SMALL_DEPTH), MATCH_SETS[found[2]])
-
-
-#: The names that TextBrewer's own examples use.
-MATCH_NAMES: tuple[str, ...] = (
-    *(f"L3_{name}" for name in MATCH_SETS if name != "hidden_sgram"),
-    "L3n_hidden_mse",
-    *(f"L4_{name}" for name in MATCH_SETS if name not in ("hidden_mse", "hidden_sgram")),
-    "L4t_hidden_mse",
-    "L4t_hidden_sgram",
-    "L6_hidden_mse",
-    "L6_hidden_smmd",
-    "small_hidden_mse",
-    "small_hidden_smmd",
-)
+    LayerRuleName = Literal[tuple(LAYER_RULES)]
+    RelationName = Literal[(*VECTOR_KINDS, "attention")]
+    FeatureName = Literal[tuple(name for name in KINDS if name != LOGITS.kind)]
+    ProjectionName = Literal[("auto", "none", *PROJECTIONS)]
 
 
 class MatchConfig(Section):
@@ -92,21 +47,19 @@ class MatchConfig(Section):
 
     loss: MatchLossName | FunctionName
     """Which loss; `raybrew list losses` explains each."""
-    layers: LayerMapName | Many[Many[int]] = "even"
+    layers: LayerRuleName | FunctionName | Many[Many[int]] = "even"
     """A rule (`raybrew list matches`) or [student layer, teacher layer] pairs, 0 being the embeddings."""
     weight: float = Field(default=1.0, ge=0, le=MAX_WEIGHT)
     """Weight of each pair."""
     teacher: str | None = None
     """Which of several teachers, by name; `rte` or `rte/b` of task rte among several. Not set: each task's only one."""
-    projection: Literal["auto", "none", "linear", "relu", "tanh"] = "auto"
+    projection: ProjectionName = "auto"
     """Trained map from the student's width to the teacher's; `auto`: linear where the loss needs equal widths."""
-    relations: Many[Literal["query", "key", "value", "attention"]] = ("query", "key", "value")
+    relations: Many[RelationName] = VECTOR_KINDS
     """Of `relation_kl`: queries, keys, values with themselves (MiniLMv2); `attention` relates queries to keys."""
     relation_heads: int | None = Field(default=None, ge=1, le=4096)
     """Of `relation_kl`: heads that both widths are cut into. Not set: as many as the teacher has attention heads."""
-    feature: Literal["hidden", "attention", "attention_probs", "query", "key", "value", "pooled"] | None = Field(
-        default=None, json_schema_extra=WHEN_SET
-    )
+    feature: FeatureName | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Of a function of your own: what it compares. Not set: hidden."""
     per: Literal["row", "token", "pair"] | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Of a function of your own: what its count counts. Not set: pairs of tokens of attention, rows of pooled, else
@@ -121,7 +74,7 @@ class MatchConfig(Section):
     @property
     def is_own(self) -> bool:
         """Whether the loss is a function of the user's, `package.module:function`."""
-        return ":" in self.loss
+        return is_outside(self.loss)
 
     @property
     def compares(self) -> str:
@@ -133,7 +86,13 @@ class MatchConfig(Section):
     @property
     def first_layer(self) -> int | None:
         """Number of the first layer that has such a thing: 0 are the embeddings; None for what has no layers."""
-        return {"hidden": 0, "pooled": None}.get(self.compares, 1)
+        kind = KINDS.get(self.compares)
+        return 1 if kind is None else kind.first_layer
+
+    @property
+    def attends(self) -> bool:
+        """Whether what is compared belongs to attention."""
+        return self.compares not in KINDS or KINDS[self.compares].attends
 
     @classmethod
     def long_form(cls, value: Any) -> Any:
@@ -188,7 +147,7 @@ def _layers(key: str, match: MatchConfig) -> list[Problem]:
 
 def _options(key: str, match: MatchConfig) -> list[Problem]:
     problems = []
-    if match.projection not in ("auto", "none") and match.compares not in ("hidden", "pooled"):
+    if match.projection not in ("auto", "none") and match.attends:
         problems.append(
             Problem(
                 f"{key}.projection",
@@ -221,7 +180,7 @@ def _options(key: str, match: MatchConfig) -> list[Problem]:
             for name in ("feature", "per")
             if getattr(match, name) is not None
         ]
-    elif match.per in ("token", "pair") and match.compares == "pooled":
+    elif match.per in ("token", "pair") and match.first_layer is None:
         problems.append(
             Problem(f"{key}.per", f"given {match.per!r} for pooled outputs, one vector per row; use row", "unused")
         )

@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from raybrew.catalog.losses import RAW_LOSSES
 from raybrew.config.base import MAX_WEIGHT, Name, Section
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, with_matches
+from raybrew.config.kinds import task_spec
 from raybrew.config.matches import MatchConfig, matches_of_task
 from raybrew.config.problems import near_match
 from raybrew.config.student import StudentConfig
-from raybrew.config.task import ClassificationConfig, TaskConfig
+from raybrew.config.task import TaskConfig
+from raybrew.config.task_kinds import ClassificationConfig
 from raybrew.config.teacher import TeacherConfig
 from raybrew.errors import Problem
 
@@ -86,15 +89,12 @@ def check_one_task(sections: Mapping[str, Any]) -> list[Problem]:
                 )
         elif match.teacher not in teacher.members:
             problems.append(_unknown(key, match.teacher, list(teacher.members), "there is one teacher"))
-    parts = distill.parts if distill is not None else ()
-    if teacher.members and teacher.average == "probabilities" and any(part.kd_loss.kind == "mse" for part in parts):
-        problems.append(
-            Problem(
-                "teacher.average",
-                "given 'probabilities' with distill.kd_loss.kind 'mse', which compares logits",
-                "conflict",
-            )
-        )
+    raw = [
+        part.kd_loss.kind for part in (distill.parts if distill is not None else ()) if part.kd_loss.kind in RAW_LOSSES
+    ]
+    if teacher.members and teacher.average == "probabilities" and raw:
+        given = f"given 'probabilities' with distill.kd_loss.kind {raw[0]!r}, which compares logits"
+        problems.append(Problem("teacher.average", given, "conflict"))
     return problems
 
 
@@ -124,14 +124,9 @@ def check_tasks(
     for key, match in _keyed_matches(distill):
         problems += _match_teacher(key, match.teacher, task, named)
     for name, part in task.tasks.items():
-        if part.task.kind == "masked_lm":
-            problems.append(
-                Problem(
-                    f"task.tasks.{name}.task.kind",
-                    "given 'masked_lm', which is a task of its own; allowed: others",
-                    "conflict",
-                )
-            )
+        if not task_spec(part.task.kind).stored:
+            given = f"given {part.task.kind!r}, which is a task of its own; allowed: others"
+            problems.append(Problem(f"task.tasks.{name}.task.kind", given, "conflict"))
         own = {**sections, "task": part.task, "data": part.data, "teacher": part.teacher}
         if student is not None:
             own["student"] = student.model_copy(update={"teacher": None})

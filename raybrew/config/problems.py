@@ -14,12 +14,17 @@ from pydantic import BaseModel, Tag, ValidationError
 from raybrew.errors import ConfigError, Problem, ProblemCode
 from raybrew.secrets import scrub
 
-__all__ = ["Problem", "near_match", "problems_of", "raise_problems", "shown"]
+__all__ = ["Problem", "UnusableError", "near_match", "problems_of", "raise_problems", "shown"]
+
 
 #: Messages are for people: what is longer is cut.
 _MAX_LINE = 1000
 _MAX_LINES = 100
 _MAX_SHOWN = 60
+
+
+class UnusableError(ValueError):
+    """A value of the right form that cannot be used; the message is the whole reason, without key and value."""
 
 
 def near_match(given: str, allowed: Iterable[str]) -> str:
@@ -93,6 +98,10 @@ def _describe(key: str, findings: list[Mapping[str, Any]], model: type[BaseModel
         tags = [tag.strip().strip("'") for tag in first["ctx"]["expected_tags"].split(",")]
         wrong = first["ctx"]["tag"]
         return f"given {wrong!r}; allowed: {', '.join(tags)}{near_match(wrong, tags)}"
+    errors = [finding.get("ctx", {}).get("error") for finding in findings]
+    unusable = next((error for error in errors if isinstance(error, UnusableError)), None)
+    if unusable is not None:
+        return f"given {shown(given)}; {unusable}"
     allowed = " or ".join(dict.fromkeys(_allowed(finding) for finding in findings))
     near = ""
     if isinstance(given, str):

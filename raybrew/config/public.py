@@ -17,12 +17,12 @@ from raybrew.config.store import StoreConfig
 from raybrew.config.student import ShapeConfig as Shape
 from raybrew.config.student import StudentConfig
 from raybrew.config.sweep import SweepConfig
-from raybrew.config.task import ClassificationConfig as Classification
-from raybrew.config.task import MaskedLMConfig as MaskedLM
-from raybrew.config.task import MultilabelConfig as Multilabel
-from raybrew.config.task import QAConfig as QA  # noqa: N814 (short for question answering)
-from raybrew.config.task import RegressionConfig as Regression
-from raybrew.config.task import TaggingConfig as Tagging
+from raybrew.config.task_kinds import ClassificationConfig as Classification
+from raybrew.config.task_kinds import MaskedLMConfig as MaskedLM
+from raybrew.config.task_kinds import MultilabelConfig as Multilabel
+from raybrew.config.task_kinds import QAConfig as QA  # noqa: N814 (short for question answering)
+from raybrew.config.task_kinds import RegressionConfig as Regression
+from raybrew.config.task_kinds import TaggingConfig as Tagging
 from raybrew.config.teacher import TeacherConfig as Teacher
 from raybrew.config.teacher import TeacherMember
 from raybrew.config.tracking import TrackingConfig as Tracking

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raybrew.catalog.methods import METHODS
+from raybrew.catalog.losses import RAW_LOSSES
 from raybrew.config.base import MAX_SEED
+from raybrew.config.distill import method_of
 from raybrew.config.experiment import Experiment
+from raybrew.config.kinds import kd_losses_for
 from raybrew.config.population import check_population
 from raybrew.config.problems import near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
-from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError, Problem
 
@@ -141,7 +142,7 @@ def planned_configurations(sweep: SweepConfig) -> int:
     """Configurations that a sweep tries, constraints and repetitions left aside."""
     total = corner_count(sweep)
     listed = all(parameter.discrete for parameter in sweep.space.values())
-    tried = sweep.trials or (total if sweep.search.kind == "grid" else DEFAULT_TRIALS)
+    tried = sweep.trials or (total if sweep.search.row.lists else DEFAULT_TRIALS)
     return min(tried, total) if listed else tried
 
 
@@ -155,7 +156,7 @@ def planned_trainings(sweep: SweepConfig) -> int:
 def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any], Experiment]) -> list[Problem]:
     """Everything wrong with a sweep of a valid `experiment`: its keys, its budget, and each corner of its space."""
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
-    if sweep.scheduler.kind == "pbt":
+    if sweep.scheduler.row.rounds:
         problems += check_population(experiment, sweep)
     parts = [view.data for view in task_views(experiment).values()]
     if sweep.controls and any(data.unlabeled is not None and data.train is None for data in parts):
@@ -212,9 +213,9 @@ def space_cautions(experiment: Experiment) -> list[str]:
             unscaled += parameter.values
         elif key == "distill.method":
             unscaled += [
-                METHODS[name].distill.get("scale_by_temperature_squared", True)
+                method_of(name).distill.get("scale_by_temperature_squared", True)
                 for name in parameter.values
-                if name in METHODS
+                if name is not None
             ]
     if "distill.temperature" in sweep.space and False in unscaled:
         cautions.append(
@@ -235,7 +236,7 @@ def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
         return False
     kind = experiment.distill.kd_loss.kind
     views = task_views(experiment).values()
-    return all(kind == "mse" or (kind == "auto" and TASK_KD_LOSSES[view.task.kind][0] == "mse") for view in views)
+    return all((kd_losses_for(view.task.kind)[0] if kind == "auto" else kind) in RAW_LOSSES for view in views)
 
 
 def _layers(count: int) -> str:
@@ -302,13 +303,17 @@ def _keys(sweep: SweepConfig) -> list[Problem]:
 def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
     problems = []
     continuous = [key for key, parameter in sweep.space.items() if not parameter.discrete]
-    if sweep.search.kind == "grid" and continuous:
+    if sweep.search.row.lists and continuous:
         problems.append(
-            Problem("sweep.search.kind", f"given 'grid', but {', '.join(continuous)} has no values to list", "conflict")
+            Problem(
+                "sweep.search.kind",
+                f"given {sweep.search.kind!r}, but {', '.join(continuous)} has no values to list",
+                "conflict",
+            )
         )
     if len(sweep.search.objectives) != len(set(sweep.search.objectives)) or not sweep.search.objectives:
         problems.append(Problem("sweep.search.objectives", "at least one, each once", "duplicate"))
-    if len(sweep.search.objectives) > 1 and sweep.scheduler.kind != "none":
+    if len(sweep.search.objectives) > 1 and sweep.scheduler.row.ranks:
         problems.append(
             Problem(
                 "sweep.scheduler.kind",

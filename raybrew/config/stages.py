@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from raybrew.catalog.methods import METHODS, contradictions
-from raybrew.config.distill import DistillConfig, StageConfig
+from raybrew.catalog.methods import contradictions
+from raybrew.config.distill import DistillConfig, StageConfig, method_of
+from raybrew.config.kinds import is_multi
 from raybrew.config.problems import raise_problems
 from raybrew.config.student import StudentConfig
 from raybrew.config.teacher import TeacherConfig
@@ -47,12 +48,12 @@ def stage_ends(stages: Sequence[StageConfig], num_steps: int) -> tuple[int, ...]
 
 def method_notes(distill: DistillConfig, student: StudentConfig) -> list[str]:
     """Where a valid experiment does not start its student as the method's paper does."""
-    if distill.method is None or student.shape is None or student.init == "random":
+    if distill.method is None or student.shape is None or student.starts_random:
         return []
     return [
         f"distill.method {distill.method}: its paper starts the student with student.{key}={value}; "
         f"here it is {getattr(student, key)!r}"
-        for key, value in METHODS[distill.method].starts.items()
+        for key, value in method_of(distill.method).starts.items()
         if getattr(student, key) != value
     ]
 
@@ -61,7 +62,8 @@ def check_method(distill: DistillConfig) -> list[Problem]:
     """What is given beside a method and makes another one of it."""
     if distill.method is None:
         return []
-    found = contradictions(distill.method, distill.model_fields_set, distill.model_dump(mode="json"))
+    row = method_of(distill.method)
+    found = contradictions(distill.method, row, distill.model_fields_set, distill.model_dump(mode="json"))
     return [Problem(f"distill.{key}", f"{words} (`raybrew list methods`)", "conflict") for key, words in found]
 
 
@@ -144,12 +146,12 @@ def check_theseus(
                     "conflict",
                 )
             )
-        if task.kind == "multi" or teacher.members:
+        if is_multi(task) or teacher.members:
             problems.append(Problem(key, "given with several tasks or teachers; it is for one of each", "conflict"))
         elif not teacher.given:
             problems.append(Problem(key, "needs teacher.model, inside which the student trains", "required"))
-        if student.model is not None or student.init == "random":
-            what = "student.model" if student.model is not None else "student.init 'random'"
+        if student.model is not None or student.starts_random:
+            what = "student.model" if student.model is not None else f"student.init {student.init!r}"
             problems.append(
                 Problem(
                     key,

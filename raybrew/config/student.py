@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from raybrew.catalog.layer_rules import LAYER_RULES
-from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
+from raybrew.catalog.initialisations import INITIALISATIONS, initialisation
+from raybrew.catalog.layer_rules import OLD_INIT_RULES, START_RULES
+from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES, NamedShape
 from raybrew.config.base import MAX_COUNT, WHEN_SET, Many, Section
+from raybrew.config.outside import FunctionName, is_outside, row_name
 from raybrew.config.paths import exists
 from raybrew.config.problems import near_match
 from raybrew.config.teacher import TeacherConfig
@@ -19,11 +21,13 @@ __all__ = ["WITHOUT_LAYERS", "ShapeConfig", "StudentConfig", "VocabularyConfig",
 #: Named shapes that are no transformers: neither layers to start from nor attention to compare.
 WITHOUT_LAYERS = tuple(RECURRENT_SHAPES)
 if TYPE_CHECKING:
-    LayerRuleName: TypeAlias = str
+    InitName: TypeAlias = str
+    StartRuleName: TypeAlias = str
     ShapeName: TypeAlias = str
 else:
-    LayerRuleName = Literal[tuple(LAYER_RULES)]
-    ShapeName = Literal[(*SHAPES, *RECURRENT_SHAPES)]
+    InitName = Literal[("auto", *INITIALISATIONS)]
+    StartRuleName = Literal[(*START_RULES, *OLD_INIT_RULES)]
+    ShapeName = Literal[(*SHAPES, *RECURRENT_SHAPES)] | row_name(NamedShape)
 
 
 class ShapeConfig(Section):
@@ -73,14 +77,19 @@ class StudentConfig(Section):
     """A shape by name (`raybrew list shapes`) or by its numbers; architecture and vocabulary are the teacher's."""
     teacher: str | None = None
     """Which of several teachers a shape is made after, by name; `rte` or `rte/b` of task rte. Default: the first."""
-    init: Literal["auto", "teacher", "truncate", "random"] = "auto"
+    init: InitName | FunctionName = "auto"
     """Weights of a shape: copied from `teacher` layers; `truncate`: also out of wider ones, by their first numbers,
     heads and neurons; or `random`. `auto`: copied if the shape is as wide as the teacher, else random. BiGRU takes the
     teacher's word embeddings unless it is `random`."""
-    init_layers: LayerRuleName | Many[int] = "even"
+    init_layers: StartRuleName | FunctionName | Many[int] = "even"
     """Which teacher layers a shape starts from: a rule, or layer numbers counted from 1."""
     vocabulary: VocabularyConfig | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Trim tokenizer and word embeddings to the training rows: {} or {min_count: 2}."""
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether a shape is to start without its teacher; `auto` decides by the teacher's width."""
+        return initialisation(self.init).is_random
 
     @classmethod
     def long_form(cls, value: Any) -> Any:
@@ -90,7 +99,7 @@ class StudentConfig(Section):
         if not isinstance(value, str) or "${" in value:  # which stands for either
             return super().long_form(value)
         shapes = (*SHAPES, *RECURRENT_SHAPES)
-        if value in shapes:
+        if value in shapes or is_outside(value):
             return {"shape": value, "model": None}
         near = near_match(value, shapes)
         if near and "/" not in value and not exists(value, folder=True):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
+from raybrew.catalog.schedulers import SCHEDULERS, Scheduler
+from raybrew.catalog.searchers import SEARCHERS, Searcher
 from raybrew.config.base import MAX_COUNT, MAX_CPUS, MAX_SEED, NOT_IDENTITY, WHEN_SET, Many, Section
+from raybrew.config.outside import row_name, row_of
 from raybrew.config.problems import near_match
 
 __all__ = [
     "OBJECTIVES",
     "PARAMETER_KINDS",
-    "SCHEDULERS",
-    "SEARCHERS",
     "BudgetConfig",
     "ParameterConfig",
     "RerunConfig",
@@ -32,18 +33,6 @@ PARAMETER_KINDS = {
     "loguniform": "a number between [low, high], each order of magnitude alike",
     "int": "a whole number from [low, high], both included",
 }
-SEARCHERS = {
-    "random": "draws each configuration at random; the n-th depends on the seed and n alone",
-    "grid": "every combination of the values, in order",
-    "optuna": "learns from finished trials where to look (TPE); takes several objectives",
-}
-SCHEDULERS = {
-    "none": "every trial runs to its end",
-    "asha": "at rungs of `grace` x `reduction_factor`^k of a trial's steps, only the best 1 / `reduction_factor` go on",
-    "pbt": "population based training: at every `interval` the worst members go on from the best ones' students, with "
-    "other temperatures, loss weights or learning rates",
-    "median": "a trial stops when its best is below the median of the others' averages up to the same share of steps",
-}
 OBJECTIVES = {
     "quality": "`task.metric` of the best checkpoint, as high as possible; where nothing trains the head its "
     "evaluation loss, as low as possible",
@@ -53,13 +42,22 @@ OBJECTIVES = {
     "in turn. Milliseconds if there is no teacher",
 }
 
-_KIND = Literal["choice", "grid", "uniform", "loguniform", "int"]
+if TYPE_CHECKING:
+    ParameterKind: TypeAlias = str
+    ObjectiveName: TypeAlias = str
+    SearcherName: TypeAlias = str
+    SchedulerName: TypeAlias = str
+else:
+    ParameterKind = Literal[tuple(PARAMETER_KINDS)]
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+    SearcherName = Literal[tuple(SEARCHERS)] | row_name(Searcher)
+    SchedulerName = Literal[tuple(SCHEDULERS)] | row_name(Scheduler)
 
 
 class ParameterConfig(Section):
     """One key of the space, written `{choice: [1, 4, 8]}`, `{loguniform: [1e-5, 1e-3]}` or shortly `[1, 4, 8]`."""
 
-    kind: _KIND
+    kind: ParameterKind
     values: Many[Any]
     when: dict[str, Any] = Field(default_factory=dict)
 
@@ -114,21 +112,26 @@ class SearchConfig(Section):
     """How configurations are chosen."""
 
     short: ClassVar[str] = "kind"
-    kind: Literal["random", "grid", "optuna"] = "random"
+    kind: SearcherName = "random"
     """`raybrew list searchers` explains each."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the search; seeds of training follow `train.seed`."""
-    objectives: Many[Literal["quality", "parameters", "megabytes", "latency"]] = ("quality",)
+    objectives: Many[ObjectiveName] = ("quality",)
     """What `optuna` looks for; several give a Pareto front. `random` and `grid` do not depend on it."""
     startup_trials: int = Field(default=8, ge=1, le=10**5, json_schema_extra=NOT_IDENTITY)
     """Configurations that `optuna` draws at random before it starts to learn."""
+
+    @property
+    def row(self) -> Searcher:
+        """The searcher: a row of the catalogue, or one of the user's."""
+        return row_of(SEARCHERS, self.kind, "sweep.search.kind", Searcher)
 
 
 class SchedulerConfig(Section):
     """Which trials are cut short, or replaced (`pbt`). Controls and re-runs of the best never are."""
 
     short: ClassVar[str] = "kind"
-    kind: Literal["none", "asha", "median", "pbt"] = "none"
+    kind: SchedulerName = "none"
     """`raybrew list schedulers` explains each."""
     grace: float = Field(default=0.25, gt=0, lt=1)
     """Share of its steps that a trial may always do (`asha`, `median`)."""
@@ -145,6 +148,11 @@ class SchedulerConfig(Section):
     values, becomes a neighbour."""
     mutations: Many[str] | None = Field(default=None, json_schema_extra=WHEN_SET)
     """Keys of the space that `pbt` changes. Default: all."""
+
+    @property
+    def row(self) -> Scheduler:
+        """The scheduler: a row of the catalogue, or one of the user's."""
+        return row_of(SCHEDULERS, self.kind, "sweep.scheduler.kind", Scheduler)
 
 
 class RerunConfig(Section):

@@ -61,7 +61,7 @@ def check_judges(experiment: Experiment) -> list[Problem]:
             "given, but trials are judged by their evaluation loss, which does not compare with that of another sweep"
         )
         problems.append(Problem("sweep.warm_start", text, "conflict"))
-    if sweep.scheduler.kind == "pbt":
+    if sweep.scheduler.row.rounds:
         problems += [
             Problem(
                 f"sweep.space.{key}",

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from raybrew.config.base import MAX_WEIGHT, NOT_IDENTITY, Name, Section
 from raybrew.config.data import DataConfig
+from raybrew.config.kinds import is_multi, task_spec
 from raybrew.config.train import FinetuneConfig, TrainConfig, check_train
 from raybrew.errors import Problem
 
@@ -162,7 +163,8 @@ def _members(teacher: TeacherConfig) -> list[Problem]:
 
 
 def check_average(task: Any, teacher: TeacherConfig) -> list[Problem]:
-    if teacher.average == "probabilities" and task.kind not in ("classification", "tagging"):
+    spec = task_spec(task.kind)
+    if teacher.average == "probabilities" and not (spec.one_of_many and spec.stored):
         return [
             Problem(
                 "teacher.average",
@@ -175,7 +177,7 @@ def check_average(task: Any, teacher: TeacherConfig) -> list[Problem]:
 
 
 def check_early_stopping(data: DataConfig, train: TrainConfig, teacher: TeacherConfig, task: Any) -> list[Problem]:
-    if data.eval is not None or task.kind == "multi":  # each of several tasks has rows of its own
+    if data.eval is not None or is_multi(task):  # each of several tasks has rows of its own
         return []
     return [
         Problem(

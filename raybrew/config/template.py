@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from raybrew.catalog.tasks import TASKS
+from raybrew.catalog.tasks import DEFAULT_KIND, TASKS
 from raybrew.config.base import Section
 from raybrew.config.data import Columns
 from raybrew.config.experiment import Experiment
+from raybrew.config.kinds import MULTI
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.task import TASK_CONFIGS
@@ -48,7 +49,7 @@ _SET: Mapping[str, Any] = {
 #: An example of several tasks, each with sections of its own instead of `data` and `teacher`.
 _TASKS: Mapping[str, Any] = {
     name: {
-        "task": {"kind": "classification"},
+        "task": {"kind": DEFAULT_KIND},
         "data": {"train": f"{name}-train.jsonl", "eval": f"{name}-eval.jsonl"},
         "teacher": {"model": "path/or/hub-name", "finetune": {"epochs": 3}},
     }
@@ -59,11 +60,11 @@ _TASKS: Mapping[str, Any] = {
 _SPACE = {"distill.temperature": [1, 4, 8], "student.shape": ["T3", "T6"]}
 
 
-def experiment_template(file: str = "experiment.yaml", task: str = "classification") -> str:
+def experiment_template(file: str = "experiment.yaml", task: str = DEFAULT_KIND) -> str:
     """The text of a new experiment file called `file`, for tasks of the kind `task`."""
     parts = [_INTRODUCTION.format(file=file)]
     for name, field in Experiment.model_fields.items():
-        section = {**TASK_CONFIGS, "multi": MultiTaskConfig}[task] if name == "task" else field.annotation
+        section = {**TASK_CONFIGS, MULTI: MultiTaskConfig}[task] if name == "task" else field.annotation
         parts.append("")
         if isinstance(section, type) and issubclass(section, Section):
             first = (section.__doc__ or "").strip().splitlines()[0]
@@ -95,7 +96,7 @@ def _lines(section: type[Section], prefix: str, indent: str, task: str) -> Itera
             yield f"{indent}# columns: {_flow(given)}"
         elif key == "sweep.space":
             yield f"{indent}{name}: {_flow(_SPACE)}"
-        elif key in _SET and not (task == "multi" and key.startswith(("data.", "teacher."))):
+        elif key in _SET and not (task == MULTI and key.startswith(("data.", "teacher."))):
             yield f"{indent}{name}: {_flow(_SET[key])}"
         else:
             default = field.get_default(call_default_factory=True)

@@ -12,7 +12,7 @@ from raybrew.config import Experiment
 from raybrew.diagnosis.cluster import cluster, jobs_api
 from raybrew.diagnosis.findings import Diagnosis, Finding
 from raybrew.diagnosis.machine import disks, gpus, limits, shared_memory, versions
-from raybrew.diagnosis.reach import hub, wandb
+from raybrew.diagnosis.reach import hub, trackers
 from raybrew.errors import RaybrewError
 from raybrew.verbs.reporter import QuietReporter, Reporter
 
@@ -54,7 +54,7 @@ def _findings(experiment: Experiment | None, address: str | None, reporter: Repo
     else:
         yield from cluster(experiment, address)
     yield from hub(experiment)
-    yield from wandb(experiment)
+    yield from trackers(experiment)
 
 
 def _store_bytes(experiment: Experiment, reporter: Reporter) -> int | None:

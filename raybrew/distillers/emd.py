@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from raybrew.catalog.projections import PROJECTIONS
 from raybrew.config.distill import EMDConfig
-from raybrew.distillers.tables import PROJECTIONS
 from raybrew.errors import LossError
 from raybrew.losses.attention import attention_mse
 from raybrew.losses.emd import PairLoss, emd, layer_costs, transport, uniform_weights, updated_weights

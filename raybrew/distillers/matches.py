@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from raybrew.config.matches import MatchConfig, match_set
+from raybrew.catalog.layer_rules import LAYER_RULES, Pairs
+from raybrew.catalog.match_names import match_set
+from raybrew.catalog.signals import KINDS
+from raybrew.config.matches import MatchConfig
 from raybrew.config.problems import raise_problems
 from raybrew.errors import Problem
+from raybrew.models.shapes import layer_pairs
 from raybrew.signals import VECTOR_KINDS, Signal
 
 __all__ = ["LayerMatch", "pair_layers", "resolve_matches"]
-
-
-#: What functions of the user's count where the match does not say; tokens of all else.
-_OWN_PER = {"attention": "pair", "attention_probs": "pair", "pooled": "row"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +69,13 @@ class LayerMatch:
         return (self.teacher, dataclasses.replace(self.teacher, kind="key")) if self.keys else (self.teacher,)
 
 
-def pair_layers(rule: str | Sequence[Sequence[int]], student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+def pair_layers(
+    rule: str | Sequence[Sequence[int]], student_layers: int, teacher_layers: int, key: str = "layers"
+) -> Pairs:
     """(student layer, teacher layer) pairs of a rule, or the given pairs. `raybrew list matches` explains the rules."""
-    if not isinstance(rule, str):
-        return [(int(pair[0]), int(pair[1])) for pair in rule]
-    if rule == "even":
-        return [(i, round(i * teacher_layers / student_layers)) for i in range(student_layers + 1)]
-    if rule == "last":
-        return [(i, teacher_layers - student_layers + i) for i in range(1, student_layers + 1)]
-    if rule == "last_inner":
-        return [(i, teacher_layers - student_layers + i) for i in range(1, student_layers)]
-    if rule == "skip":
-        return [(i, i * (teacher_layers // student_layers)) for i in range(1, student_layers)]
-    if rule == "final":
-        return [(student_layers, teacher_layers)]
-    raise ValueError(f"unknown rule {rule!r}")
+    if isinstance(rule, str):
+        return layer_pairs(rule, student_layers, teacher_layers, key)
+    return [(int(pair[0]), int(pair[1])) for pair in rule]
 
 
 def resolve_matches(
@@ -121,7 +113,7 @@ def resolve_matches(
         first = match.first_layer
         pairs: list[tuple[int | None, int | None]] = [(None, None)]
         if first is not None:
-            given = pair_layers(match.layers, student_layers, teacher_layers)
+            given = pair_layers(match.layers, student_layers, teacher_layers, f"{key}.layers")
             if isinstance(match.layers, str):
                 given = [pair for pair in given if min(pair) >= first]
             if not given:
@@ -155,7 +147,7 @@ def _matches_of(match: MatchConfig, student: int | None, teacher: int | None) ->
             Signal(match.compares, teacher, match.teacher),
             match.weight,
             match.projection,
-            per=(match.per or _OWN_PER.get(match.compares, "token")) if match.is_own else "",
+            per=(match.per or KINDS[match.compares].per) if match.is_own else "",
         )
         return
     for relation in match.relations:
@@ -192,7 +184,8 @@ def _unfit_rule(match: MatchConfig, student_layers: int, teacher_layers: int) ->
             f"given {match.preset!r}, which is for students of {named.depth} layers, but the student has "
             f"{student_layers}; {{loss: {match.loss}, layers: even}} is for any depth"
         )
-    if isinstance(match.layers, str) and match.layers != "final" and student_layers > teacher_layers:
+    rule = LAYER_RULES.get(match.layers) if isinstance(match.layers, str) else None
+    if rule is not None and not rule.deeper and student_layers > teacher_layers:
         return "layers", (
             f"rule {match.layers!r} needs a student no deeper than its teacher; the student has {student_layers} "
             f"layers, the teacher {teacher_layers}: list the pairs instead"

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.catalog.losses import MATCH_LOSSES, LossEntry
+from raybrew.catalog.projections import PROJECTIONS
 from raybrew.config.distill import DistillConfig
+from raybrew.config.outside import load_outside
 from raybrew.distillers.emd import emd_terms
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.signal_terms import Batch, KDOnSignals, LabelsOnSignals, MatchOnSignals
-from raybrew.distillers.tables import PROJECTIONS
 from raybrew.errors import LossError
-from raybrew.losses.own import OwnLoss, load_own
+from raybrew.losses.own import OwnLoss
 from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.models.shapes import TeacherDims
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal, sorted_signals
@@ -200,7 +201,11 @@ def build_objective(
         student.add(LOGITS)
     for match in matches:
         entry = _entry_of(match)
-        loss = OwnLoss(match.name, load_own(match.loss, "distill.matches"), entry.per) if match.is_own else entry.load()
+        loss = (
+            OwnLoss(match.name, load_outside(match.loss, "distill.matches"), entry.per)
+            if match.is_own
+            else entry.load()
+        )
         if entry.needs == "qkv":
             sizes = student_dims[match.student], teacher_dims[match.teacher]
             heads = teacher_heads.get(match.teacher.teacher) if isinstance(teacher_heads, Mapping) else teacher_heads

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from raybrew.catalog.losses import KD_LOSSES, TEMPERATURES
-from raybrew.config.distill import DistillConfig
+from raybrew.config.distill import DistillConfig, TemperatureScheduleConfig
+from raybrew.config.outside import is_outside, load_outside
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
 from raybrew.errors import LossError
-from raybrew.losses.own import OwnLoss, load_own
+from raybrew.losses.own import OwnLoss
 from raybrew.losses.term import LossTerm
 from raybrew.signals import LOGITS, PAIR_KINDS, Signal
 from raybrew.tasks.heads import Head
@@ -34,17 +35,14 @@ class KDOnSignals:
         self.head = head
         options: dict[str, Any] = {"scale_by_temperature_squared": config.scale_by_temperature_squared}
         kind = head.kd_loss if config.kd_loss.kind == "auto" else config.kd_loss.kind
-        if kind == "js":
-            options["beta"] = config.kd_loss.beta
-        if kind in ("skew_kl", "skew_reverse_kl"):
-            options["alpha"] = config.kd_loss.alpha
         schedule, rule = config.temperature_schedule, None
         if schedule is not None:
-            rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
-        if ":" in kind:
-            loss: Callable[..., LossTerm] = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token")
+            rule = _temperature_rule(schedule)
+        if is_outside(kind):
+            loss: Callable[..., LossTerm] = OwnLoss("kd", load_outside(kind, "distill.kd_loss.kind"), "token")
         else:
             loss = KD_LOSSES[kind].load_divergence()
+            options |= {name: getattr(config.kd_loss, name) for name in KD_LOSSES[kind].options}
         self.term = KDTerm("kd", loss, config.temperature, options, rule, config.probability_shift)
 
     def set_temperature(self, temperature: float) -> None:
@@ -60,11 +58,11 @@ class KDOnSignals:
         return self.term(*compared)
 
 
-def _temperature_rule(kind: str, beta: float, gamma: float | None) -> TemperatureRule:
-    function = TEMPERATURES[kind].load()
-    options: dict[str, float] = {"beta": beta}
-    if kind == "flsw":
-        options["gamma"] = 1.0 if gamma is None else gamma
+def _temperature_rule(schedule: TemperatureScheduleConfig) -> TemperatureRule:
+    entry = TEMPERATURES[schedule.kind]
+    function = entry.load()
+    given = {name: getattr(schedule, name) for name in entry.options}
+    options = {name: 1.0 if value is None else value for name, value in given.items()}
 
     def rule(student: Tensor, teacher: Tensor, base: float, mask: Tensor | None) -> float | Tensor:
         temperature: float | Tensor = function(student, teacher, base, **options, mask=mask)

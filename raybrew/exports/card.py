@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raybrew.catalog.tasks import TASKS
+from raybrew.config.kinds import known_task
 from raybrew.exports.formats import FORMATS
 from raybrew.exports.markdown import escape, fenced, quote, table
 from raybrew.exports.usage import formats_of, usage
@@ -75,7 +75,7 @@ def _metadata(summary: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: transformers"]
     if summary.get("license"):
         lines.append(f"license: {quote(summary['license'])}")
-    spec = TASKS.get(summary.get("task") or "classification")
+    spec = known_task(summary.get("task"))
     pipeline = spec.pipeline if spec is not None else None
     if pipeline:
         lines.append(f"pipeline_tag: {pipeline}")

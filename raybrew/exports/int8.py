@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.errors import ModelError, first_line
 from raybrew.exports.onnx_file import require
-from raybrew.models.loading import AUTO_CLASSES
+from raybrew.models.loading import auto_class
 
 __all__ = ["INT8_SCHEMES", "load_int8", "save_int8"]
 
@@ -55,7 +55,7 @@ def _load(folder: Path, task_kind: str, what: str, **arguments: Any) -> PreTrain
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            load = AUTO_CLASSES[task_kind].from_pretrained
+            load = auto_class(task_kind).from_pretrained
             model: PreTrainedModel = load(str(folder), dtype=torch.float32, **arguments)
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, NotImplementedError) as error:
         raise ModelError(f"{what}: {first_line(error)}") from error

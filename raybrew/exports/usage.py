@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from raybrew.catalog.tasks import TASKS
+from raybrew.catalog.shapes import RECURRENT_SHAPES
+from raybrew.catalog.tasks import DEFAULT_KIND
+from raybrew.config.kinds import task_spec
 from raybrew.exports.markdown import fenced
 
 __all__ = ["formats_of", "usage"]
@@ -70,12 +72,13 @@ _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pai
 
 def usage(summary: Mapping[str, Any]) -> str:
     """A section of Markdown; `summary` as in `model_card`."""
-    task, formats = TASKS[summary.get("task") or "classification"], formats_of(summary)
+    task, formats = task_spec(summary.get("task") or DEFAULT_KIND), formats_of(summary)
     code = _USAGE[task.pipeline].replace("{options}", ", top_k=None" if task.outputs == "labels" else "")
     blocks = []
     if not formats or "hf" in formats:
-        bigru = ((summary.get("student") or {}).get("architecture") or "").startswith("BiGRU")
-        blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{code}" if bigru else code, "python"))
+        architecture = (summary.get("student") or {}).get("architecture") or ""
+        ours = architecture.startswith(tuple(RECURRENT_SHAPES))
+        blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{code}" if ours else code, "python"))
         if task.pipeline == "text-classification":
             blocks.append(_PAIRS)
     onnx = formats.get("onnx") or formats.get("onnx-int8")

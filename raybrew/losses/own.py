@@ -7,20 +7,16 @@ classes of their own (question answering).
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from raybrew.config.problems import near_match
 from raybrew.errors import ConfigError, LossError
 from raybrew.losses.term import LossTerm, Per, count_items
 
-__all__ = ["MatchLoss", "OwnLoss", "check_signature", "load_own"]
+__all__ = ["MatchLoss", "OwnLoss", "check_signature"]
 
 
 class MatchLoss(Protocol):
@@ -64,41 +60,16 @@ class OwnLoss:
         return term
 
 
-def load_own(target: str, key: str) -> Callable[..., Any]:
-    """The function that `package.module:function` means, the folder raybrew runs in included.
-
-    ConfigError, which names `key`, if it cannot be imported or is none.
-    """
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)
-    module_name, _, name = target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
-        raise ConfigError.of(
-            key,
-            f"given {target!r}; {module_name} cannot be imported ({type(error).__name__}: {error}); it must be "
-            f"installed or lie in {folder}",
-            "missing",
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
-        near = near_match(name, functions)
-        raise ConfigError.of(key, f"given {target!r}; {module_name} has no such function{near}", "missing")
-    found: Callable[..., Any] = function
-    return found
-
-
-def check_signature(function: Callable[..., Any], target: str, key: str, options: Sequence[str] = ()) -> None:
-    """ConfigError, which names `key`, if `function` cannot be called as f(student, teacher, mask, **options)."""
+def check_signature(
+    function: Callable[..., Any], target: str, key: str, arguments: Sequence[str], options: Sequence[str] = ()
+) -> None:
+    """ConfigError, which names `key`, if `function` cannot be called as f(*arguments, **options)."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in functions have none
         return
     try:
-        signature.bind(None, None, None, **dict.fromkeys(options))
+        signature.bind(*arguments, **dict.fromkeys(options))
     except TypeError as error:
-        wanted = ", ".join(["student", "teacher", "mask", *(["*"] if options else []), *options])
+        wanted = ", ".join([*arguments, *(["*"] if options else []), *options])
         raise ConfigError.of(key, f"given {target!r}, whose signature is {signature}; wanted: ({wanted})") from error

@@ -15,7 +15,7 @@ from raybrew.models.loading import OUTPUT_LAYER, model_labels
 from raybrew.models.shapes import sizes_text
 from raybrew.models.truncate import Truncation
 
-__all__ = ["InitReport", "init_from_teacher", "share_embeddings"]
+__all__ = ["InitReport", "init_by_truncation", "init_from_teacher", "share_embeddings"]
 
 #: The outermost layer number in a parameter's name: `bert.encoder.layer.3.output`, `model.layers.3.mlp`.
 _LAYER = re.compile(r"^(?P<before>(?:.*?\.)??(?:layers?|h|blocks?)\.)(?P<index>\d+)(?P<after>\..+)$")
@@ -102,6 +102,11 @@ def init_from_teacher(
             tensor.copy_(found)
     copied = sum(tensor.numel() for tensor, _ in pairs)
     return InitReport(tuple(layers), copied, random, tuple(random_names), cut)
+
+
+def init_by_truncation(student: PreTrainedModel, teacher: PreTrainedModel, layers: Sequence[int]) -> InitReport:
+    """`init_from_teacher` that cuts larger tensors to size."""
+    return init_from_teacher(student, teacher, layers, truncate=True)
 
 
 def share_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) -> str:

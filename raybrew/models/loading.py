@@ -25,16 +25,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import raybrew.models.bigru  # noqa: F401 (the Auto classes know it from here on)
-from raybrew.catalog.tasks import TASKS
+from raybrew.config.kinds import task_spec
 from raybrew.errors import ModelError
 from raybrew.models.weights import check_download, check_files, check_folder, check_padding, check_used
 
 __all__ = [
-    "AUTO_CLASSES",
     "COUNTS_FROM_PADDING",
     "OUTPUT_LAYER",
-    "PROBLEM_TYPES",
     "ModelSource",
+    "auto_class",
     "has_head",
     "load_config",
     "load_model",
@@ -43,10 +42,6 @@ __all__ = [
     "model_labels",
 ]
 
-#: Task kind -> the Auto class that gives its head.
-AUTO_CLASSES: dict[str, Any] = {kind: getattr(transformers, spec.auto_class) for kind, spec in TASKS.items()}
-#: Task kind -> how transformers' own pipelines read the outputs of a sequence classifier.
-PROBLEM_TYPES: dict[str, Any] = {kind: spec.problem_type for kind, spec in TASKS.items() if spec.problem_type}
 #: Families with a learnt vector for each position, counted from 0.
 _COUNTS_FROM_ZERO = frozenset(
     {
@@ -172,7 +167,7 @@ def load_model(
             "ignore_mismatched_sizes": True,
         }
     model, _ = _load_weights(source, task_kind, named)
-    model.config.problem_type = PROBLEM_TYPES.get(task_kind)
+    model.config.problem_type = task_spec(task_kind).problem_type
     before = model_labels(load_config(source))
     if labels and before is not None and before != labels:
         _renew_output(model)
@@ -201,12 +196,17 @@ def _finished(source: ModelSource, task_kind: str, seed: int) -> tuple[PreTraine
         return _load_weights(source, task_kind, {})
 
 
+def auto_class(task_kind: str) -> Any:
+    """The Auto class of transformers that gives a task's head."""
+    return getattr(transformers, task_spec(task_kind).auto_class)
+
+
 def _load_weights(source: ModelSource, task_kind: str, named: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     """The model and the names of weights that are not in its files; ModelError if config and weights do not agree."""
-    load = AUTO_CLASSES[task_kind].from_pretrained
+    load = auto_class(task_kind).from_pretrained
     model, found = _load("model", load, source, dtype=torch.float32, output_loading_info=True, **named)
     check_used(source.model, model, found)
-    if task_kind in PROBLEM_TYPES:
+    if task_spec(task_kind).problem_type is not None:
         check_padding(source.model, model)
     return model, sorted(found["missing_keys"])
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from raybrew.catalog.layer_rules import LAYER_RULES
-from raybrew.catalog.shapes import SHAPES
+from raybrew.catalog.layer_rules import LAYER_RULES, OLD_INIT_RULES, START_RULES, Pairs
+from raybrew.catalog.shapes import SHAPES, NamedShape
+from raybrew.config.outside import is_outside, load_outside, row_of
 from raybrew.config.problems import near_match
 from raybrew.config.student import ShapeConfig
 from raybrew.errors import ConfigError, ModelError
@@ -20,6 +21,7 @@ __all__ = [
     "SizeNames",
     "TeacherDims",
     "dims_of",
+    "layer_pairs",
     "pick_layers",
     "resolve_shape",
     "size_names",
@@ -101,7 +103,7 @@ def resolve_shape(shape: ShapeConfig | str, teacher: TeacherDims) -> ShapeConfig
     that do, up to the teacher's number; its ratio of feed-forward to hidden width. ConfigError names the key.
     """
     if isinstance(shape, str):
-        row = SHAPES[shape]
+        row = row_of(SHAPES, shape, "student.shape", NamedShape)
         return ShapeConfig(layers=row.layers, hidden=row.hidden, heads=row.heads, feed_forward=row.feed_forward)
     hidden = shape.hidden or teacher.hidden
     heads = shape.heads or _heads(hidden, teacher)
@@ -116,48 +118,68 @@ def resolve_shape(shape: ShapeConfig | str, teacher: TeacherDims) -> ShapeConfig
     return ShapeConfig(layers=shape.layers, hidden=hidden, heads=heads, feed_forward=feed_forward)
 
 
+def layer_pairs(rule: str, student_layers: int, teacher_layers: int, key: str) -> Pairs:
+    """(student layer, teacher layer) pairs of a rule of the catalogue, or of a function of the user's; 0 = embeddings.
+
+    ConfigError names `key` if the function cannot be imported or returns no pairs of whole numbers.
+    """
+    if not is_outside(rule):
+        return LAYER_RULES[rule].pairs(student_layers, teacher_layers)
+    found = load_outside(rule, key)(student_layers, teacher_layers)
+    try:
+        pairs = [(student, teacher) for student, teacher in found]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs or not all(type(layer) is int for pair in pairs for layer in pair):
+        raise ConfigError.of(
+            key, f"given {rule!r}, which returned {found!r}; wanted: a list of (student layer, teacher layer)", "unfit"
+        )
+    return pairs
+
+
 def pick_layers(rule: str | Sequence[int], student_layers: int, teacher_layers: int) -> tuple[int, ...]:
     """Teacher layers, counted from 1, that the student's layers start from, in order.
 
-    `rule` is a name of `raybrew.catalog.layer_rules.LAYER_RULES` or the layers themselves, which may repeat.
-    ConfigError names student.init_layers.
+    `rule` is a rule by name, `package.module:function`, or the layers themselves, which may repeat. ConfigError names
+    student.init_layers.
     """
     key = "student.init_layers"
-    if not isinstance(rule, str):
+    if isinstance(rule, str):
+        layers = _layers_by_rule(OLD_INIT_RULES.get(rule, rule), student_layers, teacher_layers, key)
+    else:
         layers = tuple(rule)
-        if len(layers) != student_layers:
+    if len(layers) != student_layers:
+        raise ConfigError.of(
+            key,
+            f"given {len(layers)} layers ({list(layers)}) for a student of {student_layers}; one each is needed",
+            "unfit",
+        )
+    outside = [layer for layer in layers if not 1 <= layer <= teacher_layers]
+    if outside:
+        raise ConfigError.of(key, f"given {outside}; the teacher has layers 1 to {teacher_layers}", "unfit")
+    return layers
+
+
+def _layers_by_rule(rule: str, student_layers: int, teacher_layers: int, key: str) -> tuple[int, ...]:
+    if not is_outside(rule):
+        if rule not in START_RULES:
+            allowed = f"allowed: {', '.join(START_RULES)}, or layer numbers{near_match(rule, START_RULES)}"
+            raise ConfigError.of(key, f"given {rule!r}; {allowed}", "unfit")
+        if student_layers > teacher_layers:
             raise ConfigError.of(
                 key,
-                f"given {len(layers)} layers ({list(layers)}) for a student of {student_layers}; one each is needed",
+                f"given {rule!r} for a student of {student_layers} layers, but the teacher has {teacher_layers}; list "
+                "the layers (they may repeat), or set student.init=random",
                 "unfit",
             )
-        outside = [layer for layer in layers if not 1 <= layer <= teacher_layers]
-        if outside:
-            raise ConfigError.of(key, f"given {outside}; the teacher has layers 1 to {teacher_layers}", "unfit")
-        return layers
-    if rule not in LAYER_RULES:
+    pairs = [pair for pair in layer_pairs(rule, student_layers, teacher_layers, key) if pair[0] != 0]
+    if [student for student, _ in pairs] != list(range(1, student_layers + 1)):
         raise ConfigError.of(
             key,
-            f"given {rule!r}; allowed: {', '.join(LAYER_RULES)}, or layer numbers{near_match(rule, LAYER_RULES)}",
+            f"given {rule!r}, which pairs {pairs}; each of the student's {student_layers} layers needs one",
             "unfit",
         )
-    if student_layers > teacher_layers:
-        raise ConfigError.of(
-            key,
-            f"given {rule!r} for a student of {student_layers} layers, but the teacher has {teacher_layers}; list the "
-            "layers (they may repeat), or set student.init=random",
-            "unfit",
-        )
-    places = range(1, student_layers + 1)
-    if rule == "first":
-        return tuple(places)
-    if rule == "last":
-        return tuple(teacher_layers - student_layers + place for place in places)
-    if rule == "skip":
-        step = teacher_layers // student_layers
-        return tuple(1 + (place - 1) * step for place in places)
-    # Rounded as the match rule `even` rounds, so that a layer starts from the one it is compared with.
-    return tuple(round(place * teacher_layers / student_layers) for place in places)
+    return tuple(teacher for _, teacher in pairs)
 
 
 def _heads(hidden: int, teacher: TeacherDims) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,12 +14,16 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from raybrew.catalog.initialisations import AUTO_INIT, initialisation
 from raybrew.catalog.shapes import RECURRENT_SHAPES, RecurrentShape
+from raybrew.catalog.target import load_target
+from raybrew.config.kinds import task_spec
+from raybrew.config.outside import is_outside, load_outside
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.errors import ConfigError, EnvironmentProblem, ModelError, first_line
 from raybrew.models.bigru import BiGRUConfig
-from raybrew.models.initialise import init_from_teacher, share_embeddings
-from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
+from raybrew.models.initialise import share_embeddings
+from raybrew.models.loading import ModelSource, auto_class, load_config, load_model, load_tokenizer
 from raybrew.models.shapes import (
     FAMILIES,
     dims_of,
@@ -104,7 +108,7 @@ def _whole_student(
         with _seeded(seed):
             model = _build(_recurrent_config(teacher_config, recurrent, labels), task_kind, False)
         start = f"random weights, seed {seed}"
-        if config.init != "random":
+        if not config.starts_random:
             start = share_embeddings(model, trim(load_model(source, task_kind, needs_head=False, seed=seed)))
         return Student(model, load_tokenizer(source), f"{config.shape}: {sizes_text(model.config)}, {start}")
     shape, layers = _resolve(config, teacher_config)
@@ -116,7 +120,7 @@ def _whole_student(
         start = f"random weights, seed {seed}"
     else:
         origin = trim(load_model(source, task_kind, needs_head=False, seed=seed))
-        start = str(init_from_teacher(model, origin, layers, config.init == "truncate"))
+        start = str(_init_function(config.init)(model, origin, layers))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
     return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
@@ -212,8 +216,17 @@ def _resolve(config: StudentConfig, teacher: PretrainedConfig) -> tuple[ShapeCon
     _check_shapes(teacher.model_type)
     dims = dims_of(teacher)
     shape = resolve_shape(config.shape, dims)
-    random = config.init == "random" or (config.init == "auto" and shape.hidden != dims.hidden)
+    name = AUTO_INIT[shape.hidden == dims.hidden] if config.init == "auto" else config.init
+    random = initialisation(name).is_random
     return shape, None if random else pick_layers(config.init_layers, shape.layers, dims.layers)
+
+
+def _init_function(name: str) -> Callable[[PreTrainedModel, PreTrainedModel, tuple[int, ...]], object]:
+    """What sets a student's weights from its teacher's: f(student, teacher, layers), which says what it did."""
+    function: Callable[..., object] = (
+        load_outside(name, "student.init") if is_outside(name) else load_target(initialisation(name).target)
+    )
+    return function
 
 
 def _check_shapes(family: str) -> None:
@@ -267,11 +280,11 @@ def _with_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> Pretraine
 
 
 def _build(config: PretrainedConfig, task_kind: str, trust_remote_code: bool) -> PreTrainedModel:
-    config.problem_type = PROBLEM_TYPES.get(task_kind)
+    config.problem_type = task_spec(task_kind).problem_type
     if torch.get_default_device().type != "meta":
         _check_room(config)
     try:
-        model: PreTrainedModel = AUTO_CLASSES[task_kind].from_config(
+        model: PreTrainedModel = auto_class(task_kind).from_config(
             config, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
     except Exception as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raybrew.config.judge import LOSS, quality
+from raybrew.config.kinds import is_multi
 from raybrew.errors import RunError
 from raybrew.models.machine import machine_text
 from raybrew.records.details import RunDetails, bounded_text, dict_at
@@ -111,7 +112,7 @@ class RunRecord:
         """Equal for runs judged by the same task, or tasks, on the same rows."""
         task = dict_at(self.settings, "task")
         judged: Any = _judged(self.settings.get("task"), dict_at(self.settings, "data"))
-        if task.get("kind") == "multi":
+        if is_multi(task):
             parts = dict_at(task, "tasks")
             judged = {name: _judged(dict_at(parts, name, "task"), dict_at(parts, name, "data")) for name in parts}
         return json.dumps(judged, sort_keys=True, default=str)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raybrew.catalog.tasks import TASKS
+from raybrew.config.kinds import known_task
 from raybrew.records.runs import RunRecord, dict_at, integer, number
 from raybrew.reports.intervals import Sample, row_weights
 from raybrew.reports.numbers import PERCENT_METRICS
@@ -222,5 +222,5 @@ def resampled_metrics(scores: RowScores, salt: str = "") -> dict[str, Array]:
 
 def _share_of(run: RunRecord) -> str | None:
     """The metric of the run's task that is the share of rows that are right."""
-    spec = TASKS.get(str(run.task.get("kind") or "classification"))
+    spec = known_task(run.task.get("kind"))
     return spec.share if spec is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from raybrew.catalog.searchers import SEARCHERS
 from raybrew.config.space import show_value_of
 from raybrew.records.runs import RunRecord, dict_at
 from raybrew.records.sweeps import SweepRecord
@@ -61,7 +62,7 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
         f"{cost.num_failed} failed" if cost.num_failed else "",
     ]
     searched = str(search.get("kind", ""))
-    if searched == "optuna":
+    if searched in SEARCHERS and "objectives" in SEARCHERS[searched].options:
         searched += f" for {', '.join(search.get('objectives') or ['quality'])}"
     if not record.replayed:
         searched += ", continued from its results alone: an unbroken sweep would have tried other configurations"

@@ -259,7 +259,7 @@ def trial_curves(record: SweepRecord) -> Plot | None:
     """The metric of each trial over its share of steps; where the scheduler ended it, a cross."""
     scheduler = (record.experiment.get("sweep") or {}).get("scheduler") or {}
     stopped = record.trials_of("stopped")
-    if scheduler.get("kind", "none") == "none" or not stopped:
+    if "kind" not in scheduler or not stopped:
         return None
     scale = metric_scale(record.metric)
     figure = new_figure("share of the steps, %", metric_title(record.metric))

@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from raybrew.catalog.signals import KINDS
 from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, ModelError, StoreError, StoreUnreachable
 from raybrew.models.attention import PROJECTED_MODELS
 from raybrew.models.devices import Place, place_of_teacher
 from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer
-from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
+from raybrew.signals import VECTOR_KINDS, Signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import open_storage, stores_below
 from raybrew.storage.protocol import Storage
@@ -193,7 +194,7 @@ def identity_of(
 
 
 def _needs_head(request: tuple[Signal, ...]) -> bool:
-    return any(signal.kind in ("logits", "pooled") for signal in request)
+    return any(signal.kind in KINDS and KINDS[signal.kind].head for signal in request)
 
 
 def _identity(

@@ -29,7 +29,7 @@ from raybrew.sweeps.jobs import Job, canonical, make_job
 from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.replay import mean_objectives, replay
 from raybrew.sweeps.rounds import Population, States
-from raybrew.sweeps.search import Optuna, build_source, optuna_params
+from raybrew.sweeps.search import build_source, optuna_params
 from raybrew.sweeps.states import RunStates
 from raybrew.sweeps.students import Students
 from raybrew.sweeps.trials import OVER, Trials
@@ -136,7 +136,7 @@ class Conductor:
 
     @property
     def _is_pbt(self) -> bool:
-        return self.sweep.scheduler.kind == "pbt"
+        return self.sweep.scheduler.row.rounds
 
     @property
     def num_trials(self) -> int:
@@ -147,7 +147,7 @@ class Conductor:
             return len(self.trials.known)
         if self.sweep.trials is not None:
             return self.sweep.trials
-        return 10**9 if self.sweep.search.kind == "grid" else DEFAULT_TRIALS
+        return 10**9 if self.sweep.search.row.lists else DEFAULT_TRIALS
 
     # What comes next
 
@@ -200,7 +200,7 @@ class Conductor:
         known: Set[str] = self.trials.known
         if drawn:
             known = known | {canonical(values) for values in drawn}
-        while self._older_first and not isinstance(self.source, Optuna):
+        while self._older_first and not self.sweep.search.row.learns:
             values = self._older_first.pop(0).values
             if optuna_params(self.sweep, values) is not None and canonical(values) not in known:
                 return values  # what was good elsewhere is tried first

@@ -29,12 +29,10 @@ class Job:
 def make_job(
     base: Experiment, values: Mapping[str, Any], seed: int, group: str, role: str = CANDIDATE, rerun: bool = False
 ) -> Job:
-    """The trial of `values` with `train.seed`; W&B puts it under `group`. ConfigError if they do not go together."""
+    """The trial of `values` with `train.seed`, under `group` in trackers. ConfigError if they do not go together."""
     plain = apply_values(base.written(), values)
     plain["train"]["seed"] = seed
-    wandb = plain["tracking"].get("wandb")
-    if wandb is not None and wandb.get("group") is None:
-        wandb["group"] = group
+    plain["tracking"] = base.tracking.grouped(group).model_dump(mode="json")
     experiment = build_experiment(plain, check_files=False)
     return Job(experiment.run_id("distill"), role, dict(values), seed, experiment, rerun)
 

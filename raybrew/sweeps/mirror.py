@@ -1,8 +1,7 @@
-"""The sweep as one run of Weights & Biases, beside those of its trials: leaderboard, cost and report."""
+"""The sweep as one run of its trackers, beside those of its trials: leaderboard, cost and report."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +10,44 @@ from raybrew.records.sweeps import load_sweep
 from raybrew.reports.evidence import SPLITS
 from raybrew.reports.rows import Row
 from raybrew.reports.sweep_tables import cost_of, leaderboard, trial_rows
-from raybrew.secrets import scrub
-from raybrew.tracking.wandb import WandbTracker
+from raybrew.tracking.trackers import build_trackers
 
 __all__ = ["best_values", "mirror_summary"]
 
-logger = logging.getLogger("raybrew.tracking")
-
 
 def mirror_summary(experiment: Experiment, folder: Path) -> None:
-    """Write the summary run of the sweep in `folder`, if W&B is asked for. It never stops a sweep.
+    """Write the summary run of the sweep in `folder` to the trackers that have such runs. None of them stops a sweep.
 
     The same sweep continues its run, as trials do theirs. Everything in it is read from what is stored.
     """
-    config = experiment.tracking.wandb
-    if config is None:
+    if not any(one.spec.summaries for one in experiment.tracking.asked):
         return
     record = load_sweep(folder)
     board = leaderboard(record)
     best = board.best
-    if config.group is None:
-        config = config.model_copy(update={"group": f"{record.name}-{record.sweep_id}"})
-    tracker = WandbTracker(config, experiment=experiment.name, job_type="sweep")
-    try:
-        tracker.start(record.sweep_id, experiment.plain(), folder, resume=True)
-        tracker.log_table("trials", trial_rows(record))
-        tracker.log_table("leaderboard", [row.to_dict() for row in board.rows])
-        if (folder / "report.html").is_file():
-            tracker.log_page("report", folder / "report.html")
-        cost = cost_of(record)
-        tracker.summarise(
-            {
-                **(best_values(best) if best is not None else {}),
-                "tried": board.tried,
-                "cost/wall_seconds": cost.wall_seconds,
-                "cost/gpu_hours": cost.gpu_hours,
-                "trials": cost.num_trials,
-            }
-        )
-        tracker.finish("done")
-    except Exception as error:
-        text = " ".join(str(scrub(str(error))).split())[:300]
-        logger.warning("W&B has no summary of the sweep (the ledger has): %s: %s", type(error).__name__, text)
+    cost = cost_of(record)
+    trackers = build_trackers(
+        experiment.tracking.grouped(f"{record.name}-{record.sweep_id}"),
+        experiment=experiment.name,
+        job_type="sweep",
+        summaries=True,
+        otherwise="the ledger has the sweep",
+    )
+    trackers.start(record.sweep_id, experiment.plain(), folder, resume=True)
+    trackers.log_table("trials", trial_rows(record))
+    trackers.log_table("leaderboard", [row.to_dict() for row in board.rows])
+    if (folder / "report.html").is_file():
+        trackers.log_page("report", folder / "report.html")
+    trackers.summarise(
+        {
+            **(best_values(best) if best is not None else {}),
+            "tried": board.tried,
+            "cost/wall_seconds": cost.wall_seconds,
+            "cost/gpu_hours": cost.gpu_hours,
+            "trials": cost.num_trials,
+        }
+    )
+    trackers.finish("done")
 
 
 def best_values(best: Row) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class TeacherPass:
 
 def likely_values(sweep: SweepConfig, trials: int) -> list[dict[str, Any]]:
     """The configurations that will be tried where they are known beforehand, else the corners of the space."""
-    if sweep.search.kind == "optuna" or trials > _MANY:
+    if sweep.search.row.learns or trials > _MANY:
         return corners(sweep)
     source = build_source(sweep)
     known: set[str] = set()

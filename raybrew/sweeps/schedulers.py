@@ -9,10 +9,11 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from raybrew.catalog.target import load_target
 from raybrew.config.sweep import SchedulerConfig
 from raybrew.records.trials import CANDIDATE, TrialRecord
 
-__all__ = ["build_scheduler", "rungs"]
+__all__ = ["asha", "build_scheduler", "median", "rungs"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -78,33 +79,40 @@ class CandidatesOnly(FIFOScheduler):
 
 def build_scheduler(config: SchedulerConfig, earlier: Iterable[TrialRecord] = ()) -> TrialScheduler:
     """The scheduler that `config` names; rungs of `earlier` trials are filled with what they reported."""
-    if config.kind in ("none", "pbt"):  # the conductor decides a population's rounds
+    target = config.row.target
+    if not target:  # the conductor decides a population's rounds
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    if config.kind == "asha":
-        inner: TrialScheduler = AsyncHyperBandScheduler(
-            time_attr="percent",
-            metric="quality",
-            mode="max",
-            max_t=100,
-            grace_period=100 * config.grace,  # type: ignore[arg-type]  # any number does
-            reduction_factor=config.reduction_factor,
-            stop_last_trials=False,
-        )
-    else:
-        inner = MedianStoppingRule(
-            time_attr="percent",
-            metric="quality",
-            mode="max",
-            grace_period=100 * config.grace,
-            min_samples_required=config.min_trials,
-            # Tune's rule would pause trials that it cannot judge yet, and a paused training would start anew.
-            min_time_slice=math.inf,  # type: ignore[arg-type]
-        )
-    scheduler = CandidatesOnly(inner)
+    scheduler = CandidatesOnly(load_target(target)(config))
     for trial in earlier:
         if trial.role == CANDIDATE and not trial.rerun:
             scheduler.take_up(trial.run, trial.reports)
     return scheduler
+
+
+def asha(config: SchedulerConfig) -> TrialScheduler:
+    """Asynchronous successive halving by shares of a trial's steps."""
+    return AsyncHyperBandScheduler(
+        time_attr="percent",
+        metric="quality",
+        mode="max",
+        max_t=100,
+        grace_period=100 * config.grace,  # type: ignore[arg-type]  # any number does
+        reduction_factor=config.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+def median(config: SchedulerConfig) -> TrialScheduler:
+    """Stops what is below the median of the others."""
+    return MedianStoppingRule(
+        time_attr="percent",
+        metric="quality",
+        mode="max",
+        grace_period=100 * config.grace,
+        min_samples_required=config.min_trials,
+        # Tune's rule would pause trials that it cannot judge yet, and a paused training would start anew.
+        min_time_slice=math.inf,  # type: ignore[arg-type]
+    )
 
 
 def rungs(config: SchedulerConfig) -> list[float]:

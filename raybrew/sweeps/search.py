@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from raybrew.catalog.target import load_target
 from raybrew.config.space import corner_count, corners, is_active, is_excluded
 from raybrew.config.sweep import ParameterConfig, SweepConfig
 from raybrew.sweeps.jobs import canonical
@@ -20,8 +21,10 @@ __all__ = [
     "build_source",
     "draw",
     "draw_value",
+    "grid_source",
     "optuna_distribution",
     "optuna_params",
+    "random_source",
     "readable",
 ]
 
@@ -59,9 +62,18 @@ class Source(Protocol):
 
 def build_source(sweep: SweepConfig) -> Source:
     """The source that `sweep.search` names."""
-    if sweep.search.kind == "optuna":
-        return Optuna(sweep)
-    return Listed(_grid(sweep) if sweep.search.kind == "grid" else _random(sweep))
+    source: Source = load_target(sweep.search.row.target)(sweep)
+    return source
+
+
+def random_source(sweep: SweepConfig) -> Source:
+    """Configurations drawn at random."""
+    return Listed(_random(sweep))
+
+
+def grid_source(sweep: SweepConfig) -> Source:
+    """Every combination of the values."""
+    return Listed(_grid(sweep))
 
 
 class Listed:

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raybrew.catalog.tasks import TASKS
+from raybrew.catalog.target import load_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -196,10 +196,8 @@ class Task(Protocol):
 
 def build_task(config: TaskConfig, columns: Columns | None = None) -> Task:
     """The task that `config` describes, reading from the given source columns."""
-    import importlib
-
     from raybrew.config import Columns
+    from raybrew.config.kinds import task_spec
 
-    module, _, name = TASKS[config.kind].target.partition(":")
-    task: Task = getattr(importlib.import_module(module), name)(config, columns or Columns())
+    task: Task = load_target(task_spec(config.kind).target)(config, columns or Columns())
     return task

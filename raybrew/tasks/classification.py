@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybrew.config.task import ClassificationConfig
+from raybrew.config.task_kinds import ClassificationConfig
 from raybrew.tasks.base import Labels, Units
 from raybrew.tasks.names import label_id, name_or_number
 from raybrew.tasks.texts import TextTask

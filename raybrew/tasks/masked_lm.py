@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raybrew.config.data import Columns
-from raybrew.config.task import MaskedLMConfig
+from raybrew.config.task_kinds import MaskedLMConfig
 from raybrew.errors import DataError
 from raybrew.tasks.base import Labels, Masking, Units
 from raybrew.tasks.ids import example_id

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybrew.config.task import MultilabelConfig
+from raybrew.config.task_kinds import MultilabelConfig
 from raybrew.tasks.base import BadValue, Labels, Units
 from raybrew.tasks.names import label_id, name_or_number
 from raybrew.tasks.texts import TextTask

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raybrew.config.data import Columns
-from raybrew.config.task import QAConfig
+from raybrew.config.task_kinds import QAConfig
 from raybrew.errors import DataError
 from raybrew.tasks.base import BadValue, Labels, Units
 from raybrew.tasks.ids import example_id

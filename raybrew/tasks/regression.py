@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybrew.config.task import RegressionConfig
+from raybrew.config.task_kinds import RegressionConfig
 from raybrew.tasks.base import BadValue, Labels, Units
 from raybrew.tasks.texts import TextTask
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raybrew.config.data import Columns
-from raybrew.config.task import TaggingConfig
+from raybrew.config.task_kinds import TaggingConfig
 from raybrew.errors import DataError
 from raybrew.tasks.base import BadValue, Labels, Units
 from raybrew.tasks.ids import example_id

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raybrew.config.data import Columns
-from raybrew.config.task import ClassificationConfig, MultilabelConfig, RegressionConfig
+from raybrew.config.task_kinds import ClassificationConfig, MultilabelConfig, RegressionConfig
 from raybrew.tasks.base import Units
 from raybrew.tasks.text import text_of
 

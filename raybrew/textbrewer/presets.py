@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
+from raybrew.catalog.projections import PROJECTIONS, SCHEDULES
 from raybrew.config.problems import near_match
-from raybrew.distillers.tables import PROJECTIONS, SCHEDULES
 from raybrew.errors import ConfigError
 from raybrew.losses.term import LossTerm
 from raybrew.textbrewer.configs import FEATURES

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-__all__ = ["AXES", "Status", "Tracker", "scalars"]
+__all__ = ["AXES", "Status", "SummaryTracker", "Tracker", "scalars"]
 
 #: How a run ended.
 Status = Literal["done", "interrupted", "failed"]
@@ -36,6 +36,23 @@ class Tracker(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take `state` back, before `start`."""
+
+
+@runtime_checkable
+class SummaryTracker(Tracker, Protocol):
+    """A tracker that has a run for each sweep too, and takes what is known after training."""
+
+    def reopen(self, folder: Path) -> bool:
+        """Open the mirror of the finished run in `folder`; False if there is none."""
+
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """Values of the run as a whole."""
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table, one row per mapping."""
+
+    def log_page(self, name: str, path: Path) -> None:
+        """An HTML file, shown as it is."""
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raybrew.tracking.base import Status, scalars
 
-__all__ = ["EventWriter", "TensorBoardTracker"]
+__all__ = ["EventWriter", "TensorBoardTracker", "tensorboard_tracker"]
 
 
 class EventWriter:
@@ -65,3 +65,8 @@ class TensorBoardTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         return None
+
+
+def tensorboard_tracker(section: object, **of_run: str) -> TensorBoardTracker:
+    """The tracker: nothing in it depends on the experiment."""
+    return TensorBoardTracker()

@@ -7,7 +7,7 @@ import logging
 import netrc
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +16,9 @@ from raybrew.config.tracking import WandbConfig
 from raybrew.files import write_json
 from raybrew.secrets import scrub
 from raybrew.tracking.base import Status, scalars
+from raybrew.tracking.reach import Reach, unreachable
 
-__all__ = ["WandbTracker", "add_test", "has_key"]
+__all__ = ["WandbTracker", "check", "has_key"]
 
 logger = logging.getLogger("raybrew.tracking")
 
@@ -68,6 +69,12 @@ class WandbTracker:
         self._run = self._init("offline", plain, folder)
         logger.warning("W&B: offline, %s; upload later: wandb sync %s", reason, self._run.settings.sync_dir)
 
+    def reopen(self, folder: Path) -> bool:
+        if not (folder / "wandb" / ID_FILE).is_file():
+            return False
+        self.start(folder.name, {}, folder, resume=True)
+        return True
+
     def log(self, record: Mapping[str, Any]) -> None:
         values: dict[str, Any] = dict(scalars(record))
         if self._run is None or not values:
@@ -79,7 +86,6 @@ class WandbTracker:
         self._run.log(values, step=int(record["step"]))
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table, one row per mapping."""
         if self._run is None or not rows:
             return
         import wandb
@@ -89,7 +95,6 @@ class WandbTracker:
         self._run.log({name: wandb.Table(columns=columns, data=data)})
 
     def log_page(self, name: str, path: Path) -> None:
-        """An HTML file, shown as it is."""
         if self._run is None:
             return
         import wandb
@@ -97,7 +102,6 @@ class WandbTracker:
         self._run.log({name: wandb.Html(str(path))})
 
     def summarise(self, values: Mapping[str, Any]) -> None:
-        """Values of the run as a whole."""
         if self._run is not None:
             self._run.summary.update(scrub(dict(values)))
 
@@ -185,21 +189,23 @@ class WandbTracker:
         )
 
 
-def add_test(config: WandbConfig, *, experiment: str, job_type: str, folder: Path, test: Mapping[str, Any]) -> None:
-    """Add what a finished run reaches on data.test to the summary of its W&B run, as `test/<metric>`.
-
-    Nothing where W&B does not know the run. It never fails a run that is done.
-    """
-    if not (folder / "wandb" / ID_FILE).is_file():
+def check(config: WandbConfig) -> Iterator[Reach]:
+    """Whether W&B can be reached and knows who asks."""
+    if config.mode == "offline" or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        yield Reach("ok", "offline, as asked; `wandb sync` sends runs later")
         return
-    tracker = WandbTracker(config, experiment=experiment, job_type=job_type)
-    try:
-        tracker.start(folder.name, {}, folder, resume=True)
-        values = {f"test/{name}": value for name, value in test["metrics"].items()}
-        tracker.summarise({f"test/{test['metric']}": test["value"], **values, "test/rows": test["rows"]})
-        tracker.finish("done")
-    except Exception as error:
-        logger.warning("W&B has no values on data.test (summary.json has): %s", _one_line(error))
+    if not has_key():
+        remedy = "`wandb login`, or WANDB_API_KEY in the environment of every node"
+        status = "problem" if config.mode == "online" else "warning"
+        yield Reach(status, "no key was found, so runs are kept offline", remedy)  # type: ignore[arg-type]
+        return
+    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    reason = unreachable(url)
+    if reason:
+        remedy = "tracking.wandb.mode=offline does not wait; metrics.jsonl has everything in any case"
+        yield Reach("warning", f"{urlsplit(url).hostname} does not answer ({reason})", remedy)
+    else:
+        yield Reach("ok", f"{urlsplit(url).hostname} answers, and there is a key")
 
 
 def _cell(value: Any) -> Any:

@@ -14,6 +14,7 @@ import filelock
 import pyarrow as pa
 import xxhash
 
+from raybrew.catalog.tasks import HIDDEN_WORDS
 from raybrew.config.augment import AugmentConfig
 from raybrew.data.arrow import ArrowFolder, shard_name, write_shard
 from raybrew.data.augmentation.rows import Draw, changed_by_rule, draws_of, new_rows, replaced, sides_of, word_spans
@@ -185,7 +186,7 @@ def _candidates(config: AugmentConfig, device: str) -> tuple[WordCandidates | No
         return None, {}
     source = ModelSource(config.model)
     try:
-        model, tokenizer = load_model(source, "masked_lm"), load_tokenizer(source)
+        model, tokenizer = load_model(source, HIDDEN_WORDS), load_tokenizer(source)
     except ModelError as error:
         raise ModelError(f"data.augment.model: {error}") from error
     named = {"weights": hash_weights(model), "tokenizer": tokenizer_fingerprint(tokenizer)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment, TeacherConfig
+from raybrew.config.kinds import task_spec
 from raybrew.data.cautions import Caution, tell
 from raybrew.data.model_cautions import OtherScale
 from raybrew.data.rows import RowSet, subset_indices
@@ -151,7 +152,7 @@ def _other_scale(task: TaskPlan, who: str, source: ModelSource, reporter: Report
     """Without evaluation rows: whether numbers and labels that one student learns together are on different scales."""
     view, rows = task.view, task.rows
     together = any(part.hard_label_weight > 0 and part.kd_weight > 0 for part in view.distill.parts)
-    if view.task.kind != "regression" or not together or not rows.num_labelled:
+    if task_spec(view.task.kind).outputs != "numbers" or not together or not rows.num_labelled:
         return []
     labelled = rows.training.slice(0, rows.num_labelled)
     some = RowSet(taken(labelled, subset_indices(rows.num_labelled, _SOME_ROWS)), rows.labels, (), "data.train")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import DistillConfig, Experiment, MultiTaskConfig
+from raybrew.config.kinds import kd_losses_for, task_spec
 from raybrew.config.stages import stage_ends, stage_names
-from raybrew.config.task import TASK_KD_LOSSES
 from raybrew.config.views import task_views
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
@@ -157,7 +157,7 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
     if any(part.hard_label_weight > 0 for part in view.distill.parts):
         check_labels(view, rows, training, reporter.say)
     several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
-    if view.task.kind == "qa":
+    if task_spec(view.task.kind).places:
         # Start and end are places among tokens; those of another tokenizer are found by their characters.
         teachers = tuple(
             teacher if same_tokens(teacher.source, tokens) else _aligned(view, rows, teacher, tokens, others)
@@ -244,7 +244,7 @@ def _kd_losses(experiment: Experiment, losses: DistillConfig) -> str:
     if kind != "auto":
         return kind
     parts = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
-    return ", ".join(dict.fromkeys(TASK_KD_LOSSES[part][0] for part in parts))
+    return ", ".join(dict.fromkeys(kd_losses_for(part)[0] for part in parts))
 
 
 def _described_task(part: Inputs) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import Columns, Experiment
 from raybrew.config.base import Section
+from raybrew.config.kinds import task_spec
 from raybrew.config.problems import near_match
 from raybrew.errors import ConfigError, DataError, ModelError, RunError
 from raybrew.exports.card import format_rows, model_card, shown_name
@@ -40,8 +41,6 @@ __all__ = ["Export", "export"]
 #: Tokens of latency, where no rows tell of a typical length.
 _USUAL_TOKENS = 32
 _MEGABYTE = 10**6
-#: Kind of task whose students are starting points for others: of no use to a service, and as wide as a vocabulary.
-_WORDS_ONLY = "masked_lm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +124,11 @@ def export(
     if push is not None:
         check_push(push)
     found = find_exported(Path(source), task, experiment)
-    if found.task.kind == _WORDS_ONLY and chosen != ["hf"]:
+    # Students of tasks without predictions are starting points for others: of no use to a service.
+    predicts = bool(task_spec(found.task.kind).row)
+    if not predicts and chosen != ["hf"]:
         raise ConfigError(f"--format: given {', '.join(chosen)}; a masked language model is exported as hf only")
-    labels = Labels(()) if found.task.kind == _WORDS_ONLY else labels_of_model(found.source, build_task(found.task))
+    labels = labels_of_model(found.source, build_task(found.task)) if predicts else Labels(())
     model, tokenizer = load_model(found.source, found.task.kind), load_tokenizer(found.source)
     model.train(False)
     wish = _Wish(tuple(chosen), evaluate, opset, push)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.catalog.tasks import TASKS, kinds_by_head
-from raybrew.config import Experiment
+from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config.kinds import task_spec
 from raybrew.config.loading import load_experiment
 from raybrew.config.task import TASK_CONFIGS, TaskConfig
 from raybrew.config.views import choose_task
@@ -29,7 +30,7 @@ __all__ = ["Exported", "find_exported"]
 #: End of an architecture's name -> kinds of tasks, the usual one first.
 _HEADS = kinds_by_head()
 #: How a sequence classifier's outputs are read -> the kind of task that it is of, if not the usual one.
-_PROBLEMS = {spec.problem_type: spec.kind for spec in TASKS.values() if spec.problem_type is not None}
+_PROBLEMS: dict[str, str] = {spec.problem_type: spec.kind for spec in TASKS.values() if spec.problem_type is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _student(
     folder = folder / (task or "")
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist: the student has no model of this task")
-    assert view.task.kind != "multi"  # choose_task gives one of them
+    assert not isinstance(view.task, MultiTaskConfig)  # choose_task gives one of them
     row, tried = _row_of(run, sweep)
     control = _control_of(run, row)
     compared = tuple(_sentences(row)) if row is not None and task is None else ()
@@ -179,13 +180,13 @@ def _model(folder: Path, experiment: Experiment | None) -> Exported:
         )
     if experiment is not None:
         view = choose_task(experiment, None)
-        if view.task.kind not in kinds:
+        if not architecture.endswith(task_spec(view.task.kind).head):
             raise ConfigError(f"--experiment: its task is {view.task.kind}, but {folder} is a {architecture}")
-        assert view.task.kind != "multi"
+        assert not isinstance(view.task, MultiTaskConfig)
         return Exported(folder, view.task, view)
     kind = _PROBLEMS.get(str(config.problem_type), kinds[0]) if len(kinds) > 1 else kinds[0]
-    if kind == "classification" and config.num_labels == 1:
-        kind = "regression"
+    if len(kinds) > 1 and kind == kinds[0] and config.num_labels == 1:
+        kind = next(each for each in kinds if TASKS[each].outputs == "numbers")
     task: Any = TASK_CONFIGS[kind]()
     longest = max_tokens(config)
     if longest is not None and longest < task.max_length:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from raybrew.catalog.tasks import TASKS
+from raybrew.config.kinds import task_spec
 from raybrew.data.encoded import EncodedRows
 from raybrew.models.latency import measure_in_turn
 from raybrew.tasks.base import Labels
@@ -74,7 +74,7 @@ def _quality(
     assert found.view is not None  # the rows are its
     train = found.view.train.model_copy(update={"device": "cpu", "precision": "fp32"})
     view = found.view.model_copy(update={"train": train})
-    task, part = task_of(view), TASKS[view.task.kind].answer
+    task, part = task_of(view), task_spec(view.task.kind).answer
     measured: dict[str, dict[str, Any]] = {}
     expected: list[Any] | None = None
     for name, network in networks.items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raybrew.catalog.losses import MATCH_LOSSES
 from raybrew.config import DistillConfig, Experiment
 from raybrew.config.problems import raise_problems
 from raybrew.distillers.changes import with_changes
@@ -138,8 +139,9 @@ def _with_modules(
             )
         elif len(pair[0]) == 2:
             counted[match.name] = "row"
-            if not match.is_own and match.loss not in ("hidden_mse", "cos"):
-                words = f"both give {pair[0]}, one vector per row; allowed: hidden_mse, cos, a function of your own"
+            if not match.is_own and not MATCH_LOSSES[match.loss].of_rows:
+                fit = ", ".join(name for name, entry in MATCH_LOSSES.items() if entry.of_rows)
+                words = f"both give {pair[0]}, one vector per row; allowed: {fit}, a function of your own"
                 problems.append(Problem(f"distill.matches: {match.name}", words))
         elif match.is_own:
             counted[match.name] = match.per or "token"

@@ -18,6 +18,7 @@ from torch import nn
 
 from raybrew.config import Experiment
 from raybrew.config.controls import planned_controls
+from raybrew.config.kinds import task_spec
 from raybrew.config.space import planned_trainings
 from raybrew.config.task import WHY_LIVE
 from raybrew.config.views import one_teacher, task_views, teacher_views
@@ -183,12 +184,11 @@ def _finetunes(experiment: Experiment, tasks: Sequence[_TaskRows], reporter: Rep
 
 
 def _live_because(experiment: Experiment) -> str | None:
-    if experiment.task.kind == "masked_lm":
+    if not all(task_spec(view.task.kind).stored for view in task_views(experiment).values()):
         return WHY_LIVE
     matches = [match for part in experiment.distill.parts for match in part.matches if match.weight > 0]
-    if any(match.student_module is not None for match in matches):
-        return "distill.matches compares modules, whose outputs no store holds"
-    return None
+    modules = any(match.student_module is not None for match in matches)
+    return "distill.matches compares modules, whose outputs no store holds" if modules else None
 
 
 def _trained_or_base(find: Callable[[], ModelSource | None], view: Experiment) -> ModelSource | None:

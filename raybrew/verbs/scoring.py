@@ -20,7 +20,7 @@ from raybrew.exports.folder import write_card
 from raybrew.models.loading import ModelSource, has_head
 from raybrew.records.runs import load_run
 from raybrew.tasks.scores import save_scores
-from raybrew.tracking.wandb import add_test
+from raybrew.tracking.trackers import add_test
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.choose import teacher_sources
 from raybrew.verbs.evaluate import Evaluation, evaluate_ensemble, evaluate_rows, evaluate_teacher, evaluation_rows
@@ -106,10 +106,10 @@ def scored(experiment: Experiment, summary: Mapping[str, Any], folder: Path, rep
 
 
 def mirror_test(experiment: Experiment, run: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Add the values on data.test to the summary of the run's W&B run, where it has one."""
-    config, test = experiment.tracking.wandb, summary.get("test")
-    if config is not None and test:
-        add_test(config, experiment=experiment.name, job_type=str(summary.get("verb")), folder=run.path, test=test)
+    """Add the values on data.test to the summaries of the run's mirrors, where it has any."""
+    test, verb = summary.get("test"), str(summary.get("verb"))
+    if test:
+        add_test(experiment.tracking, experiment=experiment.name, job_type=verb, folder=run.path, test=test)
 
 
 def keep_scores(folder: Path, task: str | None, name: str, found: Evaluation) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from raybrew.config import Columns
-from raybrew.config.task import TASK_CONFIGS
+from raybrew.config.kinds import task_spec
+from raybrew.config.task import task_config_of
 from raybrew.errors import DataError, RunError
 from raybrew.exports.folder import EXPORT_MARK
 from raybrew.exports.formats import FORMATS
@@ -114,7 +115,7 @@ def load_student(folder: str | Path, format: str | None = None) -> Student:
     if chosen not in there:
         raise RunError(f"{folder} has no {chosen!r}; it was exported as {', '.join(there)}")
     kind = facts["task"]["kind"]
-    if kind == "masked_lm":
+    if not task_spec(kind).row:
         raise RunError(f"{folder} is a masked language model, a start for other students; use transformers' fill-mask")
     file = folder / FORMATS[chosen].file
     network: nn.Module
@@ -124,7 +125,8 @@ def load_student(folder: str | Path, format: str | None = None) -> Student:
         network = OnnxModel(file)
     else:
         network = load_int8(file.parent, kind)
-    task = build_task(TASK_CONFIGS[kind].model_validate(facts["task"]), Columns(**facts["columns"]))  # type: ignore[arg-type]
+    config: Any = task_config_of(facts["task"])
+    task = build_task(config.model_validate(facts["task"]), Columns(**facts["columns"]))
     return Student(network.eval(), load_tokenizer(ModelSource(str(folder))), task, Labels(tuple(facts["labels"])))
 
 

@@ -16,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from raybrew.catalog.signals import KINDS
 from raybrew.config import Experiment
+from raybrew.config.kinds import task_spec
 from raybrew.data.encoded import EncodedRows, open_encoded
 from raybrew.data.loader import SignalSource
 from raybrew.distillers.alignment import AlignedAnswers
@@ -122,7 +124,7 @@ class _Member:
         self._positions: dict[bool, RowPositions] = {}  # of evaluation rows or training rows
         asked = request_of_member(objective.teacher_union, given.name, given.weight)
         in_it = view.distill.trains_in_teacher
-        self.needs_head = in_it or any(signal.kind in ("logits", "pooled") for signal in asked)
+        self.needs_head = in_it or any(signal.kind in KINDS and KINDS[signal.kind].head for signal in asked)
 
     def stored(self, asked: Sequence[Signal], inputs: Inputs, evaluation: bool) -> SignalSource:
         rows, aligned = inputs.training, self.given.aligned
@@ -140,7 +142,7 @@ class _Member:
         found = np.ones(len(ids), np.bool_)
         if aside:
             found = np.array([each.tobytes().hex() not in aside for each in ids], np.bool_)
-        by_token = any(signal.layer is not None for signal in asked) or self.view.task.kind == "qa"
+        by_token = any(signal.layer is not None for signal in asked) or task_spec(self.view.task.kind).places
         if by_token and self.given.aligned_evaluation is None:
             found &= self._store.lengths[self._store.locate(ids)] == rows.lengths
         return found

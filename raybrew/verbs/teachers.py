@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from raybrew.catalog.losses import KD_LOSSES
 from raybrew.config import Experiment
+from raybrew.config.kinds import task_spec
 from raybrew.config.views import one_teacher
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.errors import ModelError
@@ -28,8 +30,8 @@ from raybrew.verbs.units import CapturedUnits, captured_units
 
 __all__ = ["check_tokenizers", "ready_teachers"]
 
-#: KD losses that take a probability of 0 for what it is: a token with which no answer of the teacher's begins.
-_KEEP_ALIGNED = ("auto", "ce", "kl")
+#: KD losses for answers of another tokenizer, where a token may have no probability to begin the teacher's.
+_KEEP_ALIGNED = ("auto", *(name for name, entry in KD_LOSSES.items() if entry.takes_zero))
 
 
 def ready_teachers(
@@ -51,7 +53,7 @@ def ready_teachers(
     """
     asked = {name: request_of_member(request, name, weight_of(view, name)) for name in sources}
     others = [sources[name] for name in sources if asked[name]]
-    if view.task.kind == "qa" and any(not same_tokens(others[0], other) for other in others[1:]):
+    if task_spec(view.task.kind).places and any(not same_tokens(others[0], other) for other in others[1:]):
         raise ModelError(
             f"teacher.members: the tokenizers of {', '.join(other.model for other in others)} differ, so their starts "
             "and ends cannot be averaged for question answering; take teachers of one tokenizer"
@@ -102,7 +104,7 @@ def check_tokenizers(
             f"{student.model} and {teacher.model} differ; remove the matches (pooled_mse and pooled_cos compare rows "
             f"instead), or {fix}"
         )
-    if one.task.kind == "qa":
+    if task_spec(one.task.kind).places:
         for key, losses in one.distill.keyed_parts:
             if losses.kd_weight > 0 and losses.kd_loss.kind not in _KEEP_ALIGNED:
                 raise ModelError(

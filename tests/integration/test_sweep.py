@@ -215,6 +215,33 @@ def test_optuna_from_python_with_more_seeds_for_the_best(project: Path, monkeypa
     assert best.run.name in kept
 
 
+def test_parts_from_outside_reach_the_workers(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task, a method's row, a searcher, a scheduler and a tracker from a file in the folder raybrew runs in."""
+    own = Path(__file__).parents[1] / "contracts" / "extension.py"
+    (project / "own_parts.py").write_text(own.read_text(encoding="utf-8"), encoding="utf-8")
+    sweep = {
+        "space": {"distill.temperature": [1, 2, 4]},
+        "search": "own_parts:BACKWARDS",
+        "scheduler": {"kind": "own_parts:IMPATIENT", "grace": 0.01},
+        "controls": False,
+    }
+    path = with_sweep(project, "outside", sweep)
+    values = yaml.safe_load(path.read_text())
+    values["task"] = {"kind": "own_parts:MOOD", "max_length": 24}
+    values["distill"] = {"method": "own_parts:GENTLE"}
+    values["tracking"] = {"others": {"own_parts:NOTEBOOK": {"file": "notes.jsonl"}}}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    monkeypatch.chdir(project)
+    cli("sweep", path)
+    record = load_sweep(sweep_of(project, "outside"))
+    assert [trial.values["distill.temperature"] for trial in record.trials] == [4, 2, 1]
+    assert {trial.status for trial in record.trials} == {"done"}
+    notes = [json.loads(line) for line in (project / "notes.jsonl").read_text().splitlines()]
+    assert {note["run_id"] for note in notes if "run_id" in note} == {trial.run for trial in record.trials}
+    assert {note["group"] for note in notes if "group" in note} == {f"outside-{record.sweep_id}"}
+    cli("distill", path, "train.workers=2", "distill.temperature=5")  # Ray Train's workers
+
+
 def test_what_a_population_found_is_a_run_that_can_be_repeated(project: Path) -> None:
     """Trained from its start by its configuration, a member that took over another one's student is the same."""
     space = {"distill.temperature": {"uniform": [1, 8]}, "train.learning_rate": {"loguniform": [1e-4, 3e-3]}}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raybrew.catalog.projections import SCHEDULES
 from raybrew.distillers.schedules import progress_of
-from raybrew.distillers.tables import SCHEDULES
 
 
 class Linear(nn.Linear):

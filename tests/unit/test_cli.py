@@ -132,7 +132,7 @@ def test_validate_checks_all_files_and_counts(tmp_path: Path, capsys: pytest.Cap
 def test_every_list_names_what_the_configs_accept(capsys: pytest.CaptureFixture[str]) -> None:
     from typing import get_args
 
-    from raybrew.catalog.layer_rules import LAYER_MAPS
+    from raybrew.catalog.layer_rules import LAYER_RULES
     from raybrew.cli.list import Family
     from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, StudentConfig
     from raybrew.config.data import FORMATS
@@ -149,12 +149,13 @@ def test_every_list_names_what_the_configs_accept(capsys: pytest.CaptureFixture[
     assert listed[Family.formats] == list(FORMATS)
     projections = get_args(MatchConfig.model_fields["projection"].annotation)
     assert set(listed[Family.projections]) == set(projections)
-    for shape in listed[Family.shapes]:
-        StudentConfig(shape=shape)
+    *shapes, own = listed[Family.shapes]
+    assert own == "package.module:Name"
+    assert all(StudentConfig(shape=shape) for shape in shapes)
     for rule in listed[Family.matches]:
-        if rule in LAYER_MAPS:
+        if rule in LAYER_RULES:
             DistillConfig(matches=(MatchConfig(loss="cos", layers=rule),))
-        elif not rule.startswith("["):
+        elif not rule.startswith(("[", "package.")):
             assert DistillConfig.model_validate({"matches": [rule]}).matches
 
 

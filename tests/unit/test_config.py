@@ -81,7 +81,7 @@ store: {actors: [3, 1], signals: [hiddn]}
         "train.warmup: given 1.5; allowed: less than 1",
         "train.seed: given 'x'; allowed: a whole number",
         "student.shape.hiden: unknown key .*did you mean 'hidden'",
-        "student.init_layers: given 5; allowed: even, first, last, skip or a list",
+        "student.init_layers: given 5; allowed: even, first, last, stride, skip or a function of your own .* or a list",
         "distill.matches.0.loss: given 'hidden_msee'; .*did you mean 'hidden_mse'",
         "distill.kd_loss.kind: given 'klx'; .*did you mean 'kl'",
         "distill.temperature: given -1; allowed: at least 0.001",

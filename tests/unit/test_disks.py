@@ -21,7 +21,6 @@ from test_families import experiment_of
 
 import raybrew
 from raybrew.config import Experiment
-from raybrew.config.loading import dump_experiment
 from raybrew.errors import EnvironmentProblem, RunError, StoreNotWritable, machine_problem
 from raybrew.records.sweeps import load_sweep
 from raybrew.storage import lock as store_lock
@@ -258,7 +257,7 @@ def test_the_command_line_ends_in_its_one_code(tmp_path: Path, disk: Callable[[s
 
     place = disk("size=32m")
     path = tmp_path / "experiment.yaml"
-    path.write_text(dump_experiment(stored(tmp_path, place)), encoding="utf-8")
+    path.write_text(stored(tmp_path, place).to_yaml(), encoding="utf-8")
     fill(place)
     for verb in ("capture", "distill"):
         with pytest.raises(SystemExit) as ended:

@@ -85,7 +85,7 @@ def test_offline_is_a_warning_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
-    assert [finding.status for finding in reach.wandb(experiment)] == ["warning"]
+    assert [finding.status for finding in reach.trackers(experiment) if finding.topic == "W&B"] == ["warning"]
 
 
 Run = Callable[..., dict[str, Answer]]

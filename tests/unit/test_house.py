@@ -6,9 +6,16 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from raybrew.catalog.layer_rules import LAYER_MAPS, LAYER_RULES
-from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, names_of
+from raybrew.catalog.initialisations import INITIALISATIONS
+from raybrew.catalog.layer_rules import LAYER_RULES
+from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
+from raybrew.catalog.methods import METHODS
+from raybrew.catalog.schedulers import SCHEDULERS
+from raybrew.catalog.searchers import SEARCHERS
 from raybrew.catalog.shapes import RECURRENT_SHAPES, SHAPES
+from raybrew.catalog.signals import KINDS
+from raybrew.catalog.tasks import TASKS
+from raybrew.catalog.trackers import TRACKERS
 
 PACKAGE = Path(__file__).parents[2] / "raybrew"
 
@@ -113,18 +120,100 @@ def test_circles_are_seen() -> None:
     assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
-def test_a_name_of_the_catalogue_stands_in_one_place() -> None:
-    """A loss, a rule or a shape is added by its row (and what it computes): no list elsewhere repeats the names."""
-    rows = {*names_of(KD_LOSSES), *names_of(MATCH_LOSSES), *LAYER_MAPS, *LAYER_RULES, *SHAPES, *RECURRENT_SHAPES}
-    lists = []
+#: Names of the catalogue that are words of other things too: an option, a key, a family of models. They cannot be told
+#: apart, so that a member by such a name may stand elsewhere unseen.
+_WORDS = {
+    *("kd", "labels", "emd", "theseus", "textbrewer", "distilbert"),
+    *("even", "first", "last", "skip", "stride", "final", "none", "random", "grid", "teacher", "constant"),
+    *("logits", "hidden", "attention", "query", "key", "value"),
+}
+NAMES = {
+    name
+    for family in (
+        *(TASKS, KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LAYER_RULES, SHAPES, RECURRENT_SHAPES, INITIALISATIONS),
+        *(METHODS, SEARCHERS, SCHEDULERS, TRACKERS, KINDS),
+    )
+    for name in family
+} - _WORDS
+
+#: Where names stand that mean something else, or are what a file is about.
+_EXCEPT = {
+    "config/task_kinds.py": set(TASKS),  # the keys of each kind: a class for each row
+    "config/augment.py": {"masked_lm"},  # a way to augment
+    "verbs/augment.py": {"masked_lm"},
+    "diagnosis/machine.py": {"optuna"},  # a package
+}
+#: Tasks say how their own outputs are measured; TextBrewer's names are those of another package.
+_FOLDERS = ("catalog", "tasks", "textbrewer")
+
+
+def _texts(node: ast.AST | None) -> Iterator[ast.Constant]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node
+    elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+        for each in node.elts:
+            yield from _texts(each)
+
+
+def names_decided_by(source: str, names: set[str]) -> Iterator[tuple[int, str]]:
+    """Lines where one of `names` is compared, looked up, a key of a table, a choice of a Literal, or one of a list."""
+    tree = ast.parse(source)
+    exports = [node.value for node in tree.body if isinstance(node, ast.Assign) and "__all__" in ast.dump(node)]
+    for node in ast.walk(tree):
+        found: list[ast.AST | None] = []
+        if isinstance(node, ast.List | ast.Tuple | ast.Set) and node not in exports:
+            listed = [text for text in _texts(node) if text.value in names]
+            found = [*listed] if len(listed) > 2 else []
+        elif isinstance(node, ast.Compare):
+            found = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            found = [*node.keys]
+        elif isinstance(node, ast.Subscript):
+            found = [node.slice]
+        elif isinstance(node, ast.MatchValue):
+            found = [node.value]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _LOOKS | {"get"}:
+            found = [*node.args]
+        for each in found:
+            yield from ((text.lineno, str(text.value)) for text in _texts(each) if text.value in names)
+
+
+def test_nothing_outside_the_catalogue_names_a_member() -> None:
+    """What a member is like is said by its row: a choice, a check or a dispatch asks the row, never for the name."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "catalog" in path.parts:
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] not in _FOLDERS:
+            names = NAMES - _EXCEPT.get(place.as_posix(), set())
+            decided = names_decided_by(path.read_text(encoding="utf-8"), names)
+            found += [f"{place}:{line} {name}" for line, name in decided]
+    assert not found
+
+
+def test_no_kind_of_task_is_spelled_out_outside_catalogue_and_tasks() -> None:
+    """Not even as a default or an argument: `task_spec` says what a kind is like."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] in ("catalog", "tasks"):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        exports = [node.value for node in tree.body if isinstance(node, ast.Assign) and "__all__" in ast.dump(node)]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.List | ast.Tuple | ast.Set) and node not in exports:
-                texts = {each.value for each in node.elts if isinstance(each, ast.Constant)} & rows
-                if len(texts) > 3:
-                    lists.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {sorted(texts)}")
-    assert not lists
+        kinds = set(TASKS) - _EXCEPT.get(place.as_posix(), set())
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        texts = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        found += [f"{place}:{text.lineno} {text.value}" for text in texts if text.value in kinds]
+    assert not found
+
+
+def test_such_names_are_seen() -> None:
+    seen = (
+        'if config.kind == "asha": pass',
+        'if kind in ("qa", "tagging"): pass',
+        'table = {"mmd": 1}',
+        'row = TABLE["optuna"]',
+        'kind: Literal["x", "T3"]',
+        'config.get("wandb")',
+        'USUAL = ["ce", "kl", "js"]',
+    )
+    assert all(list(names_decided_by(each, NAMES)) for each in seen)
+    assert not list(names_decided_by('raise ConfigError("asha")\nkind = "asha"\nif kind == "none": pass', NAMES))
+    assert len(NAMES) > 50

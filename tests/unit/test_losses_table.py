@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES, LossEntry
-from raybrew.distillers.tables import PROJECTIONS, SCHEDULES
+from raybrew.catalog.projections import PROJECTIONS, SCHEDULES
 from raybrew.losses.term import Per
 
 ALL_LOSSES = {**KD_LOSSES, **MATCH_LOSSES, **TEMPERATURES}
@@ -28,7 +28,7 @@ def test_everything_textbrewer_has_is_there() -> None:
 
 def test_tables_import_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys, raybrew.losses, raybrew.catalog.losses, raybrew.distillers.tables, raybrew.distillers.schedules;"
+        "import sys, raybrew.losses, raybrew.catalog.losses, raybrew.catalog.projections, raybrew.distillers.schedules;"
         "print(sorted({'torch', 'numpy', 'scipy', 'ray', 'transformers'} & set(sys.modules)))"
     )
     root = Path(__file__).resolve().parents[2]

@@ -7,10 +7,11 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import MATCH_LOSSES
+from raybrew.catalog.match_names import MATCH_NAMES, MATCH_SETS, match_set
 from raybrew.config import DistillConfig, MatchConfig
 from raybrew.config.loading import build_experiment
-from raybrew.config.matches import MATCH_NAMES, MATCH_SETS, match_set
 from raybrew.distillers.matches import pair_layers, resolve_matches
 from raybrew.distillers.objective import build_objective
 from raybrew.errors import ConfigError, LossError
@@ -135,7 +136,8 @@ def test_names_and_attention_losses_are_listed() -> None:
         assert result.exit_code == 0, result.output
         return [row["name"] for row in json.loads(result.stdout)]
 
-    assert listed("matches") == ["even", "last", "last_inner", "skip", "final", "[[s, t], ...]", *MATCH_NAMES]
+    given = ["[[s, t], ...]", "package.module:function"]
+    assert listed("matches") == [*LAYER_RULES, *given, *MATCH_NAMES]
     assert {name for name, entry in MATCH_LOSSES.items() if entry.needs == "attention"} <= set(listed("losses"))
 
 

@@ -47,12 +47,12 @@ def problem(distill: Mapping[str, Any], **sections: Any) -> str:
 def test_names_are_those_of_the_table_and_are_listed() -> None:
     from raybrew.cli.main import app
 
-    (names, _none) = typing.get_args(DistillConfig.model_fields["method"].annotation)
+    names, *_ = typing.get_args(DistillConfig.model_fields["method"].annotation)
     assert set(typing.get_args(names)) == set(METHODS)
     result = CliRunner().invoke(app, ["list", "methods", "--json"])
     assert result.exit_code == 0, result.output
     rows = {row["name"]: row["summary"] for row in json.loads(result.stdout)}
-    assert list(rows) == list(METHODS)
+    assert list(rows) == [*METHODS, "package.module:Name"]
     assert "Jiao et al., arXiv:1909.10351" in rows["tinybert"]
     assert "T6, MNLI accuracy, dev m/mm: 83.5 / 84.0" in rows["textbrewer"]
     assert "T6, MNLI accuracy, dev m: 84.2" in rows["minilm-v2"]

@@ -13,13 +13,7 @@ import pytest
 from task_helpers import InMemory
 from transformers import BertConfig
 
-from raybrew.config.task import (
-    ClassificationConfig,
-    MultilabelConfig,
-    QAConfig,
-    RegressionConfig,
-    TaggingConfig,
-)
+from raybrew.config.task_kinds import ClassificationConfig, MultilabelConfig, QAConfig, RegressionConfig, TaggingConfig
 from raybrew.data.cautions import Caution
 from raybrew.data.model_cautions import BetterOrder, OtherScale, WeakAnswers, WeakCorrelation, WeakModel
 from raybrew.models.loading import ModelSource

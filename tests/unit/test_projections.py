@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raybrew.distillers.tables import PROJECTIONS
+from raybrew.catalog.projections import PROJECTIONS
 from raybrew.errors import LossError
 
 ACTIVATIONS = {"linear": lambda values: values, "relu": F.relu, "tanh": torch.tanh}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from raybrew.config.data import DataConfig
-from raybrew.config.task import ClassificationConfig
+from raybrew.config.task_kinds import ClassificationConfig
 from raybrew.data.rows import Split, load_rows
 from raybrew.data.rows import cache as row_cache
 from raybrew.data.rows import load as loading

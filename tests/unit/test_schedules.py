@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from raybrew.catalog.projections import SCHEDULES
 from raybrew.distillers.schedules import progress_of
-from raybrew.distillers.tables import SCHEDULES
 from raybrew.errors import LossError
 
 POINTS = [step / 20 for step in range(21)]

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raybrew.config.task import (
+from raybrew.config.task_kinds import (
     ClassificationConfig,
     MaskedLMConfig,
     MultilabelConfig,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybrew.catalog.layer_rules import LAYER_RULES
+from raybrew.catalog.layer_rules import START_RULES
 from raybrew.catalog.shapes import SHAPES
-from raybrew.config import ShapeConfig
+from raybrew.config import ShapeConfig, StudentConfig
 from raybrew.config.loading import build_experiment
 from raybrew.distillers.matches import pair_layers
 from raybrew.errors import ConfigError, ModelError
@@ -110,7 +110,7 @@ def test_layers_of_each_rule(
     assert pick_layers(rule, student, teacher) == expected
 
 
-@given(st.sampled_from(sorted(LAYER_RULES)), st.integers(1, 40), st.integers(0, 40))
+@given(st.sampled_from(sorted(START_RULES)), st.integers(1, 40), st.integers(0, 40))
 def test_rules_take_each_layer_once_and_in_order(rule: str, student: int, more: int) -> None:
     teacher = student + more
     layers = pick_layers(rule, student, teacher)
@@ -118,10 +118,19 @@ def test_rules_take_each_layer_once_and_in_order(rule: str, student: int, more: 
     assert list(layers) == sorted(set(layers))
     assert layers[0] >= 1
     assert layers[-1] <= teacher
-    if rule == "skip" and teacher >= 2 * student:
+    if rule == "stride" and teacher >= 2 * student:
         assert layers[-1] < teacher
-    if rule == "even":
-        assert list(enumerate(layers, start=1)) == pair_layers("even", student, teacher)[1:]
+    paired = [pair for pair in pair_layers(rule, student, teacher) if pair[0] > 0]
+    assert list(enumerate(layers, start=1)) == paired, "a layer starts from the one that it would be compared with"
+
+
+def test_the_older_name_of_a_rule_keeps_its_layers() -> None:
+    for student, teacher in ((6, 12), (5, 12), (3, 12), (4, 4)):
+        assert pick_layers("skip", student, teacher) == pick_layers("stride", student, teacher)
+    for name in ("skip", "stride"):
+        assert StudentConfig(shape="T3", init_layers=name).init_layers == name, "so run ids stay"
+    with pytest.raises(ConfigError, match="allowed: even, first, last, stride"):
+        pick_layers("last_inner", 2, 4)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from raybrew.catalog.metrics import METRICS
 from raybrew.catalog.tasks import TASKS
 from raybrew.config import TASK_CONFIGS
+from raybrew.config.kinds import kd_losses_for
 from raybrew.config.loading import build_experiment
-from raybrew.config.task import METRICS, TASK_KD_LOSSES
 from raybrew.config.template import experiment_template
 from raybrew.errors import ConfigError
 from raybrew.tasks.base import build_task
@@ -118,7 +119,7 @@ def test_the_template_of_every_task_is_valid_and_shows_its_columns(kind: str) ->
     text = experiment_template("x.yaml", kind)
     experiment = build_experiment(yaml.safe_load(text), check_files=False)
     assert experiment.task.kind == kind
-    assert TASK_KD_LOSSES[kind][0] == build_task(experiment.task).head.kd_loss, "what `auto` stands for"
+    assert kd_losses_for(kind)[0] == build_task(experiment.task).head.kd_loss, "what `auto` stands for"
     (columns,) = [line for line in text.splitlines() if line.startswith("  # columns:")]
     assert all(f"{name}:" in columns for name in TASKS[kind].columns)
 

@@ -17,7 +17,7 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError
-from raybrew.models.loading import AUTO_CLASSES, ModelSource, load_config, max_tokens
+from raybrew.models.loading import ModelSource, auto_class, load_config, max_tokens
 from raybrew.verbs.capture import likely_objective
 from raybrew.verbs.distill import tell_projections
 from raybrew.verbs.prepare import same_tokens
@@ -60,7 +60,7 @@ def make_model(
         **labels,
     }
     torch.manual_seed(seed)
-    model = AUTO_CLASSES[task].from_config(AutoConfig.for_model(family, **{**numbers, **config}))
+    model = auto_class(task).from_config(AutoConfig.for_model(family, **{**numbers, **config}))
     if family == "bert":
         model.base_model.embeddings.token_type_embeddings.weight.data.normal_()
     model.save_pretrained(folder)
@@ -156,7 +156,7 @@ def test_padded_vocabulary_trains_over_the_tokens(tmp_path: Path, padded: str) -
     plain = raybrew.distill(experiment_of(tmp_path, **sections), run_id="plain", report=False)
     for name in ("teacher", "student"):
         if padded in (name, "both"):
-            model = AUTO_CLASSES["masked_lm"].from_pretrained(tmp_path / name)
+            model = auto_class("masked_lm").from_pretrained(tmp_path / name)
             model.resize_token_embeddings(size + 7, mean_resizing=False)
             model.get_output_embeddings().bias.data[size:] = 20.0  # they would win everywhere
             model.save_pretrained(tmp_path / name)
@@ -225,7 +225,7 @@ def test_projections_that_the_student_leaves_behind_are_told(tmp_path: Path, wid
 def positions_of(config: PretrainedConfig) -> int:
     """The longest input that a model of this config runs on."""
     with torch.random.fork_rng(devices=[]):
-        model = AUTO_CLASSES["classification"].from_config(config).eval()
+        model = auto_class("classification").from_config(config).eval()
     longest = 0
     for length in range(1, 40):
         try:

@@ -16,8 +16,8 @@ import pytest
 from raybrew.config.tracking import TrackingConfig, WandbConfig
 from raybrew.tracking.base import Tracker, scalars
 from raybrew.tracking.tensorboard import TensorBoardTracker
-from raybrew.tracking.trackers import SafeTrackers, build_trackers
-from raybrew.tracking.wandb import WandbTracker, add_test
+from raybrew.tracking.trackers import SafeTrackers, add_test, build_trackers
+from raybrew.tracking.wandb import WandbTracker
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 
@@ -183,12 +183,12 @@ def test_values_on_test_rows_join_the_wandb_run_of_a_finished_run(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     config = WandbConfig(mode="offline", project="tests")
     test = {"metric": "accuracy", "value": 0.875, "metrics": {"accuracy": 0.875, "mcc": 0.5}, "rows": 400}
-    add_test(config, experiment="exp", job_type="distill", folder=tmp_path, test=test)
+    add_test(TrackingConfig(wandb=config), experiment="exp", job_type="distill", folder=tmp_path, test=test)
     assert not (tmp_path / "wandb").exists(), "W&B does not know the run"
     tracker = WandbTracker(config, experiment="exp", job_type="distill")
     tracker.start(tmp_path.name, {}, tmp_path, resume=False)
     tracker.finish("done")
-    add_test(config, experiment="exp", job_type="distill", folder=tmp_path, test=test)
+    add_test(TrackingConfig(wandb=config), experiment="exp", job_type="distill", folder=tmp_path, test=test)
     runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert len(runs) == 2
     until = time.monotonic() + 30

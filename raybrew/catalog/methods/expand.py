@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from raybrew.catalog.methods.table import METHODS
+from raybrew.catalog.methods.base import Method
 
 __all__ = ["contradictions", "with_method"]
 
@@ -20,24 +20,24 @@ _NONE = {"matches": "[]", "emd": "null", "theseus": "null", "stages": "[]", "kd_
 _PARTS = ("matches", "emd", "theseus", "stages")
 
 
-def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given`, keys of a `distill` section with its `method`, with what else the method sets.
+def with_method(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, keys of a `distill` section, with what else `method` sets.
 
     Sections within (`emd`) are filled up key by key, lists are taken as given.
     """
-    result = dict(copy.deepcopy(dict(METHODS[given["method"]].distill)))
+    result = dict(copy.deepcopy(dict(method.distill)))
     for key, value in given.items():
         own = result.get(key)
         result[key] = own | dict(value) if isinstance(own, dict) and isinstance(value, Mapping) else value
     return result
 
 
-def contradictions(name: str, given: Collection[str], values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys that were `given` beside method `name` and make another method of it, and what to do about each.
+def contradictions(name: str, row: Method, given: Collection[str], values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys that were `given` beside method `name`, whose `row` it is, and make another method of it.
 
-    `values` are those of the whole section, by key, as plain types.
+    Each comes with what to do about it. `values` are those of the whole section, by key, as plain types.
     """
-    method = METHODS[name].distill
+    method = row.distill
     made_of = {key for key in (*_PARTS, "kd_weight") if method.get(key)}
     found = []
     for key in (*_PARTS, "kd_weight"):

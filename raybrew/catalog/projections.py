@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from raybrew.catalog.losses import load_target
+from raybrew.catalog.target import load_target
 
 __all__ = ["PROJECTIONS", "SCHEDULES", "TableEntry"]
 
@@ -22,7 +22,8 @@ class TableEntry:
 
     def load(self) -> Callable[..., Any]:
         """Imports the function (a projection's brings torch with it)."""
-        return load_target(self.target)
+        function: Callable[..., Any] = load_target(self.target)
+        return function
 
 
 def _rows(module: str, **summaries: str) -> Mapping[str, TableEntry]:
