@@ -38,7 +38,7 @@ _DEFAULT = "runs/store"
 @store_app.command("ls")
 def ls(target: Target = _DEFAULT, as_json: AsJson = False) -> None:
     """List stores: teacher, rows, signals, size, when last used."""
-    from raybrew.store.reader import describe
+    from raybrew.store.listing import describe
     from raybrew.verbs.store import list_stores
 
     entries = list_stores(target)
@@ -77,7 +77,7 @@ def ls(target: Target = _DEFAULT, as_json: AsJson = False) -> None:
 @store_app.command("show")
 def show(target: Target = _DEFAULT, as_json: AsJson = False) -> int:
     """Show what one store (or each of several) holds, from what it was computed, and rows that were set aside."""
-    from raybrew.store.reader import describe
+    from raybrew.store.listing import describe
     from raybrew.verbs.store import list_stores
 
     entries = list_stores(target)

@@ -13,14 +13,14 @@ from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.multi_checks import check_members, check_one_task, check_tasks
 from raybrew.config.multi_task import MultiTaskConfig
 from raybrew.config.paths import absolute, exists, unusable_path
-from raybrew.config.problems import Problem, shown
+from raybrew.config.problems import Problem, near_match, shown
 from raybrew.config.stages import check_method, check_stages, check_steps, check_theseus
 from raybrew.config.store import StoreConfig
 from raybrew.config.student import WITHOUT_LAYERS, ShapeConfig, StudentConfig
 from raybrew.config.task_checks import TASK_RULES
 from raybrew.config.teacher import TeacherConfig
 from raybrew.config.train import TrainConfig
-from raybrew.signals import parse_signal
+from raybrew.signals import KINDS, parse_signal
 
 __all__ = ["check_sections"]
 
@@ -356,6 +356,10 @@ def _store(store: StoreConfig) -> list[Problem]:
             parse_signal(signal)
         except ValueError as error:
             problems.append(Problem("store.signals", str(error)))
+    for kind in store.forms:
+        if kind not in KINDS:
+            words = f"no kind of signal; allowed: {', '.join(KINDS)}{near_match(kind, KINDS)}"
+            problems.append(Problem(f"store.forms.{kind}", words))
     for key in ("storage_path", "cache"):
         value = getattr(store, key)
         if value is not None and "://" in value:

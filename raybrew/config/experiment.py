@@ -103,6 +103,8 @@ class Experiment(Section):
             result["teacher"] = {key: result["teacher"][key] for key in ("model", "revision", "finetune")}
         else:
             result["store"] = {"element_type": self.store.element_type}
+            if self.store.forms:
+                result["store"]["forms"] = dict(sorted(self.store.forms.items()))
         return result
 
     def run_id(self, verb: str) -> str:

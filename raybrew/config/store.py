@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field
 
-from raybrew.config.base import MAX_CPUS, Many, Section
+from raybrew.catalog.forms import FORMS
+from raybrew.config.base import MAX_CPUS, FunctionName, Many, Section
 
 __all__ = ["StoreConfig"]
 
+if TYPE_CHECKING:
+    FormName: TypeAlias = str
+else:
+    FormName = Literal[tuple(FORMS)]
+
 
 class StoreConfig(Section):
-    """Folders and the shape of a capture. Nothing here changes what a student learns, but `element_type`."""
+    """Folders and the shape of a capture. What a student learns changes with `element_type` and `forms` alone."""
 
     storage_path: str = "runs"
     """Folder of all runs: `<storage_path>/<name>/<run id>/`."""
@@ -22,6 +28,8 @@ class StoreConfig(Section):
     """Folder on each node for copies of what is read from s3:// or gs://. Default: `~/.cache/raybrew/stores`."""
     element_type: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
     """How stored numbers are kept, int8 with a scale for each token and layer; logits are always float32."""
+    forms: dict[str, FormName | FunctionName] = Field(default={})
+    """Form of a kind of signals, such as `logits: package.module:Name`; a class of your own says what is stored."""
     signals: Many[str] = ()
     """Signals to capture beyond what the objective needs, such as `hidden.00`."""
     rows_per_shard: int = Field(default=4096, ge=1, le=10**7)

@@ -7,7 +7,6 @@ damage that it is to notice. A change of a file's bytes also changes its times, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import socket
@@ -23,10 +22,9 @@ import xxhash
 from raybrew.data.arrow import hash_file
 from raybrew.files import write_bytes
 
-__all__ = ["changed_files", "is_settled", "known_hashes", "read_note", "sha256_of", "write_note"]
+__all__ = ["changed_files", "is_settled", "known_hashes", "read_note", "write_note"]
 
 _READERS = 4
-_BLOCK_BYTES = 1 << 22
 #: Less than this is read again by each process.
 _WORTH_BYTES = 1 << 24
 #: Clocks of file systems tick this coarsely: a file that changed so recently may change again unnoticed.
@@ -37,10 +35,12 @@ _Stamp = list[int]
 _memory: dict[str, dict[str, tuple[_Stamp, str]]] = {}
 
 
-def known_hashes(folder: Path, names: Collection[str], hash_of: Callable[[Path], str] | None = None) -> dict[str, str]:
-    """xxh3_128 of those files of `folder` that exist, by name; or what else `hash_of` makes of a file's bytes."""
+def known_hashes(
+    folder: Path, names: Collection[str], algorithm: Callable[[], Any] = xxhash.xxh3_128
+) -> dict[str, str]:
+    """Hashes of those files of `folder` that exist, by name, as `hash_file` makes them."""
     place = os.path.realpath(folder)
-    memory = place if hash_of is None else f"{place} {hash_of.__name__}"
+    memory = place if algorithm is xxhash.xxh3_128 else f"{place} {algorithm.__name__}"
     known = _memory.setdefault(memory, {})
     stamps = {name: stamp for name in names if (stamp := _stamp(Path(place, name))) is not None}
     if not _lacking(known, stamps):
@@ -51,7 +51,7 @@ def known_hashes(folder: Path, names: Collection[str], hash_of: Callable[[Path],
             known |= _read(memo)
         lacking = _lacking(known, stamps)
         with ThreadPoolExecutor(_READERS, "hash") as pool:
-            hashed = zip(lacking, pool.map(lambda name: _hash(Path(place, name), hash_of), lacking), strict=True)
+            hashed = zip(lacking, pool.map(lambda name: _hash(Path(place, name), algorithm), lacking), strict=True)
             fresh = {name: found for name, found in hashed if found is not None}
         lasting = {name: each for name, each in fresh.items() if is_settled(each[0][1:3])}
         known |= lasting
@@ -108,19 +108,10 @@ def _lacking(known: Mapping[str, tuple[_Stamp, str]], stamps: Mapping[str, _Stam
     return [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of the bytes of a file, in hex, by which the hub names large files."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _hash(path: Path, hash_of: Callable[[Path], str] | None) -> tuple[_Stamp, str] | None:
+def _hash(path: Path, algorithm: Callable[[], Any]) -> tuple[_Stamp, str] | None:
     before = _stamp(path)
     try:
-        digest = (hash_of or hash_file)(path)
+        digest = hash_file(path, algorithm)
     except FileNotFoundError:
         return None
     after = _stamp(path)

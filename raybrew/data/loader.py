@@ -15,7 +15,7 @@ from torch import Tensor
 from raybrew.data.sampler import Order, padded_length, share_of_rank
 from raybrew.signals import Signal
 
-__all__ = ["MicroBatch", "StepBatch", "StepLoader", "TokenRows", "collate", "prefetched"]
+__all__ = ["MicroBatch", "Payload", "StepBatch", "StepLoader", "TokenRows", "collate", "prefetched"]
 
 
 class TokenRows(Protocol):
@@ -36,10 +36,20 @@ class TokenRows(Protocol):
         ...
 
 
+class Payload(Protocol):
+    """What a teacher says of one signal in a batch: a tensor, or another form of it that some losses read as it is."""
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Payload: ...
+    def pin_memory(self) -> Payload: ...
+    def to_dense(self) -> Tensor:
+        """As a tensor of the shape that the model gave; a tensor is that itself."""
+        ...
+
+
 Item = TypeVar("Item")
 
 #: Stored teacher signals of the given rows, padded to a length, or to the longest of them.
-SignalSource = Callable[[np.ndarray, int | None], Mapping[Signal, Tensor]]
+SignalSource = Callable[[np.ndarray, int | None], Mapping[Signal, Payload]]
 
 
 @dataclasses.dataclass
@@ -48,7 +58,7 @@ class MicroBatch:
 
     rows: np.ndarray
     inputs: dict[str, Tensor]
-    teacher: dict[Signal, Tensor]
+    teacher: dict[Signal, Payload]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`; from pinned memory the copy runs beside the computation."""

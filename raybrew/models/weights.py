@@ -5,6 +5,7 @@ transformers itself leaves out weights that the config has no place for, and mak
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import re
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from raybrew.data.arrow import hash_file
-from raybrew.data.hashes import changed_files, known_hashes, sha256_of
+from raybrew.data.hashes import changed_files, known_hashes
 from raybrew.errors import ModelError
 from raybrew.files import json_bytes, write_bytes
 
@@ -178,7 +179,7 @@ def _damaged_downloads(folder: Path) -> list[Path]:
     """
     links = {name: (folder / name).resolve() for name in _weight_files(folder) if (folder / name).is_symlink()}
     blobs = {name: blob for name, blob in links.items() if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)}
-    found = known_hashes(folder, blobs, sha256_of) if blobs else {}
+    found = known_hashes(folder, blobs, hashlib.sha256) if blobs else {}
     return [blob for name, blob in blobs.items() if found.get(name) != blob.name]
 
 

@@ -42,25 +42,24 @@ from raybrew.signals import Signal, parse_signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import is_remote, open_storage, storage_errors
 from raybrew.storage.protocol import Storage
-from raybrew.store.elements import element_type_of
-from raybrew.store.find import captured_labels, check_element_type, checked_rows, identity_of, other_weights
-from raybrew.store.index import INDEX, index_file
-from raybrew.store.layout import (
-    EXAMPLES,
-    Shard,
-    committed_shards,
-    problems_of_file,
-    publish,
-    read_manifest,
-    refuse_foreign,
-    signal_folder,
+from raybrew.store.find import (
+    StoreIdentity,
+    captured_labels,
+    check_forms,
+    checked_rows,
+    identity_of,
+    other_weights,
 )
+from raybrew.store.forms.base import forms_of
+from raybrew.store.index import INDEX, index_file
+from raybrew.store.layout import EXAMPLES, Shard, committed_shards, problems_of_file
+from raybrew.store.manifest import mark_used, publish, read_manifest, refuse_foreign
 from raybrew.store.pending import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
-from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
-from raybrew.store.usage import mark_used
 from raybrew.store.worker import (
+    CaptureProgress,
+    ProgressReporter,
     ShardResult,
     ShardWorker,
     WorkerSettings,
@@ -102,26 +101,26 @@ def capture(
     this one waits and `waiting` hears on whom, before it looks what is still lacking; without `waiting` that is a
     StoreError. Raises DataError, ModelError, ClusterError and StoreError, Interrupted after Ctrl-C.
     """
-    request = sorted_signals(request)
+    request, forms = sorted_signals(request), forms_of(store)
     rows = checked_rows(rows, task, request)
     _check_actors(store)
     known = identity_of(task, teacher, request, device, precision, store)
-    check_element_type(load_config(known.source), request, store.element_type)
+    check_forms(load_config(known.source), request, forms)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
     if waiting is not None and not is_remote(store_root) and not storage.exists():
         for line in other_weights(store_root, known, teacher):
             waiting(line)
-    ids = row_ids(rows)
+    ids, folders = row_ids(rows), [EXAMPLES, *(forms.stored_as(each).folder for each in request)]
 
-    folders = [EXAMPLES, *(signal_folder(each, element_type_of(each, store.element_type)) for each in request)]
-    shards, stored_ids = _readable_shards(storage, verify, folders)
-    tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
+    def planned() -> tuple[list[Shard], list[ShardTask], Mapping[int, npt.NDArray[np.int64]]]:
+        shards, stored_ids = _readable_shards(storage, verify, folders)
+        return shards, *plan_shards(ids, shards, stored_ids, request, forms, store.rows_per_shard)
+
+    shards, tasks, _ = planned()
     if tasks or not _is_published(storage, shards, verify):
         with locked_store(storage, waiting) as pending:
-            # Again, now that nobody else writes.
-            shards, stored_ids = _readable_shards(storage, verify, folders)
-            tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
+            shards, tasks, sources = planned()  # again, now that nobody else writes
             remove_orphans(storage, shards)
             settings = WorkerSettings(
                 pending,
@@ -129,28 +128,39 @@ def capture(
                 task,
                 known.place.device,
                 known.precision,
-                store.element_type,
+                forms,
                 store.batch_tokens,
                 skip_bad_rows,
             )
             reporter = ProgressReporter(tasks, progress)
             with storage_errors(storage, "the capture cannot go on"):
                 _write_pending(pending, rows, sources)
-                try:
-                    if tasks and _runs_here(store, tasks, known.place):
-                        _run_here(settings, tasks, reporter)
-                    elif tasks:
-                        _run_on_ray(settings, tasks, store, reporter, known.size)
-                except KeyboardInterrupt:
-                    raise Interrupted(
-                        f"{reporter.shards_done} of {len(tasks)} shards are done and kept in {storage.location}; the "
-                        "same command computes the others"
-                    ) from None
+                _run(settings, tasks, store, reporter, known)
                 pending.check()
                 names = dict.fromkeys([*captured_labels(storage), *([tuple(labels)] if labels else [])])
                 publish(storage, known.parts, teacher.model, committed_shards(storage), list(names))
     mark_used(storage)
-    return Store.open(storage, known.fingerprint, store.element_type)
+    return Store.open(storage, known.fingerprint, forms.element_type, forms=forms.names)
+
+
+def _run(
+    settings: WorkerSettings,
+    tasks: list[ShardTask],
+    store: StoreConfig,
+    reporter: ProgressReporter,
+    known: StoreIdentity,
+) -> None:
+    """Compute and commit the shards, here or by Ray. Interrupted after Ctrl-C."""
+    try:
+        if tasks and _runs_here(store, tasks, known.place):
+            _run_here(settings, tasks, reporter)
+        elif tasks:
+            _run_on_ray(settings, tasks, store, reporter, known.size)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"{reporter.shards_done} of {len(tasks)} shards are done and kept in {settings.pending.storage.location}; "
+            "the same command computes the others"
+        ) from None
 
 
 def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.NDArray[np.int64]]) -> None:

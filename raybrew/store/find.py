@@ -22,16 +22,16 @@ from raybrew.storage.lock import Waiting
 from raybrew.storage.open import open_storage, stores_below
 from raybrew.storage.protocol import Storage
 from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts, teacher_fingerprint
-from raybrew.store.layout import read_manifest
+from raybrew.store.forms.base import Forms, forms_of
+from raybrew.store.manifest import mark_used, read_manifest
 from raybrew.store.pending import await_store
 from raybrew.store.reader import Store
-from raybrew.store.usage import mark_used
 from raybrew.tasks.base import Task
 
 __all__ = [
     "StoreIdentity",
     "captured_labels",
-    "check_element_type",
+    "check_forms",
     "checked_rows",
     "find_any",
     "find_store",
@@ -61,7 +61,7 @@ def find_store(
     known = identity_of(task, teacher, request, device, precision, store)
 
     def look() -> Store:
-        found = find_any(known, teacher, store_root, store.cache, store.element_type)
+        found = find_any(known, teacher, store_root, store.cache, forms_of(store))
         positions = found.locate(row_ids(rows))
         lacking = [signal.name for signal in request if not found.has(signal, positions)]
         if lacking:
@@ -89,13 +89,15 @@ def find_any(
     teacher: ModelSource,
     store_root: str | Path,
     cache: str | None,
-    element_type: str | None = None,
+    forms: Forms | None = None,
 ) -> Store:
     """The store of just this teacher, whatever it holds; StoreError otherwise, with both fingerprints if it changed."""
     storage = open_storage(f"{store_root}/{known.fingerprint}", cache)
     if not storage.exists():
         raise StoreError(_no_store(known, teacher, store_root, cache))
-    return Store.open(storage, known.fingerprint, element_type)
+    if forms is None:
+        return Store.open(storage, known.fingerprint)
+    return Store.open(storage, known.fingerprint, forms.element_type, forms=forms.names)
 
 
 def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path, cache: str | None) -> str:
@@ -215,14 +217,12 @@ def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.
     return rows.select(names)
 
 
-def check_element_type(config: PretrainedConfig, request: tuple[Signal, ...], element_type: str) -> None:
-    """ModelError where the scores of a model cannot be kept in int8: those that carry a mask among real tokens."""
-    scores = [signal.name for signal in request if signal.kind == "attention"]
-    if element_type == "int8" and scores and config.model_type not in PROJECTED_MODELS:
-        raise ModelError(
-            f"{scores[0]} cannot be kept in int8: scores of {config.model_type} models may carry a mask, next to which "
-            "all others would become 0; use another store.element_type, or attention_probs"
-        )
+def check_forms(config: PretrainedConfig, request: tuple[Signal, ...], forms: Forms) -> None:
+    """ModelError where a signal of a model cannot be kept as it is to be."""
+    for signal in request:
+        problem = forms.of(signal).problem(config.model_type)
+        if problem is not None:
+            raise ModelError(problem)
 
 
 def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:

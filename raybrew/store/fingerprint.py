@@ -18,7 +18,7 @@ from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.data.hashes import is_settled, read_note, write_note
 from raybrew.models.inspection import model_megabytes
 from raybrew.models.loading import ModelSource, load_config, load_model
-from raybrew.store.layout import fingerprint_of_parts
+from raybrew.store.manifest import fingerprint_of_parts
 from raybrew.tasks.base import Task
 
 __all__ = ["ModelHashes", "hash_weights", "hashes_of", "known_hashes", "store_parts", "teacher_fingerprint"]

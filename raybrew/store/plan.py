@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.protocol import Storage
-from raybrew.store.elements import element_type_of
+from raybrew.store.forms.base import Forms
 from raybrew.store.index import IdIndex
-from raybrew.store.layout import EXAMPLES, Shard, open_shards, signal_folder
+from raybrew.store.layout import EXAMPLES, Shard, open_shards
 
 __all__ = ["ShardTask", "ids_of", "plan_shards", "unique_rows"]
 
@@ -47,7 +47,7 @@ def plan_shards(
     committed: Sequence[Shard],
     committed_ids: Ids,
     request: Iterable[Signal],
-    element_type: str,
+    forms: Forms,
     rows_per_shard: int,
 ) -> tuple[list[ShardTask], dict[int, npt.NDArray[np.int64]]]:
     """Tasks by shard number, and the source rows of each new shard.
@@ -64,10 +64,7 @@ def plan_shards(
     tasks: list[ShardTask] = []
     sources: dict[int, npt.NDArray[np.int64]] = {}
     for shard in (committed[place] for place in touched.tolist()):
-        has = shard.files
-        lacking = tuple(
-            signal for signal in request if signal_folder(signal, element_type_of(signal, element_type)) not in has
-        )
+        lacking = tuple(signal for signal in request if forms.stored_as(signal).folder not in shard.files)
         if lacking:
             tasks.append(ShardTask(shard.index, shard.rows, lacking, new=False))
     missing = places[found < 0]

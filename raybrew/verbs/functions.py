@@ -11,10 +11,10 @@ __all__ = ["check_functions"]
 
 
 def check_functions(experiment: Experiment, say: Say) -> None:
-    """Import the functions of `distill`, each told in one line first; ConfigError lists all that do not fit."""
+    """Import functions of `distill` and forms of `store`, each told first; ConfigError lists what does not fit."""
     task = experiment.task
     kinds = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
-    named: list[tuple[str, str, tuple[str, ...]]] = []
+    named: list[tuple[str, str, tuple[str, ...] | None]] = []
     options = ("temperature", "scale_by_temperature_squared", *(["class_mask"] if "qa" in kinds else []))
     for key, part in experiment.distill.keyed_parts:
         if ":" in part.kd_loss.kind and part.kd_weight > 0:
@@ -22,11 +22,14 @@ def check_functions(experiment: Experiment, say: Say) -> None:
         for index, match in enumerate(part.matches):
             if match.is_own and match.weight > 0:
                 named.append((f"{key}.matches.{index}.loss", match.loss, ()))
+    named += [(f"store.forms.{kind}", form, None) for kind, form in experiment.store.forms.items() if ":" in form]
     problems = []
     for key, target, wanted in named:
         say(f"{key}: imports {target}")
         try:
-            check_signature(load_own(target, key), target, key, wanted)
+            function = load_own(target, key)
+            if wanted is not None:
+                check_signature(function, target, key, wanted)
         except ConfigError as error:
             problems.append(str(error))
     if problems:

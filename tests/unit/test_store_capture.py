@@ -27,9 +27,11 @@ from raybrew.storage.local import LocalFolder
 from raybrew.store import worker as worker_module
 from raybrew.store.capture import CaptureProgress, capture
 from raybrew.store.find import find_store
+from raybrew.store.forms.base import Forms
+from raybrew.store.listing import describe, list_stores
 from raybrew.store.pending import locked_store
 from raybrew.store.plan import ShardTask
-from raybrew.store.reader import Store, describe, list_stores
+from raybrew.store.reader import Store
 from raybrew.store.worker import ShardWorker, WorkerSettings
 
 HIDDEN = Signal("hidden", 1)
@@ -348,7 +350,7 @@ def test_a_worker_that_outlives_its_capture_commits_nothing(
     root = copied / finished.path.name
     before = tree(root)
     with locked_store(LocalFolder(root)) as pending:
-        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", Forms("float16"), 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
         real = worker_module.write_shard
 
@@ -369,7 +371,7 @@ def test_a_worker_that_outlives_its_capture_commits_nothing(
 def test_a_shard_that_kills_its_workers_is_named(copied: Path, finished: Store, teacher: ModelSource) -> None:
     root = copied / finished.path.name
     with locked_store(LocalFolder(root)) as pending:
-        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", Forms("float16"), 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
         pending.storage.write(pending.name("00003.attempts"), b"...")
         with pytest.raises(StoreError, match=r"shard 00003 \(5 rows\) ended its teacher process 3 times"):
@@ -383,7 +385,7 @@ def test_a_shard_whose_word_was_lost_is_not_computed_again(
     """Ray gives the task of a lost node to another worker, even if all it had left to do was to say so."""
     root = copied / finished.path.name
     with locked_store(LocalFolder(root)) as pending:
-        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", Forms("float16"), 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
         old, new = ShardTask(2, 10, (LAST,), new=False), ShardTask(1, 10, finished.signals, new=True)
         told = [worker.run(old)]
