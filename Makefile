@@ -36,8 +36,8 @@ demo: $(DEMO_STAMP) ## Distil a small student end to end on this machine
 	@$(BIN)/raybrew demo
 
 test: lint ## Run every check: style, types, import layers, all tests
-	@echo "== unit, numerics, trajectories"
-	@$(BIN)/python -m pytest tests/unit tests/numerics tests/trajectories -q -n $(WORKERS) --dist loadfile -m "$(MARKS)"
+	@echo "== contracts, unit, numerics, trajectories"
+	@$(BIN)/python -m pytest tests/contracts tests/unit tests/numerics tests/trajectories -q -n $(WORKERS) --dist loadfile -m "$(MARKS)"
 	@echo "== devices: in processes of their own, which have one more device"
 	@$(BIN)/python -m pytest tests/devices -q -n $(WORKERS) --dist loadfile -m "$(MARKS)"
 	@echo "== integration: one local Ray cluster"
