@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,20 +30,17 @@ from raybrew.errors import (
     DataError,
     Interrupted,
     RaybrewError,
-    StoreError,
-    StoreUnreachable,
 )
 from raybrew.models.devices import Place, free_gpu
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import Folder, check_seen, check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
-from raybrew.signals import Signal, parse_signal, sorted_signals
+from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import is_remote, open_storage, storage_errors
 from raybrew.storage.protocol import Storage
 from raybrew.store.find import (
     StoreIdentity,
-    captured_labels,
     check_forms,
     checked_rows,
     identity_of,
@@ -53,7 +49,7 @@ from raybrew.store.find import (
 from raybrew.store.forms.base import forms_of
 from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import EXAMPLES, Shard, committed_shards, problems_of_file
-from raybrew.store.manifest import mark_used, publish, read_manifest, refuse_foreign
+from raybrew.store.manifest import captured_labels, finished_manifest, mark_used, publish, refuse_foreign
 from raybrew.store.pending import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
 from raybrew.store.reader import Store
@@ -97,9 +93,9 @@ def capture(
     once. `auto` device and precision are those of the machines that capture. A row that the teacher cannot
     compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. `verify` reads what is stored
     already and computes anew what does not hold the bytes that were written. `labels` are noted as the names of the
-    outputs. While another capture writes this store,
-    this one waits and `waiting` hears on whom, before it looks what is still lacking; without `waiting` that is a
-    StoreError. Raises DataError, ModelError, ClusterError and StoreError, Interrupted after Ctrl-C.
+    outputs. While another capture writes this store, this one waits and `waiting` hears on whom, before it looks what
+    is still lacking; without `waiting` that is a StoreError. Raises DataError, ModelError, ClusterError and StoreError,
+    Interrupted after Ctrl-C.
     """
     request, forms = sorted_signals(request), forms_of(store)
     rows = checked_rows(rows, task, request)
@@ -122,15 +118,9 @@ def capture(
         with locked_store(storage, waiting) as pending:
             shards, tasks, sources = planned()  # again, now that nobody else writes
             remove_orphans(storage, shards)
+            place, batch_tokens = known.place, store.batch_tokens
             settings = WorkerSettings(
-                pending,
-                known.source,
-                task,
-                known.place.device,
-                known.precision,
-                forms,
-                store.batch_tokens,
-                skip_bad_rows,
+                pending, known.source, task, place.device, place.precision, forms, batch_tokens, skip_bad_rows
             )
             reporter = ProgressReporter(tasks, progress)
             with storage_errors(storage, "the capture cannot go on"):
@@ -195,11 +185,8 @@ def _readable_shards(storage: Storage, verify: bool, folders: Sequence[str]) -> 
 
 
 def _is_published(storage: Storage, shards: list[Shard], verify: bool) -> bool:
-    try:
-        manifest = read_manifest(storage)
-    except StoreUnreachable:
-        raise
-    except StoreError:
+    manifest = finished_manifest(storage)
+    if manifest is None:
         return False
     index = index_file(manifest)
     sound = not problems_of_file(storage, f"{INDEX}/{index.file}", index, hashes=verify)
@@ -240,13 +227,11 @@ class _ShardActor:
         self._worker = ShardWorker(settings, load_teacher(settings))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        signals = tuple(parse_signal(name) for name in json.loads(row["signals"]))
         try:
-            result = self._worker.run(ShardTask(int(row["index"]), int(row["rows"]), signals, bool(row["new"])))
+            result: ShardResult | RaybrewError = self._worker.run(pickle.loads(row["task"]))
         except RaybrewError as error:
-            # Returned, not raised: Ray would print the traceback of an error that is meant for people.
-            return {"result": "", "error": pickle.dumps(error)}
-        return {"result": json.dumps(dataclasses.asdict(result)), "error": b""}
+            result = error  # not raised: Ray would print the traceback of an error that is meant for people
+        return {"result": pickle.dumps(result)}
 
 
 def _run_on_ray(
@@ -271,10 +256,10 @@ def _run_on_ray(
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
         try:
             for row in _shard_results(settings, tasks, store, info, size):
-                if row["error"]:
-                    raise pickle.loads(row["error"])
-                values = json.loads(row["result"])
-                reporter.shard(ShardResult(**{**values, "notes": tuple(values["notes"])}))
+                result = pickle.loads(row["result"])
+                if isinstance(result, RaybrewError):
+                    raise result
+                reporter.shard(result)
         except ray.exceptions.RayError as error:
             raise _plain_error(error) from error
 
@@ -289,15 +274,7 @@ def _shard_results(
     check_resources(fewest * store.cpus_per_actor, fewest * gpus, "capture (store.actors, store.cpus_per_actor)")
     room = min(info.cpus // store.cpus_per_actor, info.gpus if gpus else math.inf)
     settings = dataclasses.replace(settings, threads=max(1, int(store.cpus_per_actor)))
-    items = [
-        {
-            "index": task.index,
-            "rows": task.rows,
-            "signals": json.dumps([signal.name for signal in task.signals]),
-            "new": task.new,
-        }
-        for task in tasks
-    ]
+    items = [{"task": pickle.dumps(task)} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _ShardActor,  # type: ignore[arg-type]  # Ray makes one per actor and calls it
         fn_constructor_args=(settings,),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,15 @@ from raybrew.models.loading import ModelSource, load_config, load_model, load_to
 from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import open_storage, stores_below
-from raybrew.storage.protocol import Storage
-from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts, teacher_fingerprint
+from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts
 from raybrew.store.forms.base import Forms, forms_of
-from raybrew.store.manifest import mark_used, read_manifest
+from raybrew.store.manifest import fingerprint_of_parts, finished_manifest, mark_used
 from raybrew.store.pending import await_store
 from raybrew.store.reader import Store
 from raybrew.tasks.base import Task
 
 __all__ = [
     "StoreIdentity",
-    "captured_labels",
     "check_forms",
     "checked_rows",
     "find_any",
@@ -104,13 +101,8 @@ def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path
     """That there is no store of this teacher, and what the one of the same name was computed from instead."""
     start = f"{store_root}: no store {known.fingerprint} of the teacher {teacher.model}; `raybrew capture` makes it"
     for storage in stores_below(store_root, cache):
-        try:
-            manifest = read_manifest(storage)
-        except StoreUnreachable:
-            raise
-        except StoreError:
-            continue
-        if manifest["teacher"] == teacher.model:
+        manifest = finished_manifest(storage)
+        if manifest is not None and manifest["teacher"] == teacher.model:
             other = [name for name, value in known.parts.items() if manifest["parts"].get(name) != value]
             return (
                 f"{start}. {manifest['fingerprint']} was captured from another {', '.join(other)} under that name, and "
@@ -119,24 +111,12 @@ def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path
     return start
 
 
-def captured_labels(storage: Storage) -> tuple[tuple[str, ...], ...]:
-    """Names of the outputs at the captures that filled a store; none where it does not tell, being older or damaged."""
-    try:
-        labels = json.loads(storage.read("manifest.json"))["labels"]
-        return tuple(tuple(map(str, names)) for names in labels)
-    except StoreUnreachable:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ()
-
-
 def other_weights(store_root: str | Path, known: StoreIdentity, teacher: ModelSource) -> list[str]:
     """One line for each store of a teacher of this name and with these settings, but other weights."""
     lines = []
     for storage in stores_below(store_root):
-        try:
-            manifest = read_manifest(storage)
-        except StoreError:
+        manifest = finished_manifest(storage)
+        if manifest is None:
             continue
         theirs, ours = ({**parts, "weights": None} for parts in (manifest["parts"], known.parts))
         if manifest["teacher"] == teacher.model and theirs == ours:
@@ -165,7 +145,7 @@ class StoreIdentity:
     @property
     def fingerprint(self) -> str:
         """Name of the store's folder."""
-        return teacher_fingerprint(self.parts)
+        return fingerprint_of_parts(self.parts)
 
 
 def identify(

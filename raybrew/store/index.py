@@ -19,7 +19,7 @@ from raybrew.data.arrow import ArrowFolder, ShardInfo, table_bytes
 from raybrew.errors import StoreUnreachable
 from raybrew.storage.protocol import Storage
 
-__all__ = ["INDEX", "IdIndex", "index_file", "published_index", "write_index"]
+__all__ = ["INDEX", "IdIndex", "index_file", "published_index", "raw_manifest", "write_index"]
 
 _XXH3 = re.compile(r"[0-9a-f]+")
 #: Folder of the file.
@@ -82,13 +82,21 @@ def write_index(storage: Storage, index: IdIndex) -> ShardInfo:
     return info
 
 
+def raw_manifest(storage: Storage) -> Any:
+    """The manifest as it lies there, whatever it is; None where there is none, or no JSON."""
+    try:
+        return json.loads(storage.read("manifest.json"))
+    except StoreUnreachable:
+        raise
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def published_index(storage: Storage) -> str | None:
     """Name of the index that the manifest names; None where there is no readable one."""
     try:
-        return index_file(json.loads(storage.read("manifest.json"))).file
-    except StoreUnreachable:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return index_file(raw_manifest(storage)).file
+    except (ValueError, KeyError, TypeError):
         return None
 
 

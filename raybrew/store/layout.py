@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from raybrew.data.arrow import ArrowFolder, ShardInfo, shard_name
@@ -117,10 +117,12 @@ def committed_shards(storage: Storage, hashes: bool = False, folders: Collection
     contents = storage.read_many(list(marks.values()))
     parsed = [_parsed(number, contents[marks[number]]) for number in sorted(marks) if marks[number] in contents]
     whole = [kept for shard in parsed if shard is not None and (kept := _whole(shard, sizes)) is not None]
-    if hashes:
-        return [kept for shard in whole if (kept := _unharmed(storage, shard)) is not None]
-    changed = {name for folder in folders for name in _changed(storage, folder, whole)}
-    return [kept for shard in whole if (kept := _without(shard, changed)) is not None]
+    changed = {name for folder in (() if hashes else folders) for name in _changed(storage, folder, whole)}
+
+    def is_bad(name: str, info: ShardInfo) -> bool:
+        return storage.hash_of(name) != info.xxh3 if hashes else name in changed
+
+    return [kept for shard in whole if (kept := _without(shard, is_bad)) is not None]
 
 
 def committed_shard(storage: Storage, index: int) -> Shard | None:
@@ -172,15 +174,7 @@ def _parsed(index: int, content: bytes) -> Shard | None:
 
 def _whole(shard: Shard, sizes: Mapping[str, int]) -> Shard | None:
     """`shard` with those of its files that are of the size they should be; None if its examples are not."""
-    files = {folder: info for folder, info in shard.files.items() if sizes.get(f"{folder}/{shard.file}") == info.bytes}
-    aside = {folder: rows for folder, rows in shard.set_aside.items() if folder in files}
-    return dataclasses.replace(shard, files=files, set_aside=aside) if EXAMPLES in files else None
-
-
-def _unharmed(storage: Storage, shard: Shard) -> Shard | None:
-    """`shard` with those of its files that hold the bytes that were written; None if its examples do not."""
-    names = {f"{folder}/{shard.file}": info for folder, info in shard.files.items()}
-    return _without(shard, {name for name, info in names.items() if storage.hash_of(name) != info.xxh3})
+    return _without(shard, lambda name, info: sizes.get(name) != info.bytes)
 
 
 def _changed(storage: Storage, folder: str, shards: Sequence[Shard]) -> list[str]:
@@ -190,9 +184,9 @@ def _changed(storage: Storage, folder: str, shards: Sequence[Shard]) -> list[str
     return [] if found is None else [f"{folder}/{file}" for file, xxh3 in wanted.items() if found.get(file) != xxh3]
 
 
-def _without(shard: Shard, names: Collection[str]) -> Shard | None:
-    """`shard` without these files; None if its examples are among them."""
-    files = {folder: info for folder, info in shard.files.items() if f"{folder}/{shard.file}" not in names}
+def _without(shard: Shard, is_bad: Callable[[str, ShardInfo], bool]) -> Shard | None:
+    """`shard` without its bad files; None if its examples are among them."""
+    files = {folder: info for folder, info in shard.files.items() if not is_bad(f"{folder}/{shard.file}", info)}
     aside = {folder: rows for folder, rows in shard.set_aside.items() if folder in files}
     return dataclasses.replace(shard, files=files, set_aside=aside) if EXAMPLES in files else None
 

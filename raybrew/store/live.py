@@ -18,7 +18,7 @@ from raybrew.errors import StoreError
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.compute import Teacher
 from raybrew.store.forms.base import StoredAs, form_of
-from raybrew.store.forms.columns import gathered
+from raybrew.store.forms.columns import StoredColumns
 from raybrew.store.reader import Store
 
 __all__ = ["LiveCheck", "compare_live"]
@@ -73,7 +73,7 @@ def compare_live(
         for signal in request:
             form, dim, every = teacher.forms.of(signal), store.dim(signal), np.arange(len(here))
             folders = [ArrowFolder(Path(), (), (tables[signal],)) for tables in (first, second)]
-            live, again = (gathered(form, folder, every, dim, None).to_dense() for folder in folders)
+            live, again = (StoredColumns(form, folder, dim).gather(every, None).to_dense() for folder in folders)
             for kept in (each for each in store.all_kept if each.signal == signal):
                 reader = _reader(store, kept)
                 has = reader.has_each(signal, here)

@@ -17,14 +17,16 @@ from raybrew.files import json_bytes
 from raybrew.storage.protocol import Storage
 from raybrew.store.forms.base import StoredAs
 from raybrew.store.forms.columns import dim_of
-from raybrew.store.index import INDEX, IdIndex, index_file, write_index
+from raybrew.store.index import INDEX, IdIndex, index_file, raw_manifest, write_index
 from raybrew.store.layout import EXAMPLES, Shard, committed_shards, open_shards
 from raybrew.version import __version__
 
 __all__ = [
     "FORMAT_VERSION",
     "USED",
+    "captured_labels",
     "fingerprint_of_parts",
+    "finished_manifest",
     "is_foreign",
     "last_used",
     "mark_used",
@@ -125,26 +127,35 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     return manifest
 
 
-def is_foreign(storage: Storage) -> bool:
-    """Whether a manifest lies there that is readable, but not that of a teacher store."""
+def finished_manifest(storage: Storage) -> dict[str, Any] | None:
+    """As `read_manifest`; None where there is no store, or it is unfinished, damaged or of another version."""
     try:
-        manifest = json.loads(storage.read("manifest.json"))
+        return read_manifest(storage)
     except StoreUnreachable:
         raise
-    except (OSError, ValueError, RecursionError):
-        return False
-    return not isinstance(manifest, dict) or manifest.get("kind") != _KIND
+    except StoreError:
+        return None
+
+
+def is_foreign(storage: Storage) -> bool:
+    """Whether a manifest lies there that is readable, but not that of a teacher store."""
+    manifest = raw_manifest(storage)
+    return manifest is not None and (not isinstance(manifest, dict) or manifest.get("kind") != _KIND)
 
 
 def refuse_foreign(storage: Storage) -> None:
     """StoreError if another program's manifest lies there, or that of another version: neither is ours to change."""
+    manifest = raw_manifest(storage)
+    if manifest is not None:  # a damaged one is written anew by a capture, from its commit marks
+        _check_kind(f"{storage.location}/manifest.json", manifest)
+
+
+def captured_labels(storage: Storage) -> tuple[tuple[str, ...], ...]:
+    """Names of the outputs at the captures that filled a store; none where it does not tell, being older or damaged."""
     try:
-        manifest = json.loads(storage.read("manifest.json"))
-    except StoreUnreachable:
-        raise
-    except (OSError, ValueError, RecursionError):
-        return  # none, or a damaged one, which a capture writes anew from its commit marks
-    _check_kind(f"{storage.location}/manifest.json", manifest)
+        return tuple(tuple(map(str, names)) for names in raw_manifest(storage)["labels"])
+    except (KeyError, TypeError):
+        return ()
 
 
 def _check_kind(path: str, manifest: Any) -> None:

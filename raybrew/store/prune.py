@@ -21,7 +21,7 @@ from raybrew.storage.protocol import PENDING, Storage
 from raybrew.store.forms.base import StoredAs
 from raybrew.store.forms.dense import ELEMENT_TYPES
 from raybrew.store.layout import Shard, commit_shard, committed_shards
-from raybrew.store.manifest import is_foreign, last_used, publish, read_manifest, refuse_foreign
+from raybrew.store.manifest import finished_manifest, is_foreign, last_used, publish, refuse_foreign
 from raybrew.store.pending import locked_store, orphans_of
 
 __all__ = ["PruneRules", "Removal", "plan_prune", "prune_stores"]
@@ -166,12 +166,7 @@ def _is_pending(name: str) -> bool:
 
 
 def _remove_signals(storage: Storage, folders: Collection[str]) -> None:
-    try:
-        manifest = read_manifest(storage)
-    except StoreUnreachable:
-        raise
-    except StoreError:
-        manifest = None  # never finished: there are only marks
+    manifest = finished_manifest(storage)  # None: never finished, there are only marks
     shards: list[Shard] = []
     for shard in committed_shards(storage):
         files = {folder: info for folder, info in shard.files.items() if folder not in folders}

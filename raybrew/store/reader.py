@@ -17,8 +17,8 @@ from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.open import open_storage
 from raybrew.storage.protocol import Storage
-from raybrew.store.forms.base import Form, Forms, StoredAs, form_of
-from raybrew.store.forms.columns import gathered
+from raybrew.store.forms.base import Forms, StoredAs, form_of
+from raybrew.store.forms.columns import StoredColumns
 from raybrew.store.forms.dense import ELEMENT_TYPES
 from raybrew.store.index import INDEX, IdIndex, index_file
 from raybrew.store.layout import EXAMPLES, Shard, open_shards, problems_of, problems_of_file
@@ -32,10 +32,11 @@ __all__ = ["RowPositions", "Store"]
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
-    """One signal: its shards as a table, and where the rows of each shard of the store begin in it (-1: not there)."""
+    """One signal: its columns, of so many rows, and where those of each shard of the store begin (-1: not there)."""
 
     kept: StoredAs
-    data: ArrowFolder
+    columns: StoredColumns
+    num_rows: int
     starts: npt.NDArray[np.int64]
 
 
@@ -189,10 +190,6 @@ class Store:
         """What `gather` reads of `signal`: its element type and form, and by these its folder."""
         return self._stored(signal).kept
 
-    def form_of(self, signal: Signal) -> Form:
-        """The form that `gather` decodes."""
-        return form_of(self.kept(signal))
-
     def files_read(self) -> dict[str, ShardInfo]:
         """Name -> size and hash of the files that this process has opened: of a remote store each node copies them."""
         folders = [EXAMPLES, *(stored.kept.folder for stored in self._open.values())]
@@ -237,12 +234,11 @@ class Store:
         starts = stored.starts[shards]
         if (starts < 0).any():
             raise StoreError(
-                f"{self.location}: {signal} is stored for {stored.data.num_rows} of {self.num_rows} rows, and "
+                f"{self.location}: {signal} is stored for {stored.num_rows} of {self.num_rows} rows, and "
                 f"{int((starts < 0).sum())} of those asked for are not among them; `raybrew capture` adds them"
             )
         places = positions - self._starts[shards] + starts
-        length = None if signal.layer is None else length
-        return gathered(form_of(stored.kept), stored.data, places, self.dim(signal), length)
+        return stored.columns.gather(places, None if signal.layer is None else length)
 
     def verify(self) -> tuple[str, ...]:
         """One line for each file whose bytes are not those that were written; reads the whole store."""
@@ -271,7 +267,8 @@ class Store:
             members = [shard for shard in self._shards if folder in shard.files]
             rows = np.array([shard.rows if folder in shard.files else 0 for shard in self._shards], np.int64)
             starts = np.where(rows > 0, np.cumsum(rows) - rows, -1)
-            self._open[signal] = _Stored(kept, self._folder(folder, members), starts)
+            data, dim = self._folder(folder, members), int(self.manifest["signals"][folder]["dim"])
+            self._open[signal] = _Stored(kept, StoredColumns(form_of(kept), data, dim), data.num_rows, starts)
         return self._open[signal]
 
     def _folder(self, folder: str, shards: list[Shard]) -> ArrowFolder:

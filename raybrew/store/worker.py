@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.data.arrow import ShardInfo, shard_name, write_shard
 from raybrew.errors import Interrupted, StoreError
@@ -40,7 +39,6 @@ __all__ = [
     "ShardResult",
     "ShardWorker",
     "WorkerSettings",
-    "build_teacher",
     "load_teacher",
 ]
 
@@ -136,27 +134,21 @@ class ProgressReporter:
             self._listener(self._state)
 
 
-def build_teacher(settings: WorkerSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Teacher:
-    """A loaded model as the teacher of `settings`, on its device."""
+def load_teacher(settings: WorkerSettings) -> Teacher:
+    """The teacher of `settings`, loaded from where it lies, on its device."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    module: nn.Module = load_model(settings.teacher, settings.task.kind, needs_head=False)
     device = pick_device(settings.device, "teacher.device")
-    module: nn.Module = model
     return Teacher(
         module.to(device).eval(),
-        tokenizer,
+        load_tokenizer(settings.teacher),
         settings.task,
         device,
         settings.precision,
         settings.forms,
         settings.batch_tokens,
     )
-
-
-def load_teacher(settings: WorkerSettings) -> Teacher:
-    """The teacher of `settings`, loaded from where it lies."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    model = load_model(settings.teacher, settings.task.kind, needs_head=False)
-    return build_teacher(settings, model, load_tokenizer(settings.teacher))
 
 
 class ShardWorker:

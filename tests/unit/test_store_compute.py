@@ -18,8 +18,9 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS, Signal
 from raybrew.store import compute
 from raybrew.store.compute import Teacher, cut_batches
-from raybrew.store.fingerprint import hashes_of, store_parts, teacher_fingerprint
+from raybrew.store.fingerprint import hashes_of, store_parts
 from raybrew.store.forms.base import Forms
+from raybrew.store.manifest import fingerprint_of_parts
 
 REQUEST = (LOGITS, Signal("hidden", 0), Signal("hidden", 2))
 
@@ -193,7 +194,7 @@ def test_a_text_without_tokens_is_named(source: ModelSource, monkeypatch: pytest
 def test_the_fingerprint_follows_content_only(source: ModelSource, tmp_path: Path) -> None:
     def name(source: ModelSource, precision: str = "fp32", max_length: int = 32, pair: bool = False) -> str:
         model, tokenizer = load_model(source, "classification"), load_tokenizer(source)
-        return teacher_fingerprint(store_parts(hashes_of(model), tokenizer, task_of(max_length, pair), precision))
+        return fingerprint_of_parts(store_parts(hashes_of(model), tokenizer, task_of(max_length, pair), precision))
 
     base = name(source)
     assert len(base) == 32

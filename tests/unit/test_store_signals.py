@@ -22,7 +22,7 @@ from raybrew.store import compute as compute_module
 from raybrew.store.capture import capture
 from raybrew.store.find import check_forms
 from raybrew.store.forms.base import Forms
-from raybrew.store.forms.dense import ELEMENT_TYPES, from_int8, relative_rounding, to_int8
+from raybrew.store.forms.dense import ELEMENT_TYPES, ROUNDING, from_int8, to_int8
 from raybrew.store.listing import describe
 from raybrew.store.reader import Store
 from raybrew.store.worker import ShardWorker
@@ -75,7 +75,7 @@ def test_what_is_gathered_is_what_the_teacher_gives(
         found = store.gather(signal, positions)
         assert found.shape == (4, *shapes.get(signal.kind, (longest, WIDTH)))
         assert found.dtype == (torch.float32 if signal == LOGITS else types[element_type])
-        share = 0.0 if signal == LOGITS else relative_rounding(element_type)
+        share = 0.0 if signal == LOGITS else ROUNDING[element_type]
         for place, length in enumerate(lengths.tolist()):
             expected = said[place][signal]
             if signal.kind in ("attention", "attention_probs"):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from raybrew.data.loader import Payload
 
-__all__ = ["Collected", "Encoded", "Problem", "dim_of", "encoded", "gathered", "parts_of"]
+__all__ = ["Collected", "Encoded", "Problem", "StoredColumns", "dim_of", "encoded", "parts_of"]
 
 #: Keys of a file's metadata: the number of heads of attention; the width of outputs that its columns do not tell.
 _HEADS, _DIM = b"heads", b"dim"
@@ -222,22 +222,28 @@ def dim_of(schema: pa.Schema) -> int:
     return int(item_shape(schema.field(0).type)[0]) if found is None else int(found)
 
 
-def gathered(form: Form, data: ArrowFolder, rows: Indices, dim: int, length: int | None) -> Payload:
-    """What losses get of these rows of a signal's shards, with zeros behind the tokens or items of each row.
+class StoredColumns:
+    """The columns of one signal in the shards of `data`, of outputs of `dim` numbers."""
 
-    `length`: tokens of each row; None: as many as the longest has.
-    """
-    found: dict[str, npt.NDArray[Any]] = {}
-    described = form.columns(dim)
-    for name in data.schema.names:
-        column = data.column(name)
-        if isinstance(column, FlatColumn):
-            found[name] = column.gather(rows)
-        elif described[name].pairs:
-            found[name] = column.gather_squares(rows, dim, length)
-        else:
-            found[name] = column.gather_padded(rows, 0, length)
-    return form.decode(found, dim)
+    def __init__(self, form: Form, data: ArrowFolder, dim: int) -> None:
+        described = form.columns(dim)
+        self._form, self._dim = form, dim
+        self._columns = [(name, data.column(name), described[name].pairs) for name in data.schema.names]
+
+    def gather(self, rows: Indices, length: int | None) -> Payload:
+        """What losses get of these rows, with zeros behind the tokens or items of each.
+
+        `length`: tokens of each row; None: as many as the longest has.
+        """
+        found: dict[str, npt.NDArray[Any]] = {}
+        for name, column, pairs in self._columns:
+            if isinstance(column, FlatColumn):
+                found[name] = column.gather(rows)
+            elif pairs:
+                found[name] = column.gather_squares(rows, self._dim, length)
+            else:
+                found[name] = column.gather_padded(rows, 0, length)
+        return self._form.decode(found, self._dim)
 
 
 def _not_finite(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

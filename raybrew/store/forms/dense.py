@@ -21,7 +21,7 @@ from raybrew.store.forms.base import Column
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-__all__ = ["ELEMENT_TYPES", "Dense", "from_int8", "relative_rounding", "to_int8", "torch_dtype"]
+__all__ = ["ELEMENT_TYPES", "ROUNDING", "Dense", "from_int8", "to_int8", "torch_dtype"]
 
 #: Element type -> Arrow type, most exact first.
 ELEMENT_TYPES: Mapping[str, pa.DataType] = MappingProxyType(
@@ -34,7 +34,7 @@ SCALE = "scale"
 _LARGEST = 127
 
 #: Largest error of one stored value: relative to the value, for int8 to the largest of its token.
-_ROUNDING: Mapping[str, float] = MappingProxyType(
+ROUNDING: Mapping[str, float] = MappingProxyType(
     {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 0.5 / _LARGEST}
 )
 
@@ -96,24 +96,19 @@ class Dense:
         if self._scaled:
             size = size.amax(dim=(1, 3) if self._pairs else (-1,), keepdim=True).expand_as(exact)
         # Numbers too small for float16 lose more than their share.
-        return relative_rounding(self.element_type) * size + (2.0**-25 if self.element_type == "float16" else 0.0)
+        return ROUNDING[self.element_type] * size + (2.0**-25 if self.element_type == "float16" else 0.0)
 
     def remedy(self) -> str:
         wider = "float32" if self.element_type == "bfloat16" else "bfloat16 or float32"
         return f"set store.element_type={wider}"
 
 
-def relative_rounding(element_type: str) -> float:
-    """Bound of the rounding error: a share of the value, for int8 of the largest value of its token."""
-    return _ROUNDING[element_type]
-
-
 def torch_dtype(element_type: str) -> dtype:
     """Type of tensors that an element type stands for."""
     import torch
 
-    types = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
-    return types[element_type]
+    found: dtype = getattr(torch, element_type)
+    return found
 
 
 def to_int8(values: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
