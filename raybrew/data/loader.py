@@ -23,17 +23,14 @@ class TokenRows(Protocol):
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Ids of the examples of these rows, in hex."""
-        ...
 
     @property
     def lengths(self) -> np.ndarray: ...
     def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
         """Token columns (rows, length) of the given rows, and their `attention_mask`; None: up to the longest."""
-        ...
 
     def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """`labels` of the given rows and, for tasks with items, `items` and `item_mask` (rows, most items)."""
-        ...
 
 
 class Payload(Protocol):
@@ -43,7 +40,6 @@ class Payload(Protocol):
     def pin_memory(self) -> Payload: ...
     def to_dense(self) -> Tensor:
         """As a tensor of the shape that the model gave; a tensor is that itself."""
-        ...
 
 
 Item = TypeVar("Item")

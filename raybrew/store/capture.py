@@ -26,7 +26,6 @@ from raybrew.data.rows import row_ids
 from raybrew.data.tables import taken
 from raybrew.errors import (
     ClusterError,
-    ConfigError,
     DataError,
     Interrupted,
     RaybrewError,
@@ -46,7 +45,7 @@ from raybrew.store.find import (
     identity_of,
     other_weights,
 )
-from raybrew.store.forms.base import forms_of
+from raybrew.store.forms.base import Forms
 from raybrew.store.index import INDEX, index_file
 from raybrew.store.layout import EXAMPLES, Shard, committed_shards, problems_of_file
 from raybrew.store.manifest import captured_labels, finished_manifest, mark_used, publish, refuse_foreign
@@ -97,9 +96,8 @@ def capture(
     is still lacking; without `waiting` that is a StoreError. Raises DataError, ModelError, ClusterError and StoreError,
     Interrupted after Ctrl-C.
     """
-    request, forms = sorted_signals(request), forms_of(store)
+    request, forms = sorted_signals(request), Forms(store.element_type, store.forms)
     rows = checked_rows(rows, task, request)
-    _check_actors(store)
     known = identity_of(task, teacher, request, device, precision, store)
     check_forms(load_config(known.source), request, forms)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
@@ -130,7 +128,7 @@ def capture(
                 names = dict.fromkeys([*captured_labels(storage), *([tuple(labels)] if labels else [])])
                 publish(storage, known.parts, teacher.model, committed_shards(storage), list(names))
     mark_used(storage)
-    return Store.open(storage, known.fingerprint, forms.element_type, forms=forms.names)
+    return Store.open(storage, known.fingerprint, store.element_type, forms=store.forms)
 
 
 def _run(
@@ -160,12 +158,6 @@ def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.N
             path = scratch / shard_name(index)
             write_shard(path, taken(rows, places))
             pending.storage.put(path, pending.name(path.name))
-
-
-def _check_actors(store: StoreConfig) -> None:
-    if store.actors is not None and (len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1]):
-        message = f"store.actors: {list(store.actors)} given; two numbers are needed, fewest and most, such as [1, 2]"
-        raise ConfigError(message, (message,))
 
 
 def _readable_shards(storage: Storage, verify: bool, folders: Sequence[str]) -> tuple[list[Shard], Ids]:

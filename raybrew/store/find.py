@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from raybrew.signals import KINDS, VECTOR_KINDS, Signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import open_storage, stores_below
 from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts
-from raybrew.store.forms.base import Forms, forms_of
+from raybrew.store.forms.base import Forms
 from raybrew.store.manifest import fingerprint_of_parts, finished_manifest, mark_used
 from raybrew.store.pending import await_store
 from raybrew.store.reader import Store
@@ -58,7 +58,7 @@ def find_store(
     known = identity_of(task, teacher, request, device, precision, store)
 
     def look() -> Store:
-        found = find_any(known, teacher, store_root, store.cache, forms_of(store))
+        found = find_any(known, teacher, store_root, store.cache, store.element_type, store.forms)
         positions = found.locate(row_ids(rows))
         lacking = [signal.name for signal in request if not found.has(signal, positions)]
         if lacking:
@@ -86,15 +86,14 @@ def find_any(
     teacher: ModelSource,
     store_root: str | Path,
     cache: str | None,
-    forms: Forms | None = None,
+    element_type: str | None = None,
+    forms: Mapping[str, str] | None = None,
 ) -> Store:
     """The store of just this teacher, whatever it holds; StoreError otherwise, with both fingerprints if it changed."""
     storage = open_storage(f"{store_root}/{known.fingerprint}", cache)
     if not storage.exists():
         raise StoreError(_no_store(known, teacher, store_root, cache))
-    if forms is None:
-        return Store.open(storage, known.fingerprint)
-    return Store.open(storage, known.fingerprint, forms.element_type, forms=forms.names)
+    return Store.open(storage, known.fingerprint, element_type, forms=forms)
 
 
 def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path, cache: str | None) -> str:

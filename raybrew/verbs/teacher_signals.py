@@ -27,7 +27,7 @@ from raybrew.models.devices import pick_precision
 from raybrew.models.loading import load_model, load_tokenizer
 from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
-from raybrew.store.forms.base import forms_of
+from raybrew.store.forms.base import Forms
 from raybrew.store.reader import RowPositions, Store
 from raybrew.training.context import Context
 from raybrew.training.precision import Precision
@@ -149,7 +149,7 @@ class _Member:
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
         reads = load_tokenizer(self.given.source).model_input_names
-        forms = forms_of(self.view.store)
+        forms = Forms(self.view.store.element_type, self.view.store.forms)
         return LiveTeacher(self.model, asked, precision.autocast, self._token_ids(), reads, forms)
 
     def _token_ids(self) -> Tensor | None:

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from raybrew.catalog.forms import DENSE, FORMS
 from raybrew.catalog.losses import load_target
-from raybrew.config.store import StoreConfig
 from raybrew.signals import Signal, parse_signal
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from raybrew.data.loader import Payload
 
-__all__ = ["Column", "Form", "Forms", "StoredAs", "form_of", "forms_of"]
+__all__ = ["Column", "Form", "Forms", "StoredAs", "form_of"]
 
 #: Is not told by the folder of a dense signal.
 _USUAL_TYPE = "float16"
@@ -54,38 +53,30 @@ class Form(Protocol):
     @staticmethod
     def element_type_of(signal: Signal, wanted: str) -> str:
         """How numbers are kept where `store.element_type` is `wanted`: small letters and digits."""
-        ...
 
     def problem(self, model_type: str) -> str | None:
         """Why the signal of a model of this type cannot be kept in this form; None if it can."""
-        ...
 
     def columns(self, dim: int) -> Mapping[str, Column]:
         """The columns of a shard, of outputs of `dim` numbers (for attention: heads)."""
-        ...
 
     def encode(self, output: Tensor) -> Mapping[str, Tensor]:
         """Values of the columns for (n, dim) outputs of n tokens, items or rows, on their device.
 
         Of pairs for (rows, heads, length, length) outputs, zeros being padding.
         """
-        ...
 
     def decode(self, columns: Mapping[str, npt.NDArray[Any]], dim: int) -> Payload:
         """What losses get of the columns of a batch: (rows, width), or with padding (rows, length, width)."""
-        ...
 
     def live(self, output: Tensor) -> Payload:
         """What losses get of the output of a model that runs live, (rows, dim) or (rows, length, dim)."""
-        ...
 
     def rounding(self, exact: Tensor) -> Tensor:
         """Bounds of the difference between `decode(...).to_dense()` of what is stored and `exact`, those of a model."""
-        ...
 
     def remedy(self) -> str:
         """What to do about values that overflow."""
-        ...
 
 
 class StoredAs(NamedTuple):
@@ -140,11 +131,6 @@ class Forms:
     def of(self, signal: Signal) -> Form:
         """The form of `signal`."""
         return form_of(self.stored_as(signal))
-
-
-def forms_of(store: StoreConfig) -> Forms:
-    """How an experiment keeps signals."""
-    return Forms(store.element_type, store.forms)
 
 
 @functools.lru_cache(maxsize=1024)
