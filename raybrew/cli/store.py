@@ -224,8 +224,12 @@ def _signals(facts: dict[str, Any]) -> str:
     by_type: dict[str, list[str]] = {}
     for entry in facts["signals"].values():
         short = "" if entry["rows"] == facts["rows"] else f" ({entry['rows']} rows)"
-        by_type.setdefault(entry["element_type"], []).append(entry["signal"] + short)
+        by_type.setdefault(_type(entry), []).append(entry["signal"] + short)
     return "; ".join(f"{name}: {' '.join(signals)}" for name, signals in by_type.items())
+
+
+def _type(entry: dict[str, Any]) -> str:
+    return f"{entry['element_type']} in {entry['form']}" if "form" in entry else str(entry["element_type"])
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
@@ -245,7 +249,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     table.add_row("index", "", "", str(facts["rows"]), str(facts["index_bytes"]))
     for entry in facts["signals"].values():
         numbers = (str(entry[key]) for key in ("dim", "rows", "bytes"))
-        table.add_row(entry["signal"], entry["element_type"], *numbers)
+        table.add_row(entry["signal"], _type(entry), *numbers)
     results().print(table, markup=False)
     aside = {row: reason for rows in facts["set_aside"].values() for row, reason in rows.items()}
     if aside:

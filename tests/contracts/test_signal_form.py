@@ -14,8 +14,10 @@ import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
 import raybrew
+from raybrew.cli.main import app
 from raybrew.config.distill import DistillConfig
 from raybrew.config.loading import build_experiment
 from raybrew.data.loader import MicroBatch
@@ -247,6 +249,8 @@ def test_forms_stand_side_by_side(form: str, teacher: ModelSource, rows: pa.Tabl
     assert isinstance(store.gather(LOGITS, positions), torch.Tensor)
     assert Store.open(path, forms=names).kept(LOGITS) == StoredAs(LOGITS, "float16", form)
     assert len(describe(store)["signals"]) == 2
+    shown = CliRunner().invoke(app, ["store", "show", str(path)]).output
+    assert f"float16 in {form}" in " ".join(shown.split())
     del dense, store  # a store that is read is not pruned
     prune_stores(plan_prune(path, PruneRules(element_types=("float32",))))
     assert Store.open(path).kept(LOGITS).form == form
