@@ -16,7 +16,7 @@ from raybrew.config.data import DataConfig
 from raybrew.data.labels import Labeller, NoLabel
 from raybrew.data.records import BadRow, MissingColumnsError, RawRow
 from raybrew.data.row_cache import kept_rows
-from raybrew.data.row_set import ID_BYTES, RowSet, row_ids
+from raybrew.data.row_set import ID_BYTES, RowSet, id_keys, row_ids
 from raybrew.data.sources import Source, open_source, resolve_source
 from raybrew.data.tables import merged, taken
 from raybrew.errors import ConfigError, DataError
@@ -50,18 +50,14 @@ def rows_beside(table: pa.Table, ids: npt.NDArray[np.uint8]) -> pa.Table:
     """The rows of `table` whose ids (rows, 16) are not among `ids`."""
     if not len(ids):
         return table
-    known = np.unique(_as_keys(ids))
-    return table.filter(pa.array(~np.isin(_as_keys(row_ids(table)), known)))
+    known = np.unique(id_keys(ids))
+    return table.filter(pa.array(~np.isin(id_keys(row_ids(table)), known)))
 
 
 def rows_of_ids(ids: npt.NDArray[np.uint8], wanted: Collection[bytes]) -> npt.NDArray[np.int64]:
     """Places in `ids` (rows, 16) of those that are `wanted`."""
-    known = np.array(sorted(wanted), f"V{ID_BYTES}")
-    return np.flatnonzero(np.isin(_as_keys(ids), known))
-
-
-def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(ids).view(f"V{ID_BYTES}").ravel()
+    known = np.array(sorted(wanted), f"S{ID_BYTES}")
+    return np.flatnonzero(np.isin(id_keys(ids), known))
 
 
 def rows_fingerprint(table: pa.Table) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from raybrew.data.row_set import id_keys
 from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.protocol import Storage
 from raybrew.store.forms.base import Forms
@@ -31,8 +32,7 @@ class ShardTask:
 
 def unique_rows(ids: Ids) -> npt.NDArray[np.int64]:
     """Place of the first row of each id, in source order."""
-    keys = np.ascontiguousarray(ids).view("S16").reshape(-1)
-    return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)
+    return np.sort(np.unique(id_keys(ids), return_index=True)[1]).astype(np.int64)
 
 
 def ids_of(storage: Storage, shards: Sequence[Shard]) -> Ids:

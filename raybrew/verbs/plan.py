@@ -229,11 +229,10 @@ def _store_plan(
         one.store.batch_tokens,
     )
     rate = _teacher_rate(teacher, units.whole, request) / sizes.padding
-    location = store_root(one)
     return StorePlan(
         label,
         source.model,
-        location,
+        store_root(one),
         sizes.amounts.rows,
         sizes.amounts.tokens,
         sizes.longest,
