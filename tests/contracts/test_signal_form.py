@@ -285,6 +285,7 @@ def test_a_student_learns_from_it_stored_as_live(form: str, teacher: ModelSource
         run = raybrew.distill(one, report=False)
         ids.add(one.run_id("distill"))
         states.append(AutoModelForSequenceClassification.from_pretrained(run.student).state_dict())
+    assert one.run_id("distill") == experiment(tmp_path, teacher, forms={"logits": "dense"}).run_id("distill")
     kept, live, dense = states
     assert len(ids) == 3
     assert max(float((kept[name] - live[name]).abs().max()) for name in kept) < 1e-4
