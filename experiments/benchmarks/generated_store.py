@@ -15,7 +15,9 @@ import pyarrow as pa
 from raybrew.data.arrow import write_shard
 from raybrew.signals import LOGITS, Signal
 from raybrew.storage.local import LocalFolder
-from raybrew.store.layout import Shard, commit_shard, publish, signal_folder
+from raybrew.store.forms.base import Forms
+from raybrew.store.layout import Shard, commit_shard
+from raybrew.store.manifest import publish
 from raybrew.store.reader import Store
 
 __all__ = ["make_store"]
@@ -46,7 +48,7 @@ def make_store(path: Path, count: int, rows_per_shard: int = ROWS_PER_SHARD) -> 
             "signals/logits": pa.table(
                 {"logits": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * rows, np.float32)), 2)}
             ),
-            signal_folder(HIDDEN, "float16"): pa.table(
+            Forms("float16").stored_as(HIDDEN).folder: pa.table(
                 {"hidden": pa.LargeListArray.from_arrays(offsets.astype(np.int64), vectors)}
             ),
         }

@@ -398,6 +398,7 @@ def plan_table(rows: int, arguments: argparse.Namespace) -> str:
     """Bytes, times, traffic and metadata by `raybrew plan`'s own model, for three ways to match."""
     from raybrew.signals import LOGITS, parse_signal
     from raybrew.store.estimate import Amounts, Widths, estimate_bytes
+    from raybrew.store.forms.base import Forms
     from raybrew.verbs.planned import Plan, StorePlan, TrainingPlan
 
     tokens = rows * arguments.tokens
@@ -416,7 +417,7 @@ def plan_table(rows: int, arguments: argparse.Namespace) -> str:
         (f"and {arguments.layers} hidden layers, int8", [LOGITS, *hidden], "int8"),
         (f"and {arguments.layers} hidden layers, float16", [LOGITS, *hidden], "float16"),
     ):
-        sizes = estimate_bytes(amounts, widths, request, element, arguments.rows_per_shard)
+        sizes = estimate_bytes(amounts, widths, request, Forms(element), arguments.rows_per_shard)
         total = sum(sizes.values())
         shards = math.ceil(rows / arguments.rows_per_shard)
         store = StorePlan(

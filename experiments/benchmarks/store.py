@@ -41,6 +41,7 @@ from raybrew.signals import LOGITS, Signal
 from raybrew.store.capture import CaptureProgress, capture
 from raybrew.store.compute import cut_batches
 from raybrew.store.estimate import Amounts, Widths, estimate_bytes
+from raybrew.store.forms.base import Forms
 from raybrew.store.reader import Store
 from raybrew.tasks.base import build_task
 from raybrew.training.run_folder import describe_environment
@@ -188,7 +189,7 @@ class Bench:
         everything = sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
         amounts = Amounts.of(store.lengths, columns=tuple(name for name in store.examples.schema.names if name != "id"))
         widths = Widths(self.model.config.num_labels, dims.hidden, dims.heads)
-        planned = sum(estimate_bytes(amounts, widths, REQUEST, "float16", self.config.rows_per_shard).values())
+        planned = sum(estimate_bytes(amounts, widths, REQUEST, Forms("float16"), self.config.rows_per_shard).values())
         hidden = sum(signal.layer is not None for signal in REQUEST)
         tokens = 4 + ("token_type_ids" in amounts.columns)
         payload = amounts.tokens * (hidden * dims.hidden * 2 + tokens) + amounts.rows * (16 + widths.logits * 4)

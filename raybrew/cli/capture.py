@@ -29,7 +29,7 @@ def capture(
     """
     config = load_to_run(experiment, overrides)
 
-    from raybrew.store.reader import describe
+    from raybrew.store.listing import describe
     from raybrew.verbs.capture import capture_all
 
     found = capture_all(config, task=task, teacher=teacher, reporter=make_reporter(), verify=verify)

@@ -38,7 +38,7 @@ _DEFAULT = "runs/store"
 @store_app.command("ls")
 def ls(target: Target = _DEFAULT, as_json: AsJson = False) -> None:
     """List stores: teacher, rows, signals, size, when last used."""
-    from raybrew.store.reader import describe
+    from raybrew.store.listing import describe
     from raybrew.verbs.store import list_stores
 
     entries = list_stores(target)
@@ -77,7 +77,7 @@ def ls(target: Target = _DEFAULT, as_json: AsJson = False) -> None:
 @store_app.command("show")
 def show(target: Target = _DEFAULT, as_json: AsJson = False) -> int:
     """Show what one store (or each of several) holds, from what it was computed, and rows that were set aside."""
-    from raybrew.store.reader import describe
+    from raybrew.store.listing import describe
     from raybrew.verbs.store import list_stores
 
     entries = list_stores(target)
@@ -223,8 +223,12 @@ def _signals(facts: dict[str, Any]) -> str:
     by_type: dict[str, list[str]] = {}
     for entry in facts["signals"].values():
         short = "" if entry["rows"] == facts["rows"] else f" ({entry['rows']} rows)"
-        by_type.setdefault(entry["element_type"], []).append(entry["signal"] + short)
+        by_type.setdefault(_type(entry), []).append(entry["signal"] + short)
     return "; ".join(f"{name}: {' '.join(signals)}" for name, signals in by_type.items())
+
+
+def _type(entry: dict[str, Any]) -> str:
+    return f"{entry['element_type']} in {entry['form']}" if "form" in entry else str(entry["element_type"])
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
@@ -244,7 +248,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     table.add_row("index", "", "", str(facts["rows"]), str(facts["index_bytes"]))
     for entry in facts["signals"].values():
         numbers = (str(entry[key]) for key in ("dim", "rows", "bytes"))
-        table.add_row(entry["signal"], entry["element_type"], *numbers)
+        table.add_row(entry["signal"], _type(entry), *numbers)
     results().print(table, markup=False)
     aside = {row: reason for rows in facts["set_aside"].values() for row, reason in rows.items()}
     if aside:

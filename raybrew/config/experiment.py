@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 import yaml
 from pydantic import Discriminator, Field, Tag
 
+from raybrew.catalog.forms import DENSE
 from raybrew.config.base import Section, identity_of
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig
@@ -192,6 +193,8 @@ class Experiment(Section):
             result["teacher"] = {key: result["teacher"][key] for key in ("model", "revision", "finetune")}
         else:
             result["store"] = {"element_type": self.store.element_type}
+            forms = {kind: form for kind, form in self.store.forms.items() if form != DENSE}
+            result["store"] |= {"forms": forms} if forms else {}
         return result
 
     def run_id(self, verb: str) -> str:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from raybrew.catalog.forms import FORMS
+from raybrew.catalog.signals import KINDS
 from raybrew.config.base import MAX_CPUS, MAX_WORKERS, Many, Section
+from raybrew.config.outside import FunctionName
 from raybrew.config.paths import unusable_path
+from raybrew.config.problems import near_match
 from raybrew.errors import Problem
 from raybrew.signals import parse_signal
 
 __all__ = ["StoreConfig", "check_store"]
 
+if TYPE_CHECKING:
+    FormName: TypeAlias = str
+else:
+    FormName = Literal[tuple(FORMS)]
+
 
 class StoreConfig(Section):
-    """Folders and the shape of a capture. Nothing here changes what a student learns, but `element_type`.
+    """Folders and the shape of a capture. What a student learns changes with `element_type` and `forms` alone.
 
     Example:
         >>> raybrew.StoreConfig(storage_path="/shared/runs", element_type="int8")
@@ -31,6 +40,8 @@ class StoreConfig(Section):
     """Folder on each node for copies of what is read from s3:// or gs://. Default: `~/.cache/raybrew/stores`."""
     element_type: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
     """How stored numbers are kept, int8 with a scale for each token and layer; logits are always float32."""
+    forms: dict[str, FormName | FunctionName] = Field(default={})
+    """Form of a kind of signals, such as `logits: package.module:Name`; a class of your own says what is stored."""
     signals: Many[str] = ()
     """Signals to capture beyond what the objective needs, such as `hidden.00`."""
     rows_per_shard: int = Field(default=4096, ge=1, le=10**7)
@@ -61,6 +72,10 @@ def check_store(store: StoreConfig) -> list[Problem]:
             parse_signal(signal)
         except ValueError as error:
             problems.append(Problem("store.signals", str(error)))
+    for kind in store.forms:
+        if kind not in KINDS:
+            words = f"no kind of signal; allowed: {', '.join(KINDS)}{near_match(kind, KINDS)}"
+            problems.append(Problem(f"store.forms.{kind}", words, "unknown"))
     for key in ("storage_path", "cache"):
         value = getattr(store, key)
         if value is not None and "://" in value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,13 +49,14 @@ def shard_name(index: int) -> str:
     return f"data-{index:05d}.arrow"
 
 
-def hash_file(path: Path) -> str:
-    """xxh3_128 of the bytes of a file, in hex."""
-    digest = xxhash.xxh3_128()
+def hash_file(path: Path, algorithm: Callable[[], Any] = xxhash.xxh3_128) -> str:
+    """Hash of the bytes of a file, in hex; `algorithm` makes an object such as those of hashlib."""
+    digest = algorithm()
     with path.open("rb") as file:
         while block := file.read(_COPY_BYTES):
             digest.update(block)
-    return digest.hexdigest()
+    found: str = digest.hexdigest()
+    return found
 
 
 def write_shard(path: Path, table: pa.Table) -> ShardInfo:

@@ -23,10 +23,9 @@ import xxhash
 from raybrew.data.arrow import hash_file
 from raybrew.files import write_bytes
 
-__all__ = ["changed_files", "git_hash_of", "is_settled", "known_hashes", "read_note", "sha256_of", "write_note"]
+__all__ = ["changed_files", "git_hash_of", "is_settled", "known_hashes", "read_note", "write_note"]
 
 _READERS = 4
-_BLOCK_BYTES = 1 << 22
 #: Less than this is read again by each process.
 _WORTH_BYTES = 1 << 24
 #: Clocks of file systems tick this coarsely: a file that changed so recently may change again unnoticed.
@@ -106,15 +105,6 @@ def _stamp(path: Path) -> _Stamp | None:
 
 def _lacking(known: Mapping[str, tuple[_Stamp, str]], stamps: Mapping[str, _Stamp]) -> list[str]:
     return [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of the bytes of a file, in hex, by which the hub names large files."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def git_hash_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from raybrew.data.sampler import Order, padded_length, share_of_rank
 from raybrew.signals import Signal
 
-__all__ = ["MicroBatch", "StepBatch", "StepLoader", "TokenRows", "collate", "prefetched"]
+__all__ = ["MicroBatch", "Payload", "StepBatch", "StepLoader", "TokenRows", "collate", "prefetched"]
 
 
 class TokenRows(Protocol):
@@ -23,23 +23,29 @@ class TokenRows(Protocol):
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Ids of the examples of these rows, in hex."""
-        ...
 
     @property
     def lengths(self) -> np.ndarray: ...
     def gather_padded(self, rows: np.ndarray, pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
         """Token columns (rows, length) of the given rows, and their `attention_mask`; None: up to the longest."""
-        ...
 
     def targets(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """`labels` of the given rows and, for tasks with items, `items` and `item_mask` (rows, most items)."""
-        ...
+
+
+class Payload(Protocol):
+    """What a teacher says of one signal in a batch: a tensor, or another form of it that some losses read as it is."""
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Payload: ...
+    def pin_memory(self) -> Payload: ...
+    def to_dense(self) -> Tensor:
+        """As a tensor of the shape that the model gave; a tensor is that itself."""
 
 
 Item = TypeVar("Item")
 
 #: Stored teacher signals of the given rows, padded to a length, or to the longest of them.
-SignalSource = Callable[[np.ndarray, int | None], Mapping[Signal, Tensor]]
+SignalSource = Callable[[np.ndarray, int | None], Mapping[Signal, Payload]]
 
 
 @dataclasses.dataclass
@@ -48,7 +54,7 @@ class MicroBatch:
 
     rows: np.ndarray
     inputs: dict[str, Tensor]
-    teacher: dict[Signal, Tensor]
+    teacher: dict[Signal, Payload]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`; from pinned memory the copy runs beside the computation."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raybrew.data.encoded import EncodedRows
-from raybrew.data.loader import SignalSource
+from raybrew.data.loader import Payload, SignalSource
 from raybrew.signals import LOGITS, Signal
 
 __all__ = ["AlignedAnswers", "align_answers"]
@@ -31,12 +31,12 @@ class AlignedAnswers:
         self.teacher = teacher
         self.student = student
 
-    def __call__(self, rows: npt.NDArray[np.int64], length: int | None = None) -> Mapping[Signal, Tensor]:
+    def __call__(self, rows: npt.NDArray[np.int64], length: int | None = None) -> Mapping[Signal, Payload]:
         """As `StoredSignals`: logits (rows, most items of the student, 2)."""
         found = dict(self.stored(rows, length))
         if LOGITS in found:
             ours, theirs = (each.spans(rows) for each in (self.student, self.teacher))
-            found[LOGITS] = align_answers(found[LOGITS], theirs, ours)
+            found[LOGITS] = align_answers(found[LOGITS].to_dense(), theirs, ours)
         return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raybrew.catalog.projections import PROJECTIONS
 from raybrew.config.distill import EMDConfig
+from raybrew.data.loader import Payload
 from raybrew.errors import LossError
 from raybrew.losses.attention import attention_mse
 from raybrew.losses.emd import PairLoss, emd, layer_costs, transport, uniform_weights, updated_weights
@@ -170,10 +171,10 @@ class _Distance:
         self.per = per
 
     def __call__(
-        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Mapping[str, Tensor]
+        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Payload], batch: Mapping[str, Tensor]
     ) -> LossTerm:
         given = [self.layers.project(index, student[signal]) for index, signal in enumerate(self.student, 1)]
-        wanted = [teacher[signal] for signal in self.teacher]
+        wanted = [teacher[signal].to_dense() for signal in self.teacher]
         return self.layers.distance(given, wanted, _tokens(batch), self.loss, self.per)
 
 
@@ -185,9 +186,9 @@ class _Embeddings:
         self.signal = signal
 
     def __call__(
-        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Mapping[str, Tensor]
+        self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Payload], batch: Mapping[str, Tensor]
     ) -> LossTerm:
-        return hidden_mse(self.layers.project(0, student[self.signal]), teacher[self.signal], _tokens(batch))
+        return hidden_mse(self.layers.project(0, student[self.signal]), teacher[self.signal].to_dense(), _tokens(batch))
 
 
 def _tokens(batch: Mapping[str, Tensor]) -> Tensor:

@@ -11,9 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
-from raybrew.data.loader import MicroBatch, SignalSource
+from raybrew.data.loader import MicroBatch, Payload, SignalSource
 from raybrew.distillers.teachers import Teacher
 from raybrew.losses.averaging import average_logits
 from raybrew.signals import LOGITS, Signal, sorted_signals
@@ -37,13 +36,13 @@ class Average:
     kind: Literal["logits", "probabilities"] = "logits"
     temperature: float = 1.0
 
-    def __call__(self, said: Mapping[Signal, Tensor]) -> dict[Signal, Tensor]:
+    def __call__(self, said: Mapping[Signal, Payload]) -> dict[Signal, Payload]:
         """`said` with the average in place of members' logits."""
         result = {signal: value for signal, value in said.items() if signal.kind != LOGITS.kind}
         members = [(LOGITS.of(name), weight) for name, weight in self.weights.items() if weight > 0]
         if all(signal in said for signal, _ in members):
             result[LOGITS] = average_logits(
-                [said[signal].float() for signal, _ in members],
+                [said[signal].to_dense().float() for signal, _ in members],
                 [weight for _, weight in members],
                 average=self.kind,
                 temperature=self.temperature,
@@ -58,7 +57,7 @@ class Ensemble:
         self.live = live
         self.average = average
 
-    def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]:
+    def signals(self, batch: MicroBatch) -> Mapping[Signal, Payload]:
         said = dict(batch.teacher)
         for name, teacher in self.live.items():
             said |= {signal.of(name): value for signal, value in teacher.signals(batch).items()}
@@ -71,7 +70,7 @@ class EnsembleSignals:
     def __init__(self, members: Mapping[str, SignalSource]) -> None:
         self.members = members
 
-    def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Tensor]:
+    def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Payload]:
         return {
             signal.of(name): value
             for name, stored in self.members.items()

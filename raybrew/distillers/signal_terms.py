@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from raybrew.catalog.losses import KD_LOSSES, TEMPERATURES
 from raybrew.config.distill import DistillConfig, TemperatureScheduleConfig
 from raybrew.config.outside import is_outside, load_outside
+from raybrew.data.loader import Payload
 from raybrew.distillers.matches import LayerMatch
 from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
 from raybrew.errors import LossError
@@ -48,12 +49,13 @@ class KDOnSignals:
     def set_temperature(self, temperature: float) -> None:
         self.term.temperature = temperature
 
-    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
-        compared = self.head.compared(student[LOGITS], teacher[LOGITS], batch)
+    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Payload], batch: Batch) -> LossTerm:
+        ours, theirs = student[LOGITS], teacher[LOGITS].to_dense()
+        compared = self.head.compared(ours, theirs, batch)
         if compared.student.shape != compared.teacher.shape:
             raise LossError(
-                f"kd: student logits {tuple(student[LOGITS].shape)} and teacher logits {tuple(teacher[LOGITS].shape)} "
-                "differ; both models need the same classes, and the same items of each row"
+                f"kd: student logits {tuple(ours.shape)} and teacher logits {tuple(theirs.shape)} differ; both models "
+                "need the same classes, and the same items of each row"
             )
         return self.term(*compared)
 
@@ -75,7 +77,7 @@ class LabelsOnSignals:
     def __init__(self, head: Head) -> None:
         self.head = head
 
-    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
+    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Payload], batch: Batch) -> LossTerm:
         return self.head.label_loss(student[LOGITS], batch)
 
 
@@ -84,9 +86,9 @@ class MatchOnSignals:
         self.match = match
         self.term = MatchTerm(match.name, loss, projection)
 
-    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Tensor], batch: Batch) -> LossTerm:
+    def __call__(self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Payload], batch: Batch) -> LossTerm:
         given = [student[signal] for signal in self.match.student_signals]
-        wanted = [teacher[signal] for signal in self.match.teacher_signals]
+        wanted = [teacher[signal].to_dense() for signal in self.match.teacher_signals]
         mask = batch["logits_mask"]
         if self.match.student.layer is not None or (self.match.student.module is not None and given[0].dim() > 2):
             mask = batch["attention_mask"] * mask.unsqueeze(-1)

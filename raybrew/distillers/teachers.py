@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.data.encoded import TEACHER_TYPES
-from raybrew.data.loader import MicroBatch
+from raybrew.data.loader import MicroBatch, Payload
 from raybrew.models.forward import forward
 from raybrew.signals import Signal
 
 if TYPE_CHECKING:
+    from raybrew.store.forms.base import Forms
     from raybrew.store.reader import RowPositions, Store
 
 __all__ = ["LiveTeacher", "SignalsInBatch", "StoredSignals", "Teacher"]
@@ -24,13 +25,13 @@ __all__ = ["LiveTeacher", "SignalsInBatch", "StoredSignals", "Teacher"]
 class Teacher(Protocol):
     """Answers a request for signals over one micro-batch."""
 
-    def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]: ...
+    def signals(self, batch: MicroBatch) -> Mapping[Signal, Payload]: ...
 
 
 class SignalsInBatch:
     """Hands on what the loader put into the batch: stored signals, or nothing for a control that learns from labels."""
 
-    def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]:
+    def signals(self, batch: MicroBatch) -> Mapping[Signal, Payload]:
         return batch.teacher
 
 
@@ -44,6 +45,7 @@ class LiveTeacher:
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         token_ids: Tensor | None = None,
         reads: Collection[str] | None = None,
+        forms: Forms | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.request = request
@@ -52,14 +54,17 @@ class LiveTeacher:
         self.token_ids = token_ids
         #: What its own tokenizer gives it, whatever that of the student does; None: what the student reads.
         self.reads = reads
+        #: What losses get is what a store kept like this would give them, but for the rounding of numbers.
+        self.forms = {signal: forms.of(signal) for signal in request} if forms is not None else {}
 
-    def signals(self, batch: MicroBatch) -> Mapping[Signal, Tensor]:
+    def signals(self, batch: MicroBatch) -> Mapping[Signal, Payload]:
         inputs = batch.inputs if self.reads is None else _read_by(self.reads, batch.inputs)
         if self.token_ids is not None:
             inputs = {**inputs, "input_ids": self.token_ids[inputs["input_ids"]]}
         # no_grad, not inference_mode: its tensors may enter autograd as constants of the losses.
         with torch.no_grad(), self.autocast():
-            return forward(self.model, inputs, self.request)
+            found = forward(self.model, inputs, self.request)
+            return {**found, **{signal: form.live(found[signal]) for signal, form in self.forms.items()}}
 
 
 def _read_by(names: Collection[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +83,7 @@ class StoredSignals:
         self.positions = positions
         self.request = sorted(request)
 
-    def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Tensor]:
+    def __call__(self, rows: np.ndarray, length: int | None = None) -> dict[Signal, Payload]:
         """Those of `rows`, signals of tokens padded to `length`, by default to the longest row."""
         positions = self.positions[rows]
         return {signal: self.store.gather(signal, positions, length) for signal in self.request}

@@ -5,6 +5,7 @@ transformers itself leaves out weights that the config has no place for, and mak
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import re
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from raybrew.data.arrow import hash_file
-from raybrew.data.hashes import changed_files, git_hash_of, known_hashes, sha256_of
+from raybrew.data.hashes import changed_files, git_hash_of, known_hashes
 from raybrew.errors import ModelError
 from raybrew.files import json_bytes, write_bytes
 
@@ -44,7 +45,13 @@ _NOT_RECORDED = frozenset({"config.json", "README.md", RECORD})
 _POINTER = b"version https://git-lfs"
 _SMALL_BYTES = 1024
 #: Names of the hub for the bytes of a file: git's hash for small ones, SHA-256 for large ones.
-_HASHES = {40: git_hash_of, 64: sha256_of}
+
+
+def _sha256_of(path: Path) -> str:
+    return hash_file(path, hashlib.sha256)
+
+
+_HASHES = {40: git_hash_of, 64: _sha256_of}
 _DIGEST = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 #: Where `hf download --local-dir` notes for each file the commit, the hash and the time of the download.
 _NOTES = Path(".cache", "huggingface", "download")

@@ -45,7 +45,6 @@ class Leased(Storage, Protocol):
 
     def hasty(self) -> Storage:
         """The same, which does not try again what fails."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

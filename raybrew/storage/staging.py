@@ -54,7 +54,8 @@ def stage(
             with filelock.FileLock(folder / ".lock"):
                 lacking = _lacking(folder, shards)
                 _remove_unfinished(folder)
-                _check_room(folder, lacking, source)
+                if (problem := _room_problem(folder, lacking)) is not None:
+                    raise StoreError(f"{source}: {problem}")
                 with ThreadPoolExecutor(_DOWNLOADS, "stage") as pool:
                     for done in [pool.submit(_copy, folder, name, lacking[name], download) for name in lacking]:
                         done.result()
@@ -98,12 +99,6 @@ def room_problem(root: Path, files: Mapping[str, ShardInfo]) -> str | None:
     """
     folders = {name: root / name.rpartition("/")[0] for name in files}
     return _room_problem(root, {name: shard for name, shard in files.items() if _lacking(folders[name], {name: shard})})
-
-
-def _check_room(folder: Path, lacking: Mapping[str, ShardInfo], source: str) -> None:
-    problem = _room_problem(folder, lacking)
-    if problem is not None:
-        raise StoreError(f"{source}: {problem}")
 
 
 def _room_problem(folder: Path, lacking: Mapping[str, ShardInfo]) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,40 +26,35 @@ from raybrew.data.rows import row_ids
 from raybrew.data.tables import taken
 from raybrew.errors import (
     ClusterError,
-    ConfigError,
     DataError,
     Interrupted,
     RaybrewError,
-    StoreError,
-    StoreUnreachable,
 )
 from raybrew.models.devices import Place, free_gpu
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import Folder, check_seen, check_shared
 from raybrew.runtime import RayInfo, check_resources, quiet_ray, ray_runtime
-from raybrew.signals import Signal, parse_signal, sorted_signals
+from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import is_remote, open_storage, storage_errors
 from raybrew.storage.protocol import Storage
-from raybrew.store.elements import element_type_of
-from raybrew.store.find import captured_labels, check_element_type, checked_rows, identity_of, other_weights
-from raybrew.store.index import INDEX, index_file
-from raybrew.store.layout import (
-    EXAMPLES,
-    Shard,
-    committed_shards,
-    problems_of_file,
-    publish,
-    read_manifest,
-    refuse_foreign,
-    signal_folder,
+from raybrew.store.find import (
+    StoreIdentity,
+    check_forms,
+    checked_rows,
+    identity_of,
+    other_weights,
 )
+from raybrew.store.forms.base import Forms
+from raybrew.store.index import INDEX, index_file
+from raybrew.store.layout import EXAMPLES, Shard, committed_shards, problems_of_file
+from raybrew.store.manifest import captured_labels, finished_manifest, mark_used, publish, refuse_foreign
 from raybrew.store.pending import Pending, locked_store, remove_orphans
 from raybrew.store.plan import Ids, ShardTask, ids_of, plan_shards
-from raybrew.store.progress import CaptureProgress, ProgressReporter
 from raybrew.store.reader import Store
-from raybrew.store.usage import mark_used
 from raybrew.store.worker import (
+    CaptureProgress,
+    ProgressReporter,
     ShardResult,
     ShardWorker,
     WorkerSettings,
@@ -98,59 +92,63 @@ def capture(
     once. `auto` device and precision are those of the machines that capture. A row that the teacher cannot
     compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. `verify` reads what is stored
     already and computes anew what does not hold the bytes that were written. `labels` are noted as the names of the
-    outputs. While another capture writes this store,
-    this one waits and `waiting` hears on whom, before it looks what is still lacking; without `waiting` that is a
-    StoreError. Raises DataError, ModelError, ClusterError and StoreError, Interrupted after Ctrl-C.
+    outputs. While another capture writes this store, this one waits and `waiting` hears on whom, before it looks what
+    is still lacking; without `waiting` that is a StoreError. Raises DataError, ModelError, ClusterError and StoreError,
+    Interrupted after Ctrl-C.
     """
-    request = sorted_signals(request)
+    request, forms = sorted_signals(request), Forms(store.element_type, store.forms)
     rows = checked_rows(rows, task, request)
-    _check_actors(store)
     known = identity_of(task, teacher, request, device, precision, store)
-    check_element_type(load_config(known.source), request, store.element_type)
+    check_forms(load_config(known.source), request, forms)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
     if waiting is not None and not is_remote(store_root) and not storage.exists():
         for line in other_weights(store_root, known, teacher):
             waiting(line)
-    ids = row_ids(rows)
+    ids, folders = row_ids(rows), [EXAMPLES, *(forms.stored_as(each).folder for each in request)]
 
-    folders = [EXAMPLES, *(signal_folder(each, element_type_of(each, store.element_type)) for each in request)]
-    shards, stored_ids = _readable_shards(storage, verify, folders)
-    tasks, _ = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
+    def planned() -> tuple[list[Shard], list[ShardTask], Mapping[int, npt.NDArray[np.int64]]]:
+        shards, stored_ids = _readable_shards(storage, verify, folders)
+        return shards, *plan_shards(ids, shards, stored_ids, request, forms, store.rows_per_shard)
+
+    shards, tasks, _ = planned()
     if tasks or not _is_published(storage, shards, verify):
         with locked_store(storage, waiting) as pending:
-            # Again, now that nobody else writes.
-            shards, stored_ids = _readable_shards(storage, verify, folders)
-            tasks, sources = plan_shards(ids, shards, stored_ids, request, store.element_type, store.rows_per_shard)
+            shards, tasks, sources = planned()  # again, now that nobody else writes
             remove_orphans(storage, shards)
+            place, batch_tokens = known.place, store.batch_tokens
             settings = WorkerSettings(
-                pending,
-                known.source,
-                task,
-                known.place.device,
-                known.precision,
-                store.element_type,
-                store.batch_tokens,
-                skip_bad_rows,
+                pending, known.source, task, place.device, place.precision, forms, batch_tokens, skip_bad_rows
             )
             reporter = ProgressReporter(tasks, progress)
             with storage_errors(storage, "the capture cannot go on"):
                 _write_pending(pending, rows, sources)
-                try:
-                    if tasks and _runs_here(store, tasks, known.place):
-                        _run_here(settings, tasks, reporter)
-                    elif tasks:
-                        _run_on_ray(settings, tasks, store, reporter, known.size)
-                except KeyboardInterrupt:
-                    raise Interrupted(
-                        f"{reporter.shards_done} of {len(tasks)} shards are done and kept in {storage.location}; the "
-                        "same command computes the others"
-                    ) from None
+                _run(settings, tasks, store, reporter, known)
                 pending.check()
                 names = dict.fromkeys([*captured_labels(storage), *([tuple(labels)] if labels else [])])
                 publish(storage, known.parts, teacher.model, committed_shards(storage), list(names))
     mark_used(storage)
-    return Store.open(storage, known.fingerprint, store.element_type)
+    return Store.open(storage, known.fingerprint, store.element_type, forms=store.forms)
+
+
+def _run(
+    settings: WorkerSettings,
+    tasks: list[ShardTask],
+    store: StoreConfig,
+    reporter: ProgressReporter,
+    known: StoreIdentity,
+) -> None:
+    """Compute and commit the shards, here or by Ray. Interrupted after Ctrl-C."""
+    try:
+        if tasks and _runs_here(store, tasks, known.place):
+            _run_here(settings, tasks, reporter)
+        elif tasks:
+            _run_on_ray(settings, tasks, store, reporter, known.size)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"{reporter.shards_done} of {len(tasks)} shards are done and kept in {settings.pending.storage.location}; "
+            "the same command computes the others"
+        ) from None
 
 
 def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.NDArray[np.int64]]) -> None:
@@ -160,12 +158,6 @@ def _write_pending(pending: Pending, rows: pa.Table, sources: Mapping[int, npt.N
             path = scratch / shard_name(index)
             write_shard(path, taken(rows, places))
             pending.storage.put(path, pending.name(path.name))
-
-
-def _check_actors(store: StoreConfig) -> None:
-    if store.actors is not None and (len(store.actors) != 2 or not 1 <= store.actors[0] <= store.actors[1]):
-        given = f"given {list(store.actors)}; two numbers are needed, fewest and most, such as [1, 2]"
-        raise ConfigError.of("store.actors", given)
 
 
 def _readable_shards(storage: Storage, verify: bool, folders: Sequence[str]) -> tuple[list[Shard], Ids]:
@@ -185,11 +177,8 @@ def _readable_shards(storage: Storage, verify: bool, folders: Sequence[str]) -> 
 
 
 def _is_published(storage: Storage, shards: list[Shard], verify: bool) -> bool:
-    try:
-        manifest = read_manifest(storage)
-    except StoreUnreachable:
-        raise
-    except StoreError:
+    manifest = finished_manifest(storage)
+    if manifest is None:
         return False
     index = index_file(manifest)
     sound = not problems_of_file(storage, f"{INDEX}/{index.file}", index, hashes=verify)
@@ -230,13 +219,11 @@ class _ShardActor:
         self._worker = ShardWorker(settings, load_teacher(settings))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        signals = tuple(parse_signal(name) for name in json.loads(row["signals"]))
         try:
-            result = self._worker.run(ShardTask(int(row["index"]), int(row["rows"]), signals, bool(row["new"])))
+            result: ShardResult | RaybrewError = self._worker.run(pickle.loads(row["task"]))
         except RaybrewError as error:
-            # Returned, not raised: Ray would print the traceback of an error that is meant for people.
-            return {"result": "", "error": pickle.dumps(error)}
-        return {"result": json.dumps(dataclasses.asdict(result)), "error": b""}
+            result = error  # not raised: Ray would print the traceback of an error that is meant for people
+        return {"result": pickle.dumps(result)}
 
 
 def _run_on_ray(
@@ -261,10 +248,10 @@ def _run_on_ray(
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
         try:
             for row in _shard_results(settings, tasks, store, info, size):
-                if row["error"]:
-                    raise pickle.loads(row["error"])
-                values = json.loads(row["result"])
-                reporter.shard(ShardResult(**{**values, "notes": tuple(values["notes"])}))
+                result = pickle.loads(row["result"])
+                if isinstance(result, RaybrewError):
+                    raise result
+                reporter.shard(result)
         except ray.exceptions.RayError as error:
             raise _plain_error(error) from error
 
@@ -279,15 +266,7 @@ def _shard_results(
     check_resources(fewest * store.cpus_per_actor, fewest * gpus, "capture (store.actors, store.cpus_per_actor)")
     room = min(info.cpus // store.cpus_per_actor, info.gpus if gpus else math.inf)
     settings = dataclasses.replace(settings, threads=max(1, int(store.cpus_per_actor)))
-    items = [
-        {
-            "index": task.index,
-            "rows": task.rows,
-            "signals": json.dumps([signal.name for signal in task.signals]),
-            "new": task.new,
-        }
-        for task in tasks
-    ]
+    items = [{"task": pickle.dumps(task)} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _ShardActor,  # type: ignore[arg-type]  # Ray makes one per actor and calls it
         fn_constructor_args=(settings,),

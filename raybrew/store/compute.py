@@ -19,8 +19,8 @@ from raybrew.data.columns import RaggedColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.models.forward import forward
 from raybrew.signals import PAIR_KINDS, Signal, sorted_signals
-from raybrew.store.collect import Collected, Kept, Problem, keep, parts_of
-from raybrew.store.elements import element_type_of
+from raybrew.store.forms.base import Forms
+from raybrew.store.forms.columns import Collected, Encoded, Problem, encoded, parts_of
 from raybrew.tasks.base import Task
 
 __all__ = ["Teacher", "cut_batches"]
@@ -62,7 +62,7 @@ class Teacher:
     task: Task
     device: torch.device
     precision: str
-    element_type: str
+    forms: Forms
     batch_tokens: int
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -133,7 +133,7 @@ class Teacher:
             if name != "id"
         }
         lengths = columns["input_ids"].lengths
-        collected = Collected({name: column.lengths for name, column in columns.items()}, request, self.element_type)
+        collected = Collected({name: column.lengths for name, column in columns.items()}, request, self.forms)
         too_large: dict[int, str] | None = None if aside is None else {}
         # Results are taken one batch late: the device computes a batch while the last one is put in its place.
         waiting: deque[_Batch] = deque()
@@ -142,7 +142,7 @@ class Teacher:
             batch = waiting.popleft()
             if batch.done is not None:
                 batch.done.synchronize()
-            collected.add(batch.rows, batch.real, batch.kept)
+            collected.add(batch.rows, batch.real, batch.outputs)
 
         with torch.inference_mode():
             for rows in cut_batches(lengths, self.batch_tokens):
@@ -156,7 +156,7 @@ class Teacher:
                 take()
             if collected.lacks_all():
                 collected.shape_like(
-                    self._forward_once(_smallest(columns, self.tokenizer), np.zeros(1, int), request).kept
+                    self._forward_once(_smallest(columns, self.tokenizer), np.zeros(1, int), request).outputs
                 )
         problems = collected.problems()
         if aside is not None:
@@ -251,11 +251,11 @@ class Teacher:
             self.device.type, dtype=_AUTOCAST_TYPES.get(self.precision), enabled=self.precision in _AUTOCAST_TYPES
         ):
             outputs = forward(self.model, inputs, request)
-        kept: dict[Signal, Kept] = {}
+        kept: dict[Signal, Encoded] = {}
         for signal, output in outputs.items():
             parts = parts_of(signal, "items" in masks)
             places = flat.get(parts) if parts is not None else None
-            kept[signal] = keep(output, parts, places, pairs, element_type_of(signal, self.element_type))
+            kept[signal] = encoded(self.forms.of(signal), output, parts, places, pairs)
         done = None
         if self.device.type == "cuda":
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -279,7 +279,7 @@ class _Batch:
 
     rows: Indices
     real: dict[str, npt.NDArray[np.bool_]]
-    kept: dict[Signal, Kept]
+    outputs: dict[Signal, Encoded]
     done: Any
 
 

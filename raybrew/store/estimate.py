@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raybrew.data.arrow import table_bytes
-from raybrew.signals import LOGITS, PAIR_KINDS, Signal
-from raybrew.store.elements import ELEMENT_TYPES, element_type_of
+from raybrew.signals import LOGITS, Signal
+from raybrew.store.forms.base import Form, Forms
+from raybrew.store.forms.columns import parts_of
 from raybrew.store.index import INDEX
 from raybrew.store.layout import EXAMPLES
 
@@ -66,13 +67,13 @@ class Widths:
 
 
 def estimate_bytes(
-    amounts: Amounts, widths: Widths, request: Iterable[Signal], element_type: str, rows_per_shard: int
+    amounts: Amounts, widths: Widths, request: Iterable[Signal], forms: Forms, rows_per_shard: int
 ) -> dict[str, int]:
     """Bytes of `examples`, of each signal by name, and of `index`."""
     shards = max(1, math.ceil(amounts.rows / rows_per_shard))
     found = {EXAMPLES: _examples(amounts, shards)}
     for signal in request:
-        found[signal.name] = _signal(amounts, widths, signal, element_type_of(signal, element_type), shards)
+        found[signal.name] = _signal(amounts, widths, signal, forms.of(signal), shards)
     found[INDEX] = amounts.rows * _INDEX_BYTES + _overhead(
         {"id": pa.binary(_ID_BYTES), "position": pa.int64()}, _INDEX_BYTES
     )
@@ -90,26 +91,21 @@ def _examples(amounts: Amounts, shards: int) -> int:
     return size + shards * _overhead(types, _ID_BYTES + 8 * len(amounts.columns))
 
 
-def _signal(amounts: Amounts, widths: Widths, signal: Signal, element_type: str, shards: int) -> int:
-    kind = ELEMENT_TYPES[element_type]
-    offsets = 8 * (amounts.rows + shards)
-    dim = widths.logits if signal.of(None) == LOGITS else widths.hidden
-    column: pa.DataType = pa.large_list(pa.list_(kind, dim))
-    lists = 1
-    if signal.kind in PAIR_KINDS:
-        column, numbers, scales = pa.large_list(kind), amounts.pairs * widths.heads, amounts.tokens
-    elif signal.layer is not None:
-        numbers, scales = amounts.tokens * dim, amounts.tokens
-    elif signal.of(None) == LOGITS and amounts.items is not None:
-        numbers, scales = amounts.items * dim, amounts.items
-    else:
-        column, numbers, scales, lists = pa.list_(kind, dim), amounts.rows * dim, amounts.rows, 0
-    types = {"x": column}
-    size = numbers * _width(kind) + lists * offsets
-    if element_type == "int8":
-        size += 4 * scales + lists * offsets
-        types["scale"] = pa.large_list(pa.float32()) if lists else pa.float32()
-    row = 16 * len(types) if lists else dim * _width(kind) + (4 if "scale" in types else 0)
+def _signal(amounts: Amounts, widths: Widths, signal: Signal, form: Form, shards: int) -> int:
+    parts = parts_of(signal, amounts.items is not None)
+    counts = {"items": amounts.items or 0, "tokens": amounts.tokens, "pairs": amounts.tokens, None: amounts.rows}
+    dim = widths.logits if signal.kind == LOGITS.kind else widths.heads if parts == "pairs" else widths.hidden
+    types: dict[str, pa.DataType] = {}
+    size = row = 0
+    for name, column in form.columns(dim).items():
+        numbers = amounts.pairs * dim if column.pairs else counts[parts] * (column.width or 1)
+        kind = column.type if column.width is None else pa.list_(column.type, column.width)
+        size += numbers * _width(column.type)
+        if parts is None:
+            row += (column.width or 1) * _width(column.type)
+        else:
+            kind, size, row = pa.large_list(kind), size + 8 * (amounts.rows + shards), row + 16
+        types[name] = kind
     return size + shards * _overhead(types, row)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,16 @@ from raybrew.models.loading import ModelSource, load_config, load_model, load_to
 from raybrew.signals import VECTOR_KINDS, Signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import open_storage, stores_below
-from raybrew.storage.protocol import Storage
-from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts, teacher_fingerprint
-from raybrew.store.layout import read_manifest
+from raybrew.store.fingerprint import ModelHashes, hashes_of, known_hashes, store_parts
+from raybrew.store.forms.base import Forms
+from raybrew.store.manifest import fingerprint_of_parts, finished_manifest, mark_used
 from raybrew.store.pending import await_store
 from raybrew.store.reader import Store
-from raybrew.store.usage import mark_used
 from raybrew.tasks.base import Task
 
 __all__ = [
     "StoreIdentity",
-    "captured_labels",
-    "check_element_type",
+    "check_forms",
     "checked_rows",
     "find_any",
     "find_store",
@@ -62,7 +59,7 @@ def find_store(
     known = identity_of(task, teacher, request, device, precision, store)
 
     def look() -> Store:
-        found = find_any(known, teacher, store_root, store.cache, store.element_type)
+        found = find_any(known, teacher, store_root, store.cache, store.element_type, store.forms)
         positions = found.locate(row_ids(rows))
         lacking = [signal.name for signal in request if not found.has(signal, positions)]
         if lacking:
@@ -91,25 +88,21 @@ def find_any(
     store_root: str | Path,
     cache: str | None,
     element_type: str | None = None,
+    forms: Mapping[str, str] | None = None,
 ) -> Store:
     """The store of just this teacher, whatever it holds; StoreError otherwise, with both fingerprints if it changed."""
     storage = open_storage(f"{store_root}/{known.fingerprint}", cache)
     if not storage.exists():
         raise StoreError(_no_store(known, teacher, store_root, cache))
-    return Store.open(storage, known.fingerprint, element_type)
+    return Store.open(storage, known.fingerprint, element_type, forms=forms)
 
 
 def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path, cache: str | None) -> str:
     """That there is no store of this teacher, and what the one of the same name was computed from instead."""
     start = f"{store_root}: no store {known.fingerprint} of the teacher {teacher.model}; `raybrew capture` makes it"
     for storage in stores_below(store_root, cache):
-        try:
-            manifest = read_manifest(storage)
-        except StoreUnreachable:
-            raise
-        except StoreError:
-            continue
-        if manifest["teacher"] == teacher.model:
+        manifest = finished_manifest(storage)
+        if manifest is not None and manifest["teacher"] == teacher.model:
             other = [name for name, value in known.parts.items() if manifest["parts"].get(name) != value]
             return (
                 f"{start}. {manifest['fingerprint']} was captured from another {', '.join(other)} under that name, and "
@@ -118,24 +111,12 @@ def _no_store(known: StoreIdentity, teacher: ModelSource, store_root: str | Path
     return start
 
 
-def captured_labels(storage: Storage) -> tuple[tuple[str, ...], ...]:
-    """Names of the outputs at the captures that filled a store; none where it does not tell, being older or damaged."""
-    try:
-        labels = json.loads(storage.read("manifest.json"))["labels"]
-        return tuple(tuple(map(str, names)) for names in labels)
-    except StoreUnreachable:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ()
-
-
 def other_weights(store_root: str | Path, known: StoreIdentity, teacher: ModelSource) -> list[str]:
     """One line for each store of a teacher of this name and with these settings, but other weights."""
     lines = []
     for storage in stores_below(store_root):
-        try:
-            manifest = read_manifest(storage)
-        except StoreError:
+        manifest = finished_manifest(storage)
+        if manifest is None:
             continue
         theirs, ours = ({**parts, "weights": None} for parts in (manifest["parts"], known.parts))
         if manifest["teacher"] == teacher.model and theirs == ours:
@@ -164,7 +145,7 @@ class StoreIdentity:
     @property
     def fingerprint(self) -> str:
         """Name of the store's folder."""
-        return teacher_fingerprint(self.parts)
+        return fingerprint_of_parts(self.parts)
 
 
 def identify(
@@ -216,14 +197,12 @@ def checked_rows(rows: pa.Table, task: Task, request: tuple[Signal, ...]) -> pa.
     return rows.select(names)
 
 
-def check_element_type(config: PretrainedConfig, request: tuple[Signal, ...], element_type: str) -> None:
-    """ModelError where the scores of a model cannot be kept in int8: those that carry a mask among real tokens."""
-    scores = [signal.name for signal in request if signal.kind == "attention"]
-    if element_type == "int8" and scores and config.model_type not in PROJECTED_MODELS:
-        raise ModelError(
-            f"{scores[0]} cannot be kept in int8: scores of {config.model_type} models may carry a mask, next to which "
-            "all others would become 0; use another store.element_type, or attention_probs"
-        )
+def check_forms(config: PretrainedConfig, request: tuple[Signal, ...], forms: Forms) -> None:
+    """ModelError where a signal of a model cannot be kept as it is to be."""
+    for signal in request:
+        problem = forms.of(signal).problem(config.model_type)
+        if problem is not None:
+            raise ModelError(problem)
 
 
 def _check_layers(config: PretrainedConfig, request: tuple[Signal, ...], name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,9 @@ from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.data.hashes import is_settled, read_note, write_note
 from raybrew.models.inspection import model_megabytes
 from raybrew.models.loading import ModelSource, load_config, load_model
-from raybrew.store.layout import fingerprint_of_parts
 from raybrew.tasks.base import Task
 
-__all__ = ["ModelHashes", "hash_weights", "hashes_of", "known_hashes", "store_parts", "teacher_fingerprint"]
+__all__ = ["ModelHashes", "hash_weights", "hashes_of", "known_hashes", "store_parts"]
 
 #: Configuration keys that do not change what a loaded model computes: provenance, names of labels, defaults of calls.
 _VOLATILE_KEYS = frozenset(
@@ -122,11 +120,6 @@ def store_parts(hashes: ModelHashes, tokenizer: PreTrainedTokenizerBase, task: T
         },
         "precision": precision,
     }
-
-
-def teacher_fingerprint(parts: Mapping[str, Any]) -> str:
-    """Name of the store's folder, 32 hexadecimal digits."""
-    return fingerprint_of_parts(parts)
 
 
 def _canonical(value: Any) -> str:

@@ -16,10 +16,11 @@ import pyarrow as pa
 import xxhash
 
 from raybrew.data.arrow import ArrowFolder, ShardInfo, table_bytes
+from raybrew.data.rows.row_set import id_keys
 from raybrew.errors import StoreUnreachable
 from raybrew.storage.protocol import Storage
 
-__all__ = ["INDEX", "IdIndex", "index_file", "published_index", "write_index"]
+__all__ = ["INDEX", "IdIndex", "index_file", "published_index", "raw_manifest", "write_index"]
 
 _XXH3 = re.compile(r"[0-9a-f]+")
 #: Folder of the file.
@@ -36,7 +37,7 @@ class IdIndex:
     @classmethod
     def of(cls, ids: npt.NDArray[np.uint8]) -> IdIndex:
         """The index of rows with these ids (n, 16), in memory: 24 bytes a row."""
-        keys = _as_keys(ids)
+        keys = id_keys(ids)
         order = np.argsort(keys, kind="stable")
         return cls(keys[order], order)
 
@@ -44,7 +45,7 @@ class IdIndex:
     def mapped(cls, file: ArrowFolder) -> IdIndex:
         """The index in a file, which is read where it is looked at. DataError if it is none."""
         ids, positions = (file.flat(name).only_chunk() for name in ("id", "position"))
-        return cls(_as_keys(ids), positions)
+        return cls(id_keys(ids), positions)
 
     def table(self) -> pa.Table:
         """What `mapped` reads."""
@@ -56,7 +57,7 @@ class IdIndex:
 
     def find(self, ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Position of each of `ids` (n, 16) uint8; -1 for an unknown one."""
-        keys = _as_keys(ids)
+        keys = id_keys(ids)
         if not len(self._keys):
             return np.full(len(keys), -1, np.int64)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -82,16 +83,19 @@ def write_index(storage: Storage, index: IdIndex) -> ShardInfo:
     return info
 
 
-def published_index(storage: Storage) -> str | None:
-    """Name of the index that the manifest names; None where there is no readable one."""
+def raw_manifest(storage: Storage) -> Any:
+    """The manifest as it lies there, whatever it is; None where there is none, or no JSON."""
     try:
-        return index_file(json.loads(storage.read("manifest.json"))).file
+        return json.loads(storage.read("manifest.json"))
     except StoreUnreachable:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
-    # Byte strings of one size sort and compare as memory does; numpy's void type sorts far slower.
-    return np.ascontiguousarray(ids).view("S16").reshape(-1)
+def published_index(storage: Storage) -> str | None:
+    """Name of the index that the manifest names; None where there is no readable one."""
+    try:
+        return index_file(raw_manifest(storage)).file
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,4 +1,4 @@
-"""Where a store keeps what: folder names, element types, sidecars of shards (their commit marks) and the manifest.
+"""Where a store keeps what, and its shards: their files, and sidecars that are their commit marks.
 
     <root>/<fingerprint>/
       manifest.json                     written last; what readers go by
@@ -12,11 +12,12 @@
 
 All folders have the same rows in the same order. A signal may lack shards whose rows it was never asked for.
 
-One row is, in the column named by the kind: a list of numbers of one size (logits, pooled); a list with one such list
-for each token (hidden, query, key, value); or, for attention, one list of heads * length * length numbers, head by head
-and query by query. So nothing is padded. Of queries, keys and values the vectors are kept: a relation of n heads would
-be n * length numbers for each token instead of the width of the model, which is less for very short rows alone, and
-would tie all students to that n. `raybrew.store.elements` says how numbers are kept.
+In the dense form (`raybrew.store.forms`; folders of others are such as logits.int8@package.module-Name) one row is, in
+the column named by the kind: a list of numbers of one size (logits, pooled); a list with one such list for each token
+(hidden, query, key, value); or, for attention, one list of heads * length * length numbers, head by head and query by
+query. So nothing is padded. Of queries, keys and values the vectors are kept: a relation of n heads would be n * length
+numbers for each token instead of the width of the model, which is less for very short rows alone, and would tie all
+students to that n.
 
 A row that the teacher could not compute stands there as zeros (as an example without tokens, if it has none), and is
 named with the reason in the commit mark: `set_aside`, by folder and id.
@@ -27,70 +28,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import xxhash
-
-from raybrew.data.arrow import ArrowFolder, ShardInfo, folder_state, shard_name
-from raybrew.data.columns import item_shape
-from raybrew.errors import StoreError, StoreUnreachable
+from raybrew.data.arrow import ArrowFolder, ShardInfo, shard_name
 from raybrew.files import json_bytes
-from raybrew.signals import LOGITS, PAIR_KINDS, Signal, parse_signal
 from raybrew.storage.protocol import Storage
-from raybrew.store.elements import element_type_of
-from raybrew.store.index import INDEX, IdIndex, index_file, write_index
-from raybrew.version import __version__
+from raybrew.store.forms.base import StoredAs
 
 __all__ = [
     "EXAMPLES",
-    "FORMAT_VERSION",
-    "HEADS",
     "Shard",
     "commit_shard",
     "committed_shard",
     "committed_shards",
-    "fingerprint_of_parts",
-    "is_foreign",
     "open_shards",
     "problems_of",
     "problems_of_file",
-    "publish",
-    "read_manifest",
-    "refuse_foreign",
-    "signal_folder",
-    "signal_of",
 ]
 
-FORMAT_VERSION = 2
 EXAMPLES = "examples"
-#: Key of an attention file's metadata: its number of heads.
-HEADS = b"heads"
-_KIND = "raybrew teacher store"
 
-_BARE_TYPE = "float16"
 _MARK = re.compile(r"shards/(\d+)\.json")
-_SIGNAL_FOLDER = re.compile(r"signals/([a-z_]+(?:\.\d{2,3})?)(?:\.(float32|bfloat16|int8))?")
-
-
-def signal_folder(signal: Signal, element_type: str) -> str:
-    """Folder of `signal` in a store of `element_type`: signals/logits, signals/hidden.08, signals/hidden.08.float32."""
-    bare = signal == LOGITS or element_type == _BARE_TYPE
-    return f"signals/{signal.name}" if bare else f"signals/{signal.name}.{element_type}"
-
-
-def signal_of(folder: str) -> tuple[Signal, str] | None:
-    """Signal and element type of a folder name; None if it is not the folder of a signal."""
-    found = _SIGNAL_FOLDER.fullmatch(folder)
-    if found is None:
-        return None
-    try:
-        signal = parse_signal(found[1])
-    except ValueError:
-        return None
-    element_type = found[2] or element_type_of(signal, _BARE_TYPE)
-    return (signal, element_type) if signal_folder(signal, element_type) == folder else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +90,7 @@ class Shard:
         index, rows = int(value["index"]), int(value["rows"])
         files = {}
         for folder, entry in value["files"].items():
-            if folder != EXAMPLES and signal_of(folder) is None:
+            if folder != EXAMPLES and StoredAs.parse(folder) is None:
                 raise ValueError(f"{folder!r} is no folder of a store")
             files[folder] = ShardInfo(shard_name(index), rows, int(entry["bytes"]), str(entry["xxh3"]))
         aside = {
@@ -158,10 +117,12 @@ def committed_shards(storage: Storage, hashes: bool = False, folders: Collection
     contents = storage.read_many(list(marks.values()))
     parsed = [_parsed(number, contents[marks[number]]) for number in sorted(marks) if marks[number] in contents]
     whole = [kept for shard in parsed if shard is not None and (kept := _whole(shard, sizes)) is not None]
-    if hashes:
-        return [kept for shard in whole if (kept := _unharmed(storage, shard)) is not None]
-    changed = {name for folder in folders for name in _changed(storage, folder, whole)}
-    return [kept for shard in whole if (kept := _without(shard, changed)) is not None]
+    changed = {name for folder in (() if hashes else folders) for name in _changed(storage, folder, whole)}
+
+    def is_bad(name: str, info: ShardInfo) -> bool:
+        return storage.hash_of(name) != info.xxh3 if hashes else name in changed
+
+    return [kept for shard in whole if (kept := _without(shard, is_bad)) is not None]
 
 
 def committed_shard(storage: Storage, index: int) -> Shard | None:
@@ -202,137 +163,6 @@ def problems_of_file(
     return ()
 
 
-def publish(
-    storage: Storage, parts: Mapping[str, Any], teacher: str, shards: Sequence[Shard], labels: Sequence[Any] = ()
-) -> None:
-    """Write the state files of all folders and then the manifest, which makes `shards` visible to readers.
-
-    `labels`: the names of the outputs at each capture that added to the store, equal ones once.
-    """
-    from raybrew.data.rows import rows_fingerprint
-
-    folders = sorted({folder for shard in shards for folder in shard.files})
-    signals: dict[str, Any] = {}
-    for folder in folders:
-        members = [shard for shard in shards if folder in shard.files]
-        text = "".join(shard.files[folder].xxh3 for shard in members)
-        fingerprint = xxhash.xxh3_128_hexdigest(f"{folder}:{text}".encode())
-        for name, value in folder_state([shard.file for shard in members], fingerprint).items():
-            storage.write(f"{folder}/{name}", json_bytes(value))
-        found = signal_of(folder)
-        if found is not None:
-            signal, element_type = found
-            signals[folder] = {
-                "signal": signal.name,
-                "element_type": element_type,
-                "dim": _dim(storage.schema_of(f"{folder}/{members[0].file}"), signal),
-                "rows": sum(shard.rows for shard in members),
-            }
-    examples = open_shards(storage, EXAMPLES, shards)
-    index = write_index(storage, IdIndex.of(examples.flat("id").read()))
-    manifest = {
-        "kind": _KIND,
-        "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint_of_parts(parts),
-        "parts": dict(parts),
-        "teacher": teacher,
-        "labels": [list(names) for names in labels],
-        "rows": sum(shard.rows for shard in shards),
-        "rows_fingerprint": rows_fingerprint(examples.table()),
-        "index": {"bytes": index.bytes, "xxh3": index.xxh3},
-        "signals": signals,
-        "raybrew": __version__,
-        "shards": [shard.plain() for shard in shards],
-    }
-    manifest["xxh3"] = _hash_of(manifest)
-    storage.write("manifest.json", json_bytes(manifest))
-    storage.delete([name for name in storage.files(INDEX) if name != f"{INDEX}/{index.file}"])
-
-
-def _dim(schema: pa.Schema, signal: Signal) -> int:
-    """Numbers per row or token; for attention the number of heads."""
-    if signal.kind in PAIR_KINDS:
-        return int((schema.metadata or {})[HEADS])
-    return int(item_shape(schema.field(signal.kind).type)[0])
-
-
-def read_manifest(storage: Storage) -> dict[str, Any]:
-    """The manifest of a store, checked for form and version; `shards` parsed. StoreError otherwise."""
-    path = f"{storage.location}/manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(storage.read("manifest.json"))
-    except FileNotFoundError:
-        if not storage.exists():
-            raise StoreError(f"{storage.location}: no teacher store here; `raybrew capture` makes one") from None
-        count = len(committed_shards(storage))
-        raise StoreError(
-            f"{storage.location}: the capture was not finished ({count} shards are committed); "
-            "the same command continues it"
-        ) from None
-    except StoreError:
-        raise
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: damaged, no readable JSON ({error}); capture again to rewrite it") from error
-    _check_kind(path, manifest)
-    changed = manifest.get("xxh3", "") not in ("", _hash_of(manifest))  # older stores have none
-    try:
-        found = str(manifest["fingerprint"])
-        if found != fingerprint_of_parts(manifest["parts"]):
-            raise StoreError(f"{path}: damaged, the fingerprint {found} is not that of its own parts")
-        manifest["shards"] = [Shard.parse(value) for value in manifest["shards"]]
-        for folder, entry in manifest["signals"].items():
-            if signal_of(folder) is None:
-                raise ValueError(f"{folder!r} is no folder of a signal")
-            int(entry["dim"])
-        index_file(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); capture again to rewrite it") from error
-    if changed:
-        raise StoreError(f"{path}: damaged, its own hash is another one; capture again to rewrite it")
-    return manifest
-
-
-def is_foreign(storage: Storage) -> bool:
-    """Whether a manifest lies there that is readable, but not that of a teacher store."""
-    try:
-        manifest = json.loads(storage.read("manifest.json"))
-    except StoreUnreachable:
-        raise
-    except (OSError, ValueError, RecursionError):
-        return False
-    return not isinstance(manifest, dict) or manifest.get("kind") != _KIND
-
-
-def refuse_foreign(storage: Storage) -> None:
-    """StoreError if another program's manifest lies there, or that of another version: neither is ours to change."""
-    try:
-        manifest = json.loads(storage.read("manifest.json"))
-    except StoreUnreachable:
-        raise
-    except (OSError, ValueError, RecursionError):
-        return  # none, or a damaged one, which a capture writes anew from its commit marks
-    _check_kind(f"{storage.location}/manifest.json", manifest)
-
-
-def _check_kind(path: str, manifest: Any) -> None:
-    if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-        raise StoreError(f"{path}: not the manifest of a raybrew teacher store")
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        fix = "install that one" if newer else "capture again, and remove this store with `raybrew store prune`"
-        raise StoreError(
-            f"{path}: format version {version}, written by raybrew {manifest.get('raybrew')}; "
-            f"this is raybrew {__version__}, which reads version {FORMAT_VERSION}; {fix}"
-        )
-
-
-def fingerprint_of_parts(parts: Mapping[str, Any]) -> str:
-    """Name of a store: xxh3_128 over the canonical JSON of its parts and the format version."""
-    text = json.dumps({"format_version": FORMAT_VERSION, **parts}, sort_keys=True, ensure_ascii=False)
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
 def _parsed(index: int, content: bytes) -> Shard | None:
     """The shard of a commit mark; None if it cannot be read."""
     try:
@@ -344,15 +174,7 @@ def _parsed(index: int, content: bytes) -> Shard | None:
 
 def _whole(shard: Shard, sizes: Mapping[str, int]) -> Shard | None:
     """`shard` with those of its files that are of the size they should be; None if its examples are not."""
-    files = {folder: info for folder, info in shard.files.items() if sizes.get(f"{folder}/{shard.file}") == info.bytes}
-    aside = {folder: rows for folder, rows in shard.set_aside.items() if folder in files}
-    return dataclasses.replace(shard, files=files, set_aside=aside) if EXAMPLES in files else None
-
-
-def _unharmed(storage: Storage, shard: Shard) -> Shard | None:
-    """`shard` with those of its files that hold the bytes that were written; None if its examples do not."""
-    names = {f"{folder}/{shard.file}": info for folder, info in shard.files.items()}
-    return _without(shard, {name for name, info in names.items() if storage.hash_of(name) != info.xxh3})
+    return _without(shard, lambda name, info: sizes.get(name) != info.bytes)
 
 
 def _changed(storage: Storage, folder: str, shards: Sequence[Shard]) -> list[str]:
@@ -362,17 +184,11 @@ def _changed(storage: Storage, folder: str, shards: Sequence[Shard]) -> list[str
     return [] if found is None else [f"{folder}/{file}" for file, xxh3 in wanted.items() if found.get(file) != xxh3]
 
 
-def _without(shard: Shard, names: Collection[str]) -> Shard | None:
-    """`shard` without these files; None if its examples are among them."""
-    files = {folder: info for folder, info in shard.files.items() if f"{folder}/{shard.file}" not in names}
+def _without(shard: Shard, is_bad: Callable[[str, ShardInfo], bool]) -> Shard | None:
+    """`shard` without its bad files; None if its examples are among them."""
+    files = {folder: info for folder, info in shard.files.items() if not is_bad(f"{folder}/{shard.file}", info)}
     aside = {folder: rows for folder, rows in shard.set_aside.items() if folder in files}
     return dataclasses.replace(shard, files=files, set_aside=aside) if EXAMPLES in files else None
-
-
-def _hash_of(manifest: Mapping[str, Any]) -> str:
-    """xxh3_128 of a manifest without its own hash."""
-    content = {name: value for name, value in manifest.items() if name != "xxh3"}
-    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
 
 def _mark(index: int) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raybrew.data.columns import FlatColumn, RaggedColumn
+from raybrew.catalog.forms import DENSE
+from raybrew.data.arrow import ArrowFolder
 from raybrew.data.tables import taken
 from raybrew.errors import StoreError
-from raybrew.signals import PAIR_KINDS, Signal, sorted_signals
+from raybrew.signals import Signal, sorted_signals
 from raybrew.store.compute import Teacher
-from raybrew.store.elements import element_type_of, relative_rounding
-from raybrew.store.layout import signal_of
+from raybrew.store.forms.base import StoredAs, form_of
+from raybrew.store.forms.columns import StoredColumns
 from raybrew.store.reader import Store
 
 __all__ = ["LiveCheck", "compare_live"]
@@ -55,10 +56,6 @@ def compare_live(
     aside are left out. StoreError if nothing can be compared.
     """
     wanted = sorted_signals(store.signals if signals is None else signals)
-    readers = [
-        Store(store.storage, store.manifest, name)
-        for name in sorted({entry["element_type"] for entry in store.manifest["signals"].values()})
-    ]
     aside = store.set_aside(wanted)
     examples = store.examples
     order = np.random.default_rng(seed).permutation(store.num_rows)[: rows + len(aside)]
@@ -74,14 +71,15 @@ def compare_live(
         first = teacher.compute(table, request)
         second = dataclasses.replace(teacher, batch_tokens=1, notes=[]).compute(table, request)
         for signal in request:
-            heads = store.dim(signal) if signal.kind in PAIR_KINDS else None
-            live, again = (_padded(tables[signal], signal, heads) for tables in (first, second))
-            for reader in readers:
-                if element_type_of(signal, reader.element_type or "") == reader.element_type:
-                    has = reader.has_each(signal, here)
-                    if has.any():
-                        kept = torch.from_numpy(has)
-                        checks.append(_compared(reader, signal, here[has], live[kept], again[kept]))
+            form, dim, every = teacher.forms.of(signal), store.dim(signal), np.arange(len(here))
+            folders = [ArrowFolder(Path(), (), (tables[signal],)) for tables in (first, second)]
+            live, again = (StoredColumns(form, folder, dim).gather(every, None).to_dense() for folder in folders)
+            for kept in (each for each in store.all_kept if each.signal == signal):
+                reader = _reader(store, kept)
+                has = reader.has_each(signal, here)
+                if has.any():
+                    those = torch.from_numpy(has)
+                    checks.append(_compared(reader, kept, here[has], live[those], again[those]))
     return tuple(sorted(checks, key=lambda check: (check.signal, check.element_type)))
 
 
@@ -97,34 +95,23 @@ def _by_rows(
     return [(np.frombuffer(key, np.int64), tuple(signals)) for key, signals in groups.items()]
 
 
-def _padded(table: pa.Table, signal: Signal, heads: int | None) -> Tensor:
-    """What `Store.gather` gives, of a table that the teacher has just made."""
-    kind, chunks = table.schema.field(signal.kind).type, table.column(signal.kind).chunks
-    rows = np.arange(table.num_rows)
-    if pa.types.is_fixed_size_list(kind):
-        return torch.from_numpy(FlatColumn(kind, chunks).gather(rows))
-    column = RaggedColumn(kind, chunks)
-    return torch.from_numpy(column.gather_padded(rows) if heads is None else column.gather_squares(rows, heads))
+def _reader(store: Store, kept: StoredAs) -> Store:
+    """The store, read as `kept` says."""
+    forms = {kept.signal.kind: kept.form} if kept.form != DENSE else {}
+    return Store(store.storage, store.manifest, kept.element_type, forms)
 
 
-def _compared(store: Store, signal: Signal, places: npt.NDArray[np.int64], live: Tensor, again: Tensor) -> LiveCheck:
-    kept = store.gather(signal, places).float()
-    found = signal_of(store.folder_of(signal))
-    assert found is not None  # a folder of the manifest
-    share = relative_rounding(found[1])
-    size = live.abs()
-    if found[1] == "int8":
-        dims = (1, 3) if signal.kind in PAIR_KINDS else (-1,)
-        size = size.amax(dim=dims, keepdim=True).expand_as(live)
-    rounding, largest = share * size, float(live.abs().max())
+def _compared(store: Store, kept: StoredAs, places: npt.NDArray[np.int64], live: Tensor, again: Tensor) -> LiveCheck:
+    form = form_of(kept)
+    stored = store.gather(kept.signal, places).to_dense().float()
+    live, again = form.live(live).to_dense(), form.live(again).to_dense()
+    rounding, largest = form.rounding(live), float(live.abs().max())
     itself = float((live - again).abs().max())
-    difference = (kept - live).abs()
+    difference = (stored - live).abs()
     allowed = rounding * (1 + 1e-3) + _TIMES_ITSELF * itself + _OTHER_MACHINE * largest
-    # Numbers too small for float16 lose more than their share.
-    allowed = allowed + (2.0**-25 if found[1] == "float16" else 0.0)
     return LiveCheck(
-        signal.name,
-        found[1],
+        kept.signal.name,
+        kept.described,
         len(places),
         float(difference.max()),
         float(rounding.max()),

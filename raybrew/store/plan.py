@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from raybrew.data.rows.row_set import id_keys
 from raybrew.signals import Signal, sorted_signals
 from raybrew.storage.protocol import Storage
-from raybrew.store.elements import element_type_of
+from raybrew.store.forms.base import Forms
 from raybrew.store.index import IdIndex
-from raybrew.store.layout import EXAMPLES, Shard, open_shards, signal_folder
+from raybrew.store.layout import EXAMPLES, Shard, open_shards
 
 __all__ = ["ShardTask", "ids_of", "plan_shards", "unique_rows"]
 
@@ -31,8 +32,7 @@ class ShardTask:
 
 def unique_rows(ids: Ids) -> npt.NDArray[np.int64]:
     """Place of the first row of each id, in source order."""
-    keys = np.ascontiguousarray(ids).view("S16").reshape(-1)
-    return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)
+    return np.sort(np.unique(id_keys(ids), return_index=True)[1]).astype(np.int64)
 
 
 def ids_of(storage: Storage, shards: Sequence[Shard]) -> Ids:
@@ -47,7 +47,7 @@ def plan_shards(
     committed: Sequence[Shard],
     committed_ids: Ids,
     request: Iterable[Signal],
-    element_type: str,
+    forms: Forms,
     rows_per_shard: int,
 ) -> tuple[list[ShardTask], dict[int, npt.NDArray[np.int64]]]:
     """Tasks by shard number, and the source rows of each new shard.
@@ -64,10 +64,7 @@ def plan_shards(
     tasks: list[ShardTask] = []
     sources: dict[int, npt.NDArray[np.int64]] = {}
     for shard in (committed[place] for place in touched.tolist()):
-        has = shard.files
-        lacking = tuple(
-            signal for signal in request if signal_folder(signal, element_type_of(signal, element_type)) not in has
-        )
+        lacking = tuple(signal for signal in request if forms.stored_as(signal).folder not in shard.files)
         if lacking:
             tasks.append(ShardTask(shard.index, shard.rows, lacking, new=False))
     missing = places[found < 0]

@@ -18,18 +18,11 @@ from raybrew.signals import Signal, parse_signal
 from raybrew.storage.local import LocalFolder
 from raybrew.storage.open import is_remote, storage_errors, stores_at
 from raybrew.storage.protocol import PENDING, Storage
-from raybrew.store.elements import ELEMENT_TYPES
-from raybrew.store.layout import (
-    commit_shard,
-    committed_shards,
-    is_foreign,
-    publish,
-    read_manifest,
-    refuse_foreign,
-    signal_of,
-)
+from raybrew.store.forms.base import StoredAs
+from raybrew.store.forms.dense import ELEMENT_TYPES
+from raybrew.store.layout import commit_shard, committed_shards
+from raybrew.store.manifest import finished_manifest, is_foreign, last_used, publish, refuse_foreign
 from raybrew.store.pending import locked_store, orphans_of
-from raybrew.store.usage import last_used
 
 __all__ = ["PruneRules", "Removal", "plan_prune", "prune_stores"]
 
@@ -153,11 +146,11 @@ def _of_store(storage: Storage, rules: PruneRules, named: bool) -> list[Removal]
     removals = []
     shards = committed_shards(storage)
     for folder in sorted({folder for shard in shards for folder in shard.files}):
-        found = signal_of(folder)
-        if found is not None and rules.takes(*found):
+        kept = StoredAs.parse(folder)
+        if kept is not None and rules.takes(kept.signal, kept.element_type):
             files = tuple(name for name in sizes if name.startswith(f"{folder}/"))
             count = sum(sizes[name] for name in files)
-            what = f"{found[0]} as {found[1]}"
+            what = f"{kept.signal} as {kept.described}"
             removals.append(Removal(storage, what, files, count, folders=(folder,), held=held))
     # What is pending is gone as soon as the store is held by another.
     orphans = {*orphans_of(storage, shards), *(name for name in sizes if _is_pending(name))}
@@ -173,12 +166,7 @@ def _is_pending(name: str) -> bool:
 
 
 def _remove_signals(storage: Storage, folders: Collection[str]) -> None:
-    try:
-        manifest = read_manifest(storage)
-    except StoreUnreachable:
-        raise
-    except StoreError:
-        manifest = None  # never finished: there are only marks
+    manifest = finished_manifest(storage)  # None: never finished, there are only marks
     before, shards = committed_shards(storage), []
     for shard in before:
         files = {folder: info for folder, info in shard.files.items() if folder not in folders}

@@ -11,38 +11,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from raybrew.catalog.forms import DENSE
 from raybrew.data.arrow import ArrowFolder, ShardInfo
 from raybrew.data.columns import FlatColumn
 from raybrew.errors import DataError, StoreError
 from raybrew.signals import Signal, sorted_signals
-from raybrew.storage.open import open_storage, stores_below
+from raybrew.storage.open import open_storage
 from raybrew.storage.protocol import Storage
-from raybrew.store.elements import ELEMENT_TYPES, SCALE, element_type_of, from_int8
+from raybrew.store.forms.base import Forms, StoredAs, form_of
+from raybrew.store.forms.columns import StoredColumns
+from raybrew.store.forms.dense import ELEMENT_TYPES
 from raybrew.store.index import INDEX, IdIndex, index_file
-from raybrew.store.layout import (
-    EXAMPLES,
-    Shard,
-    open_shards,
-    problems_of,
-    problems_of_file,
-    read_manifest,
-    signal_folder,
-    signal_of,
-)
-from raybrew.store.usage import last_used
+from raybrew.store.layout import EXAMPLES, Shard, open_shards, problems_of, problems_of_file
+from raybrew.store.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from raybrew.data.loader import Payload
 
-__all__ = ["RowPositions", "Store", "StoreEntry", "describe", "entry_of", "list_stores"]
+__all__ = ["RowPositions", "Store"]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
-    """One signal: its shards as a table, and where the rows of each shard of the store begin in it (-1: not there)."""
+    """One signal: its columns, of so many rows, and where those of each shard of the store begin (-1: not there)."""
 
-    folder: str
-    data: ArrowFolder
+    kept: StoredAs
+    columns: StoredColumns
+    num_rows: int
     starts: npt.NDArray[np.int64]
 
 
@@ -68,13 +63,21 @@ class Store:
     """An open store. Rows have positions 0..num_rows-1; those stay as they are while a store grows.
 
     The files of a remote store are copied to this node when they are first read, once for all processes of it. Pickles
-    as storage, fingerprint and element type, and is opened anew in the other process.
+    as storage, fingerprint and how its signals are read, and is opened anew in the other process.
     """
 
-    def __init__(self, storage: Storage, manifest: Mapping[str, Any], element_type: str | None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Mapping[str, Any],
+        element_type: str | None = None,
+        forms: Mapping[str, str] | None = None,
+    ) -> None:
         self.storage = storage
         self.manifest = manifest
         self.element_type = element_type
+        self.forms = dict(forms or {})
+        self.all_kept = tuple(kept for folder in manifest["signals"] if (kept := StoredAs.parse(folder)) is not None)
         self._shards: list[Shard] = manifest["shards"]
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._open: dict[Signal, _Stored] = {}
@@ -87,10 +90,11 @@ class Store:
         expect_fingerprint: str | None = None,
         element_type: str | None = None,
         cache: str | None = None,
+        forms: Mapping[str, str] | None = None,
     ) -> Store:
         """The store in a folder, at a URL or in a storage; `cache` is where copies of a remote one go.
 
-        `element_type` chooses among signals stored in several; None: the most exact.
+        `element_type` and `forms` (by kinds of signals) choose among signals stored in several; None: the most exact.
 
         StoreError if there is none, it was computed from something else than `expect_fingerprint`, is of another
         version, unfinished or damaged. Sizes are checked here, hashes by `verify`.
@@ -105,10 +109,10 @@ class Store:
         problems = problems_of(storage, manifest["shards"], hashes=False)
         if problems:
             raise StoreError(_damage(storage.location, problems))
-        return cls(storage, manifest, element_type)
+        return cls(storage, manifest, element_type, forms)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return Store.open, (self.storage, self.fingerprint, self.element_type)
+        return Store.open, (self.storage, self.fingerprint, self.element_type, None, self.forms)
 
     @property
     def location(self) -> str:
@@ -132,13 +136,8 @@ class Store:
 
     @property
     def signals(self) -> tuple[Signal, ...]:
-        """Signals that are stored for some rows at least, in the element type of this reader."""
-        found = (signal_of(folder) for folder in self.manifest["signals"])
-        return sorted_signals(
-            signal
-            for signal, element_type in (entry for entry in found if entry is not None)
-            if self.element_type is None or element_type == element_type_of(signal, self.element_type)
-        )
+        """Signals that are stored for some rows at least, as this reader reads them."""
+        return sorted_signals(kept.signal for kept in self.all_kept if self._reads(kept))
 
     @functools.cached_property
     def examples(self) -> ArrowFolder:
@@ -186,15 +185,15 @@ class Store:
 
     def dim(self, signal: Signal) -> int:
         """Numbers per row (logits, pooled) or per token (hidden, query, key, value); heads for attention."""
-        return int(self.manifest["signals"][self.folder_of(signal)]["dim"])
+        return int(self.manifest["signals"][self.kept(signal).folder]["dim"])
 
-    def folder_of(self, signal: Signal) -> str:
-        """The folder that `gather` reads `signal` from, which tells its element type."""
-        return self._stored(signal).folder
+    def kept(self, signal: Signal) -> StoredAs:
+        """What `gather` reads of `signal`: its element type and form, and by these its folder."""
+        return self._stored(signal).kept
 
     def files_read(self) -> dict[str, ShardInfo]:
         """Name -> size and hash of the files that this process has opened: of a remote store each node copies them."""
-        folders = [EXAMPLES, *(stored.folder for stored in self._open.values())]
+        folders = [EXAMPLES, *(stored.kept.folder for stored in self._open.values())]
         return {
             f"{folder}/{shard.file}": shard.files[folder]
             for folder in folders
@@ -204,7 +203,7 @@ class Store:
 
     def set_aside(self, request: Iterable[Signal]) -> dict[str, str]:
         """Rows that the teacher could not compute for one of `request`: example id in hex -> reason."""
-        folders = [EXAMPLES, *(self.folder_of(signal) for signal in request)]
+        folders = [EXAMPLES, *(self.kept(signal).folder for signal in request)]
         return {
             row: reason
             for shard in self._shards
@@ -223,43 +222,24 @@ class Store:
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         return self._stored(signal).starts[shards] >= 0
 
-    def gather(self, signal: Signal, positions: npt.NDArray[np.int64], length: int | None = None) -> Tensor:
-        """Outputs of the rows at `positions` in the type they are stored in; StoreError if some have none.
+    def gather(self, signal: Signal, positions: npt.NDArray[np.int64], length: int | None = None) -> Payload:
+        """Outputs of the rows at `positions` in the form they are stored in; StoreError if some have none.
 
+        Dense ones are a tensor in the type they are stored in, what is stored as int8 as float32.
         logits: (n, classes) float32, or (n, items, classes) up to the most items of a row, for tasks with items.
         pooled: (n, dim). hidden, query, key, value: (n, length, dim). attention, attention_probs: (n, heads, length,
-        length). Zeros stand behind the items or tokens of each row; `length` defaults to that of the longest. What is
-        stored as int8 comes as float32.
+        length). Zeros stand behind the items or tokens of each row; `length` defaults to that of the longest.
         """
-        import torch
-
         stored = self._stored(signal)
         shards = np.searchsorted(self._starts, positions, side="right") - 1
         starts = stored.starts[shards]
         if (starts < 0).any():
             raise StoreError(
-                f"{self.location}: {signal} is stored for {stored.data.num_rows} of {self.num_rows} rows, and "
+                f"{self.location}: {signal} is stored for {stored.num_rows} of {self.num_rows} rows, and "
                 f"{int((starts < 0).sum())} of those asked for are not among them; `raybrew capture` adds them"
             )
         places = positions - self._starts[shards] + starts
-        column = stored.data.column(signal.kind)
-        if isinstance(column, FlatColumn):
-            values = column.gather(places)
-        elif column.item_shape:
-            values = column.gather_padded(places, 0, None if signal.layer is None else length)
-        else:
-            values = column.gather_squares(places, self.dim(signal), length)
-        if values.dtype == np.uint16:
-            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        if values.dtype != np.int8:
-            return torch.from_numpy(values)
-        scale = stored.data.column(SCALE)
-        if isinstance(scale, FlatColumn):
-            scales = scale.gather(places)[:, None]
-        else:
-            scales = scale.gather_padded(places, 0, values.shape[-2])
-            scales = scales[:, :, None] if values.ndim == 3 else scales[:, None, :, None]
-        return from_int8(torch.from_numpy(values), torch.from_numpy(scales))
+        return stored.columns.gather(places, None if signal.layer is None else length)
 
     def verify(self) -> tuple[str, ...]:
         """One line for each file whose bytes are not those that were written; reads the whole store."""
@@ -267,21 +247,29 @@ class Store:
         file = index_file(self.manifest)
         return problems + problems_of_file(self.storage, f"{INDEX}/{file.file}", file, hashes=True)
 
+    def _reads(self, kept: StoredAs) -> bool:
+        if self.element_type is not None:
+            return kept == Forms(self.element_type, self.forms).stored_as(kept.signal)
+        return self.forms.get(kept.signal.kind, kept.form) == kept.form
+
     def _stored(self, signal: Signal) -> _Stored:
         if signal not in self._open:
-            types = [self.element_type] if self.element_type is not None else list(ELEMENT_TYPES)
-            folders = [signal_folder(signal, element_type_of(signal, element_type)) for element_type in types]
-            folder = next((name for name in folders if name in self.manifest["signals"]), None)
-            if folder is None:
-                kept = ", ".join(sorted(name.removeprefix("signals/") for name in self.manifest["signals"]))
-                wanted = "" if self.element_type is None else f" as {element_type_of(signal, self.element_type)}"
+            choices = [kept for kept in self.all_kept if kept.signal == signal and self._reads(kept)]
+            if not choices:
+                there = ", ".join(sorted(name.removeprefix("signals/") for name in self.manifest["signals"]))
+                wanted = ""
+                if self.element_type is not None:
+                    wanted = f" as {Forms(self.element_type, self.forms).stored_as(signal).described}"
                 raise StoreError(
-                    f"{self.location}: {signal} is not stored{wanted}, only {kept}; `raybrew capture` adds it"
+                    f"{self.location}: {signal} is not stored{wanted}, only {there}; `raybrew capture` adds it"
                 )
+            kept = min(choices, key=_exactness)
+            folder = kept.folder
             members = [shard for shard in self._shards if folder in shard.files]
             rows = np.array([shard.rows if folder in shard.files else 0 for shard in self._shards], np.int64)
             starts = np.where(rows > 0, np.cumsum(rows) - rows, -1)
-            self._open[signal] = _Stored(folder, self._folder(folder, members), starts)
+            data, dim = self._folder(folder, members), int(self.manifest["signals"][folder]["dim"])
+            self._open[signal] = _Stored(kept, StoredColumns(form_of(kept), data, dim), data.num_rows, starts)
         return self._open[signal]
 
     def _folder(self, folder: str, shards: list[Shard]) -> ArrowFolder:
@@ -297,69 +285,10 @@ class Store:
         return data
 
 
-@dataclasses.dataclass(frozen=True)
-class StoreEntry:
-    """A folder among stores: an open store, or why it cannot be opened. `used` is an ISO date, if it is known."""
-
-    location: str
-    store: Store | None
-    problem: str | None
-    bytes: int
-    used: str | None
-
-    @property
-    def path(self) -> Path:
-        """Its folder (of a store that is not remote)."""
-        return Path(self.location)
-
-
-def list_stores(root: str | Path, cache: str | None = None) -> tuple[StoreEntry, ...]:
-    """All stores below the folder or URL `root`, finished or not, by name."""
-    return tuple(entry_of(storage) for storage in stores_below(root, cache))
-
-
-def entry_of(storage: Storage) -> StoreEntry:
-    """One store of `list_stores`."""
-    used, size = last_used(storage), sum(storage.files().values())
-    date = None if used is None else used.isoformat(timespec="seconds")
-    try:
-        return StoreEntry(storage.location, Store.open(storage), None, size, date)
-    except StoreError as error:
-        return StoreEntry(storage.location, None, str(error), size, date)
-
-
-def describe(store: Store) -> dict[str, Any]:
-    """What a store holds and from what it was computed, as plain values."""
-    shards: list[Shard] = store.manifest["shards"]
-    sizes: dict[str, int] = {}
-    aside: dict[str, dict[str, str]] = {}
-    for shard in shards:
-        for folder, info in shard.files.items():
-            sizes[folder] = sizes.get(folder, 0) + info.bytes
-        for folder, rows in shard.set_aside.items():
-            aside.setdefault(folder, {}).update(rows)
-    index = index_file(store.manifest).bytes
-    used = last_used(store.storage)
-    return {
-        "path": store.location,
-        "fingerprint": store.fingerprint,
-        "teacher": store.manifest["teacher"],
-        "labels": store.manifest.get("labels", []),
-        "parts": store.manifest["parts"],
-        "rows": store.num_rows,
-        "rows_fingerprint": store.manifest["rows_fingerprint"],
-        "tokens": sum(shard.tokens for shard in shards),
-        "shards": len(shards),
-        "bytes": index + sum(sizes.values()),
-        "examples_bytes": sizes[EXAMPLES],
-        "index_bytes": index,
-        "signals": {
-            folder: {**entry, "bytes": sizes.get(folder, 0)} for folder, entry in store.manifest["signals"].items()
-        },
-        "set_aside": aside,
-        "used": None if used is None else used.isoformat(timespec="seconds"),
-        "raybrew": store.manifest["raybrew"],
-    }
+def _exactness(kept: StoredAs) -> tuple[bool, int]:
+    """Orders what is kept several times: dense before other forms, the widest type first."""
+    types = list(ELEMENT_TYPES)
+    return kept.form != DENSE, types.index(kept.element_type) if kept.element_type in types else len(types)
 
 
 def _damage(location: str, problems: tuple[str, ...]) -> str:

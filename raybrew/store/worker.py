@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.data.arrow import ShardInfo, shard_name, write_shard
 from raybrew.errors import Interrupted, StoreError
@@ -25,25 +26,19 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import Signal
 from raybrew.storage.open import storage_errors
 from raybrew.store.compute import Teacher
-from raybrew.store.elements import element_type_of
-from raybrew.store.layout import (
-    EXAMPLES,
-    Shard,
-    commit_shard,
-    committed_shard,
-    open_shards,
-    signal_folder,
-)
+from raybrew.store.forms.base import Forms
+from raybrew.store.layout import EXAMPLES, Shard, commit_shard, committed_shard, open_shards
 from raybrew.store.pending import Pending
 from raybrew.store.plan import ShardTask
 from raybrew.tasks.base import Task
 
 __all__ = [
     "MAX_ATTEMPTS",
+    "CaptureProgress",
+    "ProgressReporter",
     "ShardResult",
     "ShardWorker",
     "WorkerSettings",
-    "build_teacher",
     "load_teacher",
 ]
 
@@ -63,7 +58,7 @@ class WorkerSettings:
     task: Task
     device: str
     precision: str
-    element_type: str
+    forms: Forms
     batch_tokens: int
     skip_bad_rows: bool = False
     threads: int | None = None
@@ -81,27 +76,79 @@ class ShardResult:
     set_aside: int = 0
 
 
-def build_teacher(settings: WorkerSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Teacher:
-    """A loaded model as the teacher of `settings`, on its device."""
-    device = pick_device(settings.device, "teacher.device")
-    module: nn.Module = model
-    return Teacher(
-        module.to(device).eval(),
-        tokenizer,
-        settings.task,
-        device,
-        settings.precision,
-        settings.element_type,
-        settings.batch_tokens,
-    )
+@dataclasses.dataclass(frozen=True)
+class CaptureProgress:
+    """Shards committed, and rows that went through the teacher (those of committed shards where no more is known).
+
+    `tokens` and `bytes_written` are of committed shards, `seconds` since work began. `note` is news for a person.
+    """
+
+    done_shards: int
+    total_shards: int
+    done_rows: int
+    total_rows: int
+    tokens: int
+    bytes_written: int
+    seconds: float
+    note: str | None = None
+
+
+class ProgressReporter:
+    """Adds up what workers tell and passes it on; used by one thread."""
+
+    def __init__(self, tasks: Sequence[ShardTask], listener: Callable[[CaptureProgress], None] | None) -> None:
+        self._listener = listener
+        self._start = time.perf_counter()
+        self._state = CaptureProgress(0, len(tasks), 0, sum(task.rows for task in tasks), 0, 0, 0.0)
+        self._committed_rows = 0
+        self._notes: set[str] = set()
+
+    @property
+    def shards_done(self) -> int:
+        """Shards that were committed since work began."""
+        return self._state.done_shards
+
+    def rows(self, done: int) -> None:
+        """`done` rows went through the teacher so far."""
+        if done > self._state.done_rows:
+            self._tell(done_rows=done)
+
+    def shard(self, result: ShardResult) -> None:
+        """One more shard is committed."""
+        state = self._state
+        self._committed_rows += result.rows
+        news = [note for note in result.notes if note not in self._notes]
+        self._notes.update(news)
+        self._tell(
+            done_shards=state.done_shards + 1,
+            done_rows=max(state.done_rows, self._committed_rows),
+            tokens=state.tokens + result.tokens,
+            bytes_written=state.bytes_written + result.bytes,
+            note="; ".join(news) or None,
+        )
+
+    def _tell(self, **changes: Any) -> None:
+        seconds = time.perf_counter() - self._start
+        self._state = dataclasses.replace(self._state, **{"note": None, "seconds": seconds, **changes})
+        if self._listener is not None:
+            self._listener(self._state)
 
 
 def load_teacher(settings: WorkerSettings) -> Teacher:
-    """The teacher of `settings`, loaded from where it lies."""
+    """The teacher of `settings`, loaded from where it lies, on its device."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_model(settings.teacher, settings.task.kind, needs_head=False)
-    return build_teacher(settings, model, load_tokenizer(settings.teacher))
+    module: nn.Module = load_model(settings.teacher, settings.task.kind, needs_head=False)
+    device = pick_device(settings.device, "teacher.device")
+    return Teacher(
+        module.to(device).eval(),
+        load_tokenizer(settings.teacher),
+        settings.task,
+        device,
+        settings.precision,
+        settings.forms,
+        settings.batch_tokens,
+    )
 
 
 class ShardWorker:
@@ -196,7 +243,7 @@ class ShardWorker:
         }
 
     def _folder(self, signal: Signal) -> str:
-        return signal_folder(signal, element_type_of(signal, self._settings.element_type))
+        return self._settings.forms.stored_as(signal).folder
 
     def _commit(self, shard: Shard, written: Mapping[str, Path]) -> None:
         # A worker can outlive its capture for a while (Ray ends actors later than their driver) and must not write

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config import Experiment, MultiTaskConfig, StoreConfig
 from raybrew.config.judge import LOSS
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import raise_problems
@@ -26,8 +26,9 @@ from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, Problem, RaybrewError
 from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal, sorted_signals
+from raybrew.store.listing import describe
 from raybrew.store.plan import unique_rows
-from raybrew.store.reader import Store, describe
+from raybrew.store.reader import Store
 from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
@@ -215,7 +216,7 @@ def _one_teacher(
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
         return []
-    seconds, size = round(time.monotonic() - started, 2), _bytes_of(stores, first.store.element_type)
+    seconds, size = round(time.monotonic() - started, 2), _bytes_of(stores, first.store)
     names = ", ".join(dict.fromkeys(given.name or given.source.model for given in stores.values()))
     signals = tuple(signal.name for signal in sorted_signals(union))
     return [
@@ -239,8 +240,11 @@ def _inputs(
     return Inputs(rows.labels, training, evaluation, *numbers, teachers, task, fitted=fitted)
 
 
-def _bytes_of(stores: Mapping[str, TeacherInput], element_type: str) -> int:
-    opened = (Store.open(location, given.fingerprint, element_type) for location, given in stores.items())
+def _bytes_of(stores: Mapping[str, TeacherInput], config: StoreConfig) -> int:
+    opened = (
+        Store.open(location, given.fingerprint, config.element_type, forms=config.forms)
+        for location, given in stores.items()
+    )
     return sum(describe(store)["bytes"] for store in opened)
 
 

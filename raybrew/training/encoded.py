@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raybrew.config.changes import value_at, values_over
 from raybrew.config.train import EarlyStoppingConfig, FinetuneConfig, TrainConfig
-from raybrew.data.loader import MicroBatch, StepBatch, StepLoader
+from raybrew.data.loader import MicroBatch, Payload, StepBatch, StepLoader
 from raybrew.data.sampler import BatchSize, Order
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import Teacher
@@ -57,14 +57,14 @@ class Trainee(nn.Module):
         self.run = run  #: stands in for calling the student
         self.theseus = theseus  #: so does its teacher with it inside, in some stages
 
-    def forward(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Payload]) -> tuple[Tensor, Tensor]:
         run = self.run
         if self.theseus is not None and self.theseus.runs_in(self.objective.stage):
             run = self.theseus.hybrid
         outputs = forward(self.student, inputs, self.objective.student_request, run)
         return self._terms(outputs, teacher, inputs)
 
-    def measure(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def measure(self, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Payload]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the student alone, and sum and count of each term, by one forward pass."""
         outputs = forward(self.student, inputs, self.objective.student_request | {LOGITS})
         return outputs[LOGITS], *self._terms(outputs, teacher, inputs)
@@ -195,7 +195,7 @@ class EncodedProgram:
     def shares(self, batch: StepBatch) -> None:
         return None
 
-    def targets(self, micro: MicroBatch) -> Mapping[Signal, Tensor]:
+    def targets(self, micro: MicroBatch) -> Mapping[Signal, Payload]:
         return self.teachers[self.trainee.objective.stage].signals(micro)
 
     def start_step(self, step: int, rank: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.config.train import TrainConfig
-from raybrew.data.loader import MicroBatch
+from raybrew.data.loader import MicroBatch, Payload
 from raybrew.data.multi_task import MultiTaskLoader, TaskStep
 from raybrew.distillers.objective import Objective, StageTerms
 from raybrew.distillers.teachers import Teacher
@@ -104,7 +104,7 @@ class MultiTaskTrainee(nn.Module):
         objective.enter(self.objective.stage)
         return objective
 
-    def forward(self, inputs: TaskInputs, teacher: Mapping[Signal, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: TaskInputs, teacher: Mapping[Signal, Payload]) -> tuple[Tensor, Tensor]:
         """Sum and count of every task's terms; 0 for those of other tasks than that of `inputs`."""
         objective = self.of_task(inputs.task)
         outputs = forward(
@@ -113,7 +113,7 @@ class MultiTaskTrainee(nn.Module):
         return self._among_all(inputs.task, objective(outputs, teacher, inputs.batch))
 
     def measure_task(
-        self, task: str, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Tensor]
+        self, task: str, inputs: Mapping[str, Tensor], teacher: Mapping[Signal, Payload]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the task's student, and every task's terms as `forward` gives them, by one forward pass."""
         objective = self.of_task(task)
@@ -202,7 +202,7 @@ class MultiTaskProgram(EncodedProgram):
         span = self.trainee.spans[batch.task]
         return [float(span.start <= index < span.stop) for index in range(len(self.trainee.objective.terms))]
 
-    def targets(self, micro: Any) -> Mapping[Signal, Tensor]:
+    def targets(self, micro: Any) -> Mapping[Signal, Payload]:
         return self.teachers_of[micro.task][self.trainee.objective.stage].signals(micro.micro)
 
 

@@ -21,6 +21,7 @@ from raybrew.storage.open import is_remote
 from raybrew.storage.staging import cache_root
 from raybrew.store.compute import cut_batches
 from raybrew.store.estimate import Amounts, Widths, estimate_bytes
+from raybrew.store.forms.base import Forms
 from raybrew.store.plan import unique_rows
 from raybrew.tasks.base import Task
 from raybrew.verbs.capture import store_root
@@ -112,8 +113,8 @@ def sizes_of_store(
     sample = token_columns(task, load_tokenizer(source), units, most)
     amounts = Amounts.of(sample.lengths, sample.items, sample.columns, sample.rows)
     hidden, heads = _hidden_and_heads(config, request)
-    widths = Widths(num_labels, hidden, heads)
-    found = estimate_bytes(amounts, widths, request, one.store.element_type, one.store.rows_per_shard)
+    widths, forms = Widths(num_labels, hidden, heads), Forms(one.store.element_type, one.store.forms)
+    found = estimate_bytes(amounts, widths, request, forms, one.store.rows_per_shard)
     shard = sample.lengths[: one.store.rows_per_shard]
     padding = padded_tokens(shard, one.store.batch_tokens) / max(1, int(shard.sum()))
     return Sizes(amounts, int(sample.lengths.max(initial=0)), found, padding)

@@ -25,7 +25,7 @@ from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.storage.open import stores_root
 from raybrew.store.capture import CaptureProgress
 from raybrew.store.capture import capture as capture_rows
-from raybrew.store.find import captured_labels
+from raybrew.store.manifest import captured_labels
 from raybrew.store.reader import Store
 from raybrew.tasks.base import Labels
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of

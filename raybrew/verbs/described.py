@@ -17,7 +17,7 @@ from raybrew.models.loading import ModelSource, has_head
 from raybrew.reports.rows import model_name
 from raybrew.signals import Signal
 from raybrew.storage.open import open_storage
-from raybrew.store.find import captured_labels
+from raybrew.store.manifest import captured_labels
 from raybrew.verbs.evaluate import Evaluation, average_name, evaluate_ensemble, evaluate_teacher
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.job import joint_metrics

@@ -349,9 +349,9 @@ def _averaged(average: Average, said: Mapping[Signal, np.ndarray | list[np.ndarr
     first = next(iter(said.values()))
     if isinstance(first, np.ndarray):
         whole = {signal: torch.from_numpy(np.asarray(values)) for signal, values in said.items()}
-        return average(whole)[LOGITS].numpy()
+        return average(whole)[LOGITS].to_dense().numpy()
     return [
-        average({signal: torch.from_numpy(values[row]) for signal, values in said.items()})[LOGITS].numpy()
+        average({signal: torch.from_numpy(values[row]) for signal, values in said.items()})[LOGITS].to_dense().numpy()
         for row in range(len(first))
     ]
 

@@ -20,7 +20,7 @@ _START = ("student", "teacher", "layers")
 
 
 class _Named(NamedTuple):
-    """A function at a key, and how it is called."""
+    """A part at a key; of functions how they are called."""
 
     key: str
     target: str
@@ -29,13 +29,15 @@ class _Named(NamedTuple):
 
 
 def check_functions(experiment: Experiment, say: Say) -> None:
-    """Import the functions of `distill` and `student`, each told in one line first; ConfigError lists all that do not
-    fit."""
+    """Import what `distill`, `student` and `store` name of the user's, each told in one line first; ConfigError lists
+    all that does not fit."""
     problems: list[Problem] = []
     for key, target, arguments, options in _named(experiment):
         say(f"{key}: imports {target}")
         try:
-            check_signature(load_outside(target, key), target, key, arguments, options)
+            part = load_outside(target, key)
+            if arguments:
+                check_signature(part, target, key, arguments, options)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -56,6 +58,9 @@ def _named(experiment: Experiment) -> Iterator[_Named]:
                 yield _Named(f"{key}.matches.{index}.loss", match.loss, _LOSS)
             if isinstance(match.layers, str) and is_outside(match.layers):
                 yield _Named(f"{key}.matches.{index}.layers", match.layers, _RULE)
+    yield from (
+        _Named(f"store.forms.{kind}", form, ()) for kind, form in experiment.store.forms.items() if is_outside(form)
+    )
     if is_outside(student.init):
         yield _Named("student.init", student.init, _START)
     if isinstance(student.init_layers, str) and is_outside(student.init_layers):

@@ -31,6 +31,7 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.models.students import new_model
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
+from raybrew.store.forms.base import Forms
 from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
@@ -224,15 +225,14 @@ def _store_plan(
         device,
         pick_precision(one.teacher.precision, device),
         # Speed is measured in a type in which nothing of an untrained head overflows.
-        "float32",
+        Forms("float32", one.store.forms),
         one.store.batch_tokens,
     )
     rate = _teacher_rate(teacher, units.whole, request) / sizes.padding
-    location = store_root(one)
     return StorePlan(
         label,
         source.model,
-        location,
+        store_root(one),
         sizes.amounts.rows,
         sizes.amounts.tokens,
         sizes.longest,

@@ -10,9 +10,10 @@ from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
 from raybrew.errors import StoreError
 from raybrew.storage.open import is_remote, stores_at, stores_root
-from raybrew.store.layout import read_manifest
+from raybrew.store.listing import StoreEntry, entry_of
+from raybrew.store.manifest import read_manifest
 from raybrew.store.prune import PruneRules, Removal, plan_prune, prune_stores
-from raybrew.store.reader import Store, StoreEntry, entry_of
+from raybrew.store.reader import Store
 
 if TYPE_CHECKING:
     from raybrew.models.loading import ModelSource
@@ -112,6 +113,7 @@ def _compare_one(view: Experiment, source: ModelSource, rows: int) -> tuple[Live
     from raybrew.models.devices import pick_device
     from raybrew.store.compute import Teacher
     from raybrew.store.find import find_any, identify
+    from raybrew.store.forms.base import Forms
     from raybrew.store.live import compare_live
     from raybrew.verbs.prepare import task_of
 
@@ -121,6 +123,6 @@ def _compare_one(view: Experiment, source: ModelSource, rows: int) -> tuple[Live
     device = pick_device(settings.device, "teacher.device")
     module: nn.Module = model
     teacher = Teacher(
-        module.to(device).eval(), tokenizer, task, device, known.precision, "float32", view.store.batch_tokens
+        module.to(device).eval(), tokenizer, task, device, known.precision, Forms("float32"), view.store.batch_tokens
     )
     return compare_live(store, teacher, rows)

@@ -29,6 +29,7 @@ from raybrew.models.devices import pick_precision
 from raybrew.models.loading import load_model, load_tokenizer
 from raybrew.models.vocabulary import open_vocabulary
 from raybrew.signals import Signal
+from raybrew.store.forms.base import Forms
 from raybrew.store.reader import RowPositions, Store
 from raybrew.training.context import Context
 from raybrew.training.precision import Precision
@@ -150,7 +151,8 @@ class _Member:
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
         reads = load_tokenizer(self.given.source).model_input_names
-        return LiveTeacher(self.model, asked, precision.autocast, self._token_ids(), reads)
+        forms = Forms(self.view.store.element_type, self.view.store.forms)
+        return LiveTeacher(self.model, asked, precision.autocast, self._token_ids(), reads, forms)
 
     def _token_ids(self) -> Tensor | None:
         """This teacher's id of each of the student's pieces, where the student's vocabulary is trimmed from its own."""
@@ -160,8 +162,8 @@ class _Member:
 
     @functools.cached_property
     def _store(self) -> Store:
-        config = self.view.store
-        return Store.open(str(self.given.store), self.given.fingerprint, config.element_type, config.cache)
+        given, config = self.given, self.view.store
+        return Store.open(str(given.store), given.fingerprint, config.element_type, config.cache, config.forms)
 
     @functools.cached_property
     def model(self) -> Any:  # a Hugging Face model

@@ -12,7 +12,8 @@ from tiny_teacher import tree
 
 import raybrew
 from raybrew.runtime import ensure_ray, stop_ray
-from raybrew.store.reader import Store, list_stores
+from raybrew.store.listing import list_stores
+from raybrew.store.reader import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 

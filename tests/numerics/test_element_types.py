@@ -23,7 +23,7 @@ from raybrew.losses.attention import attention_mse
 from raybrew.losses.features import hidden_mse
 from raybrew.losses.logits import kl
 from raybrew.losses.relations import relation_kl
-from raybrew.store.elements import ELEMENT_TYPES, from_int8, to_int8, torch_dtype
+from raybrew.store.forms.dense import ELEMENT_TYPES, from_int8, to_int8, torch_dtype
 
 #: Bound of the relative error of a gradient, |g - g32| / |g32|, by element type.
 GRADIENT_BOUNDS = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 2e-2}

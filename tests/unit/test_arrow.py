@@ -12,15 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybrew.data.arrow import (
-    ArrowFolder,
-    FlatColumn,
-    RaggedColumn,
-    hash_file,
-    shard_name,
-    write_folder_state,
-    write_shard,
-)
+from raybrew.data.arrow import ArrowFolder, hash_file, shard_name, write_folder_state, write_shard
+from raybrew.data.columns import FlatColumn, RaggedColumn
 from raybrew.errors import DataError
 from raybrew.files import write_json
 

@@ -13,7 +13,7 @@ import raybrew
 from raybrew.config.loading import build_experiment
 from raybrew.errors import ConfigError, DataError, LossError, ModelError, StoreError
 from raybrew.models.loading import load_model, load_tokenizer
-from raybrew.store.reader import list_stores
+from raybrew.store.listing import list_stores
 from raybrew.verbs.reporter import LineReporter
 
 

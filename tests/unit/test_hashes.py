@@ -23,8 +23,8 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(hashes, "_WORTH_BYTES", 0)
     monkeypatch.setattr(hashes, "_memory", {})
     seen: list[str] = []
-    whole: Callable[[Path], str] = hashes.hash_file
-    monkeypatch.setattr(hashes, "hash_file", lambda path: (seen.append(path.name), whole(path))[1])
+    whole: Callable[..., str] = hashes.hash_file
+    monkeypatch.setattr(hashes, "hash_file", lambda path, *more: (seen.append(path.name), whole(path, *more))[1])
     return seen
 
 

@@ -19,6 +19,7 @@ from raybrew.models.loading import ModelSource, load_tokenizer
 from raybrew.signals import LOGITS, POOLED, Signal
 from raybrew.store.capture import capture
 from raybrew.store.estimate import Amounts, Widths, estimate_bytes
+from raybrew.store.forms.base import Forms
 from raybrew.store.reader import Store
 from raybrew.verbs import plan_student
 from raybrew.verbs import source as source_module
@@ -75,7 +76,7 @@ def test_bytes_hold_within_two_per_cent(
     assert sample.whole
     amounts = Amounts.of(sample.lengths, sample.items, sample.columns)
     assert (amounts.rows, amounts.tokens) == (300, int(store.lengths.sum()))
-    planned = estimate_bytes(amounts, Widths(CLASSES, WIDTH, 2), request_, element_type, 128)
+    planned = estimate_bytes(amounts, Widths(CLASSES, WIDTH, 2), request_, Forms(element_type), 128)
     actual = stored_bytes(store)
     assert set(planned) == set(actual)
     for name, expected in planned.items():

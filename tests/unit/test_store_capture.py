@@ -20,16 +20,18 @@ import torch
 from tiny_teacher import CLASSES, WIDTH, make_rows, make_teacher, small_store, task_of, tree
 
 from raybrew.data.rows import row_ids, rows_fingerprint
-from raybrew.errors import ConfigError, DataError, Interrupted, ModelError, StoreError
+from raybrew.errors import DataError, Interrupted, ModelError, StoreError
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS, Signal
 from raybrew.storage.local import LocalFolder
 from raybrew.store import worker as worker_module
 from raybrew.store.capture import CaptureProgress, capture
 from raybrew.store.find import find_store
+from raybrew.store.forms.base import Forms
+from raybrew.store.listing import describe, list_stores
 from raybrew.store.pending import locked_store
 from raybrew.store.plan import ShardTask
-from raybrew.store.reader import Store, describe, list_stores
+from raybrew.store.reader import Store
 from raybrew.store.worker import ShardWorker, WorkerSettings
 
 HIDDEN = Signal("hidden", 1)
@@ -348,7 +350,7 @@ def test_a_worker_that_outlives_its_capture_commits_nothing(
     root = copied / finished.path.name
     before = tree(root)
     with locked_store(LocalFolder(root)) as pending:
-        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", Forms("float16"), 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
         real = worker_module.write_shard
 
@@ -369,7 +371,7 @@ def test_a_worker_that_outlives_its_capture_commits_nothing(
 def test_a_shard_that_kills_its_workers_is_named(copied: Path, finished: Store, teacher: ModelSource) -> None:
     root = copied / finished.path.name
     with locked_store(LocalFolder(root)) as pending:
-        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", Forms("float16"), 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
         pending.storage.write(pending.name("00003.attempts"), b"...")
         with pytest.raises(StoreError, match=r"shard 00003 \(5 rows\) ended its teacher process 3 times"):
@@ -383,7 +385,7 @@ def test_a_shard_whose_word_was_lost_is_not_computed_again(
     """Ray gives the task of a lost node to another worker, even if all it had left to do was to say so."""
     root = copied / finished.path.name
     with locked_store(LocalFolder(root)) as pending:
-        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", "float16", 64)
+        settings = WorkerSettings(pending, teacher, task_of(), "cpu", "fp32", Forms("float16"), 64)
         worker = ShardWorker(settings, worker_module.load_teacher(settings))
         old, new = ShardTask(2, 10, (LAST,), new=False), ShardTask(1, 10, finished.signals, new=True)
         told = [worker.run(old)]
@@ -470,8 +472,6 @@ def test_arguments_that_cannot_be(tmp_path: Path, teacher: ModelSource, rows: pa
         run(rows, teacher, tmp_path, Signal("hidden", 3))
     with pytest.raises(ModelError, match=r"attention\.03 was asked for, but .* has layers 1 to 2"):
         run(rows, teacher, tmp_path, Signal("attention", 3))
-    with pytest.raises(ConfigError, match=r"store\.actors"):
-        run(rows, teacher, tmp_path, actors=(2, 1))
     assert list(tmp_path.iterdir()) == []
 
 

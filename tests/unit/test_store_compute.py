@@ -18,7 +18,9 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS, Signal
 from raybrew.store import compute
 from raybrew.store.compute import Teacher, cut_batches
-from raybrew.store.fingerprint import hashes_of, store_parts, teacher_fingerprint
+from raybrew.store.fingerprint import hashes_of, store_parts
+from raybrew.store.forms.base import Forms
+from raybrew.store.manifest import fingerprint_of_parts
 
 REQUEST = (LOGITS, Signal("hidden", 0), Signal("hidden", 2))
 
@@ -35,7 +37,7 @@ def make(source: ModelSource, pair: bool = False, **changes: Any) -> Teacher:
         task_of(pair=pair),
         torch.device("cpu"),
         "fp32",
-        "float32",
+        Forms("float32"),
         64,
     )
     return dataclasses.replace(teacher, **changes)
@@ -93,7 +95,7 @@ def test_batches_of_any_size_give_the_same(source: ModelSource) -> None:
 
 def test_bfloat16_bits_come_back(source: ModelSource) -> None:
     rows = make_rows(5)
-    exact, kept = make(source), make(source, element_type="bfloat16")
+    exact, kept = make(source), make(source, forms=Forms("bfloat16"))
     signal = Signal("hidden", 2)
     full = exact.compute(exact.encode(rows), [signal])[signal].column("hidden").combine_chunks().values.values
     bits = kept.compute(kept.encode(rows), [signal])[signal].column("hidden").combine_chunks().values.values
@@ -113,7 +115,7 @@ def test_reduced_precision_runs_the_forward_in_it(source: ModelSource) -> None:
 
 def test_overflow_is_counted_and_named(tmp_path: Path) -> None:
     loud = make_teacher(tmp_path, loud=1e5)
-    teacher = make(loud, element_type="float16")
+    teacher = make(loud, forms=Forms("float16"))
     examples = teacher.encode(make_rows(5))
     with pytest.raises(StoreError) as caught:
         teacher.compute(examples, REQUEST)
@@ -122,7 +124,7 @@ def test_overflow_is_counted_and_named(tmp_path: Path) -> None:
     assert message.startswith("hidden.00: ")
     assert f" of {total} values overflow float16; set store.element_type=bfloat16 or float32" in message
     assert "hidden.02" not in message
-    wide = make(loud, element_type="bfloat16").compute(examples, REQUEST)
+    wide = make(loud, forms=Forms("bfloat16")).compute(examples, REQUEST)
     assert set(wide) == set(REQUEST)
 
 
@@ -192,7 +194,7 @@ def test_a_text_without_tokens_is_named(source: ModelSource, monkeypatch: pytest
 def test_the_fingerprint_follows_content_only(source: ModelSource, tmp_path: Path) -> None:
     def name(source: ModelSource, precision: str = "fp32", max_length: int = 32, pair: bool = False) -> str:
         model, tokenizer = load_model(source, "classification"), load_tokenizer(source)
-        return teacher_fingerprint(store_parts(hashes_of(model), tokenizer, task_of(max_length, pair), precision))
+        return fingerprint_of_parts(store_parts(hashes_of(model), tokenizer, task_of(max_length, pair), precision))
 
     base = name(source)
     assert len(base) == 32

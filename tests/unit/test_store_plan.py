@@ -12,15 +12,14 @@ from raybrew.data.arrow import ShardInfo
 from raybrew.errors import StoreError
 from raybrew.signals import LOGITS, Signal
 from raybrew.storage.local import LocalFolder
+from raybrew.store.forms.base import Forms, StoredAs
 from raybrew.store.index import IdIndex
 from raybrew.store.layout import (
     Shard,
     commit_shard,
     committed_shards,
-    read_manifest,
-    signal_folder,
-    signal_of,
 )
+from raybrew.store.manifest import read_manifest
 from raybrew.store.plan import plan_shards, unique_rows
 
 HIDDEN = Signal("hidden", 1)
@@ -36,16 +35,20 @@ def shard(index: int, rows: int, *folders: str) -> Shard:
     return Shard(index, rows, rows, "", "", files)
 
 
+def folder_of(signal: Signal, element_type: str) -> str:
+    return Forms(element_type).stored_as(signal).folder
+
+
 def test_folders_of_signals_tell_their_type() -> None:
-    assert signal_folder(LOGITS, "float32") == signal_folder(LOGITS, "bfloat16") == "signals/logits"
-    assert signal_folder(Signal("hidden", 8), "float16") == "signals/hidden.08"
-    assert signal_folder(Signal("hidden", 8), "bfloat16") == "signals/hidden.08.bfloat16"
+    assert folder_of(LOGITS, "float32") == folder_of(LOGITS, "bfloat16") == "signals/logits"
+    assert folder_of(Signal("hidden", 8), "float16") == "signals/hidden.08"
+    assert folder_of(Signal("hidden", 8), "bfloat16") == "signals/hidden.08.bfloat16"
     deep = Signal("hidden", 120)
     for signal, kept in ((LOGITS, "float32"), (HIDDEN, "float16"), (HIDDEN, "float32"), (deep, "bfloat16")):
-        assert signal_of(signal_folder(signal, kept)) == (signal, kept)
+        assert StoredAs.parse(folder_of(signal, kept)) == (signal, kept, "dense")
     for wrong in ("signals/../../etc", "examples", "signals/hidden", "signals/hidden.8", "signals/x.01"):
-        assert signal_of(wrong) is None
-    assert signal_of("signals/logits.float32") is None
+        assert StoredAs.parse(wrong) is None
+    assert StoredAs.parse("signals/logits.float32") is None
 
 
 def test_an_index_finds_what_a_dictionary_finds() -> None:
@@ -63,7 +66,7 @@ def test_repeats_count_once_at_their_first_place() -> None:
 
 
 def test_missing_rows_are_cut_in_source_order() -> None:
-    tasks, sources = plan_shards(ids(9, 4, 7, 4, 1, 2), [], ids(), [HIDDEN, LOGITS], "float16", 2)
+    tasks, sources = plan_shards(ids(9, 4, 7, 4, 1, 2), [], ids(), [HIDDEN, LOGITS], Forms("float16"), 2)
     assert [(task.index, task.rows, task.new) for task in tasks] == [(0, 2, True), (1, 2, True), (2, 1, True)]
     assert {index: places.tolist() for index, places in sources.items()} == {0: [0, 1], 1: [2, 4], 2: [5]}
     assert all(task.signals == (LOGITS, HIDDEN) for task in tasks)
@@ -71,11 +74,11 @@ def test_missing_rows_are_cut_in_source_order() -> None:
 
 def test_a_killed_capture_plans_the_rest_of_the_unbroken_one() -> None:
     everything = ids(*range(11))
-    _, unbroken = plan_shards(everything, [], ids(), [LOGITS], "float16", 3)
+    _, unbroken = plan_shards(everything, [], ids(), [LOGITS], Forms("float16"), 3)
     for committed in ([1, 3], [0], [2, 3], [0, 1, 2, 3]):
         done = [shard(index, len(unbroken[index]), "signals/logits") for index in committed]
         done_ids = np.concatenate([everything[unbroken[index]] for index in committed])
-        _, rest = plan_shards(everything, done, done_ids, [LOGITS], "float16", 3)
+        _, rest = plan_shards(everything, done, done_ids, [LOGITS], Forms("float16"), 3)
         assert {k: v.tolist() for k, v in rest.items()} == {
             k: v.tolist() for k, v in unbroken.items() if k not in committed
         }
@@ -84,16 +87,16 @@ def test_a_killed_capture_plans_the_rest_of_the_unbroken_one() -> None:
 def test_old_shards_are_completed_only_where_asked() -> None:
     both = ("signals/logits", "signals/hidden.01")
     committed = [shard(0, 2, "signals/logits"), shard(2, 2, *both), shard(5, 1, "signals/logits")]
-    tasks, sources = plan_shards(ids(4, 2, 8, 0), committed, ids(0, 1, 2, 3, 4), [LOGITS, HIDDEN], "float16", 4)
+    tasks, sources = plan_shards(ids(4, 2, 8, 0), committed, ids(0, 1, 2, 3, 4), [LOGITS, HIDDEN], Forms("float16"), 4)
     assert [(task.index, task.new, task.signals) for task in tasks] == [
         (0, False, (HIDDEN,)),
         (1, True, (LOGITS, HIDDEN)),
         (5, False, (HIDDEN,)),
     ]
     assert sources[1].tolist() == [2]
-    tasks, _ = plan_shards(ids(2), committed, ids(0, 1, 2, 3, 4), [HIDDEN], "float16", 4)
+    tasks, _ = plan_shards(ids(2), committed, ids(0, 1, 2, 3, 4), [HIDDEN], Forms("float16"), 4)
     assert tasks == []
-    tasks, _ = plan_shards(ids(2), committed, ids(0, 1, 2, 3, 4), [HIDDEN], "bfloat16", 4)
+    tasks, _ = plan_shards(ids(2), committed, ids(0, 1, 2, 3, 4), [HIDDEN], Forms("bfloat16"), 4)
     assert [(task.index, task.signals) for task in tasks] == [(2, (HIDDEN,))]
 
 
@@ -127,7 +130,7 @@ def test_commit_marks_without_their_files_do_not_count(tmp_path: Path) -> None:
     ],
 )
 def test_manifests_that_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    from raybrew.store.layout import FORMAT_VERSION, fingerprint_of_parts
+    from raybrew.store.manifest import FORMAT_VERSION, fingerprint_of_parts
 
     good = {
         "kind": "raybrew teacher store",

@@ -32,9 +32,10 @@ from raybrew.storage.open import open_storage
 from raybrew.store.capture import CaptureProgress, capture
 from raybrew.store.find import find_store
 from raybrew.store.layout import committed_shards
+from raybrew.store.listing import describe, list_stores
 from raybrew.store.pending import locked_store
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores
-from raybrew.store.reader import Store, describe, list_stores
+from raybrew.store.reader import Store
 
 HIDDEN, LAST = Signal("hidden", 1), Signal("hidden", 2)
 

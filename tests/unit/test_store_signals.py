@@ -20,9 +20,11 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS, POOLED, Signal
 from raybrew.store import compute as compute_module
 from raybrew.store.capture import capture
-from raybrew.store.elements import ELEMENT_TYPES, from_int8, relative_rounding, to_int8
-from raybrew.store.find import check_element_type
-from raybrew.store.reader import Store, describe
+from raybrew.store.find import check_forms
+from raybrew.store.forms.base import Forms
+from raybrew.store.forms.dense import ELEMENT_TYPES, ROUNDING, from_int8, to_int8
+from raybrew.store.listing import describe
+from raybrew.store.reader import Store
 from raybrew.store.worker import ShardWorker
 
 HEADS = 2
@@ -73,7 +75,7 @@ def test_what_is_gathered_is_what_the_teacher_gives(
         found = store.gather(signal, positions)
         assert found.shape == (4, *shapes.get(signal.kind, (longest, WIDTH)))
         assert found.dtype == (torch.float32 if signal == LOGITS else types[element_type])
-        share = 0.0 if signal == LOGITS else relative_rounding(element_type)
+        share = 0.0 if signal == LOGITS else ROUNDING[element_type]
         for place, length in enumerate(lengths.tolist()):
             expected = said[place][signal]
             if signal.kind in ("attention", "attention_probs"):
@@ -133,11 +135,11 @@ def test_masked_scores_are_not_kept_in_int8() -> None:
     config = PretrainedConfig()
     config.model_type = "modernbert"
     with pytest.raises(ModelError, match=r"attention.02 cannot be kept in int8: scores of modernbert models"):
-        check_element_type(config, (LOGITS, Signal("attention", 2)), "int8")
-    check_element_type(config, (LOGITS, Signal("attention_probs", 2)), "int8")
-    check_element_type(config, (LOGITS, Signal("attention", 2)), "float16")
+        check_forms(config, (LOGITS, Signal("attention", 2)), Forms("int8"))
+    check_forms(config, (LOGITS, Signal("attention_probs", 2)), Forms("int8"))
+    check_forms(config, (LOGITS, Signal("attention", 2)), Forms("float16"))
     config.model_type = "bert"
-    check_element_type(config, (LOGITS, Signal("attention", 2)), "int8")
+    check_forms(config, (LOGITS, Signal("attention", 2)), Forms("int8"))
 
 
 def test_int8_has_a_scale_for_each_token() -> None:
@@ -211,7 +213,7 @@ def test_poison_rows_are_set_aside_and_named(touchy: ModelSource, tmp_path: Path
     if element_type == "float16":
         expected[ids[1]] = f"{hidden}: overflows float16"
     assert store.set_aside([hidden]) == expected
-    assert describe(store)["set_aside"][store.folder_of(hidden)] == expected
+    assert describe(store)["set_aside"][store.kept(hidden).folder] == expected
     good = store.locate(row_ids(rows)[[0, 2, 4, 5, 6]])
     assert bool(torch.isfinite(store.gather(hidden, good)).all())
     bad = store.gather(hidden, store.locate(row_ids(rows)[[3]]))

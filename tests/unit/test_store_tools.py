@@ -23,10 +23,10 @@ from raybrew.models.loading import load_model
 from raybrew.signals import LOGITS, Signal
 from raybrew.storage.local import LocalFolder
 from raybrew.store.capture import capture
+from raybrew.store.manifest import USED, last_used, mark_used
 from raybrew.store.pending import locked_store
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store
-from raybrew.store.usage import USED, last_used, mark_used
 from raybrew.verbs.store import list_stores, verify_live, verify_stores
 
 SIGNALS = ["hidden.01", "attention.02", "value.01", "pooled"]

@@ -53,14 +53,12 @@ class RowReader(Protocol):
 
     def label_names(self, column: str) -> tuple[str, ...] | None:
         """Class names that the source declares for `column`; None where it declares none."""
-        ...
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """All rows, with at least `columns`, and those of `optional` that the source has.
 
         DataError if the source has no rows, lacks a column or is damaged.
         """
-        ...
 
 
 class MissingColumnsError(DataError):
