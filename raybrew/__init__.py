@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from raybrew.lazy import attach_stub
-from raybrew.textbrewer.old_names import add_modules
+from raybrew.old_names import add_modules
 
 __getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
 globals().update(add_modules(__name__))

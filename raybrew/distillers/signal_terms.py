@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raybrew.catalog.losses import KD_LOSSES, TEMPERATURES
+from raybrew.catalog.losses import KD_LOSSES
 from raybrew.config.distill import DistillConfig
 from raybrew.distillers.matches import LayerMatch
-from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
+from raybrew.distillers.terms import KDTerm, MatchTerm, temperature_rule
 from raybrew.errors import LossError
 from raybrew.losses.own import OwnLoss, load_own
 from raybrew.losses.term import LossTerm
@@ -40,7 +40,10 @@ class KDOnSignals:
             options["alpha"] = config.kd_loss.alpha
         schedule, rule = config.temperature_schedule, None
         if schedule is not None:
-            rule = _temperature_rule(schedule.kind, schedule.beta, schedule.gamma)
+            values = {"beta": schedule.beta}
+            if schedule.kind == "flsw":
+                values["gamma"] = 1.0 if schedule.gamma is None else schedule.gamma
+            rule = temperature_rule(schedule.kind, **values)
         if ":" in kind:
             loss: Callable[..., LossTerm] = OwnLoss("kd", load_own(kind, "distill.kd_loss.kind"), "token")
         else:
@@ -58,19 +61,6 @@ class KDOnSignals:
                 "differ; both models need the same classes, and the same items of each row"
             )
         return self.term(*compared)
-
-
-def _temperature_rule(kind: str, beta: float, gamma: float | None) -> TemperatureRule:
-    function = TEMPERATURES[kind].load()
-    options: dict[str, float] = {"beta": beta}
-    if kind == "flsw":
-        options["gamma"] = 1.0 if gamma is None else gamma
-
-    def rule(student: Tensor, teacher: Tensor, base: float, mask: Tensor | None) -> float | Tensor:
-        temperature: float | Tensor = function(student, teacher, base, **options, mask=mask)
-        return temperature
-
-    return rule
 
 
 class LabelsOnSignals:

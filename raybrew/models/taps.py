@@ -1,9 +1,9 @@
-"""Outputs of any modules of a model, by their names, caught by hooks while it runs once."""
+"""Outputs of any modules of a model, caught by hooks while it runs once."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from raybrew.config.problems import near_match
 from raybrew.errors import ModelError
 from raybrew.signals import Signal
 
-__all__ = ["find_module", "module_outputs"]
+__all__ = ["find_module", "module_outputs", "outputs_of"]
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
@@ -24,32 +24,40 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def module_outputs(model: nn.Module, request: Collection[Signal]) -> Iterator[dict[Signal, Tensor]]:
-    """Collects the outputs of the modules in `request` in the one forward pass of `model` that runs inside.
+def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collects the outputs of `modules` in the one forward pass that runs inside; the keys are their names in errors.
 
-    The dict is filled when the block is left. Of a tuple the first item is taken, of a module that runs several times
-    the last output; ModelError if that is no tensor, or the module did not run.
+    The dict is filled, in the order of `modules`, when the block is left. Of a tuple the first item is taken, of a
+    module that runs several times the last output; ModelError if that is no tensor, or the module did not run.
     """
-    result: dict[Signal, Tensor] = {}
-    seen: dict[Signal, Any] = {}
+    result: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
-    def keeping(signal: Signal) -> Callable[..., None]:
+    def keeping(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[signal] = output
+            seen[name] = output
 
         return keep
 
-    wanted = [signal for signal in request if signal.module is not None]
     with contextlib.ExitStack() as hooks:
-        for signal in wanted:
-            module = find_module(model, signal.module or "")
-            hooks.callback(module.register_forward_hook(keeping(signal)).remove)
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(keeping(name)).remove)
         yield result
-    for signal in wanted:
-        value = seen.get(signal)
+    for name in modules:
+        value = seen.get(name)
         while isinstance(value, (tuple, list)) and value:
             value = value[0]
         if not isinstance(value, Tensor):
-            what = "did not run" if signal not in seen else f"returned {type(value).__name__}, not a tensor"
-            raise ModelError(f"{signal} of {type(model).__name__} {what} in the forward pass")
-        result[signal] = value
+            what = "did not run" if name not in seen else f"returned {type(value).__name__}, not a tensor"
+            raise ModelError(f"{name} {what} in the forward pass")
+        result[name] = value
+
+
+@contextlib.contextmanager
+def module_outputs(model: nn.Module, request: Collection[Signal]) -> Iterator[dict[Signal, Tensor]]:
+    """Collects the outputs of the modules that `request` names, as `outputs_of`."""
+    names = {signal: f"{signal} of {type(model).__name__}" for signal in request if signal.module is not None}
+    result: dict[Signal, Tensor] = {}
+    with outputs_of({name: find_module(model, signal.module or "") for signal, name in names.items()}) as found:
+        yield result
+    result.update(zip(names, found.values(), strict=True))
