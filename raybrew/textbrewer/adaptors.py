@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.config.problems import near_match
+from raybrew.distillers.objective import Objective
 from raybrew.errors import LossError
+from raybrew.losses.term import LossTerm
 from raybrew.models.taps import outputs_of
 from raybrew.textbrewer.presets import ADAPTOR_KEYS, FEATURES
 from raybrew.training.evaluation import modes_of
@@ -25,6 +27,7 @@ __all__ = [
     "Adapted",
     "Adaptor",
     "AdaptorMicro",
+    "AdaptorTrainee",
     "StudentInputs",
     "StudentSide",
     "TeacherSide",
@@ -231,6 +234,7 @@ class TeacherSide:
         wanted: Sequence[Wanted],
         taps: Sequence[nn.Module],
         args: Mapping[str, Any],
+        *,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],
         shared: Sequence[nn.Module] = (),
     ) -> None:
@@ -267,6 +271,29 @@ class TeacherSide:
                 module.training = False
             said = _call(model, batch, self.args)
         return said, tuple(taps.values())
+
+
+class AdaptorTrainee(nn.Module):
+    """Student and objective as one module, so that DDP sees one forward pass. Returns sum and count of each term."""
+
+    def __init__(self, student: nn.Module, objective: Objective, owners: Sequence[str], side: StudentSide) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.owners = owners  #: the task of each term
+        self.side = side
+
+    def forward(self, inputs: StudentInputs, teachers: Sequence[Adapted]) -> tuple[Tensor, Tensor]:
+        return self.compare(self.side(inputs), teachers, inputs)
+
+    def compare(self, student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> tuple[Tensor, Tensor]:
+        """Sum and count of each term; 0 for those of other tasks than that of `inputs`."""
+        none = torch.zeros((), device=inputs.device)
+        terms = [
+            spec.compute(student, teachers, inputs) if owner == inputs.task else LossTerm(none, none)
+            for spec, owner in zip(self.objective.terms, self.owners, strict=True)
+        ]
+        return torch.stack([term.sum for term in terms]), torch.stack([term.count for term in terms])
 
 
 def _named_taps(modules: Sequence[nn.Module], side: str) -> dict[str, nn.Module]:

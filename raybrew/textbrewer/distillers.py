@@ -15,7 +15,6 @@ from raybrew.textbrewer.adaptors import Adaptor
 from raybrew.textbrewer.configs import (
     CustomMatch,
     DistillationConfig,
-    IntermediateMatch,
     TrainingConfig,
     resolve_module,
 )
@@ -36,8 +35,8 @@ __all__ = [
     "MultiTeacherDistiller",
 ]
 
-Models = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
-Adaptors = Adaptor | Sequence[Adaptor] | Mapping[str, Adaptor]
+#: By task: teachers, their adaptors, and the student's adaptor.
+Sides = tuple[Mapping[str, Sequence[nn.Module]], Mapping[str, Sequence[Adaptor]], Mapping[str, Adaptor]]
 
 
 class BasicTrainer(Trains):
@@ -89,7 +88,11 @@ class BasicDistiller(Trains):
         matches = distill_config.intermediate_matches
         if matches and not self._takes_matches:
             raise ConfigError(f"intermediate_matches: {type(self).__name__} takes none; use GeneralDistiller")
-        self._check_teachers(matches)
+        count = min((len(models) for models in self._sides()[0].values()), default=0)
+        for index, match in enumerate(matches):
+            if match.teacher >= count:
+                allowed = f"allowed: 0 to {count - 1}"
+                raise ConfigError(f"intermediate_matches.{index}.teacher: given {match.teacher}; {allowed}")
         #: One for each match: the trained map of the student, or None.
         self.projs: list[nn.Module | None] = [
             projection_of(match.proj, f"intermediate_matches.{index}.proj") if match.proj else None
@@ -101,24 +104,10 @@ class BasicDistiller(Trains):
         return (self.model_S,)
 
     def _teachers(self) -> Sequence[nn.Module]:
-        return [model for models in self._teachers_by_task().values() for model in models]
+        return [model for models in self._sides()[0].values() for model in models]
 
-    def _teachers_by_task(self) -> Mapping[str, Sequence[nn.Module]]:
-        return {"": [self.model_T]}
-
-    def _teacher_adaptors(self) -> Mapping[str, Sequence[Adaptor]]:
-        return {"": [self.adaptor_T]}
-
-    def _student_adaptors(self) -> Mapping[str, Adaptor]:
-        return {"": self.adaptor_S}
-
-    def _check_teachers(self, matches: Sequence[IntermediateMatch]) -> None:
-        count = min((len(models) for models in self._teachers_by_task().values()), default=0)
-        for index, match in enumerate(matches):
-            if match.teacher >= count:
-                raise ConfigError(
-                    f"intermediate_matches.{index}.teacher: given {match.teacher}; allowed: 0 to {count - 1}"
-                )
+    def _sides(self) -> Sides:
+        return {"": [self.model_T]}, {"": [self.adaptor_T]}, {"": self.adaptor_S}
 
     def _factory(self) -> TermFactory:
         config, emd = self.d_config, self._emd
@@ -140,16 +129,16 @@ class BasicDistiller(Trains):
             if isinstance(custom.proj_func, nn.Module):
                 trained[f"custom_{index}"] = custom.proj_func
                 groups.append((custom.proj_func, custom.proj_group or {}))
-        teachers = self._teachers_by_task()
+        teachers, teacher_adaptors, student_adaptors = self._sides()
         num_teachers = max(len(models) for models in teachers.values())
         return Job(
             name=type(self).__name__,
             config=self.t_config,
             student=self.model_S,
-            student_adaptors=self._student_adaptors(),
+            student_adaptors=student_adaptors,
             specs=factory.specs,
             teachers=teachers,
-            teacher_adaptors=self._teacher_adaptors(),
+            teacher_adaptors=teacher_adaptors,
             student_wanted=factory.wanted("S"),
             teacher_wanted=[factory.wanted("T", index) for index in range(num_teachers)],
             student_taps=[resolve_module(self.model_S, match.module_S, "module_S") for match in self._custom],
@@ -226,13 +215,11 @@ class MultiTeacherDistiller(BasicDistiller):
         self._ensemble = Ensemble(None if weights is None else tuple(weights), average)
         self._factory()
 
-    def _teachers_by_task(self) -> Mapping[str, Sequence[nn.Module]]:
-        return {"": list(self.model_T)}
-
-    def _teacher_adaptors(self) -> Mapping[str, Sequence[Adaptor]]:
-        if isinstance(self.adaptor_T, (list, tuple)):
-            return {"": list(self.adaptor_T)}
-        return {"": [self.adaptor_T] * len(self.model_T)}
+    def _sides(self) -> Sides:
+        adaptors = self.adaptor_T
+        if not isinstance(adaptors, (list, tuple)):
+            adaptors = [adaptors] * len(self.model_T)
+        return {"": list(self.model_T)}, {"": adaptors}, {"": self.adaptor_S}
 
 
 class EMDDistiller(BasicDistiller):
@@ -325,35 +312,15 @@ class MultiTaskDistiller(BasicDistiller):
         _check_tasks("dataloaders", dataloaders, self.model_T)
         if batch_postprocessors is not None:
             _check_tasks("batch_postprocessors", batch_postprocessors, self.model_T)
-        tasks = list(self.model_T)
-        order = TaskOrder({task: size_of(dataloaders[task]) for task in tasks}, tau, seed)
-        return run(
-            self._job(),
-            Call(
-                optimizer,
-                {task: dataloaders[task] for task in tasks},
-                batch_postprocessors or {},
-                None,
-                num_steps,
-                scheduler_class,
-                scheduler_args,
-                scheduler,
-                max_grad_norm,
-                callback,
-                args,
-                order,
-            ),
-        )
+        loaders = {task: dataloaders[task] for task in self.model_T}
+        order = TaskOrder({task: size_of(loader) for task, loader in loaders.items()}, tau, seed)
+        posts, scheduling = batch_postprocessors or {}, (scheduler_class, scheduler_args, scheduler)
+        call = Call(optimizer, loaders, posts, None, num_steps, scheduling, max_grad_norm, callback, args, order)
+        return run(self._job(), call)
 
-    def _teachers_by_task(self) -> Mapping[str, Sequence[nn.Module]]:
-        return {task: [model] for task, model in self.model_T.items()}
-
-    def _teacher_adaptors(self) -> Mapping[str, Sequence[Adaptor]]:
-        return {task: [adaptor] for task, adaptor in self.adaptor_T.items()}
-
-    def _student_adaptors(self) -> Mapping[str, Adaptor]:
-        adaptors: Mapping[str, Adaptor] = self.adaptor_S
-        return adaptors
+    def _sides(self) -> Sides:
+        teachers = {task: [model] for task, model in self.model_T.items()}
+        return teachers, {task: [adaptor] for task, adaptor in self.adaptor_T.items()}, self.adaptor_S
 
 
 _EMD_KEYS = ("layer_num_S", "layer_num_T", "feature", "loss", "weight", "proj", "update_weights", "temperature")

@@ -1,4 +1,4 @@
-"""What the loop trains in distillers: a student under adaptors, with counts that come out of its forward pass.
+"""What the loop trains in distillers, a student under adaptors whose forward pass tells the counts, and its files.
 
 A step of one micro-batch costs one forward pass of teacher and student. With `gradient_accumulation_steps` k > 1 the
 counts of all k must be known before the first backward pass, or masked losses would depend on how a batch is cut. So
@@ -21,11 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raybrew.distillers.objective import Objective
 from raybrew.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from raybrew.files import replacing
-from raybrew.losses.term import LossTerm
-from raybrew.textbrewer.adaptors import Adapted, AdaptorMicro, StudentInputs, StudentSide, TeacherSide
+from raybrew.textbrewer.adaptors import Adapted, AdaptorMicro, AdaptorTrainee, TeacherSide
 from raybrew.textbrewer.configs import TrainingConfig
 from raybrew.tracking.tensorboard import EventWriter
 from raybrew.training.checkpoints import Checkpoints
@@ -34,35 +32,12 @@ from raybrew.training.evaluation import Evaluation, modes_of
 from raybrew.training.stages import Stages
 from raybrew.training.streams import BatchStream, TaskOrder, known_size, random_states, set_random_states, size_of
 
-__all__ = ["AdaptorProgram", "AdaptorTrainee", "Callback", "Pace", "TrainingOutput", "pace_of"]
+__all__ = ["AdaptorProgram", "Callback", "Pace", "TrainingOutput", "pace_of"]
 
 log = logging.getLogger(__name__)
 
 #: callback(model=student, step=global_step) after each checkpoint, on rank 0.
 Callback = Callable[..., Any]
-
-
-class AdaptorTrainee(nn.Module):
-    """Student and objective as one module, so that DDP sees one forward pass. Returns sum and count of each term."""
-
-    def __init__(self, student: nn.Module, objective: Objective, owners: Sequence[str], side: StudentSide) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-        self.owners = owners  #: the task of each term
-        self.side = side
-
-    def forward(self, inputs: StudentInputs, teachers: Sequence[Adapted]) -> tuple[Tensor, Tensor]:
-        return self.compare(self.side(inputs), teachers, inputs)
-
-    def compare(self, student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> tuple[Tensor, Tensor]:
-        """Sum and count of each term; 0 for those of other tasks than that of `inputs`."""
-        none = torch.zeros((), device=inputs.device)
-        terms = [
-            spec.compute(student, teachers, inputs) if owner == inputs.task else LossTerm(none, none)
-            for spec, owner in zip(self.objective.terms, self.owners, strict=True)
-        ]
-        return torch.stack([term.sum for term in terms]), torch.stack([term.count for term in terms])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +66,7 @@ class Pace:
 def pace_of(
     config: TrainingConfig, dataloaders: Mapping[str, Iterable[Any]], num_epochs: int | None, num_steps: int | None
 ) -> Pace:
+    """What `train` was asked for, in steps; dataloaders by task."""
     num_micro = config.gradient_accumulation_steps
     loader = next(iter(dataloaders.values()))
     if num_steps is not None:
@@ -108,10 +84,8 @@ def pace_of(
         raise ConfigError(
             f"gradient_accumulation_steps: given {num_micro}, but an epoch has only {size} batches, less than one step"
         )
-    if size % num_micro:
-        log.info(
-            "%d of %d batches at the end of each epoch make no whole step and are left out", size % num_micro, size
-        )
+    if left := size % num_micro:
+        log.info("%d of %d batches at the end of each epoch make no whole step and are left out", left, size)
     saves = set()
     for epoch in range(epochs):
         if (epoch + 1) % config.ckpt_epoch_frequency == 0 or epoch + 1 == epochs:
@@ -121,13 +95,10 @@ def pace_of(
 
 
 def _positive(key: str, value: Any) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = 0
-    if number < 1:
-        raise ConfigError(f"{key}: given {value!r}; allowed: a whole number, at least 1")
-    return number
+    with contextlib.suppress(TypeError, ValueError):
+        if int(value) >= 1:
+            return int(value)
+    raise ConfigError(f"{key}: given {value!r}; allowed: a whole number, at least 1")
 
 
 class AdaptorProgram:
@@ -138,6 +109,7 @@ class AdaptorProgram:
 
     def __init__(
         self,
+        *,
         trainee: AdaptorTrainee,
         teachers: TeacherSide | None,
         streams: Mapping[str, BatchStream[AdaptorMicro]],

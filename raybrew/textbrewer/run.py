@@ -20,6 +20,7 @@ from raybrew.textbrewer.adaptors import (
     Adapted,
     Adaptor,
     AdaptorMicro,
+    AdaptorTrainee,
     StudentSide,
     TeacherSide,
     Wanted,
@@ -27,7 +28,7 @@ from raybrew.textbrewer.adaptors import (
     warn_of_unknown_keys,
 )
 from raybrew.textbrewer.configs import TrainingConfig
-from raybrew.textbrewer.program import AdaptorProgram, AdaptorTrainee, Callback, TrainingOutput, pace_of
+from raybrew.textbrewer.program import AdaptorProgram, Callback, TrainingOutput, pace_of
 from raybrew.training.context import Context, DistributedContext, LocalContext, device_of
 from raybrew.training.evaluation import modes_of
 from raybrew.training.loop import Outcome, train
@@ -76,9 +77,7 @@ class Call:
     postprocessors: Mapping[str, Postprocessor | None]
     num_epochs: int | None
     num_steps: int | None
-    scheduler_class: Callable[..., Any] | None
-    scheduler_args: Mapping[str, Any] | None
-    scheduler: Any
+    scheduling: tuple[Callable[..., Any] | None, Mapping[str, Any] | None, Any]  #: class, arguments; or a scheduler
     max_grad_norm: float
     callback: Callback | None
     args: Mapping[str, Any]  #: for both models, beside the batch
@@ -103,16 +102,16 @@ def run(job: Job, call: Call) -> Outcome:
             model.eval()
         trainee, tags = _look(job, streams, student, teachers, device, precision)
         program = AdaptorProgram(
-            trainee,
-            teachers,
-            streams,
-            call.order,
-            call.optimizer,
-            pace,
-            config.gradient_accumulation_steps,
-            call.max_grad_norm if call.max_grad_norm > 0 else None,
-            device,
-            precision.autocast,
+            trainee=trainee,
+            teachers=teachers,
+            streams=streams,
+            order=call.order,
+            optimizer=call.optimizer,
+            pace=pace,
+            num_micro=config.gradient_accumulation_steps,
+            max_grad_norm=call.max_grad_norm if call.max_grad_norm > 0 else None,
+            device=device,
+            autocast=precision.autocast,
         )
         _add_groups(call.optimizer, job.groups)
         call.optimizer.zero_grad(set_to_none=True)
@@ -151,8 +150,8 @@ def _teacher_side(job: Job, call: Call, device: torch.device, precision: Precisi
         job.teacher_wanted,
         job.teacher_taps,
         call.args,
-        precision.autocast,
-        list(shared),
+        autocast=precision.autocast,
+        shared=list(shared),
     )
 
 
@@ -245,18 +244,17 @@ def _add_groups(optimizer: torch.optim.Optimizer, groups: Sequence[tuple[nn.Modu
 
 
 def _scheduler(call: Call) -> Any:
-    if call.scheduler_class is None:
-        return call.scheduler
-    given = dict(call.scheduler_args or {})
+    build, args, scheduler = call.scheduling
+    if build is None:
+        return scheduler
     try:
-        inspect.signature(call.scheduler_class).bind(optimizer=call.optimizer, **given)
+        inspect.signature(build).bind(optimizer=call.optimizer, **(args or {}))
     except TypeError as error:
-        raise ConfigError(f"scheduler_args: {error}; given {given}") from error
-    return call.scheduler_class(optimizer=call.optimizer, **given)
+        raise ConfigError(f"scheduler_args: {error}; given {args or {}}") from error
+    return build(optimizer=call.optimizer, **(args or {}))
 
 
 M = TypeVar("M", bound="Trains")
-
 
 #: Methods of TextBrewer's distillers that scripts override and the loop here never calls.
 _NEVER_CALLED = (
@@ -315,22 +313,10 @@ class Trains:
 
         Raises ConfigError and LossError before the first step, DivergenceError when the loss is NaN or infinite.
         """
-        return run(
-            self._job(),
-            Call(
-                optimizer,
-                {"": dataloader},
-                {"": batch_postprocessor},
-                num_epochs,
-                num_steps,
-                scheduler_class,
-                scheduler_args,
-                scheduler,
-                max_grad_norm,
-                callback,
-                args,
-            ),
-        )
+        loaders, posts = {"": dataloader}, {"": batch_postprocessor}
+        scheduling = (scheduler_class, scheduler_args, scheduler)
+        call = Call(optimizer, loaders, posts, num_epochs, num_steps, scheduling, max_grad_norm, callback, args)
+        return run(self._job(), call)
 
     def __enter__(self: M) -> M:
         self._restore = contextlib.ExitStack()
