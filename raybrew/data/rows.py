@@ -21,7 +21,7 @@ from raybrew.data.sources import Source, open_source, resolve_source
 from raybrew.data.tables import merged, taken
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 __all__ = [
     "BadRow",

@@ -18,7 +18,7 @@ from raybrew.config.problems import near_match
 from raybrew.distillers.objective import Objective
 from raybrew.errors import LossError
 from raybrew.losses.term import LossTerm
-from raybrew.models.taps import outputs_of
+from raybrew.models.forward import outputs_of
 from raybrew.textbrewer.presets import ADAPTOR_KEYS, FEATURES
 from raybrew.training.evaluation import modes_of
 from raybrew.training.streams import leaves, move

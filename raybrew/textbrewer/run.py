@@ -32,7 +32,7 @@ from raybrew.textbrewer.program import AdaptorProgram, Callback, TrainingOutput,
 from raybrew.training.context import Context, DistributedContext, LocalContext, device_of
 from raybrew.training.evaluation import modes_of
 from raybrew.training.loop import Outcome, train
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 from raybrew.training.streams import BatchStream, TaskOrder, known_size
 
 __all__ = ["Call", "Job", "Postprocessor", "Trains", "run"]

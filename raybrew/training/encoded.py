@@ -22,8 +22,7 @@ from raybrew.models.forward import forward
 from raybrew.signals import LOGITS, Signal
 from raybrew.training.context import Context
 from raybrew.training.optim import build_optimizer, learning_rate_factor
-from raybrew.training.stages import Stages
-from raybrew.training.theseus import Theseus
+from raybrew.training.stages import Stages, Theseus
 
 __all__ = ["EncodedProgram", "Epochs", "Patience", "Trainee", "build_order", "evaluation_steps", "total_steps"]
 

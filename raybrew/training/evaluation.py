@@ -25,8 +25,8 @@ from raybrew.models.forward import forward
 from raybrew.signals import LOGITS
 from raybrew.tasks.heads import Head
 from raybrew.training.context import Context
+from raybrew.training.optim import Precision
 from raybrew.training.parallel import is_sharded
-from raybrew.training.precision import Precision
 
 __all__ = ["Asked", "Evaluation", "Outputs", "compute_logits", "losses_of", "measure_rows", "modes_of"]
 
