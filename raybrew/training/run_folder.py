@@ -57,8 +57,7 @@ class RunFolder:
                 "dots, dashes and underscores, the first a letter or digit"
             )
             raise ConfigError(message, (message,))
-        secret = None if run_id is None else secret_in(run_id)
-        if secret is not None:
+        if run_id is not None and (secret := secret_in(run_id)) is not None:
             message = f"--run-id: holds what looks like a secret ({secret}), and becomes the name of a folder"
             raise ConfigError(message, (message,))
         name = run_id or experiment.run_id(verb)
