@@ -14,7 +14,7 @@ from raybrew.config import ClassificationConfig, Columns, StoreConfig
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.models.loading import ModelSource
 from raybrew.tasks.base import Task, build_task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 __all__ = ["CLASSES", "WIDTH", "make_rows", "make_teacher", "ragged_rows", "small_store", "task_of", "tree"]
 

@@ -29,7 +29,7 @@ from raybrew.training.context import LocalContext
 from raybrew.training.encoded import EncodedProgram
 from raybrew.training.evaluation import Evaluation
 from raybrew.training.loop import train
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 from raybrew.verbs.capture import capture_table, request_of
 from raybrew.verbs.inputs import Inputs, TeacherInput
 from raybrew.verbs.parts import Parts, build_parts, build_program

@@ -33,7 +33,6 @@ from transformers.utils import logging
 from raybrew.config import ClassificationConfig, StoreConfig
 from raybrew.config.data import Columns
 from raybrew.data.arrow import ArrowFolder
-from raybrew.data.rows import example_id
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.models.shapes import dims_of
@@ -44,6 +43,7 @@ from raybrew.store.estimate import Amounts, Widths, estimate_bytes
 from raybrew.store.forms.base import Forms
 from raybrew.store.reader import Store
 from raybrew.tasks.base import build_task
+from raybrew.tasks.values import example_id
 from raybrew.training.run_folder import describe_environment
 
 REQUEST = (LOGITS, *(Signal("hidden", layer) for layer in (0, 2, 4, 6)))

@@ -1,6 +1,6 @@
 """Cautions about the rows of an experiment: contradictory labels, repeats, rows that several splits share, and so on.
 
-Rows are the same example if their ids are equal, which are hashes of their content (`raybrew.tasks.ids`).
+Rows are the same example if their ids are equal, which are hashes of their content (`raybrew.tasks.values`).
 """
 
 from __future__ import annotations

@@ -21,22 +21,41 @@ from raybrew.losses.term import LossTerm, Per, count_items
 from raybrew.models.shapes import TeacherDims
 from raybrew.signals import Signal
 
-__all__ = ["EMDTerm", "LayerWeights", "emd_terms"]
+__all__ = ["EMDLayers", "EMDTerm", "emd_terms"]
 
 
-class LayerWeights(nn.Module):
-    """Weights of the layers of both sides, float64, uniform at first; `distance` uses and moves them."""
+class EMDLayers(nn.Module):
+    """Weights of the layers of both sides, float64, uniform at first; `distance` uses and moves them.
+
+    `projections` map the student's width to the teacher's, one for the embeddings and each layer; none where widths are
+    equal.
+    """
+
+    config: EMDConfig | None = None  #: what they were made for, in experiments
 
     def __init__(
-        self, num_student: int, num_teacher: int, update: bool = True, temperature: float | None = None
+        self,
+        depths: tuple[int, int],
+        projections: Sequence[nn.Module] = (),
+        update: bool = True,
+        temperature: float | None = None,
     ) -> None:
         super().__init__()
         self.update = update
         self.temperature = temperature
         self.student_weights: Tensor
         self.teacher_weights: Tensor
-        self.register_buffer("student_weights", torch.from_numpy(uniform_weights(num_student)))
-        self.register_buffer("teacher_weights", torch.from_numpy(uniform_weights(num_teacher)))
+        self.register_buffer("student_weights", torch.from_numpy(uniform_weights(depths[0])))
+        self.register_buffer("teacher_weights", torch.from_numpy(uniform_weights(depths[1])))
+        self.projections = nn.ModuleList(projections)
+
+    def _project(self, index: int, layer: Tensor) -> Tensor:
+        projected: Tensor = self.projections[index](layer) if len(self.projections) else layer
+        return projected
+
+    def embeddings(self, given: Tensor, wanted: Tensor, mask: Tensor | None) -> LossTerm:
+        """The embedding outputs are matched apart, as they have no weight among the layers."""
+        return hidden_mse(self._project(0, given), wanted, mask)
 
     def distance(
         self,
@@ -52,6 +71,7 @@ class LayerWeights(nn.Module):
         flow and equal weights; all ranks must call it. An evaluation, in which each rank has batches of its own, takes
         the flow of its batch. The host waits for the device once.
         """
+        given = [self._project(index, layer) for index, layer in enumerate(given, 1)]
         costs = layer_costs(given, wanted, mask, loss=loss)
         if of_all_ranks is not None and mask is not None and self.training and dist.is_initialized():
             costs = _mean_of_ranks(costs, count_items(of_all_ranks, mask))
@@ -71,19 +91,6 @@ class LayerWeights(nn.Module):
             self.teacher_weights.copy_(torch.from_numpy(new[0]), non_blocking=True)
             self.student_weights.copy_(torch.from_numpy(new[1]), non_blocking=True)
         return term
-
-
-class _Layers(LayerWeights):
-    """Layer weights, and the maps from the student's width to the teacher's, one for the embeddings and each layer."""
-
-    def __init__(self, weights: tuple[int, int], projections: Sequence[nn.Module], config: EMDConfig) -> None:
-        super().__init__(*weights, config.update_weights, config.temperature)
-        self.config = config
-        self.projections = nn.ModuleList(projections)
-
-    def project(self, index: int, layer: Tensor) -> Tensor:
-        projected: Tensor = self.projections[index](layer) if len(self.projections) else layer
-        return projected
 
 
 class EMDTerm(NamedTuple):
@@ -115,7 +122,7 @@ def emd_terms(
     if config.hidden > 0:
         layers = _carried("emd_hidden", earlier, config)
         if layers is None:
-            layers = _Layers(depths, _projections(config, student, teacher, generator), config)
+            layers = _layers(depths, _projections(config, student, teacher, generator), config)
         modules["emd_hidden"] = layers
         embeddings = (Signal("hidden", 0),)
         given, wanted = (_all_layers("hidden", depth) for depth in depths)
@@ -128,7 +135,7 @@ def emd_terms(
                 f"distill.emd.attention: the student has {student.heads} attention heads, the teacher "
                 f"{teacher.heads}, and scores are compared head by head; set it to 0"
             )
-        layers = _carried("emd_attention", earlier, config) or _Layers(depths, (), config)
+        layers = _carried("emd_attention", earlier, config) or _layers(depths, (), config)
         modules["emd_attention"] = layers
         given, wanted = (_all_layers("attention", depth) for depth in depths)
         distance = _Distance(layers, given, wanted, attention_mse, Per.PAIR)
@@ -136,10 +143,16 @@ def emd_terms(
     return terms, modules
 
 
-def _carried(name: str, earlier: Mapping[str, nn.Module] | None, config: EMDConfig) -> _Layers | None:
+def _layers(depths: tuple[int, int], projections: Sequence[nn.Module], config: EMDConfig) -> EMDLayers:
+    layers = EMDLayers(depths, projections, config.update_weights, config.temperature)
+    layers.config = config
+    return layers
+
+
+def _carried(name: str, earlier: Mapping[str, nn.Module] | None, config: EMDConfig) -> EMDLayers | None:
     """The weights of layers that an earlier stage has under this name."""
     layers = (earlier or {}).get(name)
-    if not isinstance(layers, _Layers):
+    if not isinstance(layers, EMDLayers):
         return None
     for key in ("projection", "update_weights", "temperature"):
         if getattr(layers.config, key) != getattr(config, key):
@@ -158,7 +171,7 @@ def _all_layers(kind: str, depth: int) -> tuple[Signal, ...]:
 class _Distance:
     def __init__(
         self,
-        layers: _Layers,
+        layers: EMDLayers,
         student: tuple[Signal, ...],
         teacher: tuple[Signal, ...],
         loss: PairLoss = hidden_mse,
@@ -173,22 +186,20 @@ class _Distance:
     def __call__(
         self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Payload], batch: Mapping[str, Tensor]
     ) -> LossTerm:
-        given = [self.layers.project(index, student[signal]) for index, signal in enumerate(self.student, 1)]
+        given = [student[signal] for signal in self.student]
         wanted = [teacher[signal].to_dense() for signal in self.teacher]
         return self.layers.distance(given, wanted, _tokens(batch), self.loss, self.per)
 
 
 class _Embeddings:
-    """The embedding outputs are matched apart, as they have no weight among the layers."""
-
-    def __init__(self, layers: _Layers, signal: Signal) -> None:
+    def __init__(self, layers: EMDLayers, signal: Signal) -> None:
         self.layers = layers
         self.signal = signal
 
     def __call__(
         self, student: Mapping[Signal, Tensor], teacher: Mapping[Signal, Payload], batch: Mapping[str, Tensor]
     ) -> LossTerm:
-        return hidden_mse(self.layers.project(0, student[self.signal]), teacher[self.signal].to_dense(), _tokens(batch))
+        return self.layers.embeddings(student[self.signal], teacher[self.signal].to_dense(), _tokens(batch))
 
 
 def _tokens(batch: Mapping[str, Tensor]) -> Tensor:

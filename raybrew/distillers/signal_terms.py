@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from raybrew.catalog.losses import KD_LOSSES, TEMPERATURES
-from raybrew.config.distill import DistillConfig, TemperatureScheduleConfig
+from raybrew.config.distill import DistillConfig
 from raybrew.config.outside import is_outside, load_outside
 from raybrew.data.loader import Payload
 from raybrew.distillers.matches import LayerMatch
-from raybrew.distillers.terms import KDTerm, MatchTerm, TemperatureRule
+from raybrew.distillers.terms import KDTerm, MatchTerm, temperature_rule
 from raybrew.errors import LossError
 from raybrew.losses.own import OwnLoss
 from raybrew.losses.term import LossTerm
@@ -38,7 +38,10 @@ class KDOnSignals:
         kind = head.kd_loss if config.kd_loss.kind == "auto" else config.kd_loss.kind
         schedule, rule = config.temperature_schedule, None
         if schedule is not None:
-            rule = _temperature_rule(schedule)
+            given = {name: getattr(schedule, name) for name in TEMPERATURES[schedule.kind].options}
+            rule = temperature_rule(
+                schedule.kind, **{name: 1.0 if value is None else value for name, value in given.items()}
+            )
         if is_outside(kind):
             loss: Callable[..., LossTerm] = OwnLoss("kd", load_outside(kind, "distill.kd_loss.kind"), "token")
         else:
@@ -58,19 +61,6 @@ class KDOnSignals:
                 "need the same classes, and the same items of each row"
             )
         return self.term(*compared)
-
-
-def _temperature_rule(schedule: TemperatureScheduleConfig) -> TemperatureRule:
-    entry = TEMPERATURES[schedule.kind]
-    function = entry.load()
-    given = {name: getattr(schedule, name) for name in entry.options}
-    options = {name: 1.0 if value is None else value for name, value in given.items()}
-
-    def rule(student: Tensor, teacher: Tensor, base: float, mask: Tensor | None) -> float | Tensor:
-        temperature: float | Tensor = function(student, teacher, base, **options, mask=mask)
-        return temperature
-
-    return rule
 
 
 class LabelsOnSignals:

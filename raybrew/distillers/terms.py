@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from raybrew.catalog.losses import TEMPERATURES
 from raybrew.errors import LossError
 from raybrew.losses.logits import probability_shift
 from raybrew.losses.masking import Layers
 from raybrew.losses.term import LossTerm
 
-__all__ = ["KDTerm", "MatchTerm", "TemperatureRule"]
+__all__ = ["KDTerm", "MatchTerm", "TemperatureRule", "temperature_rule"]
 
 #: f(student, teacher, base, mask) -> a temperature, or one per item.
 TemperatureRule = Callable[[Tensor, Tensor, float, Tensor | None], float | Tensor]
+
+
+def temperature_rule(name: str, **options: float) -> TemperatureRule:
+    """The rule of this name in TEMPERATURES, with its options."""
+    function = TEMPERATURES[name].load()
+
+    def rule(student: Tensor, teacher: Tensor, base: float, mask: Tensor | None) -> float | Tensor:
+        temperature: float | Tensor = function(student, teacher, base, **options, mask=mask)
+        return temperature
+
+    return rule
 
 
 class KDTerm:
@@ -68,7 +80,7 @@ class KDTerm:
 class MatchTerm:
     """A loss between layers of the student, projected where a projection is given, and layers of the teacher."""
 
-    def __init__(self, name: str, loss: Callable[..., LossTerm], projection: nn.Module | None) -> None:
+    def __init__(self, name: str, loss: Callable[..., LossTerm], projection: Callable[[Tensor], Tensor] | None) -> None:
         self.name = name
         self.loss = loss
         self.projection = projection

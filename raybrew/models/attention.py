@@ -82,11 +82,7 @@ def attention_signals(
         yield result
         return
     model = _unwrapped(model)
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise ModelError(
-            f"{wanted[0]} of {_name(model)}: not with gradient checkpointing, which runs layers twice; "
-            "turn it off, or remove the matches of attention and relations"
-        )
+    _refuse_checkpointing(model, wanted[0])
     modules = _self_attentions(model)
     depth = len(modules) if modules else _depth(model)
     beyond = [signal for signal in wanted if signal.layer is not None and signal.layer > depth]
@@ -106,12 +102,12 @@ def attention_signals(
             if signal.kind in VECTOR_KINDS and signal.layer is not None:
                 result[signal] = found[signal.layer, signal.kind]
     else:
-        for signal in wanted:
-            if signal.kind in VECTOR_KINDS:
-                raise ModelError(
-                    f"{signal} was asked for, but where {_name(model)} has its queries, keys and values is not known; "
-                    f"known: {', '.join(_FAMILIES)}"
-                )
+        vectors = [signal for signal in wanted if signal.kind in VECTOR_KINDS]
+        if vectors:
+            raise ModelError(
+                f"{vectors[0]} was asked for, but where {_name(model)} has its queries, keys and values is not known; "
+                f"known: {', '.join(_FAMILIES)}"
+            )
         _warn_of_eager_attention(_name(model))
         with _eager(model), _Softmaxes() as softmaxes:
             yield result
@@ -125,6 +121,14 @@ def attention_signals(
         if signal.kind in PAIR_KINDS and signal.layer is not None:
             found_scores = scores[signal.layer]
             result[signal] = found_scores if signal.kind == "attention" else _probabilities(found_scores, mask)
+
+
+def _refuse_checkpointing(model: nn.Module, signal: Signal) -> None:
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ModelError(
+            f"{signal} of {_name(model)}: not with gradient checkpointing, which runs layers twice; "
+            "turn it off, or remove the matches of attention and relations"
+        )
 
 
 def _probabilities(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,14 @@
-"""Running a model for exactly the signals that were asked for."""
+"""Running a model for exactly the signals that were asked for: what it returns, and what hooks catch on the way.
+
+The pooled output of a classifier is the vector of a row that its last linear layer reads. For BERT that is the output
+of the pooler, for RoBERTa and ELECTRA that of the head's dense layer after its activation, for DistilBERT that of the
+pre-classifier. It is taken before the dropout that stands in front of the last layer: what a student is compared with
+in training must not be full of zeros.
+
+Attention masks are made without a look at their values while a model runs on an accelerator. transformers leaves the
+mask out where a batch has no padding. To know that it reads the mask in every forward pass, for which the host waits
+until the device has done everything before it. On a CPU the look is free and stays.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +21,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask, sdpa_mask
 
+from raybrew.config.problems import near_match
 from raybrew.errors import ModelError
 from raybrew.models.attention import attention_signals
-from raybrew.models.masks import read_no_masks
-from raybrew.models.pooled import pooled_output
-from raybrew.models.taps import module_outputs
-from raybrew.signals import LOGITS, Signal
+from raybrew.signals import LOGITS, POOLED, Signal
 
-__all__ = ["MODEL_INPUTS", "checkpoint_layers", "compiled", "forward"]
+__all__ = [
+    "MODEL_INPUTS",
+    "checkpoint_layers",
+    "compiled",
+    "find_module",
+    "forward",
+    "module_outputs",
+    "outputs_of",
+    "pooled_output",
+    "read_no_masks",
+]
 
 #: Batch keys that are passed to a Hugging Face model when present.
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -160,3 +179,117 @@ def checkpoint_layers(model: nn.Module) -> None:
     with warnings.catch_warnings():  # of its next name, which the oldest transformers that we support lack
         warnings.simplefilter("ignore", FutureWarning)
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+
+
+_SKIPS = ("allow_is_causal_skip", "allow_is_bidirectional_skip")
+
+
+@functools.cache
+def read_no_masks() -> None:
+    """For all models of this process: masks on a device are used as they are. Outputs are the same up to rounding."""
+    for name, make in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+        AttentionMaskInterface.register(name, _unread(make))
+
+
+def _unread(make: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def mask(*args: Any, **options: Any) -> Any:
+        given = options.get("attention_mask")
+        if given is not None and given.device.type != "cpu":
+            options |= dict.fromkeys(_SKIPS, False)
+        return make(*args, **options)
+
+    return mask
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """The module of `model` with this name, such as `bert.pooler`; ModelError with a near match if there is none."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if not name or name not in modules:
+        raise ModelError(f"{type(model).__name__} has no module {name!r}{near_match(name, list(modules))}")
+    return modules[name]
+
+
+@contextlib.contextmanager
+def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collects the outputs of `modules` in the one forward pass that runs inside; the keys are their names in errors.
+
+    The dict is filled, in the order of `modules`, when the block is left. Of a tuple the first item is taken, of a
+    module that runs several times the last output; ModelError if that is no tensor, or the module did not run.
+    """
+    result: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
+
+    def keeping(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            seen[name] = output
+
+        return keep
+
+    with contextlib.ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(keeping(name)).remove)
+        yield result
+    for name in modules:
+        value = seen.get(name)
+        while isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        if not isinstance(value, Tensor):
+            what = "did not run" if name not in seen else f"returned {type(value).__name__}, not a tensor"
+            raise ModelError(f"{name} {what} in the forward pass")
+        result[name] = value
+
+
+@contextlib.contextmanager
+def module_outputs(model: nn.Module, request: Collection[Signal]) -> Iterator[dict[Signal, Tensor]]:
+    """Collects the outputs of the modules that `request` names, as `outputs_of`."""
+    names = {signal: f"{signal} of {type(model).__name__}" for signal in request if signal.module is not None}
+    result: dict[Signal, Tensor] = {}
+    with outputs_of({name: find_module(model, signal.module or "") for signal, name in names.items()}) as found:
+        yield result
+    result.update(zip(names, found.values(), strict=True))
+
+
+@contextlib.contextmanager
+def pooled_output(model: nn.Module, request: Collection[Signal]) -> Iterator[dict[Signal, Tensor]]:
+    """Collects the pooled output, if `request` has it, in the one forward pass of `model` that runs inside.
+
+    The dict is filled when the block is left: (batch, dim), with gradient where that is recorded. ModelError for models
+    without a last layer that reads one vector per row.
+    """
+    result: dict[Signal, Tensor] = {}
+    if POOLED not in request:
+        yield result
+        return
+    while isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    name = type(model).__name__
+    classes = getattr(getattr(model, "config", None), "num_labels", None)
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == classes]
+    if not heads:
+        raise ModelError(f"pooled was asked for, but {name} has no linear layer that gives its classes")
+    read: list[Tensor] = []
+    dropped: list[tuple[Tensor, Tensor]] = []
+
+    def keep_dropout(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        dropped[:] = [(inputs[0], output)]
+
+    def keep_input(module: nn.Module, inputs: Any) -> None:
+        given = inputs[0]
+        # The last call counts: a layer further down may happen to have the width of the classes.
+        read[:] = [dropped[0][0] if dropped and dropped[0][1] is given else given]
+
+    with contextlib.ExitStack() as hooks:
+        for head in heads:
+            hooks.callback(head.register_forward_pre_hook(keep_input).remove)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                hooks.callback(module.register_forward_hook(keep_dropout).remove)
+        yield result
+    if len(read) != 1 or read[0].dim() != 2:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in read) or "nothing"
+        raise ModelError(
+            f"pooled was asked for, but the last layer of {name} reads {shapes} instead of one vector per row; a model "
+            "for sequence classification has one"
+        )
+    result[POOLED] = read[0]

@@ -1,19 +1,24 @@
-"""What a model is made of."""
+"""What a model is made of, and how many operations a forward pass takes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedModel
 
 from raybrew.errors import ModelError
 from raybrew.models.shapes import dims_of, sizes_text
 
 __all__ = [
+    "Flops",
     "ParameterNode",
+    "count_flops",
     "count_parameters",
     "describe",
     "display_parameters",
@@ -115,3 +120,63 @@ def _rows(node: ParameterNode, total: int, level: int, max_level: int | None) ->
         for child in node.children.values():
             rows += _rows(child, total, level + 1, max_level)
     return rows
+
+
+class Flops(NamedTuple):
+    """Operations per token of a forward pass over one row of `length` tokens, none of them padding.
+
+    What is counted are matrix products, two operations for each multiply-add: linear layers, attention (scores and the
+    sums over values, fused or not) and recurrent layers. Look-ups, norms, activations and softmaxes count nothing;
+    beside the products they are few. Attention is counted as dense: what a mask or a window makes zero is computed by
+    most kernels.
+    """
+
+    length: int
+    weights: float
+    """Products with weights: the same for any length, but for heads that read one token of a row."""
+    products: float
+    """Products of activations with activations: attention, which grows with the length."""
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.weights + self.products
+
+
+def count_flops(model: PreTrainedModel, length: int) -> Flops:
+    """Operations of `model`, which runs once over `length` tokens where it is; its mode is restored.
+
+    ModelError if it cannot take that many tokens.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.train(False)
+    # Any token but padding, whose place some families do not count as a position.
+    token = next(index for index in reversed(range(model.config.vocab_size)) if index != model.config.pad_token_id)
+    tokens = torch.full((1, length), token, device=device)
+    counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
+    try:
+        with torch.enable_grad(), counter:  # torch's counter hooks parameters, which fails without gradients
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    except (IndexError, RuntimeError) as error:
+        raise ModelError(f"the model does not run on 1 x {length} tokens: {error}") from error
+    finally:
+        model.train(training)
+    weights = sum(count for operation, count in counter.get_flop_counts()["Global"].items() if operation in _OF_WEIGHTS)
+    return Flops(length, weights / length, (counter.get_total_flops() - weights) / length)
+
+
+def _recurrent(given: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    """Each matrix is multiplied once per token; biases have one dimension. Arguments are shapes."""
+    return 2 * math.prod(given[:-1]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    count: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+    return count
+
+
+_ATEN = torch.ops.aten
+#: Kernels of a whole layer that torch counts nothing for.
+_UNKNOWN_TO_TORCH = {_ATEN._cudnn_rnn: _recurrent, _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention}
+_OF_WEIGHTS = (_ATEN.mm, _ATEN.addmm, _ATEN._cudnn_rnn)

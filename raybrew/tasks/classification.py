@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from raybrew.config.task_kinds import ClassificationConfig
 from raybrew.tasks.base import Labels, Units
-from raybrew.tasks.names import label_id, name_or_number
 from raybrew.tasks.texts import TextTask
+from raybrew.tasks.values import label_id, name_or_number
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,8 +16,7 @@ from raybrew.config.data import Columns
 from raybrew.config.task_kinds import MaskedLMConfig
 from raybrew.errors import DataError
 from raybrew.tasks.base import Labels, Masking, Units
-from raybrew.tasks.ids import example_id
-from raybrew.tasks.text import text_of
+from raybrew.tasks.values import example_id, text_of
 from raybrew.tasks.windows import cut_windows, offsets_of
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 
 from raybrew.config.task_kinds import MultilabelConfig
 from raybrew.tasks.base import BadValue, Labels, Units
-from raybrew.tasks.names import label_id, name_or_number
 from raybrew.tasks.texts import TextTask
+from raybrew.tasks.values import label_id, name_or_number
 
 if TYPE_CHECKING:
     import pyarrow as pa

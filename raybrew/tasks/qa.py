@@ -16,12 +16,19 @@ import numpy as np
 from raybrew.config.data import Columns
 from raybrew.config.task_kinds import QAConfig
 from raybrew.errors import DataError
+from raybrew.tasks.answers import (
+    SCORERS,
+    UNLABELLED,
+    answers_in,
+    first_token,
+    inside,
+    items_of,
+    spans_in,
+    without_spaces,
+)
 from raybrew.tasks.base import BadValue, Labels, Units
-from raybrew.tasks.ids import example_id
-from raybrew.tasks.joint_windows import Cut, cut_jointly
-from raybrew.tasks.qa_scores import SCORERS
-from raybrew.tasks.text import text_of
-from raybrew.tasks.windows import cut_windows, offsets_of, shortened
+from raybrew.tasks.values import example_id, text_of
+from raybrew.tasks.windows import Cut, Offsets, cut_jointly, cut_windows, offsets_of, shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +41,6 @@ __all__ = ["QuestionAnswering"]
 _BATCH_ROWS = 256
 #: How often windows for several tokenizers are cut again, smaller each time.
 _ATTEMPTS = 8
-_UNLABELLED = -1
 
 
 class _Candidate(NamedTuple):
@@ -98,7 +104,7 @@ class QuestionAnswering:
         if given is None:
             # Rows to predict may have anything there; labelled ones are looked at in `raw_label`.
             try:
-                return [text for text, _ in _answers(raw.get(self.source.answers), self.source.answers)]
+                return [text for text, _ in answers_in(raw.get(self.source.answers), self.source.answers)]
             except BadValue:
                 return []
         if not isinstance(given, list) or not given or not all(isinstance(text, str) for text in given):
@@ -109,14 +115,9 @@ class QuestionAnswering:
         column = self.source.answers
         if raw.get(column) is None:
             return None
-        answers, context = _answers(raw[column], column), raw[self.source.context]
-        if not answers and not self.config.no_answer:
+        spans = spans_in(raw[column], column, raw[self.source.context])
+        if not spans and not self.config.no_answer:
             raise BadValue(column, "holds no answer; if questions may have none, set task.no_answer=true")
-        spans: list[int] = []
-        for number, (text, start) in enumerate(answers):
-            if start < 0 or context[start : start + len(text)] != text:
-                raise BadValue(column, f"answer {number + 1} ({_short(text)}) {_misplaced(context, text, start)}")
-            spans += [start, start + len(text)]
         return spans
 
     def label_id(self, value: str | int | None, labels: Labels, names_of_source: Sequence[str] | None) -> int:
@@ -126,7 +127,7 @@ class QuestionAnswering:
         return names
 
     def no_label(self, parsed: Mapping[str, Any]) -> list[int]:
-        return [_UNLABELLED]
+        return [UNLABELLED]
 
     def untrainable(self, rows: pa.Table, labels: Labels) -> str | None:
         if any(rows.column("label").to_pylist()):
@@ -153,7 +154,7 @@ class QuestionAnswering:
                     columns["id"].append(example_id((question, window)))
                     columns["question"].append(question)
                     columns["window"].append(window)
-                    columns["label"].append(_inside(row["label"], start, end))
+                    columns["label"].append(inside(row["label"], start, end))
                     columns["row"].append(first + place)
                     columns["start"].append(start)
         types = {"id": pa.binary(16), "question": pa.string(), "window": pa.string(), "label": pa.list_(pa.int32())}
@@ -167,7 +168,7 @@ class QuestionAnswering:
         asked = self._questions(list(dict.fromkeys(row["question"] for row in rows)), tokenizers)
         # What is left of a question is one text for all, of which each makes its own number of tokens.
         texts = list(dict.fromkeys(asked.values()))
-        cuts: list[tuple[int, dict[str, Any], dict[str, int]]] = []
+        cuts: list[tuple[int, dict[str, tuple[Offsets, list[int]]], dict[str, int]]] = []
         for tokenizer in tokenizers:
             limit = self.config.max_length - tokenizer.num_special_tokens_to_add(pair=True)
             found = dict(zip(contexts, offsets_of(tokenizer, contexts), strict=True))
@@ -178,9 +179,7 @@ class QuestionAnswering:
             context = row["context"]
             question = asked[row["question"]]
             if len(tokenizers) > 1:
-                here = [
-                    Cut(found[context][0], found[context][1], limit - tokens[question]) for limit, found, tokens in cuts
-                ]
+                here = [Cut(*found[context], limit - tokens[question]) for limit, found, tokens in cuts]
                 windows = self._fitting(context, here, tokenizers)
             else:
                 limit, found, tokens = cuts[0]
@@ -207,7 +206,7 @@ class QuestionAnswering:
                 return windows
             smaller = [cut._replace(room=max(cut.room - over, self.config.stride + 1)) for cut in smaller]
         raise DataError(
-            f"no windows of {self.config.max_length} tokens fit both tokenizers in {_short(context)}; a larger "
+            f"no windows of {self.config.max_length} tokens fit both tokenizers in {context[:40]!r}; a larger "
             "task.max_length or a smaller task.stride leaves more room"
         )
 
@@ -231,7 +230,7 @@ class QuestionAnswering:
         )
         items, spans = [], []
         for place, offsets in enumerate(encoded["offset_mapping"]):
-            first = _first_token(encoded["input_ids"][place], tokenizer.cls_token_id)
+            first = first_token(encoded["input_ids"][place], tokenizer.cls_token_id)
             # Marks of some tokenizers stand for no character; they are no place for an answer.
             tokens = [
                 token
@@ -240,11 +239,11 @@ class QuestionAnswering:
             ]
             items.append([first, *tokens])
             window = units["window"][place]
-            spans.append([[0, 0], *(_without_spaces(window, *offsets[token]) for token in tokens)])
+            spans.append([[0, 0], *(without_spaces(window, *offsets[token]) for token in tokens)])
         columns = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
         columns |= {"items": items, "spans": spans}
         if "label" in units:
-            columns["label"] = [_items_of(label, span) for label, span in zip(units["label"], spans, strict=True)]
+            columns["label"] = [items_of(label, span) for label, span in zip(units["label"], spans, strict=True)]
         return columns
 
     def lost_labels(self, units: Units, rows: pa.Table) -> dict[int, str]:
@@ -257,7 +256,7 @@ class QuestionAnswering:
             row: f"no window of {config.max_length} tokens holds an answer whole; neighbours share {config.stride} "
             "tokens (task.max_length, task.stride)"
             for row, label in enumerate(rows.column("label").to_pylist())
-            if label and label != [_UNLABELLED] and row not in told
+            if label and label != [UNLABELLED] and row not in told
         }
 
     def encode_settings(self) -> dict[str, Any]:
@@ -348,81 +347,3 @@ class QuestionAnswering:
         for answer, share in zip(found, softmax([answer["score"] for answer in found]), strict=True):
             answer["score"] = round(float(share), 6)
         return {**found[0], "n_best": found}
-
-
-def _answers(value: Any, column: str) -> list[tuple[str, int]]:
-    """Texts and starts of the answers in a column, in either of the two forms of SQuAD files."""
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        texts, starts = value.get("text"), value.get("answer_start")
-        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise BadValue(column, "{text: [...], answer_start: [...]} of equal lengths expected")
-        pairs = list(zip(texts, starts, strict=True))
-    elif isinstance(value, list) and all(isinstance(answer, Mapping) for answer in value):
-        pairs = [(answer.get("text"), answer.get("answer_start")) for answer in value]
-    else:
-        raise BadValue(column, f"{{text: [...], answer_start: [...]}} expected, got {type(value).__name__}")
-    for number, (text, start) in enumerate(pairs):
-        if not isinstance(text, str) or not text.strip():
-            raise BadValue(column, f"text of answer {number + 1} is empty or no text")
-        if isinstance(start, bool) or not isinstance(start, int):
-            raise BadValue(column, f"answer_start of answer {number + 1} is no whole number but {start!r}")
-    return pairs
-
-
-def _misplaced(context: str, text: str, start: int) -> str:
-    """What is wrong with an answer that does not stand where it should, and where it does."""
-    places = []
-    place = context.find(text)
-    while place >= 0:
-        places.append(place)
-        place = context.find(text, place + 1)
-    if places:
-        return f"does not stand at {start}, where the context has {_short(context[max(start, 0):][:len(text)])}; it " \
-            f"stands at {min(places, key=lambda found: abs(found - start))}"  # fmt: skip
-    place = context.casefold().find(text.casefold())
-    near = f"; {_short(context[place : place + len(text)])} stands at {place}" if place >= 0 else ""
-    return f"is not in the context{near}"
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:37]}...")
-
-
-def _inside(label: Sequence[int], start: int, end: int) -> list[int]:
-    """The spans of `label` within a window, in its characters.
-
-    [-1], no labels, stays, and is also the label of a window that holds a part of an answer and no whole one: to say
-    that there is none would be wrong.
-    """
-    if list(label) == [_UNLABELLED]:
-        return [_UNLABELLED]
-    spans = list(zip(label[::2], label[1::2], strict=True))
-    whole = [edge - start for span in spans if start <= span[0] and span[1] <= end for edge in span]
-    if not whole and any(span[0] < end and span[1] > start for span in spans):
-        return [_UNLABELLED]
-    return whole
-
-
-def _items_of(label: Sequence[int], spans: Sequence[Sequence[int]]) -> list[int]:
-    """Start and end item of the first answer in a window; [0, 0] without one, [-1, -1] without labels."""
-    if list(label) == [_UNLABELLED]:
-        return [-1, -1]
-    if not label:
-        return [0, 0]
-    start, end = label[0], label[1]
-    touched = [item for item, span in enumerate(spans) if item and span[0] < end and span[1] > start]
-    return [touched[0], touched[-1]] if touched else [0, 0]
-
-
-def _without_spaces(text: str, start: int, end: int) -> list[int]:
-    """Characters of a token without the spaces around it, which some tokenizers (ModernBERT, DeBERTa) count to it."""
-    inside = text[start:end]
-    if not inside.strip():
-        return [int(start), int(end)]
-    return [end - len(inside.lstrip()), start + len(inside.rstrip())]
-
-
-def _first_token(tokens: Sequence[int], cls_token_id: int | None) -> int:
-    return tokens.index(cls_token_id) if cls_token_id is not None and cls_token_id in tokens else 0

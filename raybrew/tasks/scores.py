@@ -325,14 +325,9 @@ def save_scores(path: Path, scores: RowScores) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as new, new.open("wb") as file:
-            np.savez_compressed(
-                file,
-                about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-                data=values.data,
-                indices=values.indices,
-                indptr=values.indptr,
-                shape=np.array(values.shape),
-            )
+            parts = {name: getattr(values, name) for name in ("data", "indices", "indptr")}
+            about_bytes = np.frombuffer(json.dumps(about).encode(), np.uint8)
+            np.savez_compressed(file, about=about_bytes, shape=np.array(values.shape), **parts)
 
 
 def load_scores(path: Path) -> RowScores | None:

@@ -18,10 +18,8 @@ from raybrew.config.data import Columns
 from raybrew.config.task_kinds import TaggingConfig
 from raybrew.errors import DataError
 from raybrew.tasks.base import BadValue, Labels, Units
-from raybrew.tasks.ids import example_id
-from raybrew.tasks.names import label_id, name_or_number
 from raybrew.tasks.schemes import all_tags, bio_of_iob1, broken_rule, spans_of
-from raybrew.tasks.text import checked_text
+from raybrew.tasks.values import checked_text, example_id, label_id, name_or_number
 
 if TYPE_CHECKING:
     import pyarrow as pa

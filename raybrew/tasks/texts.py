@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raybrew.config.data import Columns
 from raybrew.config.task_kinds import ClassificationConfig, MultilabelConfig, RegressionConfig
 from raybrew.tasks.base import Units
-from raybrew.tasks.text import text_of
+from raybrew.tasks.values import text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

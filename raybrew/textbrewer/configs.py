@@ -1,4 +1,4 @@
-"""`TrainingConfig` and `DistillationConfig`: TextBrewer's settings, checked when made, never changed, without effects.
+"""`TrainingConfig`, `DistillationConfig`, `CustomMatch`: TextBrewer's settings, checked when made, never changed.
 
 All problems of a configuration are raised at once as ConfigError. Names of losses, projections and schedules are looked
 up when a distiller is built, after which `register_new` comes too late for it.
@@ -10,20 +10,22 @@ import dataclasses
 import json
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from torch import Tensor, nn
 
 from raybrew.config.problems import near_match, raise_problems
 from raybrew.errors import ConfigError, Problem
 
 __all__ = [
     "FEATURES",
-    "ClosedConfig",
+    "CustomMatch",
     "DistillationConfig",
     "IntermediateMatch",
     "TrainingConfig",
-    "number_problems",
+    "resolve_module",
 ]
 
 #: Kinds of layers that matches compare; adaptors return lists under these names.
@@ -166,7 +168,7 @@ class IntermediateMatch(ClosedConfig):
         loss: Any = self.loss
         if not isinstance(loss, str):
             found.append(Problem(f"{key}.loss", f"given {loss!r}; allowed: a name in MATCH_LOSS_MAP"))
-        found += number_problems(f"{key}.weight", self.weight, least=0.0)
+        found += _number(f"{key}.weight", self.weight, least=0.0)
         found += _whole(f"{key}.teacher", self.teacher, least=0)
         if self.proj is not None:
             proj = self.proj
@@ -218,9 +220,9 @@ class DistillationConfig(ClosedConfig):
     scale_by_temperature_squared: bool = False  #: multiply KD by T^2, so that its gradient does not fall as T rises
 
     def __post_init__(self) -> None:
-        problems = number_problems("temperature", self.temperature, above=0.0)
-        problems += number_problems("hard_label_weight", self.hard_label_weight, least=0.0)
-        problems += number_problems("kd_loss_weight", self.kd_loss_weight, least=0.0)
+        problems = _number("temperature", self.temperature, above=0.0)
+        problems += _number("hard_label_weight", self.hard_label_weight, least=0.0)
+        problems += _number("kd_loss_weight", self.kd_loss_weight, least=0.0)
         for name in ("probability_shift", "is_caching_logits", "scale_by_temperature_squared"):
             problems += _truth(name, getattr(self, name))
         for name in (
@@ -265,6 +267,47 @@ class DistillationConfig(ClosedConfig):
         return f"DistillationConfig:\n{self}"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class CustomMatch(ClosedConfig):
+    """A loss between the outputs of `module_T` and `module_S`: modules, or their names in the models (`bert.pooler`).
+
+    `loss` is a name in MATCH_LOSS_MAP or a function of (output_S, output_T, mask_S, mask_T), or of the first few of
+    them; masks are the adaptors' `inputs_mask`. It returns a mean, which weighs all examples alike, or a LossTerm.
+    `proj_func` maps the student's output; if it is a module it is trained, with the optimizer options in `proj_group`.
+    Of a module that returns a tuple the first item is taken, of one that runs several times in a forward pass the last
+    output.
+    """
+
+    module_T: nn.Module | str
+    module_S: nn.Module | str
+    weight: float
+    loss: Callable[..., Any] | str
+    proj_func: Callable[[Tensor], Tensor] | None = None
+    proj_group: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for side in ("module_T", "module_S"):
+            if not isinstance(getattr(self, side), (nn.Module, str)):
+                raise ConfigError(f"custom match: {side} must be a module or its name, got {getattr(self, side)!r}")
+        if not callable(self.loss) and not isinstance(self.loss, str):
+            raise ConfigError(f"custom match: loss must be a name or a function, got {self.loss!r}")
+        problems = _number("custom match: weight", self.weight, least=0.0)
+        if problems:
+            raise ConfigError(str(problems[0]))
+
+
+def resolve_module(model: nn.Module, module: nn.Module | str, side: str) -> nn.Module:
+    """The module of `model` that is meant; ConfigError if it is none of the model's."""
+    if isinstance(module, str):
+        try:
+            return model.get_submodule(module)
+        except AttributeError as error:
+            raise ConfigError(f"custom match: {side} {module!r}: {error}") from error
+    if not any(module is candidate for candidate in model.modules()):
+        raise ConfigError(f"custom match: {side}, a {type(module).__name__}, is no part of its model")
+    return module
+
+
 def _layers(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
@@ -279,7 +322,7 @@ def _whole(key: str, value: Any, least: int) -> list[Problem]:
     return [Problem(key, f"given {value!r}; allowed: a whole number, at least {least}")]
 
 
-def number_problems(key: str, value: Any, *, least: float = 0.0, above: float | None = None) -> list[Problem]:
+def _number(key: str, value: Any, *, least: float = 0.0, above: float | None = None) -> list[Problem]:
     """What is wrong with `value` as a finite number >= `least`, or > `above`."""
     bound = f"at least {least:g}" if above is None else f"more than {above:g}"
     if isinstance(value, (int, float, numbers.Real)) and type(value) is not bool and math.isfinite(value):

@@ -2,119 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from raybrew.config.problems import near_match
+from raybrew.distillers.emd import EMDLayers
 from raybrew.errors import ConfigError
 from raybrew.textbrewer.adaptors import Adaptor
-from raybrew.textbrewer.batches import Postprocessor, TaskOrder, size_of
-from raybrew.textbrewer.configs import DistillationConfig, IntermediateMatch, TrainingConfig
-from raybrew.textbrewer.functions import projection_of
-from raybrew.textbrewer.output import Callback
-from raybrew.textbrewer.run import Duration, Job, Optimisation, modes_of, run
-from raybrew.textbrewer.taps import CustomMatch, resolve_module
-from raybrew.textbrewer.terms import Ensemble, TermFactory, label_spec
+from raybrew.textbrewer.configs import (
+    CustomMatch,
+    DistillationConfig,
+    TrainingConfig,
+    resolve_module,
+)
+from raybrew.textbrewer.presets import projection_of
+from raybrew.textbrewer.program import Callback
+from raybrew.textbrewer.run import Call, Job, Postprocessor, Trains, run
+from raybrew.textbrewer.terms import EMDTerms, Ensemble, TermFactory, label_spec
 from raybrew.training.loop import Outcome
+from raybrew.training.streams import TaskOrder, size_of
 
 __all__ = [
     "BasicDistiller",
     "BasicTrainer",
     "Distillers",
+    "EMDDistiller",
     "GeneralDistiller",
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
 ]
 
-Models = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
-Adaptors = Adaptor | Sequence[Adaptor] | Mapping[str, Adaptor]
-M = TypeVar("M", bound="_Trains")
+#: By task: teachers, their adaptors, and the student's adaptor.
+Sides = tuple[Mapping[str, Sequence[nn.Module]], Mapping[str, Sequence[Adaptor]], Mapping[str, Adaptor]]
 
 
-#: Methods of TextBrewer's distillers that scripts override and the loop here never calls.
-_NEVER_CALLED = (
-    "train_on_batch",
-    "compute_loss",
-    "cache_logits",
-    "initialize_training",
-    "save_and_callback",
-    "train_with_num_epochs",
-    "train_with_num_steps",
-    "write_loss",
-)
-
-
-class _Trains:
-    """Trains what its `_job` says; a context manager in which students are in training, teachers in evaluation mode."""
-
-    def __init_subclass__(cls) -> None:
-        # Without a word the subclass would train what its base class does.
-        overridden = [name for name in _NEVER_CALLED if hasattr(cls, name)]
-        if overridden:
-            raise ConfigError(
-                f"{cls.__name__}: {', '.join(overridden)} of TextBrewer's distillers are never called here; put a loss "
-                "of your own into the `losses` of an adaptor, custom_matches or register_new (BERT-EMD is "
-                "raybrew.EMDDistiller)"
-            )
-
-    def _students(self) -> Sequence[nn.Module]:
-        raise NotImplementedError
-
-    def _teachers(self) -> Sequence[nn.Module]:
-        return ()
-
-    def _job(self) -> Job:
-        raise NotImplementedError
-
-    def train(
-        self,
-        optimizer: torch.optim.Optimizer,
-        dataloader: Iterable[Any],
-        num_epochs: int | None = None,
-        scheduler_class: Callable[..., Any] | None = None,
-        scheduler_args: Mapping[str, Any] | None = None,
-        scheduler: Any = None,
-        max_grad_norm: float = -1.0,
-        num_steps: int | None = None,
-        callback: Callback | None = None,
-        batch_postprocessor: Postprocessor | None = None,
-        **args: Any,
-    ) -> Outcome:
-        """Train for `num_epochs`, or for `num_steps` optimizer steps through the data again and again.
-
-        `scheduler_class(optimizer=optimizer, **scheduler_args)` or `scheduler` is stepped after each optimizer step.
-        Gradients of student and projections together are clipped to `max_grad_norm` where it is > 0. `callback(model=,
-        step=)` runs after each checkpoint, on rank 0. `args` are passed to both models beside the batch.
-
-        Raises ConfigError and LossError before the first step, DivergenceError when the loss is NaN or infinite.
-        """
-        return run(
-            self._job(),
-            {"": dataloader},
-            {"": batch_postprocessor},
-            Duration(num_epochs, num_steps),
-            Optimisation(optimizer, scheduler_class, scheduler_args, scheduler, max_grad_norm),
-            callback,
-            args,
-        )
-
-    def __enter__(self: M) -> M:
-        self._restore = contextlib.ExitStack()
-        self._restore.enter_context(modes_of(*self._students(), *self._teachers()))
-        for teacher in self._teachers():
-            teacher.eval()
-        for student in self._students():
-            student.train()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore.close()
-
-
-class BasicTrainer(_Trains):
+class BasicTrainer(Trains):
     """Trains one model on the sum of the `losses` that its adaptor returns; makes teachers."""
 
     def __init__(self, train_config: TrainingConfig, model: nn.Module, adaptor: Adaptor) -> None:
@@ -136,7 +61,7 @@ class BasicTrainer(_Trains):
         )
 
 
-class BasicDistiller(_Trains):
+class BasicDistiller(Trains):
     """Distils logits of one teacher into a student, with the adaptor's own `losses` beside."""
 
     _needs_logits = True
@@ -159,10 +84,15 @@ class BasicDistiller(_Trains):
         self.adaptor_S = adaptor_S
         self._ensemble = Ensemble()
         self._custom: list[CustomMatch] = []
+        self._emd: EMDTerms | None = None
         matches = distill_config.intermediate_matches
         if matches and not self._takes_matches:
             raise ConfigError(f"intermediate_matches: {type(self).__name__} takes none; use GeneralDistiller")
-        self._check_teachers(matches)
+        count = min((len(models) for models in self._sides()[0].values()), default=0)
+        for index, match in enumerate(matches):
+            if match.teacher >= count:
+                allowed = f"allowed: 0 to {count - 1}"
+                raise ConfigError(f"intermediate_matches.{index}.teacher: given {match.teacher}; {allowed}")
         #: One for each match: the trained map of the student, or None.
         self.projs: list[nn.Module | None] = [
             projection_of(match.proj, f"intermediate_matches.{index}.proj") if match.proj else None
@@ -174,47 +104,23 @@ class BasicDistiller(_Trains):
         return (self.model_S,)
 
     def _teachers(self) -> Sequence[nn.Module]:
-        return [model for models in self._teachers_by_task().values() for model in models]
+        return [model for models in self._sides()[0].values() for model in models]
 
-    def _teachers_by_task(self) -> Mapping[str, Sequence[nn.Module]]:
-        return {"": [self.model_T]}
-
-    def _teacher_adaptors(self) -> Mapping[str, Sequence[Adaptor]]:
-        return {"": [self.adaptor_T]}
-
-    def _student_adaptors(self) -> Mapping[str, Adaptor]:
-        return {"": self.adaptor_S}
-
-    def _check_teachers(self, matches: Sequence[IntermediateMatch]) -> None:
-        count = min((len(models) for models in self._teachers_by_task().values()), default=0)
-        for index, match in enumerate(matches):
-            if match.teacher >= count:
-                raise ConfigError(
-                    f"intermediate_matches.{index}.teacher: given {match.teacher}; allowed: 0 to {count - 1}"
-                )
+    def _sides(self) -> Sides:
+        return {"": [self.model_T]}, {"": [self.adaptor_T]}, {"": self.adaptor_S}
 
     def _factory(self) -> TermFactory:
-        return TermFactory(
-            self.d_config,
-            self.d_config.intermediate_matches,
-            self.projs,
-            self._custom,
-            self._ensemble,
-            self._needs_logits,
-        )
-
-    def _more_modules(self) -> Mapping[str, nn.Module]:
-        """Modules with state or weights of their own, beside those of matches."""
-        return {}
-
-    def _more_groups(self) -> Sequence[tuple[nn.Module, Mapping[str, Any]]]:
-        """Their optimizer groups: module and options."""
-        return ()
+        config, emd = self.d_config, self._emd
+        matches = config.intermediate_matches
+        return TermFactory(config, matches, self.projs, self._custom, self._ensemble, self._needs_logits, emd)
 
     def _job(self) -> Job:
         factory = self._factory()
-        trained = dict(self._more_modules())
-        groups = list(self._more_groups())
+        trained: dict[str, nn.Module] = {}
+        groups: list[tuple[nn.Module, Mapping[str, Any]]] = []
+        if self._emd is not None:
+            trained["emd"] = self._emd.layers
+            groups.append((self._emd.layers.projections, {}))
         for index, (match, proj) in enumerate(zip(self.d_config.intermediate_matches, self.projs, strict=True)):
             if proj is not None:
                 trained[f"match_{index}"] = proj
@@ -223,16 +129,16 @@ class BasicDistiller(_Trains):
             if isinstance(custom.proj_func, nn.Module):
                 trained[f"custom_{index}"] = custom.proj_func
                 groups.append((custom.proj_func, custom.proj_group or {}))
-        teachers = self._teachers_by_task()
+        teachers, teacher_adaptors, student_adaptors = self._sides()
         num_teachers = max(len(models) for models in teachers.values())
         return Job(
             name=type(self).__name__,
             config=self.t_config,
             student=self.model_S,
-            student_adaptors=self._student_adaptors(),
+            student_adaptors=student_adaptors,
             specs=factory.specs,
             teachers=teachers,
-            teacher_adaptors=self._teacher_adaptors(),
+            teacher_adaptors=teacher_adaptors,
             student_wanted=factory.wanted("S"),
             teacher_wanted=[factory.wanted("T", index) for index in range(num_teachers)],
             student_taps=[resolve_module(self.model_S, match.module_S, "module_S") for match in self._custom],
@@ -309,13 +215,54 @@ class MultiTeacherDistiller(BasicDistiller):
         self._ensemble = Ensemble(None if weights is None else tuple(weights), average)
         self._factory()
 
-    def _teachers_by_task(self) -> Mapping[str, Sequence[nn.Module]]:
-        return {"": list(self.model_T)}
+    def _sides(self) -> Sides:
+        adaptors = self.adaptor_T
+        if not isinstance(adaptors, (list, tuple)):
+            adaptors = [adaptors] * len(self.model_T)
+        return {"": list(self.model_T)}, {"": adaptors}, {"": self.adaptor_S}
 
-    def _teacher_adaptors(self) -> Mapping[str, Sequence[Adaptor]]:
-        if isinstance(self.adaptor_T, (list, tuple)):
-            return {"": list(self.adaptor_T)}
-        return {"": [self.adaptor_T] * len(self.model_T)}
+
+class EMDDistiller(BasicDistiller):
+    """Distils logits, and hidden layers by the earth mover's distance between all of both models.
+
+    `emd` is a dict: `layer_num_S` and `layer_num_T` (layers with the embeddings), `feature` ("hidden"), `loss`
+    ("hidden_mse"), `weight`, and perhaps `proj` = [kind, student dim, teacher dim], one map for each layer. The flow is
+    solved exactly on the host, after one transfer of costs and weights for each micro-batch. After each, layers that
+    are cheap to match gain weight, unless `update_weights` is False, which is how TextBrewer's example runs; with
+    `temperature` the new weights go through a softmax.
+    """
+
+    def __init__(
+        self,
+        train_config: TrainingConfig,
+        distill_config: DistillationConfig,
+        model_T: nn.Module,
+        model_S: nn.Module,
+        adaptor_T: Adaptor,
+        adaptor_S: Adaptor,
+        emd: Mapping[str, Any],
+    ) -> None:
+        for key in emd:
+            if key not in _EMD_KEYS:
+                near = near_match(key, _EMD_KEYS)
+                raise ConfigError(f"emd: unknown key {key!r}; allowed: {', '.join(_EMD_KEYS)}{near}")
+        missing = [key for key in _EMD_KEYS[:5] if key not in emd]
+        if missing:
+            raise ConfigError(f"emd: {', '.join(missing)} required, but not given")
+        if emd["feature"] != "hidden" or emd["loss"] != "hidden_mse":
+            raise ConfigError("emd: feature must be 'hidden' and loss 'hidden_mse'")
+        if min(emd["layer_num_S"], emd["layer_num_T"]) < 2:
+            raise ConfigError("emd: layer_num_S and layer_num_T count the embeddings and at least one layer")
+        super().__init__(train_config, distill_config, model_T, model_S, adaptor_T, adaptor_S)
+        num_S, num_T, proj = emd["layer_num_S"], emd["layer_num_T"], emd.get("proj")
+        projections = [projection_of(proj, "emd.proj") for _ in range(num_S)] if proj else []
+        update, temperature = emd.get("update_weights", True), emd.get("temperature")
+        self._emd = EMDTerms(
+            EMDLayers((num_S - 1, num_T - 1), projections, update, temperature),
+            [("hidden", layer) for layer in range(num_S)],
+            [("hidden", layer) for layer in range(num_T)],
+            emd["weight"],
+        )
 
 
 class MultiTaskDistiller(BasicDistiller):
@@ -365,29 +312,18 @@ class MultiTaskDistiller(BasicDistiller):
         _check_tasks("dataloaders", dataloaders, self.model_T)
         if batch_postprocessors is not None:
             _check_tasks("batch_postprocessors", batch_postprocessors, self.model_T)
-        tasks = list(self.model_T)
-        order = TaskOrder({task: size_of(dataloaders[task]) for task in tasks}, tau, seed)
-        return run(
-            self._job(),
-            {task: dataloaders[task] for task in tasks},
-            dict(batch_postprocessors or {}),
-            Duration(None, num_steps),
-            Optimisation(optimizer, scheduler_class, scheduler_args, scheduler, max_grad_norm),
-            callback,
-            args,
-            order,
-        )
+        loaders = {task: dataloaders[task] for task in self.model_T}
+        order = TaskOrder({task: size_of(loader) for task, loader in loaders.items()}, tau, seed)
+        posts, scheduling = batch_postprocessors or {}, (scheduler_class, scheduler_args, scheduler)
+        call = Call(optimizer, loaders, posts, None, num_steps, scheduling, max_grad_norm, callback, args, order)
+        return run(self._job(), call)
 
-    def _teachers_by_task(self) -> Mapping[str, Sequence[nn.Module]]:
-        return {task: [model] for task, model in self.model_T.items()}
+    def _sides(self) -> Sides:
+        teachers = {task: [model] for task, model in self.model_T.items()}
+        return teachers, {task: [adaptor] for task, adaptor in self.adaptor_T.items()}, self.adaptor_S
 
-    def _teacher_adaptors(self) -> Mapping[str, Sequence[Adaptor]]:
-        return {task: [adaptor] for task, adaptor in self.adaptor_T.items()}
 
-    def _student_adaptors(self) -> Mapping[str, Adaptor]:
-        adaptors: Mapping[str, Adaptor] = self.adaptor_S
-        return adaptors
-
+_EMD_KEYS = ("layer_num_S", "layer_num_T", "feature", "loss", "weight", "proj", "update_weights", "temperature")
 
 #: By TextBrewer's short names.
 Distillers: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""TextBrewer's maps of losses, projections and schedules, and `register_new`.
+"""TextBrewer's maps of losses, projections and schedules, `register_new`, and what the names in a configuration mean.
 
 What raybrew brings stands in its read-only tables; these maps show it under TextBrewer's conventions, losses as means
 and all, and take what a script adds. Additions live in this process only: Ray workers reach functions of your own as
@@ -8,17 +8,21 @@ and all, and take what a script adds. Additions live in this process only: Ray w
 from __future__ import annotations
 
 import functools
-import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES, TEMPERATURES
 from raybrew.catalog.projections import PROJECTIONS, SCHEDULES
+from raybrew.config.outside import load_outside
 from raybrew.config.problems import near_match
-from raybrew.errors import ConfigError
+from raybrew.distillers.terms import TemperatureRule, temperature_rule
+from raybrew.errors import ConfigError, LossError
+from raybrew.losses.masking import Layers
 from raybrew.losses.term import LossTerm
 from raybrew.textbrewer.configs import FEATURES
 
@@ -28,13 +32,17 @@ __all__ = [
     "KD_LOSS_MAP",
     "MATCH_LOSS_MAP",
     "PROJ_MAP",
-    "RULE_OPTIONS",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
     "Preset",
-    "as_textbrewer",
-    "named_options",
+    "as_tuple",
+    "custom_loss",
+    "kd_loss",
+    "match_loss",
+    "projection_of",
     "register_new",
+    "temperature_of",
+    "weight_schedule",
 ]
 
 #: Keys that an adaptor may return.
@@ -57,8 +65,7 @@ class Preset(MutableMapping[str, Callable[..., Any]]):
         """The function under TextBrewer's conventions; of `["flsw", 1, 2]` what "flsw" builds from the rest."""
         if not isinstance(name, str):
             name, options = named_options(name)
-            built: Callable[..., Any] = self[name](**options) if isinstance(options, Mapping) else self[name](*options)
-            return built
+            return _built(self[name], options)
         if name in self.added:
             return self.added[name]
         viewed: Callable[..., Any] = self._view(name, self.table[name].load())
@@ -87,12 +94,7 @@ class Preset(MutableMapping[str, Callable[..., Any]]):
         if name in self.added:
             return self.added[name], False
         if ":" in name:
-            module, _, attribute = name.partition(":")
-            try:
-                found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
-                raise ConfigError(f"{key}: {name!r} cannot be imported: {error}") from error
-            return found, False
+            return load_outside(name, key), False
         raise ConfigError(
             f"{key}: given {name!r}; allowed: {', '.join(self)}, package.module:function{near_match(name, list(self))}"
         )
@@ -193,3 +195,140 @@ def register_new(map_name: str, name: str, func: Callable[..., Any]) -> None:
             f"register_new: no map {map_name!r}; allowed: {', '.join(allowed)}{near_match(str(map_name), allowed)}"
         )
     _MAPS[map_name][name] = func
+
+
+def projection_of(proj: Sequence[Any], key: str) -> nn.Module:
+    """The trained map that `[kind, student dim, teacher dim, ...]` describes, from torch's global generator."""
+    build, _ = PROJ_MAP.find(proj[0], key)
+    module = build(proj[1], proj[2])
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{key}: projection {proj[0]!r} must build a module, got {type(module).__name__}")
+    return module
+
+
+def kd_loss(spec: Any, scale_by_temperature_squared: bool) -> tuple[Callable[..., LossTerm], bool, Mapping[str, Any]]:
+    """The loss, whether it is raybrew's own, and its options."""
+    name, options = named_options(spec)
+    if isinstance(options, tuple) and options:
+        raise ConfigError(f"kd_loss_type: options of {name!r} are a dict, given {list(options)!r}")
+    values = dict(options)
+    loss, is_own = KD_LOSS_MAP.find(name, "kd_loss_type")
+    if is_own:
+        allowed = set(inspect.signature(loss).parameters) & {"alpha", "beta"}
+        if set(values) - allowed:
+            raise ConfigError(f"kd_loss_type: options of {name!r}: given {values!r}; allowed: {sorted(allowed)}")
+        values["scale_by_temperature_squared"] = scale_by_temperature_squared
+        return loss, True, values
+    if scale_by_temperature_squared:
+        raise ConfigError(f"scale_by_temperature_squared is for raybrew's losses; {name!r} must scale itself")
+
+    def foreign(student: Tensor, teacher: Tensor, mask: Tensor | None, *, temperature: Any, **named: Any) -> LossTerm:
+        return _as_term(name, loss(student, teacher, temperature, **named), student.shape[:-1].numel())
+
+    return foreign, False, values
+
+
+def match_loss(name: str, key: str) -> tuple[Callable[..., LossTerm], bool]:
+    """The loss, with TextBrewer's definition where the two differ, and whether both sides must be equally wide.
+
+    It takes both sides, the student's mask and the teacher's; most losses compare token with token under the first.
+    """
+    loss, is_own = MATCH_LOSS_MAP.find(name, key)
+    if not is_own:
+
+        def foreign(student: Layers, teacher: Layers, mask: Tensor | None, _: Tensor | None = None) -> LossTerm:
+            rows = as_tuple(student)[0].shape[0]
+            # TextBrewer gives the mask by name.
+            by_name = _takes(loss, "mask")
+            value = loss(student, teacher, mask=mask) if by_name else _taking(loss, (student, teacher, mask))
+            return _as_term(name, value, rows)
+
+        return foreign, False
+    entry, defined = MATCH_LOSSES[name], as_textbrewer(name)
+
+    def own(student: Layers, teacher: Layers, mask: Tensor | None, teacher_mask: Tensor | None = None) -> LossTerm:
+        return defined(student, teacher, mask, **({"teacher_mask": teacher_mask} if entry.own_masks else {}))
+
+    return own, entry.same_width
+
+
+def custom_loss(loss: Callable[..., Any] | str, key: str) -> Callable[..., LossTerm]:
+    """The loss of a custom match, called with both outputs and both masks."""
+    if isinstance(loss, str):
+        return match_loss(loss, key)[0]
+    function = loss
+
+    def own(student: Tensor, *others: Any) -> LossTerm:
+        return _as_term("loss", _taking(function, (student, *others)), student.shape[0])
+
+    return own
+
+
+def temperature_of(spec: Any) -> tuple[TemperatureRule | None, bool]:
+    """The rule, None for one temperature throughout, and whether it is raybrew's own."""
+    name, options = named_options(spec)
+    if name in ("none", "constant"):
+        return None, True
+    function, is_own = TEMPERATURE_SCHEDULER.find(name, "temperature_scheduler")
+    if is_own:
+        names, places = RULE_OPTIONS[name], options if isinstance(options, tuple) else ()
+        given = dict(options) if isinstance(options, Mapping) else dict(zip(names, places, strict=False))
+        if set(given) != set(names) or len(places) > len(names):
+            raise ConfigError(
+                f"temperature_scheduler: {name} takes {' and '.join(names)}, as [{name!r}, {', '.join(names)}]; "
+                f"given {options!r}"
+            )
+        return temperature_rule(name, **given), True
+    rule = _built(function, options) if isinstance(spec, tuple) else function
+    return lambda student, teacher, base, mask: rule(student, teacher, base), False
+
+
+def weight_schedule(key: str, spec: Any) -> Callable[[float], float] | None:
+    """Progress -> factor on the configured weight; None for a constant one."""
+    name, options = named_options(spec)
+    if name == "none":
+        return None
+    function, _ = WEIGHT_SCHEDULER.find(name, key)
+    return _built(function, options) if isinstance(spec, tuple) else function
+
+
+def _built(build: Callable[..., Any], options: tuple[Any, ...] | Mapping[str, Any]) -> Callable[..., Any]:
+    built: Callable[..., Any] = build(**options) if isinstance(options, Mapping) else build(*options)
+    return built
+
+
+def _as_term(name: str, value: Any, num_items: int) -> LossTerm:
+    """What a foreign loss returned, a mean or a LossTerm, as a term over `num_items`."""
+    if isinstance(value, LossTerm):
+        return value
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise LossError(f"{name}: a loss must return a scalar tensor, or LossTerm(sum, count); got {shape}")
+    count = torch.full((), float(num_items), device=value.device)
+    return LossTerm(value.float().reshape(()) * count, count)
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One layer as a tuple of one."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether `function` has a parameter of this name that can be given by name."""
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return False
+    return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def _taking(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """`function` called with as many of `arguments` as it takes by position."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return function(*arguments)
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return function(*arguments)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return function(*arguments[: len(positional)])

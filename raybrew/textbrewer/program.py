@@ -1,4 +1,4 @@
-"""What the loop trains in distillers: a student under adaptors, with counts that come out of its forward pass.
+"""What the loop trains in distillers, a student under adaptors whose forward pass tells the counts, and its files.
 
 A step of one micro-batch costs one forward pass of teacher and student. With `gradient_accumulation_steps` k > 1 the
 counts of all k must be known before the first backward pass, or masked losses would depend on how a batch is cut. So
@@ -11,145 +11,45 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from raybrew.distillers.objective import Objective
-from raybrew.errors import DataError, LossError
-from raybrew.textbrewer.adaptors import Adapted, Adaptor, Wanted, adapt, teacher_name
-from raybrew.textbrewer.batches import (
-    AdaptorMicro,
-    AdaptorStep,
-    BatchStream,
-    StudentInputs,
-    TaskOrder,
-    call,
-    random_states,
-    set_random_states,
-)
-from raybrew.textbrewer.taps import tapped
+from raybrew.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
+from raybrew.files import replacing
+from raybrew.textbrewer.adaptors import Adapted, AdaptorMicro, AdaptorTrainee, TeacherSide
+from raybrew.textbrewer.configs import TrainingConfig
+from raybrew.tracking.tensorboard import EventWriter
+from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import Context
+from raybrew.training.evaluation import Evaluation, modes_of
 from raybrew.training.stages import Stages
+from raybrew.training.streams import BatchStream, TaskOrder, known_size, random_states, set_random_states, size_of
 
-__all__ = ["AdaptorProgram", "AdaptorTrainee", "Pace", "StudentSide", "TeacherSide"]
+__all__ = ["AdaptorProgram", "Callback", "Pace", "TrainingOutput", "pace_of"]
 
+log = logging.getLogger(__name__)
 
-@contextlib.contextmanager
-def evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, these modules, not those in them, are in evaluation mode."""
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+#: callback(model=student, step=global_step) after each checkpoint, on rank 0.
+Callback = Callable[..., Any]
 
 
-class StudentSide:
-    """The student with its adaptors: from a batch to what is compared."""
+@dataclasses.dataclass(frozen=True)
+class AdaptorStep:
+    """One optimizer step: `gradient_accumulation_steps` batches."""
 
-    def __init__(
-        self,
-        student: nn.Module,
-        adaptors: Mapping[str, Adaptor],
-        wanted: Wanted,
-        taps: Sequence[nn.Module],
-        args: Mapping[str, Any],
-        name: str = "adaptor_S",
-    ) -> None:
-        self.student = student
-        self.adaptors = adaptors
-        self.wanted = wanted
-        self.taps = taps
-        self.args = args
-        self.name = name
+    step: int
+    micro_batches: Sequence[AdaptorMicro]
 
-    def __call__(self, inputs: StudentInputs) -> Adapted:
-        with tapped(self.taps) as outputs:
-            said = call(self.student, inputs.batch, self.args)
-            taps = outputs("module_S")
-        adapted = adapt(self.name, self.adaptors[inputs.task](inputs.batch, said), self.wanted)
-        return dataclasses.replace(adapted, taps=taps)
-
-
-class TeacherSide:
-    """The teachers of each task with their adaptors; run without gradient, dropout and wrapper.
-
-    `shared` are modules that the student has too, which trains them: only while a teacher runs are they in evaluation
-    mode.
-    """
-
-    def __init__(
-        self,
-        teachers: Mapping[str, Sequence[nn.Module]],
-        adaptors: Mapping[str, Sequence[Adaptor]],
-        wanted: Sequence[Wanted],
-        taps: Sequence[nn.Module],
-        args: Mapping[str, Any],
-        autocast: Callable[[], contextlib.AbstractContextManager[Any]],
-        shared: Sequence[nn.Module] = (),
-    ) -> None:
-        self.teachers = teachers
-        self.adaptors = adaptors
-        self.wanted = wanted
-        self.taps = taps
-        self.args = args
-        self.autocast = autocast
-        self.shared = shared
-
-    @torch.no_grad()
-    def __call__(self, micro: AdaptorMicro) -> tuple[Adapted, ...]:
-        teachers, adaptors = self.teachers[micro.task], self.adaptors[micro.task]
-        batches = _one_for_each(micro.teacher, len(teachers))
-        outputs = self._outputs(micro, batches)
-        adapted = []
-        for index, (adaptor, batch, (said, taps)) in enumerate(zip(adaptors, batches, outputs, strict=True)):
-            side = adapt(teacher_name(index, len(teachers)), adaptor(batch, said), self.wanted[index])
-            # A teacher's own losses and labels are used nowhere, and a cache need not hold them.
-            adapted.append(dataclasses.replace(side, losses=(), labels=(), taps=taps))
-        return tuple(adapted)
-
-    def _outputs(self, micro: AdaptorMicro, batches: Sequence[Any]) -> list[tuple[Any, tuple[Tensor, ...]]]:
-        teachers = self.teachers[micro.task]
-        if micro.teacher_cache is not None:
-            if self.taps:
-                raise LossError("custom match 0: a batch with teacher_cache runs no teacher, so module_T gives nothing")
-            cached = _one_for_each(micro.teacher_cache, len(teachers))
-            return [(each, ()) for each in cached]
-        found = []
-        for model, batch in zip(teachers, batches, strict=True):
-            with evaluating(self.shared), self.autocast(), tapped(self.taps) as outputs:
-                said = call(model, batch, self.args)
-                found.append((said, outputs("module_T")))
-        return found
-
-
-def _one_for_each(value: Any, count: int) -> Sequence[Any]:
-    """`value` for each of `count` teachers, or its items if it is a list of as many batches."""
-    lists = isinstance(value, (list, tuple)) and len(value) == count > 1
-    if lists and all(isinstance(item, (Mapping, list, tuple)) for item in value):
-        items: Sequence[Any] = value
-        return items
-    return [value] * count
-
-
-class AdaptorTrainee(nn.Module):
-    """Student and objective as one module, so that DDP sees one forward pass. Returns sum and count of each term."""
-
-    def __init__(self, student: nn.Module, objective: Objective, side: StudentSide) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-        self.side = side
-
-    def forward(self, inputs: StudentInputs, teachers: Sequence[Adapted]) -> tuple[Tensor, Tensor]:
-        terms = self.objective(self.side(inputs), teachers, inputs)
-        return torch.stack([term.sum for term in terms]), torch.stack([term.count for term in terms])
+    @property
+    def amounts(self) -> tuple[int, int, int]:
+        return sum(micro.num_rows for micro in self.micro_batches), 0, 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +63,44 @@ class Pace:
     save_steps: frozenset[int]
 
 
+def pace_of(
+    config: TrainingConfig, dataloaders: Mapping[str, Iterable[Any]], num_epochs: int | None, num_steps: int | None
+) -> Pace:
+    """What `train` was asked for, in steps; dataloaders by task."""
+    num_micro = config.gradient_accumulation_steps
+    loader = next(iter(dataloaders.values()))
+    if num_steps is not None:
+        total = _positive("num_steps", num_steps)
+        every = config.ckpt_steps or total
+        saves = {*range(every, total + 1, every), total}
+        size = size_of(loader) if len(dataloaders) == 1 else None
+        return Pace(total, max(1, (size or total * num_micro) // num_micro), False, config.log_steps, frozenset(saves))
+    if num_epochs is None:
+        raise ConfigError("train: give num_epochs or num_steps")
+    epochs = _positive("num_epochs", num_epochs)
+    size = known_size(loader, "num_epochs (num_steps does without)")
+    per_epoch = size // num_micro
+    if per_epoch == 0:
+        raise ConfigError(
+            f"gradient_accumulation_steps: given {num_micro}, but an epoch has only {size} batches, less than one step"
+        )
+    if left := size % num_micro:
+        log.info("%d of %d batches at the end of each epoch make no whole step and are left out", left, size)
+    saves = set()
+    for epoch in range(epochs):
+        if (epoch + 1) % config.ckpt_epoch_frequency == 0 or epoch + 1 == epochs:
+            parts = [int(per_epoch * part / config.ckpt_frequency) for part in range(config.ckpt_frequency)]
+            saves |= {epoch * per_epoch + (part or per_epoch) for part in parts}
+    return Pace(epochs * per_epoch, per_epoch, True, config.log_steps, frozenset(saves))
+
+
+def _positive(key: str, value: Any) -> int:
+    with contextlib.suppress(TypeError, ValueError):
+        if int(value) >= 1:
+            return int(value)
+    raise ConfigError(f"{key}: given {value!r}; allowed: a whole number, at least 1")
+
+
 class AdaptorProgram:
     """One `train()` of a distiller."""
 
@@ -171,17 +109,15 @@ class AdaptorProgram:
 
     def __init__(
         self,
+        *,
         trainee: AdaptorTrainee,
         teachers: TeacherSide | None,
-        streams: Mapping[str, BatchStream],
+        streams: Mapping[str, BatchStream[AdaptorMicro]],
         order: TaskOrder | None,
-        owners: Sequence[str],
         optimizer: torch.optim.Optimizer,
-        scheduler: Any,
         pace: Pace,
         num_micro: int,
         max_grad_norm: float | None,
-        find_unused: bool,
         device: torch.device,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]],
     ) -> None:
@@ -189,16 +125,15 @@ class AdaptorProgram:
         self.teachers = teachers
         self.streams = streams
         self.order = order
-        self.owners = owners  #: the task of each term
         self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.scheduler: Any = None
         self.pace = pace
         self.num_micro = num_micro
         self.num_steps = pace.num_steps
         self.stages = Stages((pace.num_steps,))
         self.steps_per_epoch = pace.steps_per_epoch
         self.max_grad_norm = max_grad_norm
-        self.find_unused = find_unused
+        self.find_unused = len(streams) > 1  # the other tasks' heads
         self.device = device
         self.autocast = autocast
         self.done = 0  #: steps
@@ -239,9 +174,8 @@ class AdaptorProgram:
         self.trainee.eval()  # draws no random numbers, and leaves running statistics alone
         with self.autocast():
             student = self.trainee.side(moved.inputs)
-            terms = self.trainee.objective(student, targets, moved.inputs)
+            counts = self.trainee.compare(student, targets, moved.inputs)[1].double()
         self.trainee.train()
-        counts = torch.stack([term.count.double() for term in terms])
         if not student.is_masked and not any(teacher.is_masked for teacher in targets):
             self._counts_of_shapes[micro.shapes] = counts
         return counts
@@ -253,7 +187,7 @@ class AdaptorProgram:
         if self.order is None:
             return None
         tasks = [micro.task for micro in batch.micro_batches]
-        return [tasks.count(owner) / len(tasks) for owner in self.owners]
+        return [tasks.count(owner) / len(tasks) for owner in self.trainee.owners]
 
     def targets(self, micro: AdaptorMicro) -> tuple[Adapted, ...]:
         if self.teachers is None:
@@ -308,3 +242,107 @@ class AdaptorProgram:
                 stream.end_epoch()
         if self.done > self.num_steps:
             raise DataError(f"the checkpoint is of step {self.done}, and training ends at {self.num_steps}")
+
+
+class TrainingOutput:
+    """The loop's hooks of one `train()`. Files and folders are made when the first thing is written to them."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        student: nn.Module,
+        tags: Mapping[str, str],
+        num_steps: int,
+        callback: Callback | None,
+        identity: str,
+    ) -> None:
+        self.config = config
+        self.student = student
+        self.tags = tags  #: name of a term -> its name in TensorBoard
+        self.num_steps = num_steps
+        self.callback = callback
+        self.folder = Path(config.output_dir)
+        self.states = Checkpoints(self.folder / "state", keep=1)
+        self.identity = hashlib.sha256(identity.encode()).hexdigest()
+        self.resumed = False
+        self._writer: EventWriter | None = None
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """The state to go on from, None to start; CheckpointError if it is of another training."""
+        found = self.states.load_newest() if self.config.resume else None
+        if found is None:
+            return None
+        step, state = found
+        if state["identity"] != self.identity:
+            raise CheckpointError(
+                f"{self.states.folder} holds the state of a training with other settings, so it cannot go on here; "
+                "choose another output_dir, or remove that folder"
+            )
+        log.info("resumed at step %d of %d", step, self.num_steps)
+        self.resumed = True
+        return state
+
+    def log(self, record: dict[str, Any]) -> None:
+        if record["kind"] != "train":
+            return
+        log.info("step %d of %d: loss %.6g", record["step"], self.num_steps, record["loss"])
+        if self.config.log_dir is None:
+            return
+        if self._writer is None:
+            self._writer = EventWriter(Path(self.config.log_dir), self.resumed)
+        values = {"total_loss": record["loss"], "learning_rate": record["learning_rate"]}
+        values["grad_norm"] = record["grad_norm"]
+        for name, tag in self.tags.items():  # heads of one model share a tag, which shows their sum
+            if f"loss/{name}" in record:  # a task without a step since the last line has none
+                values[tag] = values.get(tag, 0.0) + record[f"loss/{name}"]
+        self._writer.add(record["step"], {f"scalar/{tag}": value for tag, value in values.items()})
+
+    def evaluate(self, trainee: Any) -> Evaluation:
+        return Evaluation({}, {})
+
+    def keep_best(self, student: nn.Module, best: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        return None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        path = self.folder / f"gs{step}.pkl"
+        log.info("saving %s", path)
+        _write(self.student.state_dict(), path)
+        if self.config.resume:
+            self.states.save(step, state | {"identity": self.identity})
+        if self.callback is not None:
+            with modes_of(self.student.modules()), _barriers_pass():
+                self.callback(model=self.student, step=step)
+
+    def close(self) -> None:
+        self.states.wait()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+@contextlib.contextmanager
+def _barriers_pass() -> Iterator[None]:
+    """Within, torch.distributed.barrier returns at once.
+
+    Callbacks run on rank 0 alone while the others wait. TextBrewer runs them on every rank, so scripts evaluate on
+    rank 0 and let the others wait at a barrier, where nobody would come.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    barrier = dist.barrier
+    dist.barrier = lambda *args, **options: None
+    try:
+        yield
+    finally:
+        dist.barrier = barrier
+
+
+def _write(weights: Mapping[str, Any], path: Path) -> None:
+    """Whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            torch.save(weights, new)
+    except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
+        raise EnvironmentProblem(f"cannot write {path}: {str(error).splitlines()[0]}") from error

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,17 +16,28 @@ from torch import nn
 
 from raybrew.distillers.objective import Objective, TermSpec
 from raybrew.errors import ConfigError, DivergenceError
-from raybrew.textbrewer.adaptors import Adapted, Adaptor, Wanted, teacher_name, warn_of_unknown_keys
-from raybrew.textbrewer.batches import BatchStream, Postprocessor, TaskOrder, known_size, size_of
+from raybrew.textbrewer.adaptors import (
+    Adapted,
+    Adaptor,
+    AdaptorMicro,
+    AdaptorTrainee,
+    StudentSide,
+    TeacherSide,
+    Wanted,
+    teacher_names,
+    warn_of_unknown_keys,
+)
 from raybrew.textbrewer.configs import TrainingConfig
-from raybrew.textbrewer.output import Callback, TrainingOutput
-from raybrew.textbrewer.program import AdaptorProgram, AdaptorTrainee, Pace, StudentSide, TeacherSide
-from raybrew.training.context import Context, DistributedContext, LocalContext
+from raybrew.textbrewer.program import AdaptorProgram, Callback, TrainingOutput, pace_of
+from raybrew.training.context import Context, DistributedContext, LocalContext, device_of
+from raybrew.training.evaluation import modes_of
 from raybrew.training.loop import Outcome, train
-from raybrew.training.optim import trained_parameters
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
+from raybrew.training.streams import BatchStream, TaskOrder, known_size
 
-__all__ = ["Duration", "Job", "Optimisation", "modes_of", "run"]
+__all__ = ["Call", "Job", "Postprocessor", "Trains", "run"]
+
+Postprocessor = Callable[[Any], Any]
 
 log = logging.getLogger(__name__)
 
@@ -58,109 +69,94 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Duration:
-    """As given to `train`."""
-
-    num_epochs: int | None
-    num_steps: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimisation:
-    """As given to `train`."""
+class Call:
+    """How `train` was called; dataloaders and postprocessors by task."""
 
     optimizer: torch.optim.Optimizer
-    scheduler_class: Callable[..., Any] | None
-    scheduler_args: Mapping[str, Any] | None
-    scheduler: Any
+    dataloaders: Mapping[str, Iterable[Any]]
+    postprocessors: Mapping[str, Postprocessor | None]
+    num_epochs: int | None
+    num_steps: int | None
+    scheduling: tuple[Callable[..., Any] | None, Mapping[str, Any] | None, Any]  #: class, arguments; or a scheduler
     max_grad_norm: float
+    callback: Callback | None
+    args: Mapping[str, Any]  #: for both models, beside the batch
+    order: TaskOrder | None = None
 
 
-def run(
-    job: Job,
-    dataloaders: Mapping[str, Iterable[Any]],
-    postprocessors: Mapping[str, Postprocessor | None],
-    duration: Duration,
-    optimisation: Optimisation,
-    callback: Callback | None,
-    args: Mapping[str, Any],
-    order: TaskOrder | None = None,
-) -> Outcome:
+def run(job: Job, call: Call) -> Outcome:
     """Train. All that can be found wrong with models, adaptors and matches is raised before the first step."""
     config = job.config
-    device = _device(job)
-    context = _context(config, device)
+    named = [("student", job.student), *(("teacher", model) for model in job.all_teachers)]
+    device = device_of(config.device, named, "TrainingConfig(device=...)")
+    context = LocalContext(device) if config.local_rank < 0 else _one_of_several(config, device)
     precision = Precision("fp16" if config.fp16 and config.fp16_opt_level != "O0" else "fp32", device)
-    pace = _pace(config, dataloaders, duration)
-    streams = {
-        task: BatchStream(loader, postprocessors.get(task), task, job.caching) for task, loader in dataloaders.items()
-    }
-    if job.caching:
-        for loader in dataloaders.values():
-            known_size(loader, "is_caching_logits=True")
+    pace = pace_of(config, call.dataloaders, call.num_epochs, call.num_steps)
+    streams = _streams(job, call)
     for module in job.trained.values():
         module.to(device)
-    student_side = StudentSide(
-        _parallel(job, job.student, device),
-        job.student_adaptors,
-        job.student_wanted,
-        job.student_taps,
-        args,
-        job.student_name,
-    )
-    teacher_side = None
-    if job.teachers:
-        teachers = {task: [_parallel(job, model, device) for model in models] for task, models in job.teachers.items()}
-        teacher_side = TeacherSide(
-            teachers,
-            job.teacher_adaptors,
-            job.teacher_wanted,
-            job.teacher_taps,
-            args,
-            precision.autocast,
-            _shared_modules(job),
-        )
-        _warn_of_shared_weights(job, optimisation.optimizer)
-
-    with modes_of(job.student, *job.all_teachers):
+    student = _student_side(job, call, device)
+    teachers = _teacher_side(job, call, device, precision) if job.teachers else None
+    with modes_of(_modules_of(job.student, *job.all_teachers)):
         for model in job.all_teachers:
             model.eval()
-        specs, owners = _look(job, streams, student_side, teacher_side, device, precision)
-        objective = Objective(tuple(spec for spec, _ in specs), frozenset(), frozenset(), job.trained)
-        trainee = AdaptorTrainee(job.student, objective, student_side)
+        trainee, tags = _look(job, streams, student, teachers, device, precision)
         program = AdaptorProgram(
-            trainee,
-            teacher_side,
-            streams,
-            order,
-            owners,
-            optimisation.optimizer,
-            None,
-            pace,
-            config.gradient_accumulation_steps,
-            optimisation.max_grad_norm if optimisation.max_grad_norm > 0 else None,
-            find_unused=False,
+            trainee=trainee,
+            teachers=teachers,
+            streams=streams,
+            order=call.order,
+            optimizer=call.optimizer,
+            pace=pace,
+            num_micro=config.gradient_accumulation_steps,
+            max_grad_norm=call.max_grad_norm if call.max_grad_norm > 0 else None,
             device=device,
             autocast=precision.autocast,
         )
-        program.find_unused = _try_out(program, context, precision)
-        _add_groups(optimisation.optimizer, job.groups)
-        optimisation.optimizer.zero_grad(set_to_none=True)
-        program.scheduler = _scheduler(optimisation)
+        _add_groups(call.optimizer, job.groups)
+        call.optimizer.zero_grad(set_to_none=True)
+        program.scheduler = _scheduler(call)
         identity = f"{job.name}\n{job.settings}\n{pace}\n{config.gradient_accumulation_steps}\n{program.max_grad_norm}"
-        tags = {spec.name: tag for spec, tag in specs}
-        output = TrainingOutput(config, job.student, tags, pace.num_steps, callback, identity)
+        output = TrainingOutput(config, job.student, tags, pace.num_steps, call.callback, identity)
         try:
             return train(program, context, precision, output, output.newest_state())
         finally:
             output.close()
 
 
-def _shared_modules(job: Job) -> list[nn.Module]:
-    """Modules of a teacher that the student has too."""
-    of_student = set(job.student.modules())
-    of_teachers = dict.fromkeys(module for model in job.all_teachers for module in model.modules())
-    return [module for module in of_teachers if module in of_student]
+def _streams(job: Job, call: Call) -> dict[str, BatchStream[AdaptorMicro]]:
+    def made_by(task: str) -> Callable[[Any], AdaptorMicro]:
+        post = call.postprocessors.get(task) or (lambda batch: batch)
+        return lambda batch: AdaptorMicro.of(post(batch), task)
+
+    if job.caching:
+        for loader in call.dataloaders.values():
+            known_size(loader, "is_caching_logits=True")
+    return {task: BatchStream(each, made_by(task), task, job.caching) for task, each in call.dataloaders.items()}
+
+
+def _student_side(job: Job, call: Call, device: torch.device) -> StudentSide:
+    student = _parallel(job, job.student, device)
+    return StudentSide(student, job.student_adaptors, job.student_wanted, job.student_taps, call.args, job.student_name)
+
+
+def _teacher_side(job: Job, call: Call, device: torch.device, precision: Precision) -> TeacherSide:
+    teachers = {task: [_parallel(job, model, device) for model in models] for task, models in job.teachers.items()}
+    shared = set(_modules_of(job.student)) & set(_modules_of(*job.all_teachers))
+    _warn_of_shared_weights(job, call.optimizer)
+    return TeacherSide(
+        teachers,
+        job.teacher_adaptors,
+        job.teacher_wanted,
+        job.teacher_taps,
+        call.args,
+        autocast=precision.autocast,
+        shared=list(shared),
+    )
+
+
+def _modules_of(*models: nn.Module) -> list[nn.Module]:
+    return [module for model in models for module in model.modules()]
 
 
 def _warn_of_shared_weights(job: Job, optimizer: torch.optim.Optimizer) -> None:
@@ -175,98 +171,46 @@ def _warn_of_shared_weights(job: Job, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-@contextlib.contextmanager
-def modes_of(*models: nn.Module) -> Iterator[None]:
-    """Puts every module back into the mode, training or evaluation, that it is in now."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _look(
     job: Job,
-    streams: Mapping[str, BatchStream],
+    streams: Mapping[str, BatchStream[AdaptorMicro]],
     student: StudentSide,
     teachers: TeacherSide | None,
     device: torch.device,
     precision: Precision,
-) -> tuple[list[tuple[TermSpec, str]], list[str]]:
-    """The terms of each task, found from its first batch, and the task of each."""
+) -> tuple[AdaptorTrainee, dict[str, str]]:
+    """The trainee, with the terms of each task as its first batch tells them, and their names in TensorBoard.
+
+    Every loss is computed once, so that shapes which do not fit are found before the first step.
+    """
     specs: list[tuple[TermSpec, str]] = []
     owners: list[str] = []
+    seen = []
     job.student.eval()  # draws no random numbers
     for task, stream in streams.items():
         micro = stream.peek().to(device)
         said = teachers(micro) if teachers is not None else ()
         with torch.no_grad(), precision.autocast():
             adapted = student(micro.inputs)
-        warn_of_unknown_keys(job.student_name, adapted)
-        for index, side in enumerate(said):
-            warn_of_unknown_keys(teacher_name(index, len(said)), side)
+        for name, side in zip((job.student_name, *teacher_names(len(said))), (adapted, *said), strict=True):
+            warn_of_unknown_keys(name, side)
         found = job.specs(task, adapted, said)
         specs += found
         owners += [task] * len(found)
-    return specs, owners
-
-
-def _try_out(program: AdaptorProgram, context: Context, precision: Precision) -> bool:
-    """Computes every loss once, so that shapes which do not fit are found before the first step.
-
-    Returns whether some trained parameter gets no gradient, which several processes must know.
-    """
-    trainee = program.trainee
-    distributed = context.world_size > 1
-    parameters = trained_parameters([trainee])
-    weights = trainee.objective.weights(0.0)
-    unused = False
-    trainee.eval()
-    for stream in program.streams.values():
-        micro = stream.peek().to(program.device)
-        targets = program.targets(micro)
-        with torch.set_grad_enabled(distributed), precision.autocast():
-            sums, _ = trainee(micro.inputs, targets)
-        losses = dict(zip(trainee.objective.names, sums.tolist(), strict=True))
-        broken = {name: value for (name, value), weight in zip(losses.items(), weights, strict=True) if weight}
+        seen.append((adapted, said, micro.inputs))
+    objective = Objective(tuple(spec for spec, _ in specs), frozenset(), frozenset(), job.trained)
+    trainee = AdaptorTrainee(job.student, objective, owners, student).eval()
+    for first in seen:
+        with torch.no_grad(), precision.autocast():
+            sums, _ = trainee.compare(*first)
+        terms = zip(objective.names, sums.tolist(), objective.weights(0.0), strict=True)
+        broken = {name: value for name, value, weight in terms if weight}
         if not all(value - value == 0 for value in broken.values()):
             raise DivergenceError(f"a loss is not finite on the first batch, before the first step: {broken}")
-        if distributed:
-            gradients = torch.autograd.grad(sums.sum(), parameters, allow_unused=True)
-            unused = unused or any(gradient is None for gradient in gradients)
-    return bool(context.add_up(torch.tensor([float(unused)], device=program.device))[0] > 0)
+    return trainee, {spec.name: tag for spec, tag in specs}
 
 
-def _device(job: Job) -> torch.device:
-    config = job.config
-    home = _home(job.student)
-    if config.device == "auto":
-        device = home
-    else:
-        try:
-            device = torch.device(config.device)
-        except (RuntimeError, TypeError) as error:
-            raise ConfigError(f"device: given {config.device!r}; allowed: auto, cpu, cuda, cuda:0, ...") from error
-    for name, model in [("student", job.student), *(("teacher", model) for model in job.all_teachers)]:
-        there = _home(model)
-        elsewhere = ":" in str(device) and str(there) != str(device)
-        if there.type != device.type or elsewhere:
-            raise ConfigError(
-                f"device: batches go to {device}, but the {name} is on {there}; call {name}.to({str(device)!r}) first, "
-                "or set TrainingConfig(device=...)"
-            )
-    return device if ":" in str(device) else home
-
-
-def _home(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _context(config: TrainingConfig, device: torch.device) -> Context:
-    if config.local_rank < 0:
-        return LocalContext(device)
+def _one_of_several(config: TrainingConfig, device: torch.device) -> Context:
     if not dist.is_initialized():
         raise ConfigError(
             f"local_rank: given {config.local_rank}, but torch.distributed has no process group; call "
@@ -284,46 +228,6 @@ def _parallel(job: Job, model: nn.Module, device: torch.device) -> nn.Module:
     return nn.DataParallel(model)
 
 
-def _pace(config: TrainingConfig, dataloaders: Mapping[str, Iterable[Any]], duration: Duration) -> Pace:
-    num_micro = config.gradient_accumulation_steps
-    loader = next(iter(dataloaders.values()))
-    if duration.num_steps is not None:
-        total = _positive("num_steps", duration.num_steps)
-        every = config.ckpt_steps or total
-        saves = {*range(every, total + 1, every), total}
-        size = size_of(loader) if len(dataloaders) == 1 else None
-        return Pace(total, max(1, (size or total * num_micro) // num_micro), False, config.log_steps, frozenset(saves))
-    if duration.num_epochs is None:
-        raise ConfigError("train: give num_epochs or num_steps")
-    epochs = _positive("num_epochs", duration.num_epochs)
-    size = known_size(loader, "num_epochs (num_steps does without)")
-    per_epoch = size // num_micro
-    if per_epoch == 0:
-        raise ConfigError(
-            f"gradient_accumulation_steps: given {num_micro}, but an epoch has only {size} batches, less than one step"
-        )
-    if size % num_micro:
-        log.info(
-            "%d of %d batches at the end of each epoch make no whole step and are left out", size % num_micro, size
-        )
-    saves = set()
-    for epoch in range(epochs):
-        if (epoch + 1) % config.ckpt_epoch_frequency == 0 or epoch + 1 == epochs:
-            parts = [int(per_epoch * part / config.ckpt_frequency) for part in range(config.ckpt_frequency)]
-            saves |= {epoch * per_epoch + (part or per_epoch) for part in parts}
-    return Pace(epochs * per_epoch, per_epoch, True, config.log_steps, frozenset(saves))
-
-
-def _positive(key: str, value: Any) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = 0
-    if number < 1:
-        raise ConfigError(f"{key}: given {value!r}; allowed: a whole number, at least 1")
-    return number
-
-
 def _add_groups(optimizer: torch.optim.Optimizer, groups: Sequence[tuple[nn.Module, Mapping[str, Any]]]) -> None:
     """Trained maps join the optimizer; those that are in it already (a second `train`) stay as they are."""
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -339,12 +243,89 @@ def _add_groups(optimizer: torch.optim.Optimizer, groups: Sequence[tuple[nn.Modu
             optimizer.add_param_group({"params": parameters, **options})
 
 
-def _scheduler(optimisation: Optimisation) -> Any:
-    if optimisation.scheduler_class is None:
-        return optimisation.scheduler
-    given = dict(optimisation.scheduler_args or {})
+def _scheduler(call: Call) -> Any:
+    build, args, scheduler = call.scheduling
+    if build is None:
+        return scheduler
     try:
-        inspect.signature(optimisation.scheduler_class).bind(optimizer=optimisation.optimizer, **given)
+        inspect.signature(build).bind(optimizer=call.optimizer, **(args or {}))
     except TypeError as error:
-        raise ConfigError(f"scheduler_args: {error}; given {given}") from error
-    return optimisation.scheduler_class(optimizer=optimisation.optimizer, **given)
+        raise ConfigError(f"scheduler_args: {error}; given {args or {}}") from error
+    return build(optimizer=call.optimizer, **(args or {}))
+
+
+M = TypeVar("M", bound="Trains")
+
+#: Methods of TextBrewer's distillers that scripts override and the loop here never calls.
+_NEVER_CALLED = (
+    "train_on_batch",
+    "compute_loss",
+    "cache_logits",
+    "initialize_training",
+    "save_and_callback",
+    "train_with_num_epochs",
+    "train_with_num_steps",
+    "write_loss",
+)
+
+
+class Trains:
+    """Trains what its `_job` says; a context manager in which students are in training, teachers in evaluation mode."""
+
+    def __init_subclass__(cls) -> None:
+        # Without a word the subclass would train what its base class does.
+        overridden = [name for name in _NEVER_CALLED if hasattr(cls, name)]
+        if overridden:
+            raise ConfigError(
+                f"{cls.__name__}: {', '.join(overridden)} of TextBrewer's distillers are never called here; put a loss "
+                "of your own into the `losses` of an adaptor, custom_matches or register_new (BERT-EMD is "
+                "raybrew.EMDDistiller)"
+            )
+
+    def _students(self) -> Sequence[nn.Module]:
+        raise NotImplementedError
+
+    def _teachers(self) -> Sequence[nn.Module]:
+        return ()
+
+    def _job(self) -> Job:
+        raise NotImplementedError
+
+    def train(
+        self,
+        optimizer: torch.optim.Optimizer,
+        dataloader: Iterable[Any],
+        num_epochs: int | None = None,
+        scheduler_class: Callable[..., Any] | None = None,
+        scheduler_args: Mapping[str, Any] | None = None,
+        scheduler: Any = None,
+        max_grad_norm: float = -1.0,
+        num_steps: int | None = None,
+        callback: Callback | None = None,
+        batch_postprocessor: Postprocessor | None = None,
+        **args: Any,
+    ) -> Outcome:
+        """Train for `num_epochs`, or for `num_steps` optimizer steps through the data again and again.
+
+        `scheduler_class(optimizer=optimizer, **scheduler_args)` or `scheduler` is stepped after each optimizer step.
+        Gradients of student and projections together are clipped to `max_grad_norm` where it is > 0. `callback(model=,
+        step=)` runs after each checkpoint, on rank 0. `args` are passed to both models beside the batch.
+
+        Raises ConfigError and LossError before the first step, DivergenceError when the loss is NaN or infinite.
+        """
+        loaders, posts = {"": dataloader}, {"": batch_postprocessor}
+        scheduling = (scheduler_class, scheduler_args, scheduler)
+        call = Call(optimizer, loaders, posts, num_epochs, num_steps, scheduling, max_grad_norm, callback, args)
+        return run(self._job(), call)
+
+    def __enter__(self: M) -> M:
+        self._restore = contextlib.ExitStack()
+        self._restore.enter_context(modes_of(_modules_of(*self._students(), *self._teachers())))
+        for teacher in self._teachers():
+            teacher.eval()
+        for student in self._students():
+            student.train()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore.close()

@@ -1,7 +1,7 @@
 """The objective that a DistillationConfig describes, over what adaptors return.
 
-Heads of logits are found by looking at one batch; all else stands in the configuration. A task's terms are zero, with
-count zero, in micro-batches of another task.
+Heads of logits are found by looking at one batch; all else stands in the configuration. What compares is the
+objective's own: `KDTerm`, `MatchTerm` and `EMDLayers`, which experiments feed with signals.
 """
 
 from __future__ import annotations
@@ -14,27 +14,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from raybrew.distillers.emd import EMDLayers
 from raybrew.distillers.objective import TermSpec
 from raybrew.distillers.terms import KDTerm, MatchTerm
 from raybrew.errors import ConfigError, LossError
 from raybrew.losses.averaging import average_logits
 from raybrew.losses.masking import Layers
 from raybrew.losses.term import LossTerm
-from raybrew.textbrewer.adaptors import Adapted, Wanted
-from raybrew.textbrewer.batches import StudentInputs
-from raybrew.textbrewer.configs import DistillationConfig, IntermediateMatch
-from raybrew.textbrewer.functions import (
-    as_term,
+from raybrew.textbrewer.adaptors import Adapted, StudentInputs, Wanted
+from raybrew.textbrewer.configs import CustomMatch, DistillationConfig, IntermediateMatch
+from raybrew.textbrewer.presets import (
     as_tuple,
     custom_loss,
     kd_loss,
     match_loss,
-    temperature_rule,
+    temperature_of,
     weight_schedule,
 )
-from raybrew.textbrewer.taps import CustomMatch
 
-__all__ = ["Ensemble", "ExtraTerm", "TermFactory", "label_spec"]
+__all__ = ["EMDTerms", "Ensemble", "TermFactory", "label_spec"]
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +53,22 @@ class Ensemble:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtraTerm:
-    """A term that no configuration describes, over layers that the adaptors list."""
+class EMDTerms:
+    """All hidden layers of the student against all of the teacher; the embeddings, layer 0, apart."""
 
-    name: str
-    tag: str
+    layers: EMDLayers
+    student: Sequence[tuple[str, int]]
+    teacher: Sequence[tuple[str, int]]
     weight: float
-    compute: Compute
-    student_layers: Sequence[tuple[str, int]]
-    teacher_layers: Sequence[tuple[str, int]]
+
+    def embeddings(self, student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> LossTerm:
+        given, wanted = student.layers[self.student[0]], teachers[0].layers[self.teacher[0]]
+        return self.layers.embeddings(given, wanted, student.inputs_mask)
+
+    def distance(self, student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> LossTerm:
+        given = [student.layers[layer] for layer in self.student[1:]]
+        wanted = [teachers[0].layers[layer] for layer in self.teacher[1:]]
+        return self.layers.distance(given, wanted, student.inputs_mask)
 
 
 class TermFactory:
@@ -77,7 +82,7 @@ class TermFactory:
         custom: Sequence[CustomMatch],
         ensemble: Ensemble,
         needs_logits: bool,
-        more: Sequence[ExtraTerm] = (),
+        emd: EMDTerms | None = None,
     ) -> None:
         self.config = config
         self.matches = matches
@@ -85,13 +90,13 @@ class TermFactory:
         self.custom = custom
         self.ensemble = ensemble
         self.needs_logits = needs_logits
-        self.more = more
+        self.emd = emd
         self.losses = [match_loss(match.loss, f"intermediate_matches.{i}.loss") for i, match in enumerate(matches)]
         self.custom_losses = [custom_loss(match.loss, f"custom_matches.{i}.loss") for i, match in enumerate(custom)]
         self.kd_loss, self.kd_is_own, self.kd_options = kd_loss(
             config.kd_loss_type, config.scale_by_temperature_squared
         )
-        self.rule, self.rule_is_own = temperature_rule(config.temperature_scheduler)
+        self.rule, self.rule_is_own = temperature_of(config.temperature_scheduler)
         self.kd_schedule = weight_schedule("kd_loss_weight_scheduler", config.kd_loss_weight_scheduler)
         self.label_schedule = weight_schedule("hard_label_weight_scheduler", config.hard_label_weight_scheduler)
         if ensemble.average == "probabilities" and config.kd_loss_type == "mse":
@@ -100,8 +105,8 @@ class TermFactory:
     def wanted(self, side: str, teacher: int = 0) -> Wanted:
         """The layers that matches compare, of the student (`side` S) or of a teacher (T)."""
         found: dict[tuple[str, int], str] = {}
-        for extra in self.more:
-            found |= dict.fromkeys(extra.student_layers if side == "S" else extra.teacher_layers, extra.name)
+        if self.emd is not None:
+            found |= dict.fromkeys(self.emd.student if side == "S" else self.emd.teacher, "emd")
         for match in self.matches:
             if side == "S" or match.teacher == teacher:
                 for layer in as_tuple(match.layer_S if side == "S" else match.layer_T):
@@ -124,7 +129,7 @@ class TermFactory:
                 compute = _without_gradient(compute)
                 schedule = None
             tag = f"{task}/{tag}" if task else tag
-            found.append((TermSpec(name, weight, None, _of_task(task, compute), schedule), tag))
+            found.append((TermSpec(name, weight, None, compute, schedule), tag))
 
         for head in range(self._num_heads(student, teachers)):
             name = "kd" if len(student.logits) == 1 else f"kd.{head}"
@@ -140,10 +145,11 @@ class TermFactory:
             term_of = MatchTerm(prefix + match.name, loss, projection)
             add(match.name, tag, match.weight, _LayerPair(match, term_of, same_width))
         for index, (custom, loss_of) in enumerate(zip(self.custom, self.custom_losses, strict=True)):
-            compute_custom = _TapPair(index, prefix, custom, loss_of)
-            add(f"custom.{index}", f"unweighted_custom_{index}", custom.weight, compute_custom)
-        for extra in self.more:
-            add(extra.name, extra.tag, extra.weight, extra.compute)
+            term_of = MatchTerm(f"{prefix}custom.{index}", loss_of, custom.proj_func)
+            add(f"custom.{index}", f"unweighted_custom_{index}", custom.weight, _TapPair(index, term_of))
+        if self.emd is not None:
+            add("emd", "unweighted_hidden_hidden_mse_emd", self.emd.weight, self.emd.distance)
+            add("embeddings", "unweighted_embedding_hidden_mse", self.emd.weight, self.emd.embeddings)
         if student.losses:
             weight = config.hard_label_weight
             add("label", "unweighted_hard_label_loss", weight, _labels, self.label_schedule)
@@ -269,22 +275,17 @@ class _LayerPair:
 class _TapPair:
     """A match between the outputs of two modules."""
 
-    def __init__(self, index: int, prefix: str, match: CustomMatch, loss: Callable[..., Any]) -> None:
+    def __init__(self, index: int, term: MatchTerm) -> None:
         self.index = index
-        self.name = f"{prefix}custom.{index}"
-        self.match = match
-        self.loss = loss
+        self.term = term
 
     def __call__(self, student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> LossTerm:
         given, wanted = student.taps[self.index], teachers[0].taps[self.index]
-        shapes = f"student {tuple(given.shape)} and teacher {tuple(wanted.shape)}"
         try:
-            if self.match.proj_func is not None:
-                given = self.match.proj_func(given)
-            value = self.loss(given, wanted, student.inputs_mask, teachers[0].inputs_mask)
-        except (RuntimeError, LossError) as error:  # torch's word for shapes that do not fit
-            raise LossError(f"{self.name}: {shapes}: {error}") from error
-        return as_term(self.name, value, given.shape[0])
+            return self.term(given, wanted, student.inputs_mask, teachers[0].inputs_mask)
+        except RuntimeError as error:  # torch's word for shapes that do not fit
+            shapes = f"student {tuple(given.shape)} and teacher {tuple(wanted.shape)}"
+            raise LossError(f"{self.term.name}: {shapes}: {error}") from error
 
 
 def _labels(student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> LossTerm:
@@ -306,16 +307,6 @@ def _labels(student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs
         return LossTerm(torch.where(count > 0, value, 0.0) * count, count)
     count = torch.full((), float(inputs.num_rows), device=value.device)
     return LossTerm(value * count, count)
-
-
-def _of_task(task: str, compute: Compute) -> Compute:
-    def one_of_several(student: Adapted, teachers: Sequence[Adapted], inputs: StudentInputs) -> LossTerm:
-        if inputs.task != task:
-            zero = torch.zeros((), device=inputs.device)
-            return LossTerm(zero, zero)
-        return compute(student, teachers, inputs)
-
-    return one_of_several
 
 
 def _without_gradient(compute: Compute) -> Compute:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from raybrew.errors import ConfigError
 from raybrew.training.parallel import replicate
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "DistributedContext",
     "LocalContext",
     "OnEvaluation",
+    "device_of",
     "stop_on_signals",
 ]
 
@@ -162,3 +164,29 @@ def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def device_of(wanted: Any, models: Sequence[tuple[str, nn.Module]], setting: str) -> torch.device:
+    """`wanted`, or with "auto" where the first of `models`, given by name, is; ConfigError if one of them is elsewhere.
+
+    `setting` says how another device is asked for.
+    """
+    homes = {name: _home(model) for name, model in models}
+    home = next(iter(homes.values()))
+    try:
+        device = home if wanted == "auto" else torch.device(wanted)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device: given {wanted!r}; allowed: auto, cpu, cuda, cuda:0, ...") from error
+    for name, there in homes.items():
+        elsewhere = ":" in str(device) and str(there) != str(device)
+        if there.type != device.type or elsewhere:
+            raise ConfigError(
+                f"device: batches go to {device}, but the {name} is on {there}; call {name}.to({str(device)!r}) first, "
+                f"or set {setting}"
+            )
+    return device if ":" in str(device) else home
+
+
+def _home(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

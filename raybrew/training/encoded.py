@@ -26,8 +26,7 @@ from raybrew.signals import LOGITS, Signal
 from raybrew.tasks.base import Masking
 from raybrew.training.context import Context
 from raybrew.training.optim import build_optimizer, learning_rate_factor
-from raybrew.training.stages import Stages
-from raybrew.training.theseus import Theseus
+from raybrew.training.stages import Stages, Theseus
 
 __all__ = [
     "EncodedProgram",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +25,10 @@ from raybrew.models.forward import forward
 from raybrew.signals import LOGITS
 from raybrew.tasks.heads import Head
 from raybrew.training.context import Context
+from raybrew.training.optim import Precision
 from raybrew.training.parallel import is_sharded
-from raybrew.training.precision import Precision
 
-__all__ = ["Asked", "Evaluation", "Outputs", "compute_logits", "losses_of", "measure_rows"]
+__all__ = ["Asked", "Evaluation", "Outputs", "compute_logits", "losses_of", "measure_rows", "modes_of"]
 
 #: Padded tokens of one evaluation batch; evaluation keeps no activations, so this is generous.
 _BATCH_TOKENS = 16384
@@ -172,6 +172,17 @@ class _Outputs:
         for rows, values in gathered:
             result[rows] = values
         return result
+
+
+@contextlib.contextmanager
+def modes_of(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts these modules, not those in them, back into the mode, training or evaluation, that they are in now."""
+    modes = [(module, module.training) for module in modules]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextlib.contextmanager

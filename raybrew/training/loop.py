@@ -26,8 +26,7 @@ from raybrew.distillers.objective import Objective
 from raybrew.errors import Interrupted
 from raybrew.training.context import Context
 from raybrew.training.evaluation import Evaluation
-from raybrew.training.factors import factors_of, sent
-from raybrew.training.optim import clip_gradients, trained_parameters
+from raybrew.training.optim import Precision, clip_gradients, factors_of, sent, trained_parameters
 from raybrew.training.parallel import (
     full_state,
     is_sharded,
@@ -37,7 +36,6 @@ from raybrew.training.parallel import (
     optimizer_state,
     without_sync,
 )
-from raybrew.training.precision import Precision
 from raybrew.training.stages import Stages
 from raybrew.training.window import Window
 

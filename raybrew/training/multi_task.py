@@ -19,8 +19,8 @@ from raybrew.data.multi_task import MultiTaskLoader, TaskStep
 from raybrew.distillers.objective import Objective, StageTerms
 from raybrew.distillers.teachers import Teacher
 from raybrew.losses.term import LossTerm
+from raybrew.models.composite import MultiTaskStudent
 from raybrew.models.forward import forward
-from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.signals import LOGITS, Signal
 from raybrew.training.encoded import EncodedProgram
 from raybrew.training.stages import Stages

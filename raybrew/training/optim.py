@@ -1,9 +1,11 @@
-"""AdamW with proper weight-decay groups, and learning rates as a function of the step."""
+"""AdamW and its learning rates, mixed precision, and what the loss of each term is multiplied by."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,16 @@ from raybrew.config.train import TrainConfig
 from raybrew.errors import ModelError
 from raybrew.training.parallel import whole
 
-__all__ = ["build_optimizer", "clip_gradients", "layer_scales", "learning_rate_factor", "trained_parameters"]
+__all__ = [
+    "Precision",
+    "build_optimizer",
+    "clip_gradients",
+    "factors_of",
+    "layer_scales",
+    "learning_rate_factor",
+    "sent",
+    "trained_parameters",
+]
 
 
 def trained_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -87,3 +98,44 @@ def learning_rate_factor(step: int, num_steps: int, warmup: float, schedule: str
         return 1.0
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """`fp32`, `bf16` or `fp16` on one device. Weights stay float32."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        # DDP averages gradients before they are unscaled, so an overflow on one rank is seen by all of them; what
+        # `unscale_` finds in parts of divided gradients is exchanged by torch.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    @property
+    def scale(self) -> float | None:
+        """What losses are multiplied by in float16; None in other types. Waits for the device."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Context in which matrix products run in the reduced type."""
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=_TYPES[self.name])
+
+
+def sent(values: Sequence[float], device: torch.device) -> Tensor:
+    """`values` on `device`, float64."""
+    return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
+
+
+def factors_of(weights: Tensor, counts: Tensor, shares: Sequence[float] | None, world_size: int) -> Tensor:
+    """What each term's sum is multiplied by, float32, beside `weights`. `counts` may be on the host.
+
+    DDP and FSDP average over ranks; multiplying by their number makes it the sum that the one division expects.
+    """
+    per_item = torch.where(counts > 0, world_size / counts, 0.0)
+    if shares is not None:
+        per_item = per_item * sent(shares, counts.device)
+    return weights.float() * per_item.to(weights.device, torch.float32, non_blocking=True)

@@ -37,7 +37,7 @@ from raybrew.tasks.base import Labels, Task
 from raybrew.tasks.scores import RowScores, load_scores, save_scores
 from raybrew.training.context import LocalContext
 from raybrew.training.evaluation import compute_logits
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 from raybrew.training.run_folder import EVALUATED, NUMBER_OF_ROWS, RunFolder
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
 from raybrew.verbs.model_checks import model_cautions, whose

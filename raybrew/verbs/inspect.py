@@ -16,8 +16,7 @@ from raybrew.config.loading import load_experiment
 from raybrew.config.views import choose_task, task_views, teacher_views
 from raybrew.errors import ConfigError, RunError
 from raybrew.models.devices import pick_device
-from raybrew.models.flops import Flops, count_flops
-from raybrew.models.inspection import ParameterNode, describe, display_parameters
+from raybrew.models.inspection import Flops, ParameterNode, count_flops, describe, display_parameters
 from raybrew.models.latency import BATCHES, measure_in_turn
 from raybrew.models.loading import ModelSource, load_config, max_tokens, model_labels
 from raybrew.models.students import empty_student, random_model

@@ -23,8 +23,8 @@ from raybrew.data.encoded import EncodedRows
 from raybrew.data.rows import rows_of_ids
 from raybrew.errors import DivergenceError, Interrupted, ModelError, writing
 from raybrew.files import write_json
+from raybrew.models.composite import MultiTaskStudent
 from raybrew.models.loading import ModelSource
-from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.secrets import scrub_message
 from raybrew.tasks.scores import RowScores
 from raybrew.tracking.jsonl import MetricsLog
@@ -33,8 +33,8 @@ from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import FAILURES_FILE, Context
 from raybrew.training.evaluation import Evaluation, losses_of
 from raybrew.training.loop import train
+from raybrew.training.optim import Precision
 from raybrew.training.parallel import full_state
-from raybrew.training.precision import Precision
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.best import BestStudent
 from raybrew.verbs.inputs import Inputs

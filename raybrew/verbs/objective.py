@@ -16,11 +16,11 @@ from raybrew.distillers.changes import with_changes
 from raybrew.distillers.matches import LayerMatch, resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.errors import ModelError, Problem
+from raybrew.models.composite import check_hybrid
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.shapes import TeacherDims, dims_of
 from raybrew.models.students import empty_model
-from raybrew.models.theseus import check_hybrid
 from raybrew.signals import PAIR_KINDS, VECTOR_KINDS, Signal
 from raybrew.tasks.heads import Head
 from raybrew.verbs.prepare import task_of

@@ -22,20 +22,18 @@ from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.data.sampler import Order
 from raybrew.distillers.objective import Objective, build_objective
 from raybrew.distillers.teachers import Teacher
+from raybrew.models.composite import Hybrid, MultiTaskStudent
 from raybrew.models.forward import checkpoint_layers, compiled
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
-from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.students import build_student, new_model
-from raybrew.models.theseus import Hybrid
 from raybrew.tasks.scores import RowScores
 from raybrew.training.context import Context
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, check_room, total_steps
 from raybrew.training.evaluation import Asked, compute_logits, measure_rows
 from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
+from raybrew.training.optim import Precision
 from raybrew.training.parallel import shard
-from raybrew.training.precision import Precision
-from raybrew.training.stages import Stages
-from raybrew.training.theseus import Theseus
+from raybrew.training.stages import Stages, Theseus
 from raybrew.verbs.inputs import Inputs
 from raybrew.verbs.objective import labels_only, objective_of
 from raybrew.verbs.prepare import head_of, task_of

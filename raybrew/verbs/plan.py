@@ -32,7 +32,7 @@ from raybrew.models.students import new_model
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.store.compute import Teacher
 from raybrew.store.forms.base import Forms
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.amounts import Sizes, free_bytes, padded_tokens, sizes_of_store, token_columns
 from raybrew.verbs.capture import request_of, store_root

@@ -13,9 +13,9 @@ from torch import nn
 
 from raybrew.config import Experiment
 from raybrew.config.views import task_views
+from raybrew.models.composite import MultiTaskStudent
 from raybrew.models.inspection import count_parameters
 from raybrew.models.loading import ModelSource, load_tokenizer
-from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.students import empty_student
 from raybrew.models.vocabulary import find_vocabulary
 from raybrew.verbs.amounts import sample_of

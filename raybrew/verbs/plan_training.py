@@ -17,16 +17,15 @@ from raybrew.config import Experiment, MultiTaskConfig
 from raybrew.config.distill import TheseusConfig
 from raybrew.config.stages import stage_ends
 from raybrew.data.sampler import Order
+from raybrew.models.composite import Hybrid
 from raybrew.models.devices import pick_device, pick_precision
 from raybrew.models.forward import MODEL_INPUTS, forward
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.students import build_student
-from raybrew.models.theseus import Hybrid
 from raybrew.signals import LOGITS, Signal
 from raybrew.tasks.base import Task
 from raybrew.training.encoded import build_order, check_room, total_steps
-from raybrew.training.optim import build_optimizer
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision, build_optimizer
 from raybrew.verbs.amounts import token_columns
 from raybrew.verbs.objective import objective_of
 from raybrew.verbs.planned import TrainingPlan

@@ -24,7 +24,7 @@ from raybrew.models.forward import MODEL_INPUTS, forward
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.signals import LOGITS
 from raybrew.tasks.base import BadValue, Labels, Task, build_task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 __all__ = ["Student", "load_student"]
 

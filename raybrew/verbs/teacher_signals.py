@@ -32,7 +32,7 @@ from raybrew.signals import Signal
 from raybrew.store.forms.base import Forms
 from raybrew.store.reader import RowPositions, Store
 from raybrew.training.context import Context
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 from raybrew.verbs.inputs import Inputs, TeacherInput
 
 __all__ = ["TeacherSignals"]

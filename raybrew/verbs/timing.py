@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from raybrew.models.latency import Timings, measure_in_turn
 from raybrew.models.loading import ModelSource, load_config, max_tokens
 from raybrew.models.students import random_model
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 from raybrew.verbs.inputs import Inputs
 
 __all__ = [

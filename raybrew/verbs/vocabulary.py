@@ -21,8 +21,7 @@ from raybrew.data.readers.text import text_lines
 from raybrew.errors import ConfigError, writing
 from raybrew.files import write_json
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
-from raybrew.models.trim import trim_tokenizer
-from raybrew.models.vocabulary import VOCABULARY_FILE, find_vocabulary, trimmed_config
+from raybrew.models.vocabulary import VOCABULARY_FILE, find_vocabulary, trim_tokenizer, trimmed_config
 from raybrew.verbs.prepare import Say, cache_folder, encode
 
 __all__ = ["count_texts", "student_tokens", "tokenizer_source", "write_vocabulary"]

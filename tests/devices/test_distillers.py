@@ -35,15 +35,15 @@ from raybrew import (
 
 #: Sites that make the host wait before training, at a log line, or at its end, and why that is right.
 ONCE = {
-    "textbrewer/run.py:_try_out": "every loss must be finite before the first step",
+    "textbrewer/run.py:_look": "every loss must be finite before the first step",
     "training/loop.py:train": "a log line has the norm of the last step's gradient",
     "training/window.py:check": "before anything is logged or saved of steps, all of them must be finite",
     "training/window.py:over_all_ranks": "a log line and the state at the end have the sums since the last line",
-    "textbrewer/output.py:_write": "the student is written to a file, tensor by tensor",
+    "textbrewer/program.py:_write": "the student is written to a file, tensor by tensor",
     "textbrewer/adaptors.py:<genexpr>": "is_caching_logits keeps what teachers said on the host",
     "textbrewer/run.py:run": "projections are moved to the device, tensor by tensor",
 }
-BY_TENSOR = {"textbrewer/output.py:_write", "textbrewer/run.py:run"}
+BY_TENSOR = {"textbrewer/program.py:_write", "textbrewer/run.py:run"}
 IN_EACH_STEP: dict[str, dict[str, str]] = {
     "emd": {"distillers/emd.py:distance": "the flow between layers is a linear program, solved on the host"},
 }

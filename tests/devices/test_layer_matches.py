@@ -15,16 +15,16 @@ from tiny_runs import Rows, model
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from raybrew.catalog.layer_rules import LAYER_MAPS
+from raybrew.catalog.layer_rules import LAYER_RULES
 from raybrew.catalog.losses import MATCH_LOSSES, names_of
+from raybrew.catalog.projections import PROJECTIONS
 from raybrew.config.loading import build_experiment
 from raybrew.data.loader import collate
-from raybrew.distillers.tables import PROJECTIONS
 from raybrew.distillers.teachers import LiveTeacher
 from raybrew.losses.term import LossTerm
 from raybrew.models.loading import ModelSource
 from raybrew.training.encoded import Trainee
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 from raybrew.verbs.objective import objective_of
 
 #: Sites that make the host wait, and why that is right.
@@ -48,7 +48,7 @@ def cases() -> dict[str, dict[str, Any]]:
         if needs == "pooled":
             found[loss] = {"loss": loss}
             continue
-        for rule in LAYER_MAPS:
+        for rule in LAYER_RULES:
             found[f"{loss} {rule}"] = {"loss": loss, "layers": rule}
         found[f"{loss} pairs"] = {"loss": loss, "layers": [[1, 3], [2, 3], [2, 1]]}
     for loss in (name for name in names_of(MATCH_LOSSES) if MATCH_LOSSES[name].needs in ("hidden", "pooled")):
@@ -137,7 +137,7 @@ def test_matches_of_models(machine: str, teachers: Any, name: str) -> None:
 
 
 #: Which layers are compared changes no type.
-@pytest.mark.parametrize("name", [name for name in cases() if name.rpartition(" ")[2] not in LAYER_MAPS])
+@pytest.mark.parametrize("name", [name for name in cases() if name.rpartition(" ")[2] not in LAYER_RULES])
 def test_losses_of_models_are_float32(machine: str, teachers: Any, name: str) -> None:
     match = cases()[name]
     teacher = teacher_for(match, teachers)

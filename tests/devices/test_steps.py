@@ -26,7 +26,7 @@ IN_EACH_STEP = {
 KINDS = [(kind, False) for kind in (*OBJECTIVES, "emd", "theseus")] + [("logits", True), ("attention", True)]
 STEPS = 5
 #: Where students and teachers run.
-MODELS = ("models/forward.py:forward", "models/theseus.py:__call__")
+MODELS = ("models/forward.py:forward", "models/composite.py:__call__")
 
 
 def trained(
@@ -85,7 +85,7 @@ def test_types_within_autocast(machine: str, kind: str, precision: str) -> None:
     assert all(weight.isfinite().all() for weight in found.values())
     products = [each for each in watched.seen if each.operation in ("mm", "addmm")]
     of_models = {
-        each.types for each in products if each.site in ("models/forward.py:forward", "models/theseus.py:__call__")
+        each.types for each in products if each.site in ("models/forward.py:forward", "models/composite.py:__call__")
     }
     assert of_models, "no product of the student or its teacher was seen"
     assert {kind for types in of_models for kind in types} == {half}
@@ -94,7 +94,7 @@ def test_types_within_autocast(machine: str, kind: str, precision: str) -> None:
     optimizer = {kind for each in watched.seen if "adam" in each.operation for kind in each.types}
     assert optimizer == {torch.float32}
     of_fp16 = {
-        "training/precision.py:scale": "whether fp16 found a scale is known when steps are checked",
+        "training/optim.py:scale": "whether fp16 found a scale is known when steps are checked",
         "training/loop.py:save": "a checkpoint has the scale",
     }
     listed = NOW_AND_THEN | IN_EACH_STEP.get(kind, {}) | (of_fp16 if precision == "fp16" else {})

@@ -17,7 +17,7 @@ from plain_models import LENGTH, VOCABULARY, batches, examples_adaptor, student,
 from torch import Tensor, nn
 
 import raybrew
-from raybrew.textbrewer.old_names import MODULES
+from raybrew.old_names import MODULES
 
 HIDDEN = [
     {"layer_T": 4, "layer_S": 2, "feature": "hidden", "loss": "hidden_mse", "weight": 1, "proj": ["linear", 8, 12]},

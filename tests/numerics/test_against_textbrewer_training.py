@@ -20,8 +20,8 @@ from plain_models import (
 from torch import nn
 
 import raybrew
-from raybrew.textbrewer.batches import TaskOrder
-from raybrew.textbrewer.output import TrainingOutput
+from raybrew.textbrewer.program import TrainingOutput
+from raybrew.training.streams import TaskOrder
 
 STEPS = 30
 Curve = list[dict[str, float]]

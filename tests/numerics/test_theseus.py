@@ -23,9 +23,9 @@ from transformers import (
 
 from raybrew.config.distill import TheseusConfig
 from raybrew.errors import ModelError
+from raybrew.models.composite import Hybrid, check_hybrid
 from raybrew.models.initialise import init_from_teacher
-from raybrew.models.theseus import Hybrid, check_hybrid
-from raybrew.training.theseus import probability, replaced_at
+from raybrew.training.stages import probability, replaced_at
 
 STANDARD = {"vocab_size": 40, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
 

@@ -122,7 +122,8 @@ def test_numbers_are_those_of_the_distiller(tmp_path: Path) -> None:
     )
     (distance, embeddings), modules = emd_terms(EMDConfig(), STUDENT, TEACHER, torch.Generator().manual_seed(1))
     layers: Any = modules["emd_hidden"]
-    layers.load_state_dict(one._layers.state_dict())
+    emd: Any = one._emd
+    layers.load_state_dict(emd.layers.state_dict())
     generator = torch.Generator().manual_seed(2)
     for _ in range(4):
         mask = (torch.arange(6) < torch.tensor([[6], [2], [4]])).float()
@@ -134,13 +135,13 @@ def test_numbers_are_those_of_the_distiller(tmp_path: Path) -> None:
         ]
         signals = [{Signal("hidden", i): value for i, value in enumerate(values)} for values in (student, teacher)]
         batch = {"attention_mask": mask, "logits_mask": torch.ones(3)}
-        for ours, theirs in ((distance, one._distance), (embeddings, one._embeddings)):
-            wanted = theirs(adapted[0], [adapted[1]], None)  # type: ignore[arg-type]
+        for ours, theirs in ((distance, emd.distance), (embeddings, emd.embeddings)):
+            wanted = theirs(adapted[0], [adapted[1]], None)
             found = ours.compute(signals[0], signals[1], batch)
             assert found.sum.item() == wanted.sum.item()
             assert float(found.count) == float(wanted.count) == 12.0
-        assert torch.equal(layers.teacher_weights, one._layers.teacher_weights)
-        assert torch.equal(layers.student_weights, one._layers.student_weights)
+        assert torch.equal(layers.teacher_weights, emd.layers.teacher_weights)
+        assert torch.equal(layers.student_weights, emd.layers.student_weights)
     assert float((layers.teacher_weights - 0.25).abs().max()) > 1e-2
 
 

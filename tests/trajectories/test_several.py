@@ -18,14 +18,14 @@ from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, requ
 from raybrew.distillers.matches import resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.distillers.teachers import LiveTeacher
-from raybrew.models.multi_task import MultiTaskStudent
+from raybrew.models.composite import MultiTaskStudent
 from raybrew.tasks.heads import ItemHead
 from raybrew.training.context import Context, DistributedContext, LocalContext
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
 from raybrew.training.loop import train
 from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
+from raybrew.training.optim import Precision
 from raybrew.training.parallel import full_state
-from raybrew.training.precision import Precision
 from raybrew.training.stages import Stages
 
 #: Members of different depth and width, and their weights.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_runs import Recorder, gap, losses_only, run, settings, teacher_of, trainee
 
-from raybrew.models.theseus import Hybrid
+from raybrew.models.composite import Hybrid
 from raybrew.training.encoded import Trainee
 
 BORDER = 9

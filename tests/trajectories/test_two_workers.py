@@ -20,7 +20,7 @@ from raybrew.errors import DivergenceError
 from raybrew.tasks.heads import ClassHead, ItemHead
 from raybrew.training import evaluation
 from raybrew.training.context import Context, DistributedContext, LocalContext
-from raybrew.training.precision import Precision
+from raybrew.training.optim import Precision
 
 RESUMED_AT = 9
 

@@ -18,20 +18,19 @@ from raybrew.data.loader import StepLoader
 from raybrew.distillers.matches import resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch
+from raybrew.models.composite import Hybrid
 from raybrew.models.forward import checkpoint_layers, compiled, forward
 from raybrew.models.initialise import init_from_teacher
 from raybrew.models.shapes import TeacherDims
-from raybrew.models.theseus import Hybrid
 from raybrew.signals import Signal
 from raybrew.tasks.heads import ItemHead
 from raybrew.training.context import Context, LocalContext
 from raybrew.training.encoded import EncodedProgram, Trainee, build_order, total_steps
 from raybrew.training.evaluation import Asked, Evaluation, losses_of, measure_rows
 from raybrew.training.loop import train
+from raybrew.training.optim import Precision
 from raybrew.training.parallel import shard, whole
-from raybrew.training.precision import Precision
-from raybrew.training.stages import Stages
-from raybrew.training.theseus import Theseus
+from raybrew.training.stages import Stages, Theseus
 
 __all__ = [
     "CLASSES",

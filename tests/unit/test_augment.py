@@ -24,7 +24,7 @@ from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError, ModelError
 from raybrew.models.word_candidates import WordCandidates
 from raybrew.tasks.base import Task, build_task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 from raybrew.verbs.prepare import read_rows
 from tests.told import told
 

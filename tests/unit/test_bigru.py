@@ -20,9 +20,9 @@ from raybrew.catalog.shapes import RECURRENT_SHAPES
 from raybrew.config import StudentConfig
 from raybrew.config.loading import build_experiment
 from raybrew.errors import ConfigError, ModelError
+from raybrew.models import inspection
 from raybrew.models.bigru import BiGRUConfig, BiGRUForSequenceClassification, BiGRUModel
-from raybrew.models.flops import count_flops
-from raybrew.models.inspection import count_parameters
+from raybrew.models.inspection import count_flops, count_parameters
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.shapes import sizes_text
 from raybrew.models.students import build_student, empty_student
@@ -83,7 +83,13 @@ def test_its_numbers_are_the_published_ones_and_follow_from_its_sizes(tmp_path: 
     assert sizes_text(model.config) == "raybrew-bigru, 1 bidirectional GRU x 768"
     tiny = BiGRUForSequenceClassification(small())
     per_row = 2 * (12 * 6 + 6 * 3)  # what the classifier reads is joined once more
-    assert count_flops(tiny, 10) == (10, 2 * 2 * 18 * (8 + 6) + 2 * 12 * 6 + per_row / 10, 0.0)
+    recurrent_flops = 2 * 2 * 18 * (8 + 6)
+    assert count_flops(tiny, 10) == (10, recurrent_flops + 2 * 12 * 6 + per_row / 10, 0.0)
+    # On a GPU one kernel computes the whole layer: its formula is given the shapes that it has here.
+    of_kernel = inspection._UNKNOWN_TO_TORCH[torch.ops.aten._cudnn_rnn]
+    directions = [module for module in tiny.modules() if isinstance(module, torch.nn.GRU)]
+    shapes = [[tuple(weight.shape) for weight in each.parameters()] for each in directions]
+    assert sum(of_kernel((1, 10, 8), each) for each in shapes) == 10 * recurrent_flops
 
 
 @pytest.mark.parametrize("task", ["classification", "tagging", "qa"])

@@ -23,7 +23,7 @@ from raybrew.data import encoded
 from raybrew.data.encoded import EncodedRows, encode_rows, open_encoded, tokenizer_fingerprint
 from raybrew.errors import DataError, EnvironmentProblem
 from raybrew.tasks.base import Task, build_task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

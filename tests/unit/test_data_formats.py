@@ -20,7 +20,7 @@ from raybrew.config import ClassificationConfig, Columns, DataConfig
 from raybrew.data.rows import RowSet, load_rows
 from raybrew.errors import DataError
 from raybrew.tasks.base import Labels, build_task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 Row = dict[str, Any]
 SENTENCES = ["a first one", 'she said "no", twice', "naïve 你好 🙂", " kept  spaces ", "it 's\u2028fine", "last"]

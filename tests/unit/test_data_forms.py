@@ -13,9 +13,9 @@ from test_data_formats import column, failure, load, write_jsonl
 from raybrew.config import ClassificationConfig, Columns, DataConfig, Experiment, QAConfig
 from raybrew.config.base import identity_of
 from raybrew.config.loading import build_experiment
-from raybrew.data import text
+from raybrew.data.readers import text
+from raybrew.data.readers.sources import open_source, resolve_source
 from raybrew.data.rows import load_rows
-from raybrew.data.sources import open_source, resolve_source
 from raybrew.errors import ConfigError
 from raybrew.tasks.base import Labels, build_task
 
@@ -250,7 +250,7 @@ def test_an_encoding_is_for_text_and_part_of_a_run_where_it_is_set(tmp_path: Pat
 
 
 def test_rows_that_were_kept_are_of_their_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raybrew.data.row_cache._WORTH_BYTES", 0)
+    monkeypatch.setattr("raybrew.data.rows.cache._WORTH_BYTES", 0)
     (tmp_path / "r.csv").write_bytes(b"text,label\n\xe9,neg\nb,pos\n")
     task = build_task(ClassificationConfig(), Columns())
     for encoding, letter in (("cp1252", "é"), ("cp1251", "й"), ("cp1252", "é")):

@@ -13,7 +13,7 @@ from test_data_formats import column, load, write_csv, write_jsonl
 
 from raybrew.data.rows import row_ids, rows_fingerprint, subset_indices
 from raybrew.tasks.base import Labels
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 
 def test_ids_are_pinned() -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import raybrew
 from raybrew import BasicDistiller, DistillationConfig, GeneralDistiller, MultiTaskDistiller, MultiTeacherDistiller
 from raybrew.errors import ConfigError, LossError
-from raybrew.textbrewer.old_names import MODULES
+from raybrew.old_names import MODULES
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

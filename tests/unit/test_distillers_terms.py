@@ -29,7 +29,7 @@ from raybrew import (
     DistillationConfig,
     GeneralDistiller,
 )
-from raybrew.errors import ConfigError, LossError
+from raybrew.errors import ConfigError, LossError, ModelError
 
 
 def test_two_masked_logits_of_three_dimensions(tmp_path: Path) -> None:
@@ -150,10 +150,10 @@ def test_custom_matches_name_what_is_wrong(tmp_path: Path) -> None:
         made(weigth=1)
     with pytest.raises(ConfigError, match="given 'hidden_mes'"):
         made(loss="hidden_mes")
-    with pytest.raises(LossError, match=r"custom.0: student \(4, 8\) and teacher \(4, 12\)"):
+    with pytest.raises(LossError, match=r"custom.0: hidden_mse: student \(4, 8\) and teacher \(4, 12\)"):
         made().train(sgd(pupil), batches(1), num_epochs=1)
     pupil.unused = nn.Embedding(2, 2)
-    with pytest.raises(LossError, match="module_S, a Embedding, did not run"):
+    with pytest.raises(ModelError, match="module_S, a Embedding, did not run"):
         made(module_S=pupil.unused).train(sgd(pupil), batches(1), num_epochs=1)
 
 

@@ -342,7 +342,7 @@ def test_ddp_wraps_the_student_alone_and_searches_only_where_needed(
         return {"logits": [outputs["logits"], outputs["tags"], outputs["spans"]]}
 
     context = TwoRanks()
-    monkeypatch.setattr("raybrew.textbrewer.run._context", lambda config, device: context)
+    monkeypatch.setattr("raybrew.textbrewer.run.LocalContext", lambda device: context)
     pupil, wise, adaptor = student(), teacher(), every_head if all_used else logits_adaptor
     one = GeneralDistiller(settings(tmp_path), DistillationConfig(), wise, pupil, adaptor, adaptor)
     one.train(sgd(pupil), batches(2), num_epochs=1)

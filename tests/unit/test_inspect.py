@@ -25,8 +25,7 @@ from transformers import (
 import raybrew
 from raybrew.cli.main import main
 from raybrew.errors import ConfigError, ModelError
-from raybrew.models.flops import count_flops
-from raybrew.models.inspection import count_parameters
+from raybrew.models.inspection import count_flops, count_parameters
 from raybrew.models.shapes import FAMILIES
 from raybrew.training.run_folder import RunFolder
 

@@ -27,7 +27,7 @@ from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.models.forward import forward
 from raybrew.signals import LOGITS, Signal
 from raybrew.tasks.base import Task, build_task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 from tests.task_helpers import byte_level_tokenizer
 
 #: Words of the vocabulary, and others that are cut into pieces of one character.

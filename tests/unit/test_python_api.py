@@ -6,12 +6,24 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from reports_helpers import make_run
 
 import raybrew
+import raybrew.textbrewer
 from raybrew.errors import ConfigError, RunError
+
+
+@pytest.mark.parametrize("package", [raybrew, raybrew.textbrewer])
+def test_every_listed_name_loads(package: ModuleType) -> None:
+    assert dir(package) == package.__all__
+    assert len(package.__all__) > 15
+    for name in package.__all__:
+        assert getattr(package, name) is package.__dict__[name], name
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        _ = package.distil
 
 
 def test_an_experiment_from_a_file_is_the_one_that_commands_read(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torchmetrics.functional.text import squad
 
-from raybrew.tasks.qa_scores import cmrc_score, mixed_segments, squad_score
+from raybrew.tasks.answers import cmrc_score, mixed_segments, squad_score
 
 
 @pytest.mark.parametrize(

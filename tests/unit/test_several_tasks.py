@@ -15,7 +15,7 @@ from raybrew.data.multi_task import MultiTaskLoader, TaskSchedule
 from raybrew.data.sampler import BatchSize, Order
 from raybrew.distillers.ensemble import Average, request_of_member
 from raybrew.errors import LossError, ModelError
-from raybrew.models.multi_task import MultiTaskStudent
+from raybrew.models.composite import MultiTaskStudent
 from raybrew.signals import LOGITS, Signal
 from raybrew.verbs.job import joint_metrics
 

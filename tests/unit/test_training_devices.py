@@ -28,9 +28,8 @@ from raybrew.models.forward import compiled, forward
 from raybrew.signals import LOGITS
 from raybrew.training.context import LocalContext
 from raybrew.training.encoded import Trainee
-from raybrew.training.optim import clip_gradients
+from raybrew.training.optim import Precision, clip_gradients
 from raybrew.training.parallel import full_state, is_sharded, leaves_unused, replicate, shard
-from raybrew.training.precision import Precision
 from raybrew.training.window import Window, _machine
 
 CPU = torch.device("cpu")

@@ -24,8 +24,7 @@ from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError, ModelError
 from raybrew.models.inspection import count_parameters
 from raybrew.models.loading import ModelSource, load_model, load_tokenizer
-from raybrew.models.trim import trim_tokenizer
-from raybrew.models.vocabulary import find_vocabulary
+from raybrew.models.vocabulary import find_vocabulary, trim_tokenizer
 
 KINDS = ("wordpiece", "bytes", "unigram")
 RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

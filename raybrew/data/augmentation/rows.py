@@ -18,7 +18,7 @@ import xxhash
 from raybrew.config.augment import AugmentConfig
 from raybrew.data.augmentation.tokens import deleting, long_disorder, masking, n_gram_sampling, short_disorder
 from raybrew.tasks.base import Task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 __all__ = [
     "Draw",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from raybrew.errors import DataError
 from raybrew.tasks.base import BadValue, Labels, Task
-from raybrew.tasks.names import is_position
+from raybrew.tasks.values import is_position
 
 __all__ = ["Labeller", "NoLabel", "sorted_names"]
 

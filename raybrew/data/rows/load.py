@@ -22,7 +22,7 @@ from raybrew.data.rows.row_set import ID_BYTES, RowSet, in_share, row_ids, subse
 from raybrew.data.tables import merged, taken
 from raybrew.errors import ConfigError, DataError
 from raybrew.tasks.base import BadValue, Labels, Task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 __all__ = ["load_rows"]
 

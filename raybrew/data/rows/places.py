@@ -9,7 +9,7 @@ from raybrew.config.data import DataConfig
 from raybrew.data.readers.records import BadRow, RawRow
 from raybrew.data.readers.sources import Source, open_source, resolve_source
 from raybrew.tasks.base import BadValue, Task
-from raybrew.tasks.ids import example_id
+from raybrew.tasks.values import example_id
 
 __all__ = ["Place", "Split", "contradicting_places", "places_of", "resolved_source", "source_of"]
 

@@ -1,11 +1,10 @@
-"""Batches of any dataloader: moved, split between teacher and student, cut into steps, found again after a stop."""
+"""Batches of any form from any dataloader: moved, one epoch after the other, found again after a stop."""
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,24 +12,19 @@ from torch import Tensor
 
 from raybrew.data.draws import uniform
 from raybrew.errors import CheckpointError, ConfigError, DataError
-from raybrew.textbrewer.adaptors import Adapted
 
 __all__ = [
-    "AdaptorMicro",
-    "AdaptorStep",
     "BatchStream",
-    "Postprocessor",
-    "StudentInputs",
     "TaskOrder",
-    "call",
     "known_size",
+    "leaves",
     "move",
     "random_states",
     "set_random_states",
     "size_of",
 ]
 
-Postprocessor = Callable[[Any], Any]
+Batch = TypeVar("Batch")
 
 
 def move(value: Any, device: torch.device) -> Any:
@@ -49,107 +43,50 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
-def call(model: Callable[..., Any], batch: Any, args: Mapping[str, Any]) -> Any:
-    """`model(**batch, **args)` for a mapping, `model(*batch, **args)` for a sequence."""
-    if isinstance(batch, Mapping):
-        return model(**batch, **args)
-    if isinstance(batch, (list, tuple)):
-        return model(*batch, **args)
-    return model(batch, **args)
+def leaves(value: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from leaves(item)
 
 
-@dataclasses.dataclass(frozen=True)
-class StudentInputs:
-    """The student's side of a micro-batch."""
-
-    task: str
-    batch: Any
-    num_rows: int
-    device: torch.device
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptorMicro:
-    """A batch of the dataloader: what the student gets, what the teachers get, and what they said once."""
-
-    task: str
-    student: Any
-    teacher: Any
-    teacher_cache: Any  #: outputs that replace the teacher's forward pass; None = run it
-    num_rows: int
-    device: torch.device
-    said: list[tuple[Adapted, ...]]  #: empty, or what the teachers said; shared with copies on other devices
-
-    @classmethod
-    def of(cls, batch: Any, task: str) -> AdaptorMicro:
-        """Splits a mapping with the keys `teacher` and `student`; any other batch is for both."""
-        student = teacher = batch
-        cache = None
-        if isinstance(batch, Mapping) and "teacher" in batch and "student" in batch:
-            student, teacher, cache = batch["student"], batch["teacher"], batch.get("teacher_cache")
-        return cls(task, student, teacher, cache, _num_rows(student), torch.device("cpu"), [])
-
-    @property
-    def inputs(self) -> StudentInputs:
-        return StudentInputs(self.task, self.student, self.num_rows, self.device)
-
-    @property
-    def shapes(self) -> tuple[Any, ...]:
-        """Shapes of all tensors of the batch."""
-        return (self.task, *(tuple(tensor.shape) for tensor in _leaves((self.student, self.teacher))))
-
-    def to(self, device: torch.device) -> AdaptorMicro:
-        student = move(self.student, device)
-        # The same tensors on both sides stay the same, which tells that one mask serves both.
-        teacher = student if self.teacher is self.student else move(self.teacher, device)
-        cache = None if self.teacher_cache is None else move(self.teacher_cache, device)
-        return dataclasses.replace(self, student=student, teacher=teacher, teacher_cache=cache, device=device)
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptorStep:
-    """One optimizer step: `gradient_accumulation_steps` batches."""
-
-    step: int
-    micro_batches: Sequence[AdaptorMicro]
-
-    @property
-    def amounts(self) -> tuple[int, int, int]:
-        return sum(micro.num_rows for micro in self.micro_batches), 0, 0
-
-
-class BatchStream:
-    """A dataloader, epoch after epoch without end.
+class BatchStream(Generic[Batch]):
+    """A dataloader, epoch after epoch without end; each batch is what `make` makes of the one that is read.
 
     With `keep` it is read once; later epochs go through the batches in memory, in an order drawn from torch's global
     generator. Its state is the epoch, the place in it, and the random numbers that its order came from: a dataloader
     that draws from torch's, numpy's or Python's global generators, or from a `generator` of its own, is found again.
     """
 
-    def __init__(self, dataloader: Iterable[Any], postprocessor: Postprocessor | None, task: str, keep: bool) -> None:
+    def __init__(self, dataloader: Iterable[Any], make: Callable[[Any], Batch], task: str, keep: bool) -> None:
         self.dataloader = dataloader
-        self.postprocessor = postprocessor
+        self.make = make
         self.task = task
         self.keep = keep
-        self.kept: list[AdaptorMicro] = []
+        self.kept: list[Batch] = []
         self.epoch = 0
         self.position = 0  #: batches of this epoch that were handed out
-        self._iterator: Iterator[AdaptorMicro] | None = None
-        self._ahead: AdaptorMicro | None = None
+        self._iterator: Iterator[Batch] | None = None
+        self._ahead: Batch | None = None
         self._random_at_epoch: dict[str, Any] | None = None
         self._random_at_start: dict[str, Any] | None = None
 
-    def peek(self) -> AdaptorMicro:
+    def peek(self) -> Batch:
         """The batch that comes next, which still comes next."""
         if self._ahead is None:
             self._ahead = self._read()
         return self._ahead
 
-    def next(self) -> AdaptorMicro:
+    def next(self) -> Batch:
         """The next batch; after the last of an epoch the first of the next one."""
-        micro, self._ahead = self.peek(), None
+        batch, self._ahead = self.peek(), None
         self.position += 1
-        return micro
+        return batch
 
     def end_epoch(self) -> None:
         """Leave out what is left of this epoch. A stream that keeps its batches still keeps those."""
@@ -165,7 +102,7 @@ class BatchStream:
         self.position = 0
         self._iterator = self._ahead = None
 
-    def _read(self) -> AdaptorMicro:
+    def _read(self) -> Batch:
         for _ in range(2):
             if self._iterator is None:
                 self._iterator = self._open()
@@ -178,7 +115,7 @@ class BatchStream:
         name = f"the dataloader of task {self.task!r}" if self.task else "the dataloader"
         raise DataError(f"{name} gave no batch in epoch {self.epoch}; an iterator is spent after one pass, use a list")
 
-    def _open(self) -> Iterator[AdaptorMicro]:
+    def _open(self) -> Iterator[Batch]:
         set_epoch = getattr(getattr(self.dataloader, "sampler", None), "set_epoch", None)
         if set_epoch is not None:  # a DistributedSampler shuffles by it
             set_epoch(self.epoch)
@@ -190,12 +127,12 @@ class BatchStream:
             return iter([self.kept[index] for index in order])
         return self._fresh()
 
-    def _fresh(self) -> Iterator[AdaptorMicro]:
+    def _fresh(self) -> Iterator[Batch]:
         for batch in self.dataloader:
-            micro = AdaptorMicro.of(batch if self.postprocessor is None else self.postprocessor(batch), self.task)
+            made = self.make(batch)
             if self.keep:
-                self.kept.append(micro)
-            yield micro
+                self.kept.append(made)
+            yield made
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -302,18 +239,3 @@ def _set_random_state(states: Mapping[str, Any] | None, dataloader: Iterable[Any
     own = getattr(dataloader, "generator", None)
     if isinstance(own, torch.Generator) and states["own"] is not None:
         own.set_state(states["own"])
-
-
-def _leaves(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
-
-
-def _num_rows(batch: Any) -> int:
-    return next((tensor.shape[0] for tensor in _leaves(batch) if tensor.dim() > 0), 1)

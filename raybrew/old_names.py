@@ -63,8 +63,8 @@ _DISTILLERS = _names(
 _ALL = {
     **(_PRESETS | _DISTILLERS),
     **_names("raybrew.textbrewer.configs", "DistillationConfig", "IntermediateMatch", "TrainingConfig"),
-    "CustomMatch": "raybrew.textbrewer.taps:CustomMatch",
-    "move_to_device": "raybrew.textbrewer.batches:move",
+    "CustomMatch": "raybrew.textbrewer.configs:CustomMatch",
+    "move_to_device": "raybrew.training.streams:move",
 }
 _WHOLE = (
     "configurations",

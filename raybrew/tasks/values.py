@@ -1,15 +1,59 @@
-"""Label names against the labels of a model: what all tasks share whose labels are names."""
+"""Values of source rows: texts, labels by name or number, and the id that a hash of the content gives an example."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xxhash
 
 from raybrew.tasks.base import BadValue, Labels
-from raybrew.tasks.text import checked_text
 
-__all__ = ["is_position", "label_id", "name_or_number"]
+__all__ = ["checked_text", "example_id", "is_position", "label_id", "name_or_number", "text_of"]
+
+
+def text_of(raw: Mapping[str, Any], column: str) -> str:
+    """The text in `column` of a source row; BadValue where it is missing, empty or none."""
+    if column not in raw:
+        raise BadValue(column, f"missing; the row has {', '.join(map(repr, raw)) or 'no columns'}")
+    value = raw[column]
+    if value is None:
+        raise BadValue(column, "empty")
+    if not isinstance(value, str):
+        raise BadValue(column, f"text expected, got {type(value).__name__}")
+    if not value.strip():
+        raise BadValue(column, "empty")
+    if "\ufffd" in value:
+        raise BadValue(column, "holds U+FFFD, the mark left where bytes of another encoding were read as UTF-8")
+    return checked_text(value, column)
+
+
+def checked_text(value: str, column: str) -> str:
+    """`value` itself; BadValue for what no tokenizer or file format takes."""
+    if "\0" in value:
+        raise BadValue(column, "holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise BadValue(column, f"holds U+{code:04X}, half of a surrogate pair, which is no character") from None
+    return value
+
+
+def example_id(content: Sequence[str]) -> bytes:
+    """16 bytes that name an example by its content.
+
+    xxh3_128 of every text's UTF-8, each preceded by its length in bytes (8 bytes, little-endian), so that no two
+    contents run together.
+    """
+    parts = []
+    for text in content:
+        data = text.encode()
+        parts += [len(data).to_bytes(8, "little"), data]
+    return xxhash.xxh3_128_digest(b"".join(parts))
+
 
 #: `int` alone would also take "1_0" and digits of other scripts. pandas writes 1.0 where a column lacks some labels.
 _WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
