@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, InstanceOf, field_validator
 
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.base import MAX_COUNT, NOT_IDENTITY, WHEN_SET, Many, Section
@@ -40,7 +40,7 @@ FILE_ENDINGS: Mapping[str, str] = MappingProxyType(
 if TYPE_CHECKING:
     RowSource: TypeAlias = Any
 else:
-    RowSource = Annotated[str | Rows, BeforeValidator(Rows.of)]
+    RowSource = Annotated[str | InstanceOf[Rows], BeforeValidator(Rows.of)]
 
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 

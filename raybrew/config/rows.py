@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import core_schema
-
 from raybrew.config.problems import shown
 from raybrew.errors import DataError, EnvironmentProblem, first_line
 from raybrew.files import replacing
@@ -67,10 +65,6 @@ class Rows:
         """`value` as rows if it holds such, else as it is."""
         is_list = isinstance(value, list) and all(isinstance(row, dict) for row in value)
         return cls(value) if is_list or _container(value) is not None else value
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.is_instance_schema(cls)
 
     def write(self, folder: Path, key: str) -> Path:
         """The file of these rows in `folder`, written unless it is there.
