@@ -178,16 +178,10 @@ def _long_field(section: type[Section], key: Any, value: Any) -> Any:
     return value
 
 
-def given_values(value: Any) -> Any:
-    """`value` with each section in it as a mapping of what it was given, and of its defaults the kind alone."""
-    if isinstance(value, Section):
-        names = [name for name in type(value).model_fields if name in value.model_fields_set or name == "kind"]
-        return {name: given_values(getattr(value, name)) for name in names}
-    if isinstance(value, Mapping):
-        return {key: given_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [given_values(item) for item in value]
-    return value
+def given_values(section: Section) -> dict[str, Any]:
+    """What a section was given, and of its defaults the kind alone, which says what section it is."""
+    names = section.model_fields_set | {"kind"}
+    return {name: getattr(section, name) for name in type(section).model_fields if name in names}
 
 
 def identity_of(section: Section) -> dict[str, Any]:
