@@ -16,7 +16,6 @@ from pydantic import (
 )
 
 from raybrew.config.problems import Problem, problems_of, raise_problems, shown
-from raybrew.config.reading import MAX_DEPTH
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -167,21 +166,10 @@ def _long_field(section: type[Section], key: Any, value: Any) -> Any:
     return value
 
 
-def given_values(value: Any, depth: int = 0) -> Any:
-    """`value` with each section in it as a mapping of what it was given, and of its defaults the kind alone.
-
-    What lies deeper than anything may is left as it is, to be refused.
-    """
-    if depth > MAX_DEPTH:
-        return value
-    if isinstance(value, Section):
-        names = [name for name in type(value).model_fields if name in value.model_fields_set or name == "kind"]
-        return {name: given_values(getattr(value, name), depth + 1) for name in names}
-    if isinstance(value, Mapping):
-        return {key: given_values(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [given_values(item, depth + 1) for item in value]
-    return value
+def given_values(section: Section) -> dict[str, Any]:
+    """What a section was given, and of its defaults the kind alone, which says what section it is."""
+    names = section.model_fields_set | {"kind"}
+    return {name: getattr(section, name) for name in type(section).model_fields if name in names}
 
 
 def identity_of(section: Section) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raybrew.config.base import Section, given_values
+from raybrew.config.base import Section
 from raybrew.config.data import SOURCES, DataConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.interpolation import resolved
@@ -80,7 +80,7 @@ def build_experiment(values: Any, source: str = "experiment", check_files: bool 
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: an experiment is a mapping of sections, given {type(values).__name__}")
-    values, unsound = sound_values(given_values(_with_rows(Experiment.long_form(values))))
+    values, unsound = sound_values(_with_rows(Experiment.long_form(values)))
     parts, problems = _sections(values)
     sections = parts | _defaults(values)
     if _section_class("task", values.get("task"), None) is MultiTaskConfig and "task" not in parts:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
+from raybrew.config.base import Section, given_values
 from raybrew.config.problems import raise_problems, shown
 from raybrew.config.reading import MAX_DEPTH
 from raybrew.config.rows import Rows
@@ -64,13 +63,15 @@ class _Door:
         self._count += 1
         if self._count > _MAX_VALUES:
             return self._refuse(key, f"more than {_MAX_VALUES} values") if self._count == _MAX_VALUES + 1 else HIDDEN
+        if isinstance(value, Section):
+            value = given_values(value)
         if isinstance(value, Mapping | list | tuple):
             if depth >= MAX_DEPTH:
                 return self._refuse(key, f"lists and mappings are nested more than {MAX_DEPTH} deep")
             if isinstance(value, Mapping):
                 return self._mapping(value, key, depth)
             return [self.checked(item, f"{key}.{index}", None, depth + 1) for index, item in enumerate(value)]
-        if value is None or isinstance(value, bool | BaseModel | Rows):  # rows may hold anything
+        if value is None or isinstance(value, bool | Rows):  # rows may hold anything
             return value
         if isinstance(value, int):
             if _SMALLEST <= value <= _LARGEST:
