@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["json_bytes", "replacing", "write_bytes", "write_json", "write_text"]
+__all__ = ["json_bytes", "make_storage", "replacing", "write_bytes", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -48,3 +48,10 @@ def write_json(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """`value` as the JSON of our files."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def make_storage(root: Path) -> None:
+    """The folder of runs and stores, if it is new, as one that `ray job submit --working-dir .` does not take along."""
+    with contextlib.suppress(OSError):  # whoever writes to it says what is wrong with it
+        root.mkdir(parents=True)
+        (root / ".rayignore").write_text("# runs and stores stay where they are\n*\n", encoding="utf-8")

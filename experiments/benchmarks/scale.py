@@ -175,9 +175,9 @@ class _Trial:
 
 def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]:
     """The whole sweep with SLOTS trials at a time, by the calls that raybrew's Ray Tune parts make."""
+    from raybrew.records.ledger import Ledger
     from raybrew.records.sweeps import CANDIDATE
     from raybrew.sweeps.conductor import Conductor
-    from raybrew.sweeps.ledger import Ledger
     from raybrew.sweeps.progress import live_table, news, waiting_reason
     from raybrew.sweeps.run import _objectives_from, sweep_folder
     from raybrew.sweeps.schedulers import build_scheduler
@@ -250,9 +250,9 @@ def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]
 
 def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
     """The driver's own seconds and memory for `size` configurations, and of taking up the finished ledger again."""
+    from raybrew.records.ledger import Ledger
     from raybrew.records.sweeps import load_sweep
     from raybrew.sweeps.conductor import Conductor
-    from raybrew.sweeps.ledger import Ledger
     from raybrew.sweeps.run import _objectives_from
 
     with tempfile.TemporaryDirectory() as name:

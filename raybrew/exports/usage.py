@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from raybrew.catalog.tasks import TASKS
+from raybrew.exports.facts import CardFacts
 from raybrew.exports.markdown import fenced
 
-__all__ = ["formats_of", "usage"]
+__all__ = ["usage"]
 
 _CLASSIFY = """\
 from transformers import pipeline
@@ -68,13 +68,13 @@ _USAGE: Mapping[str, str] = MappingProxyType(
 _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'
 
 
-def usage(summary: Mapping[str, Any]) -> str:
-    """A section of Markdown; `summary` as in `model_card`."""
-    task, formats = TASKS[summary.get("task") or "classification"], formats_of(summary)
+def usage(facts: CardFacts) -> str:
+    """A section of Markdown."""
+    task, formats = TASKS[facts.task], facts.formats
     code = _USAGE[task.pipeline].replace("{options}", ", top_k=None" if task.outputs == "labels" else "")
     blocks = []
     if not formats or "hf" in formats:
-        bigru = ((summary.get("student") or {}).get("architecture") or "").startswith("BiGRU")
+        bigru = (facts.run.student.architecture or "").startswith("BiGRU")
         blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{code}" if bigru else code, "python"))
         if task.pipeline == "text-classification":
             blocks.append(_PAIRS)
@@ -93,10 +93,4 @@ def usage(summary: Mapping[str, Any]) -> str:
         )
         blocks += ["With raybrew, for every format, long texts included:", fenced(code, "python")]
     text = "\n\n".join(["## How to use", *blocks])
-    return text.replace("path/to/this/folder", summary["repository"]) if summary.get("repository") else text
-
-
-def formats_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The formats of an export by name; none of a student that is not exported."""
-    formats: Mapping[str, Any] = (summary.get("export") or {}).get("formats") or {}
-    return formats
+    return text.replace("path/to/this/folder", facts.repository) if facts.repository else text

@@ -1,21 +1,29 @@
-"""The lines of a sweep's ledger, each checked before anything is decided from it."""
+"""The ledger of a sweep: appended line by line, each on the disk before the sweep goes on, and checked when read."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from raybrew.config.sweep import ParameterConfig
-from raybrew.errors import RunError
-from raybrew.tracking.jsonl import read_metrics
+from filelock import FileLock, Timeout
 
-__all__ = ["LEDGER", "read_ledger"]
+from raybrew.config.sweep import ParameterConfig
+from raybrew.errors import EnvironmentProblem, RunError, RunLocked
+from raybrew.files import make_storage
+from raybrew.secrets import scrub
+from raybrew.tracking.jsonl import MetricsLog, read_metrics
+
+__all__ = ["LEDGER", "Ledger", "read_ledger"]
 
 LEDGER = "ledger.jsonl"
+#: Keys of a line whose values are text for people, from a command line or a library.
+_WORDS = frozenset({"command", "error", "reason"})
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _UNKNOWN = "it names a trial that no earlier line begins"
 
@@ -139,6 +147,48 @@ _LINES: Mapping[str, Mapping[str, _Check]] = MappingProxyType(
         "population": {"members": _is_members, "asked?": _is_whole},
     }
 )  # fmt: skip
+
+
+class Ledger:
+    """One writer; any number of readers. `at` of each line is the time in seconds since 1970."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log = MetricsLog(folder / LEDGER)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole lines so far; RunError for one that no sweep has written."""
+        return read_ledger(self.folder / LEDGER)
+
+    def write(self, kind: str, **values: Any) -> dict[str, Any]:
+        """Append one line and bring it to the disk.
+
+        Secrets leave what people wrote or libraries said. Values stay whole: a sweep is continued from them, and an
+        experiment with a secret in it is refused before.
+        """
+        words = {key: scrub(value) for key, value in values.items() if key in _WORDS}
+        record = {"kind": kind, "at": round(time.time(), 3), **values, **words}
+        self._log.write(record)
+        self._log.sync()
+        return record
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the sweep; RunLocked if another process is at it."""
+        make_storage(self.folder.parents[1])
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise RunLocked(f"{self.folder}: another process is working on this sweep") from error
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot write {self.folder}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            self._log.close()
+            lock.release()
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

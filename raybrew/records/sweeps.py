@@ -13,6 +13,7 @@ decided, before it is carried out) and `copy` (of a state). A torn last line is 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 from raybrew.config.judge import LOSS, value_of_quality
 from raybrew.errors import RunError
 from raybrew.records.ledger import LEDGER, read_ledger
-from raybrew.records.runs import RunRecord, is_run, load_run
+from raybrew.records.runs import RunRecord, dict_at, is_run, load_run
+from raybrew.records.sections import number
 from raybrew.records.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical, trials_of
 
 __all__ = [
@@ -91,6 +93,32 @@ class SweepRecord:
         return {trial.run for trial in tried if canonical(trial.values) in again}
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a sweep took. Seconds are wall time; `overhead` is the mean of what a trial took beyond training."""
+
+    wall_seconds: float
+    trial_seconds: float
+    training_seconds: float
+    gpu_hours: float
+    money: float | None
+    num_trials: int
+    num_done: int
+    num_stopped: int
+    num_failed: int
+    num_reused: int
+    overhead: float | None
+    overhead_first: float | None
+    """The mean over trials that had to load everything, the first of each place."""
+    slots: int | None
+    teacher_rows: int
+    """Rows that teachers read during the sweep; those of the store cost nothing."""
+    store_rows: int
+    """Rows of the stores that trials learnt from."""
+    saved_share: float
+    """Share of all candidates' steps that early stops saved."""
+
+
 def is_sweep(folder: Path) -> bool:
     """Whether `folder` was made by a sweep."""
     return (folder / LEDGER).is_file()
@@ -131,6 +159,39 @@ def load_sweep(folder: str | Path) -> SweepRecord:
         rounds=tuple(_round_with_values(record, metric) for record in records if record.get("kind") == "round"),
         replayed=not any(record.get("kind") == "replay" and not record.get("exact") for record in records),
         closed=_closed(records),
+    )
+
+
+def cost_of(record: SweepRecord) -> Cost:
+    """What the sweep took, from its ledger."""
+    trials = record.trials
+    budget = dict_at(record.experiment, "sweep", "budget")
+    seconds = sum(trial.seconds or 0.0 for trial in trials)
+    overheads = [(t.seconds or 0.0, t.overhead) for t in trials if t.overhead is not None]
+    slots = next((session["slots"] for session in reversed(record.sessions) if session.get("slots")), None)
+    first = [overhead for _, overhead in overheads[: slots or 1]]
+    later = [overhead for _, overhead in overheads[slots or 1 :]]
+    price = number(budget.get("price_per_hour"))
+    candidates = [t for t in trials if t.role == CANDIDATE and t.status in ("done", "stopped")]
+    return Cost(
+        wall_seconds=record.wall_seconds,
+        trial_seconds=seconds,
+        training_seconds=sum(
+            (t.seconds or 0.0) - t.untold_seconds - t.overhead for t in trials if t.overhead is not None
+        ),
+        gpu_hours=sum((trial.seconds or 0.0) * trial.gpus for trial in trials) / 3600,
+        money=None if price is None else price * seconds / 3600,
+        num_trials=len(trials),
+        num_done=len(record.trials_of("done")),
+        num_stopped=len(record.trials_of("stopped")),
+        num_failed=len(record.trials_of("failed")),
+        num_reused=sum(trial.reused for trial in trials),
+        overhead=statistics.fmean(later) if later else None,
+        overhead_first=statistics.fmean(first) if first else None,
+        slots=slots,
+        teacher_rows=sum(int(one.get("computed") or 0) for one in record.teachers),
+        store_rows=sum({(one.get("teacher"), one.get("rows")): int(one["rows"]) for one in record.teachers}.values()),
+        saved_share=1 - sum(t.share for t in candidates) / len(candidates) if candidates else 0.0,
     )
 
 

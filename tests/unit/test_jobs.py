@@ -17,12 +17,12 @@ from raybrew.cli.main import main
 from raybrew.cli.running import load_to_run
 from raybrew.config.loading import load_experiment
 from raybrew.errors import ClusterError, ConfigError, EnvironmentProblem
+from raybrew.files import make_storage
 from raybrew.jobs import package
 from raybrew.jobs import submit as submitting
 from raybrew.jobs.client import connect
 from raybrew.jobs.handle import JobHandle, job_info
 from raybrew.jobs.package import find_files, write_zip
-from raybrew.training.run_folder import make_storage
 
 EXPERIMENT = """
 name: tiny

@@ -13,9 +13,9 @@ from sweep_helpers import base, conductor_of, leave_student
 
 from raybrew.config.sweep import ParameterConfig, SchedulerConfig
 from raybrew.errors import ConfigError
+from raybrew.records.ledger import Ledger
 from raybrew.records.sweeps import CANDIDATE, load_sweep
 from raybrew.sweeps.conductor import Conductor
-from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.population import explore, matchups, next_stop, values_in_force, with_change
 from raybrew.tracking.jsonl import MetricsLog
 

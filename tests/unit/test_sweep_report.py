@@ -19,7 +19,7 @@ from raybrew.records.runs import find_runs
 from raybrew.records.sweeps import CANDIDATE, SweepRecord, find_sweeps, load_sweep
 from raybrew.reports import sweep_page
 from raybrew.reports.decision import decide
-from raybrew.reports.sweep_plots import importances
+from raybrew.reports.figures.sweeps import importances
 from raybrew.reports.sweep_tables import best_run, leaderboard, rule_of, trial_rows
 from raybrew.reports.tables import table_text
 from raybrew.sweeps.jobs import Job

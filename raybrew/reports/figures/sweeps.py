@@ -15,14 +15,14 @@ from raybrew.config.judge import quality as score_of
 from raybrew.config.judge import value_of_quality
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
+from raybrew.records.ranking import recommended
 from raybrew.records.sweeps import CANDIDATE, SweepRecord, TrialRecord
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.effects import Effect, configurations_of, effect_of
+from raybrew.reports.figures.parts import INK, new_figure, plain_number, safe, sample
+from raybrew.reports.figures.population import course_plots
+from raybrew.reports.figures.runs import COLORS, LegendEntry, Plot
 from raybrew.reports.numbers import metric_scale, metric_title
-from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe, sample
-from raybrew.reports.plots import COLORS, LegendEntry, Plot
-from raybrew.reports.population import course_plots
-from raybrew.reports.ranking import recommended
+from raybrew.reports.statistics.effects import Effect, configurations_of, effect_of
 from raybrew.reports.words import plain_metric
 
 __all__ = ["effect", "importance", "importances", "parallel_coordinates", "sweep_plots", "trial_curves"]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import plotly.graph_objects as go
 
 from raybrew.config.judge import LOSS
-from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
 from raybrew.records.sweeps import SweepRecord
-from raybrew.reports.numbers import metric_scale, metric_title
-from raybrew.reports.plot_parts import INK, new_figure, safe
-from raybrew.reports.plots import COLORS, LegendEntry, Plot
+from raybrew.reports.figures.parts import INK, new_figure, safe
+from raybrew.reports.figures.runs import COLORS, LegendEntry, Plot
+from raybrew.reports.numbers import metric_scale
 
-__all__ = ["course_plots", "round_cells", "round_heads", "round_rows"]
+__all__ = ["course_plots"]
 
 
 def course_plots(record: SweepRecord, best: str | None) -> list[Plot]:
@@ -67,47 +64,3 @@ def _course_plot(record: SweepRecord, key: str, best: str | None) -> Plot | None
     name = f"course-{key.replace('.', '-')}"
     figure.update_layout(height=320)
     return Plot(name, f"Population: {key}", caption, figure, tuple(legend), 320)
-
-
-def round_rows(record: SweepRecord) -> list[dict[str, Any]]:
-    """One plain mapping per member and round: its trial, its metric there, and what was decided."""
-    trials = {trial.run: trial for trial in record.trials}
-    rows = []
-    for line in record.rounds:
-        moves = {move["of"]: move for move in line["moves"]}
-        for run, value in sorted(line["scores"].items(), key=lambda item: -(-1e9 if item[1] is None else item[1])):
-            trial, move = trials[run], moves.get(run)
-            source = None if move is None else trials[move["source"]]
-            after = None if move is None else trials.get(move["run"])
-            rows.append(
-                {
-                    "round": line["number"],
-                    "member": trial.member,
-                    "trial": trial.number,
-                    "value": value,
-                    "from_trial": source.number if source is not None else None,
-                    "new_trial": after.number if after is not None else None,
-                    "new_values": dict(move["new"]) if move is not None else None,
-                }
-            )
-    return rows
-
-
-def round_cells(record: SweepRecord) -> list[list[str]]:
-    """`round_rows` as the page shows them."""
-    scale = metric_scale(record.metric)
-    cells = []
-    for row in round_rows(record):
-        if row["new_values"] is None:
-            decided = "goes on"
-        else:
-            new = ", ".join(f"{key.rsplit('.', 1)[-1]}={show_value_of(v)}" for key, v in row["new_values"].items())
-            decided = f"goes on from trial {row['from_trial']} with {new}, as trial {row['new_trial']}"
-        shown = "failed" if row["value"] is None else f"{row['value'] * scale:.2f}"
-        cells.append([str(row["round"]), str(row["member"]), str(row["trial"]), shown, decided])
-    return cells
-
-
-def round_heads(record: SweepRecord) -> list[str]:
-    """Heads of `round_cells`."""
-    return ["round", "member", "trial", metric_title(record.metric), "then"]

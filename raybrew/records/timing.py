@@ -7,7 +7,9 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raybrew.records.runs import RunRecord, dict_at, integer, number
+from raybrew.records.runs import RunRecord
+from raybrew.records.sections import integer, numbers
+from raybrew.records.summary import RunSummary
 
 __all__ = ["Conditions", "Timing", "alike", "faster", "relative_latency", "timing_of"]
 
@@ -56,32 +58,30 @@ class Timing:
 
 def timing_of(run: RunRecord) -> Timing | None:
     """What the summary of `run` says; None if nothing was measured."""
-    summary = run.summary or {}
-    latency, older = dict_at(summary, "latency"), dict_at(summary, "latency_ms")
-    facts = latency or {**older, "device": summary.get("device"), "machine": run.machine}
-    student = _by_batch(dict_at(latency, "student") or older)
+    latency, older = run.facts.latency, run.facts.latency_ms
+    student = _by_batch(latency.student if latency is not None and latency.student else numbers(older))
     if not student:
         return None
+    if latency is None:
+        threads = integer(older.get("threads"))
+        conditions = Conditions(run.facts.device, run.machine, None, threads, run.facts.tokens, alone=False)
+        return Timing(conditions, None, student, {})
     conditions = Conditions(
-        device=facts.get("device"),
-        machine=facts.get("machine"),
-        precision=facts.get("precision"),
-        threads=integer(facts.get("threads")),
-        tokens=integer(facts.get("tokens")),
-        alone=bool(facts.get("alone")),
+        latency.device, latency.machine, latency.precision, latency.threads, latency.tokens, latency.alone
     )
-    return Timing(conditions, latency.get("round"), student, _by_batch(dict_at(latency, "teacher")))
+    return Timing(conditions, latency.round, student, _by_batch(latency.teacher or {}))
 
 
-def relative_latency(summary: Mapping[str, Any]) -> float | None:
+def relative_latency(summary: RunSummary) -> float | None:
     """The student's time for one example divided by the teacher's of the same round; None if it is not known.
 
     Milliseconds if there is no teacher.
     """
-    latency = dict_at(summary, "latency")
-    student, teacher = (number(dict_at(latency, who).get("batch_1")) for who in ("student", "teacher"))
-    if student is None or not dict_at(summary, "teacher"):
+    latency = summary.latency
+    student = None if latency is None else latency.student.get("batch_1")
+    if latency is None or student is None or summary.teacher is None:
         return student
+    teacher = (latency.teacher or {}).get("batch_1")
     return student / teacher if teacher else None
 
 
@@ -112,6 +112,5 @@ def faster(timings: Sequence[Timing]) -> dict[str, float]:
     return found
 
 
-def _by_batch(times: Mapping[str, Any]) -> dict[str, float]:
-    found = {name: number(value) for name, value in times.items() if name.startswith("batch_")}
-    return {name: value for name, value in found.items() if value is not None}
+def _by_batch(times: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in times.items() if name.startswith("batch_")}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
-from raybrew.records.runs import number
+from raybrew.records.lines import Evaluation, LogLine
 
 __all__ = [
     "INK",
@@ -34,14 +34,10 @@ Points = list[tuple[float, float]]
 Item = TypeVar("Item")
 
 
-def series(records: Sequence[Mapping[str, Any]], name: str) -> Points:
+def series(lines: Sequence[LogLine] | Sequence[Evaluation], name: str) -> Points:
     """(step, value) of the finite values under `name`."""
-    found = []
-    for record in records:
-        x, y = number(record.get("step")), number(record.get(name))
-        if x is not None and y is not None:
-            found.append((x, y))
-    return found
+    found = [(line.step, line.value(name)) for line in lines]
+    return [(float(x), y) for x, y in found if x is not None and y is not None]
 
 
 def thin(points: Points) -> Points:

@@ -1,7 +1,7 @@
 """Figures from stored metrics. Readable on light and dark pages, in print, without colour vision and at 400 pixels.
 
 Colours have a contrast of at least 3:1 against white and near-black alike; lines also differ by dash, points by
-symbol. Backgrounds are transparent and the page sets the colour of text and grid, see `report.css.j2`.
+symbol. Backgrounds are transparent and the page sets the colour of text and grid, see `templates/report.css.j2`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 
 from raybrew.records.runs import RunRecord
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.evidence import Split
+from raybrew.reports.figures.parts import INK, Points, add_lines, log_axis, new_figure, plain_number, safe, series, thin
 from raybrew.reports.numbers import metric_scale, metric_title, show_bytes, show_count, show_ms, show_value
-from raybrew.reports.plot_parts import INK, Points, add_lines, log_axis, new_figure, plain_number, safe, series, thin
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import Split
 from raybrew.reports.words import show_measured
 
 __all__ = [
@@ -95,7 +95,7 @@ def learning_curves(comparison: Comparison) -> Plot | None:
     legend: list[LegendEntry] = []
     for row in curves[:MAX_LINES]:
         color, dash = _look(row, comparison)
-        lines = [[(x, y * scale) for x, y in series(run.evals, f"eval/{metric}")] for run in row.runs]
+        lines = [[(x, y * scale) for x, y in series(run.evals, metric)] for run in row.runs]
         # One evaluation is a point, not a curve.
         lines = [line for line in lines if len(line) > 1]
         if add_lines(figure, lines, _who(row), color, dash, lambda y: f"{y:.1f}"):
@@ -301,7 +301,7 @@ def cost_of_row(row: Row, against: str) -> float | None:
 
 
 def _losses(run: RunRecord) -> dict[str, Points]:
-    names = dict.fromkeys(name for record in run.train for name in record if name == "loss" or name.startswith("loss/"))
+    names = dict.fromkeys(name for line in run.train for name in line.losses)
     if len(names) == 2:
         # A total of one term is that term.
         names = dict.fromkeys(name for name in names if name != "loss")
