@@ -17,6 +17,7 @@ from raybrew.data.cautions import tell
 from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, DataError
+from raybrew.files import make_storage
 from raybrew.models.devices import place_of_teacher
 from raybrew.models.loading import ModelSource
 from raybrew.models.students import empty_student
@@ -27,7 +28,6 @@ from raybrew.store.capture import capture as capture_rows
 from raybrew.store.find import captured_labels
 from raybrew.store.reader import Store
 from raybrew.tasks.base import Labels
-from raybrew.training.run_folder import make_storage
 from raybrew.verbs.choose import chosen_tasks, chosen_teachers, student_teacher, teacher_sources, weight_of
 from raybrew.verbs.functions import check_functions
 from raybrew.verbs.model_checks import renamed_outputs, unnamed_outputs, whose

@@ -20,11 +20,12 @@ from raybrew.data.row_checks import row_cautions
 from raybrew.data.rows import BadRow, RowSet, Split, load_rows, places_of, rows_beside
 from raybrew.data.sources import format_of
 from raybrew.errors import ConfigError, DataError, RunError
+from raybrew.files import make_storage
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer, max_tokens, model_labels
 from raybrew.models.vocabulary import find_vocabulary
 from raybrew.tasks.base import Labels, Task, build_task
 from raybrew.tasks.heads import Head, VocabularyHead
-from raybrew.training.run_folder import EVALUATED, RunFolder, make_storage
+from raybrew.training.run_folder import EVALUATED, RunFolder
 from raybrew.verbs.augment import augmented_rows, likely_rows
 
 __all__ = [
