@@ -85,16 +85,16 @@ class Event(Section):
 
 def evaluations_in(folder: Path) -> list[Evaluation]:
     """Those of the run in `folder`; RunError if its file is damaged."""
-    return [Evaluation.of(line) for line in read_metrics(folder / "metrics.jsonl", "eval")]
+    return [Evaluation.read(line) for line in read_metrics(folder / "metrics.jsonl", "eval")]
 
 
 def steps_in_all(folder: Path) -> int:
     """Steps of the whole run, as the event of its start says; 0 while it does not."""
-    events = (Event.of(line) for line in read_metrics(folder / "metrics.jsonl", "event"))
+    events = (Event.read(line) for line in read_metrics(folder / "metrics.jsonl", "event"))
     return next((event.total_steps for event in events if event.total_steps is not None), 0)
 
 
 def trained_seconds(folder: Path, step: int) -> float:
     """Training time of the run up to `step`."""
-    lines = (LogLine.of(line) for line in read_metrics(folder / "metrics.jsonl"))
+    lines = (LogLine.read(line) for line in read_metrics(folder / "metrics.jsonl"))
     return max((line.time for line in lines if line.time is not None and (line.step or 0) <= step), default=0.0)

@@ -15,8 +15,8 @@ from raybrew.errors import RunError
 from raybrew.models.machine import machine_text
 from raybrew.records.details import RunDetails, dict_at
 from raybrew.records.lines import Evaluation, Event, LogLine
-from raybrew.records.sections import read_object
-from raybrew.records.summary import RunSummary, read_summary
+from raybrew.records.sections import numbers, read_object
+from raybrew.records.summary import Latency, RunSummary, read_summary
 from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import read_metrics
 
@@ -30,7 +30,7 @@ _ROLES: Mapping[str | None, Role] = {"teacher": "teacher", "student": "student",
 MARKS = ("identity.json", "summary.json", "metrics.jsonl")
 #: Sections of a config that decide what a run computes, for run folders without an identity.
 _SECTIONS = ("task", "data", "teacher", "student", "distill", "train")
-_NOTHING = RunSummary.of({})
+_NOTHING = RunSummary.read({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +80,15 @@ class RunRecord:
 
     @functools.cached_property
     def train(self) -> tuple[LogLine, ...]:
-        return tuple(map(LogLine.of, self.details.lines("train")))
+        return tuple(map(LogLine.read, self.details.lines("train")))
 
     @functools.cached_property
     def evals(self) -> tuple[Evaluation, ...]:
-        return tuple(map(Evaluation.of, self.details.lines("eval")))
+        return tuple(map(Evaluation.read, self.details.lines("eval")))
 
     @functools.cached_property
     def events(self) -> tuple[Event, ...]:
-        return tuple(map(Event.of, self.details.lines("event")))
+        return tuple(map(Event.read, self.details.lines("event")))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -192,6 +192,18 @@ class RunRecord:
         rows = self.facts.rows.eval
         return rows if rows is not None else self.evals[-1].rows if self.evals else None
 
+    @functools.cached_property
+    def latency(self) -> Latency | None:
+        """Times per example; None if nothing was measured."""
+        facts = self.facts
+        if facts.latency is not None and facts.latency.student:
+            return facts.latency
+        times = {name: time for name, time in numbers(facts.latency_ms).items() if name.startswith("batch_")}
+        if not times:
+            return None
+        known = {"device": facts.device, "machine": self.machine, **facts.latency_ms}
+        return Latency.read({**known, "student": times})
+
     @property
     def machine(self) -> str | None:
         """The hardware in a few words; equal for runs whose times may be compared."""
@@ -278,7 +290,7 @@ def _status(summary: RunSummary | None, details: RunDetails) -> RunStatus:
     if summary is not None and summary.status in (None, "done"):
         return "done"
     events = details.lines("event")
-    return "failed" if events and Event.of(events[-1]).event == "failed" else "running or interrupted"
+    return "failed" if events and Event.read(events[-1]).event == "failed" else "running or interrupted"
 
 
 def _judged(task: Any, data: Mapping[str, Any]) -> list[Any]:

@@ -51,7 +51,7 @@ class Section:
     """The object as it was read."""
 
     @classmethod
-    def of(cls: type[_Section], value: Any) -> _Section:
+    def read(cls: type[_Section], value: Any) -> _Section:
         """`value` as read from a file; without known fields where it is no mapping."""
         raw = value if isinstance(value, Mapping) else {}
         return cls(raw=raw, **{name: read(raw.get(name)) for name, read in _readers(cls).items()})  # type: ignore[arg-type]
@@ -91,13 +91,14 @@ def _reader(hint: Any) -> _Read:
     if hint in _PLAIN:
         return _PLAIN[hint]
     if isinstance(hint, type) and issubclass(hint, Section):
-        return hint.of
-    if typing.get_origin(hint) is tuple:
-        return lambda value: tuple(value) if isinstance(value, list | tuple) else ()
-    inner = typing.get_args(hint)[1]
+        return hint.read
+    first, second = typing.get_args(hint)
+    inner = first if second is Ellipsis else second
+    read = inner.read if isinstance(inner, type) and issubclass(inner, Section) else lambda value: value
+    if second is Ellipsis:
+        return lambda value: tuple(map(read, value)) if isinstance(value, list | tuple) else ()
     if inner is float:
         return numbers
-    read = inner.of if isinstance(inner, type) and issubclass(inner, Section) else lambda value: value
     return lambda value: {str(name): read(item) for name, item in value.items()} if isinstance(value, Mapping) else {}
 
 

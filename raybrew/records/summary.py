@@ -111,12 +111,28 @@ class Latency(Section):
     tokens: int | None
     rounds: int | None
     round: str | None
+    """None for runs of versions that timed models one by one."""
     alone: bool
     """Whether no other trial of a sweep ran meanwhile."""
     task: str | None = None
     """Of several tasks: whose models were timed."""
     student: Mapping[str, float]
     teacher: Mapping[str, float] | None
+
+    @property
+    def conditions(self) -> tuple[str | int | None, ...]:
+        """What a time depends on besides the model."""
+        return self.device, self.machine, self.precision, self.threads, self.tokens, self.alone
+
+    @property
+    def where(self) -> str:
+        """Device, threads and tokens in a few words, as far as they are known."""
+        device = self.device if self.threads is not None else self.machine or self.device
+        on_cpu = (self.device or "").startswith("cpu") and self.threads
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}" if on_cpu else None
+        tokens = f"{self.tokens} tokens" if self.tokens else None
+        precision = self.precision if self.precision not in (None, "fp32") else None
+        return ", ".join(part for part in (device, precision, threads, tokens) if part)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,7 +225,7 @@ class RunSummary(Section):
 def read_summary(folder: Path, problems: list[str] | None = None) -> RunSummary | None:
     """The summary of the run in `folder`; None while there is none, or if it is unreadable, as `problems` tell."""
     value = read_object(folder / SUMMARY, [] if problems is None else problems, needed=False)
-    return None if value is None else RunSummary.of(value)
+    return None if value is None else RunSummary.read(value)
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:

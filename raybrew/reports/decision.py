@@ -243,8 +243,8 @@ def _size_tile(row: Row) -> Tile:
 def _time_tiles(row: Row) -> tuple[Tile, ...]:
     if not row.latency_ms:
         return (Tile("time per example", NOT_MEASURED, "latency was not measured", missing=True),)
-    conditions = row.timings[0].conditions
-    where = f" on {conditions.text}" if conditions.text else ""
+    told = row.timings[0].where
+    where = f" on {told}" if told else ""
     if "batch_1" in row.faster:
         teacher = row.teacher_ms.get("batch_1")
         times = f"{show_ms(row.latency_ms['batch_1'].mean)} ms" + (f" instead of {show_ms(teacher)}" if teacher else "")

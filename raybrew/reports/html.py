@@ -20,7 +20,8 @@ from raybrew.records.sweeps import SweepRecord
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
-from raybrew.reports.figures.runs import Plot, all_plots
+from raybrew.reports.figures.parts import Plot
+from raybrew.reports.figures.runs import all_plots
 from raybrew.reports.figures.sweeps import sweep_plots
 from raybrew.reports.labels import LabelTable, label_tables
 from raybrew.reports.numbers import (
@@ -42,10 +43,7 @@ from raybrew.reports.words import show_difference, show_measured
 from raybrew.secrets import scrub
 from raybrew.version import __version__
 
-__all__ = ["MAX_RUNS", "comparison_of", "render_report", "write_report"]
-
-#: Runs whose details are on the page, the best ones; a browser takes long to open more.
-MAX_RUNS = 200
+__all__ = ["comparison_of", "render_report", "write_report"]
 
 
 def write_report(
@@ -77,8 +75,11 @@ def render_report(
     *,
     sweeps: Sequence[SweepRecord] = (),
     now: str | None = None,
+    most_runs: int = 200,
 ) -> str:
     """The page as text. `now` is the date it shows; default: today.
+
+    `most_runs`: of whom details are on the page, the best ones; a browser takes long to open more.
 
     The trials of `sweeps` are among `runs`. A page about one sweep alone takes its leaderboard as the comparison.
     """
@@ -88,9 +89,9 @@ def render_report(
     comparison = comparison_of(records, sweeps)
     experiments = list(dict.fromkeys(run.experiment for run in records))
     shown = records
-    if len(records) > MAX_RUNS:
+    if len(records) > most_runs:
         # The first of each row, which are in order: their details are what a reader looks for.
-        shown = [run for row in comparison.rows for run in row.runs][:MAX_RUNS]
+        shown = [run for row in comparison.rows for run in row.runs][:most_runs]
     page = _templates().get_template("report.html.j2")
     return page.render(
         title=scrub(title or ", ".join(experiments)),

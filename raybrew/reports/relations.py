@@ -10,8 +10,8 @@ from typing import Any
 
 from raybrew.config.controls import is_searched
 from raybrew.records.runs import dict_at
-from raybrew.records.summary import TeacherFacts
-from raybrew.records.timing import Timing, alike
+from raybrew.records.summary import Latency, TeacherFacts
+from raybrew.records.timing import alike
 from raybrew.reports.rows import Gain, Row, Stat
 from raybrew.reports.statistics.evidence import SPLITS, Split, teacher_value, test_of, value_on
 
@@ -244,7 +244,7 @@ def share_times(rows: Sequence[Row]) -> list[Row]:
 
     Weights do not change how long a model takes, so a difference between a student and its control is noise.
     """
-    together: dict[str, list[Timing]] = {}
+    together: dict[str, list[Latency]] = {}
     keys = [_key(row) for row in rows]
     for key, row in zip(keys, rows, strict=True):
         together.setdefault(key, []).extend(row.timings)
@@ -257,21 +257,25 @@ def _key(row: Row) -> str:
     facts = row.runs[0].facts
     first = row.timings[0] if row.timings else None
     teacher = facts.teacher.model if facts.teacher is not None and first is not None and first.teacher else None
-    conditions = None if first is None else dataclasses.astuple(first.conditions)
-    return json.dumps([facts.student.sizes or row.name, conditions, teacher], default=str)
+    return json.dumps([facts.student.sizes or row.name, first and first.conditions, teacher], default=str)
 
 
 def time_teachers(rows: Sequence[Row], teacher_of: Callable[[Row], Row | None]) -> list[Row]:
     """Teachers with their times from the rounds of their students; with their own only if they had a turn in none."""
-    found: dict[int, list[Timing]] = {}
+    found: dict[int, list[Latency]] = {}
     taken: set[tuple[int, int]] = set()
     for row in rows:
         teacher = teacher_of(row)
         # Rows of one architecture share their timings.
         if teacher is not None and (id(teacher), id(row.timings)) not in taken:
             taken.add((id(teacher), id(row.timings)))
-            found.setdefault(id(teacher), []).extend(each.of_teacher for each in row.timings if each.teacher)
+            found.setdefault(id(teacher), []).extend(_of_teacher(each) for each in row.timings if each.teacher)
     return [dataclasses.replace(row, timings=alike(found.get(id(row)) or row.timings)) for row in rows]
+
+
+def _of_teacher(timing: Latency) -> Latency:
+    """The teacher's part, as a measurement of its own."""
+    return dataclasses.replace(timing, student=timing.teacher or {}, teacher=None)
 
 
 def mark_times(rows: Sequence[Row], notes: list[str]) -> list[Row]:
@@ -293,6 +297,6 @@ def mark_times(rows: Sequence[Row], notes: list[str]) -> list[Row]:
 
 def teacher_ms(row: Row, teacher: Row) -> dict[str, float]:
     """The teacher's times in the rounds of `row`, if these are all the rounds that the teacher's own row shows."""
-    if [timing.of_teacher for timing in row.timings] != list(teacher.timings):
+    if list(map(_of_teacher, row.timings)) != list(teacher.timings):
         return {}
     return {batch: stat.mean for batch, stat in teacher.latency_ms.items()}

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from raybrew.config.judge import quality
 from raybrew.records.lines import Evaluation, LogLine
 from raybrew.records.runs import Role, RunRecord, RunStatus, dict_at
-from raybrew.records.timing import Timing, alike, faster, timing_of
+from raybrew.records.summary import Latency
+from raybrew.records.timing import alike, faster
 from raybrew.reports.statistics.evidence import Split, rows_of, sample_of_runs, sample_of_teacher, value_on
 from raybrew.reports.statistics.gain import Gain, Stat
 from raybrew.reports.statistics.intervals import Interval, Sample, difference, interval
@@ -44,7 +45,7 @@ class Row:
     megabytes: float | None
     steps: int | None
     wall_seconds: Stat | None
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[Latency, ...] = ()
     """Measurements of this model under the same conditions, one of each round."""
     gain: Gain | None = None
     kept: float | None = None
@@ -184,7 +185,7 @@ class Row:
             "smaller": self.smaller,
             **{f"ms_{batch}": stat.mean for batch, stat in self.latency_ms.items()},
             **{f"faster_{batch}": factor for batch, factor in self.faster.items()},
-            "timed_on": self.timings[0].conditions.text if self.timings else None,
+            "timed_on": self.timings[0].where if self.timings else None,
             "steps": self.steps,
             "wall_seconds": wall.mean if wall else None,
             "metrics": {name: {"mean": stat.mean, "sd": stat.sd, "n": stat.n} for name, stat in self.metrics.items()},
@@ -267,7 +268,7 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
         eval_rows=first.eval_rows,
         parameters=first.facts.student.parameters,
         megabytes=first.facts.student.megabytes,
-        timings=alike(timing for run in runs if (timing := timing_of(run)) is not None),
+        timings=alike(run.latency for run in runs if run.latency is not None),
         steps=steps,
         wall_seconds=Stat.of(run.facts.wall_seconds for run in runs),
         test=Stat.of(value_on(run, "test", metric) for run in runs),

@@ -95,7 +95,7 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
 
 def _signals(record: SweepRecord) -> str:
     """Each signal once: every session asks each teacher again."""
-    names = dict.fromkeys(str(name) for one in record.teachers for name in one.get("signals") or ())
+    names = dict.fromkeys(str(name) for one in record.teachers for name in one.signals)
     layers: dict[str, list[str]] = {}
     for name in names:
         kind, _, layer = name.rpartition(".")

@@ -17,7 +17,6 @@ from raybrew.records.ranking import BEST, Standing, best_mark, recommended, stan
 from raybrew.records.runs import RunRecord, load_run
 from raybrew.records.sections import number
 from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord, cost_of
-from raybrew.records.timing import timing_of
 from raybrew.records.trials import canonical
 from raybrew.reports.compare import LOSSES_DIFFER, ShownComparison, compare, ordered
 from raybrew.reports.comparison import Comparison
@@ -164,9 +163,8 @@ def _left_out(record: SweepRecord) -> list[str]:
 
 def _latency_notes(record: SweepRecord, runs: Sequence[RunRecord]) -> list[str]:
     """Whether times per example can be relied on: trials that ran beside one another slowed each other down."""
-    beside = any((session.get("slots") or 1) > 1 for session in record.sessions)
-    timings = [timing for run in runs if (timing := timing_of(run)) is not None]
-    if not beside or all(timing.conditions.alone for timing in timings):
+    beside = any((session.slots or 1) > 1 for session in record.sessions)
+    if not beside or all(run.latency is None or run.latency.alone for run in runs):
         return []
     return ["Times per example were measured while other trials ran on the same machine: do not rely on them."]
 
@@ -193,8 +191,7 @@ def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict
         run = loaded.get(folder.resolve())
         if run is None and (folder / "config.yaml").is_file():
             run = load_run(folder)
-        timing = timing_of(run) if run is not None else None
-        times = timing.student if timing is not None else {}
+        times = run.latency.student if run is not None and run.latency is not None else {}
         best = run.best if run is not None else None
         rows.append(
             {
@@ -256,20 +253,20 @@ def round_rows(record: SweepRecord) -> list[dict[str, Any]]:
     trials = {trial.run: trial for trial in record.trials}
     rows = []
     for line in record.rounds:
-        moves = {move["of"]: move for move in line["moves"]}
-        for run, value in sorted(line["scores"].items(), key=lambda item: -(-1e9 if item[1] is None else item[1])):
+        moves = {move.of: move for move in line.moves}
+        for run, value in sorted(line.scores.items(), key=lambda item: -(-1e9 if item[1] is None else item[1])):
             trial, move = trials[run], moves.get(run)
-            source = None if move is None else trials[move["source"]]
-            after = None if move is None else trials.get(move["run"])
+            source = None if move is None else trials[move.source]
+            after = None if move is None else trials.get(move.run)
             rows.append(
                 {
-                    "round": line["number"],
+                    "round": line.number,
                     "member": trial.member,
                     "trial": trial.number,
                     "value": value,
                     "from_trial": source.number if source is not None else None,
                     "new_trial": after.number if after is not None else None,
-                    "new_values": dict(move["new"]) if move is not None else None,
+                    "new_values": dict(move.new) if move is not None else None,
                 }
             )
     return rows

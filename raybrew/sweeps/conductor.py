@@ -99,7 +99,7 @@ class Conductor:
                 continue  # the population knows when it is its turn
             if trial.status in ("waiting", "running") or (trial.status == "failed" and not trial.failed_for_good):
                 self.queue.append(trial.run)
-        self.seconds_before = float(sum(session["seconds"] for session in sessions_of(records)))
+        self.seconds_before = sum(session.seconds for session in sessions_of(records))
         self.source = build_source(self.sweep)
         for one in older:
             self.source.tell(one.values, one.objectives)

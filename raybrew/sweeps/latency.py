@@ -95,7 +95,7 @@ def measure_alone(conductor: Conductor, view: SweepReporter) -> None:
     for run in runs:
         student, teacher = keys[run.folder]
         latency = latency_facts(timings, student, teacher if run.teachers else None, run.task, alone=True)
-        found = dataclasses.replace(run.summary, latency=Latency.of(latency), latency_ms=student_latency(latency))
+        found = dataclasses.replace(run.summary, latency=Latency.read(latency), latency_ms=student_latency(latency))
         write_summary(run.folder, found)
     conductor.ledger.write("latency", runs=[run.folder.name for run in runs], **timings.conditions)
     view.say(f"time per example measured again without other trials: {len(models)} models in turn on {timings.device}")

@@ -23,6 +23,7 @@ from raybrew.config import Experiment
 from raybrew.config.sweep import ParameterConfig, SchedulerConfig, SweepConfig
 from raybrew.errors import ConfigError
 from raybrew.records.ledger import Ledger
+from raybrew.records.sweeps import Move, Round
 from raybrew.records.trial_index import Trials
 from raybrew.records.trials import TrialRecord, after
 from raybrew.sweeps.jobs import Job, make_job
@@ -154,7 +155,7 @@ class Population:
         self.states = states
         self.beginnings: list[dict[str, Any]] | None = None  #: what the members begin with
         self.members: dict[int, str] = {}  #: the run of each member, by its number
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: list[Round] = []
 
     @property
     def size(self) -> int | None:
@@ -180,7 +181,7 @@ class Population:
                 "name or sweep.search.seed"
             )
         self.beginnings = begun["members"]
-        self.rounds = [record for record in records if record["kind"] == "round"]
+        self.rounds = [Round.read(record) for record in records if record["kind"] == "round"]
         for trial in self.conductor.trials.values():
             if trial.member is not None:
                 self.members[trial.member] = trial.run  # of several of a member the last one holds
@@ -234,25 +235,23 @@ class Population:
             rng = round_random(self.conductor.sweep.search.seed, number, member)
             move = self._move(by_member[member], by_member[rng.choice(best)], rng, known)
             if move is not None:
-                known.add(move["run"])
+                known.add(move.run)
                 moves.append(move)
         line = self.conductor.ledger.write(
             "round",
             number=number,
             scores={trial.run: scores[member] for member, trial in by_member.items()},
-            moves=moves,
+            moves=[move.plain() for move in moves],
         )
-        self.rounds.append(line)
+        self.rounds.append(Round.read(line))
         for trial in by_member.values():
             self.conductor.trials[trial.run] = after(self.conductor.trials[trial.run], line)
-        self._carry_out(line, set())
+        self._carry_out(self.rounds[-1], set())
         for run in self.members.values():
             if self.conductor.trials[run].status in ("paused", "waiting"):
                 self._enqueue(run)
 
-    def _move(
-        self, loser: TrialRecord, winner: TrialRecord, rng: random.Random, known: set[str]
-    ) -> dict[str, Any] | None:
+    def _move(self, loser: TrialRecord, winner: TrialRecord, rng: random.Random, known: set[str]) -> Move | None:
         """What becomes of `loser`; None if no values are left that nobody has tried from there."""
         assert winner.paused_at is not None
         for _ in range(_DRAWS):
@@ -267,24 +266,23 @@ class Population:
             except ConfigError:
                 continue
             if run not in known:
-                return {
-                    "member": loser.member, "of": loser.run, "source": winner.run, "run": run, "values": values,
-                    "begins": list(winner.paused_at), "new": new,
-                }  # fmt: skip
+                return Move(member=loser.member or 0, of=loser.run, source=winner.run, run=run, values=values,
+                            begins=winner.paused_at, new=new)  # fmt: skip
         return None
 
-    def _carry_out(self, line: Mapping[str, Any], copied: set[str]) -> None:
+    def _carry_out(self, decided: Round, copied: set[str]) -> None:
         """Make true what a round decided; what is true already stays. Nobody goes on before all of it is."""
-        for move in line["moves"]:
-            if self.conductor.trials[move["of"]].status == "paused":
-                self.conductor.ended(move["of"], {"status": "stopped"})
-            if move["run"] not in self.conductor.trials:
-                seed = self.conductor.trials[move["source"]].seed
-                job = make_job(self.conductor.base, move["values"], seed, self.conductor.group)
-                self.conductor.add(job, move["values"], **{key: move[key] for key in ("member", "source", "begins")})
-            self.members[move["member"]] = move["run"]
-            if move["run"] not in copied:
-                found = self.states.copy(move["source"], int(move["begins"][0]), move["run"])
+        for move in decided.moves:
+            if self.conductor.trials[move.of].status == "paused":
+                self.conductor.ended(move.of, {"status": "stopped"})
+            if move.run not in self.conductor.trials:
+                values, seed = dict(move.values), self.conductor.trials[move.source].seed
+                job = make_job(self.conductor.base, values, seed, self.conductor.group)
+                of_member = {"member": move.member, "source": move.source, "begins": list(move.begins)}
+                self.conductor.add(job, values, **of_member)
+            self.members[move.member] = move.run
+            if move.run not in copied:
+                found = self.states.copy(move.source, int(move.begins[0]), move.run)
                 # Without it the trial does those steps itself: its configuration says how.
-                self.conductor.ledger.write("copy", run=move["run"], source=move["source"], found=found)
-            self.states.drop(move["of"])
+                self.conductor.ledger.write("copy", run=move.run, source=move.source, found=found)
+            self.states.drop(move.of)

@@ -119,7 +119,7 @@ def _distill(experiment: Experiment, command: str, report: Any, needs_student: b
                 alone=False,
             )
         )
-    facts = RunSummary.of(result.summary)
+    facts = RunSummary.read(result.summary)
     best = facts.best
     value = None if best is None or best.value is None else quality(str(best.metric), best.value)
     outcome: dict[str, Any] = {"status": "done", "value": value, "reused": result.already_done}

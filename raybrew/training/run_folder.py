@@ -130,7 +130,7 @@ class RunFolder:
     def summary(self) -> RunSummary | None:
         """The summary of a finished run, None while there is none."""
         value = _read_json(self.path / SUMMARY)
-        return None if value is None else RunSummary.of(value)
+        return None if value is None else RunSummary.read(value)
 
     @property
     def has_student(self) -> bool:
@@ -240,7 +240,7 @@ class RunFolder:
     def note_failure(self, error: RaybrewError) -> None:
         """Let the last line of `metrics.jsonl` say why training ended, where no worker lived to write it."""
         with contextlib.suppress(OSError, RunError):  # what ended the run is worth more
-            last = Event.of(next(reversed(read_metrics(self.metrics)), {}))
+            last = Event.read(next(reversed(read_metrics(self.metrics)), {}))
             if last.event == "failed" and last.message == first_line(error):
                 return
             date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -97,8 +97,8 @@ def distill(
         teacher = described_teachers(tasks, inputs, reporter, run.path)
         facts: dict[str, Any] = {
             "role": "student" if any(task.has_teacher for task in tasks) else "control",
-            "teacher": None if teacher is None else TeacherFacts.of(teacher),
-            "distill": Losses.of(_described_losses(experiment, inputs)),
+            "teacher": None if teacher is None else TeacherFacts.read(teacher),
+            "distill": Losses.read(_described_losses(experiment, inputs)),
             "cautions": [caution.plain() for task in tasks for caution in task.rows.cautions],
         }
         if len(inputs) > 1:

@@ -61,7 +61,7 @@ class Exported:
     def facts(self) -> CardFacts:
         """What a model card tells of it."""
         if self.run is None:
-            return CardFacts(RunSummary.of({"name": self.name}), self.task.kind)
+            return CardFacts(RunSummary.read({"name": self.name}), self.task.kind)
         run = dataclasses.replace(summary_of_task(self.run.facts, self.task_name), name=self.name)
         if self.configurations is not None:
             run = dataclasses.replace(run, chosen=dataclasses.replace(run.chosen, configurations=self.configurations))

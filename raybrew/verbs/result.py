@@ -52,7 +52,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """Evaluation metrics of the best model, of an unfinished run so far; empty without evaluation rows."""
-        told = RunSummary.of(self.summary).best if self.summary else self.record.best
+        told = RunSummary.read(self.summary).best if self.summary else self.record.best
         return dict(told.metrics) if told is not None else {}
 
     def history(self) -> pd.DataFrame:

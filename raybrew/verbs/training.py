@@ -91,7 +91,7 @@ def train_run(
         raise
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
-    best = None if result["best"] is None else Best.of(result["best"])
+    best = None if result["best"] is None else Best.read(result["best"])
     evaluated = sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None)
     summary = RunSummary(
         verb=verb,
@@ -99,10 +99,10 @@ def train_run(
         run_id=run.run_id,
         status="done",
         seed=config.seed,
-        student=ModelFacts.of(facts_of_model(run.student, experiment, inputs, key)),
+        student=ModelFacts.read(facts_of_model(run.student, experiment, inputs, key)),
         best=best,
         chosen=Chosen(rows=evaluated, checkpoints=result["judged"], by=None if best is None else best.metric),
-        last=Measured.of(result["last"]),
+        last=Measured.read(result["last"]),
         steps=result["steps"],
         ended_by=result["ended_by"],
         epochs=result["epochs"],
@@ -116,7 +116,7 @@ def train_run(
         workers=result["workers"],
         precision=result["precision"],
         device=result["device"],
-        latency=None if result["latency"] is None else Latency.of(result["latency"]),
+        latency=None if result["latency"] is None else Latency.read(result["latency"]),
         latency_ms=student_latency(result["latency"]),
         **facts,
     )

@@ -344,5 +344,5 @@ def test_reports_of_old_damaged_and_newer_summaries(tmp_path: Path) -> None:
     assert [line for line in shown if line not in before] == [
         "data.train: 50 of 100 rows (50.0 %) repeat the text of another row."
     ]
-    assert not cautions_of(RunSummary.of({"cautions": {"kind": "x"}, "teacher": [1], "members": 3}))
+    assert not cautions_of(RunSummary.read({"cautions": {"kind": "x"}, "teacher": [1], "members": 3}))
     assert not cautions_of(None)

@@ -83,7 +83,7 @@ def card_of(values: dict[str, Any]) -> str:
     if control is not None:
         test = (control.get("test") or {}).get("metrics")
         beside["control"] = Control(control["run_id"], numbers(control["metrics"]), numbers(test))
-    return model_card(CardFacts(RunSummary.of(values), **beside))
+    return model_card(CardFacts(RunSummary.read(values), **beside))
 
 
 def metadata_of(card: str) -> dict[str, Any]:
@@ -149,13 +149,13 @@ def test_the_card_of_one_task_tells_its_own_test_rows() -> None:
         "teacher": {"metrics": {"a.accuracy": 0.95}, "members": {"a": {"model": "t"}},
                     "test": {"metrics": {"a.accuracy": 0.94}, "rows": 10}},
     }  # fmt: skip
-    own = summary_of_task(RunSummary.of(whole), "a")
+    own = summary_of_task(RunSummary.read(whole), "a")
     assert own.test is not None
     assert own.test.metrics == {"accuracy": 0.9}
     assert own.teacher is not None
     assert own.teacher.test is not None
     assert (own.teacher.model, own.teacher.test.metrics) == ("t", {"accuracy": 0.94})
-    assert summary_of_task(RunSummary.of({"name": "x"}), "a") == RunSummary.of({"name": "x: a"})
+    assert summary_of_task(RunSummary.read({"name": "x"}), "a") == RunSummary.read({"name": "x: a"})
 
 
 def test_the_hub_reads_the_metadata() -> None:

@@ -15,8 +15,8 @@ from reports_helpers import make_run
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
-from raybrew.reports.figures.parts import MAX_POINTS, log_axis
-from raybrew.reports.figures.runs import COLORS, Plot, all_plots
+from raybrew.reports.figures.parts import COLORS, MAX_POINTS, Plot, log_axis
+from raybrew.reports.figures.runs import all_plots
 from raybrew.reports.html import render_report, write_report
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" {{ 7 * 7 }} %{x}"

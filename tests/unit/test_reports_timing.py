@@ -144,10 +144,10 @@ def test_conditions_are_told(tmp_path: Path) -> None:
 def test_the_latency_objective_is_relative_to_the_teacher_of_the_same_round() -> None:
     latency = {**CONDITIONS, "student": {"batch_1": 2.0}, "teacher": {"batch_1": 8.0}}
     teacher = {"model": "hub/teacher"}
-    assert relative_latency(RunSummary.of({"latency": latency, "teacher": teacher})) == 0.25
-    assert relative_latency(RunSummary.of({"latency": {**latency, "teacher": None}, "teacher": teacher})) is None
-    assert relative_latency(RunSummary.of({"latency": {**latency, "teacher": None}, "teacher": None})) == 2.0
-    assert relative_latency(RunSummary.of({"latency_ms": {"batch_1": 2.0}, "teacher": teacher})) is None
+    assert relative_latency(RunSummary.read({"latency": latency, "teacher": teacher})) == 0.25
+    assert relative_latency(RunSummary.read({"latency": {**latency, "teacher": None}, "teacher": teacher})) is None
+    assert relative_latency(RunSummary.read({"latency": {**latency, "teacher": None}, "teacher": None})) == 2.0
+    assert relative_latency(RunSummary.read({"latency_ms": {"batch_1": 2.0}, "teacher": teacher})) is None
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_a_run_is_read_again_as_it_was_written(tmp_path: Path, monkeypatch: pyte
     experiment = build_experiment(values, check_files=False)
     run = RunFolder.of(experiment, "distill")
     run.prepare(experiment, "distill", {}, f"raybrew distill --api-key abc {PRIVATE}")
-    write_summary(run.path, RunSummary.of({"verb": "distill", "note": "corpus-of-2024/a.tsv"}))
+    write_summary(run.path, RunSummary.read({"verb": "distill", "note": "corpus-of-2024/a.tsv"}))
     monkeypatch.setenv("ANOTHER_KEY", "corpus-of-2024")
     record = load_run(run.path)
     assert record.config["data"]["train"] == "corpus-of-2024/a.tsv"

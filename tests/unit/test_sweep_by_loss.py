@@ -181,7 +181,7 @@ class TestRanking:
         assert conductor.population is not None
         (line,) = conductor.population.rounds
         loser = max(losses, key=lambda run: losses[run])
-        assert min(line["scores"], key=line["scores"].get) == loser
+        assert min(line.scores, key=line.scores.get) == loser
         folder = conductor.ledger.folder / "ledger.jsonl"
         head, *rest = folder.read_text().splitlines()
         folder.write_text("\n".join([json.dumps(json.loads(head) | {"judge": LOSS}), *rest]) + "\n")

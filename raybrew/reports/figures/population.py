@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
-
 from raybrew.config.judge import LOSS
 from raybrew.config.sweep import ParameterConfig
 from raybrew.records.sweeps import SweepRecord
-from raybrew.reports.figures.parts import INK, new_figure, safe
-from raybrew.reports.figures.runs import COLORS, LegendEntry, Plot
+from raybrew.reports.figures.parts import COLORS, INK, LegendEntry, Plot, finish, new_figure, safe, trace
 from raybrew.reports.numbers import metric_scale
 
 __all__ = ["course_plots"]
@@ -34,24 +31,15 @@ def _course_plot(record: SweepRecord, key: str, best: str | None) -> Plot | None
         course = [point for point in trial.course(key) if point[0] <= end]
         value = trial.value if trial.value is not None else best_of((v for _, v in trial.reports), default=float("nan"))
         text = safe(f"member {trial.member}, trial {trial.number}: {key}={trial.show(key)}; {value * scale:.2f}")
-        figure.add_trace(
-            go.Scatter(
-                x=[100 * share for share, _ in course] + [100 * end],
-                y=[value for _, value in course] + [course[-1][1]],
-                mode="lines+markers",
-                line={
-                    "color": COLORS[1] if group == "best" else COLORS[0] if group == "other members" else INK,
-                    "width": 3 if group == "best" else 1.4,
-                    "dash": "dot" if group == "gave way" else "solid",
-                    "shape": "hv",
-                },
-                marker={"size": 5, "symbol": ["circle"] * len(course) + ["x" if group == "gave way" else "circle"]},
-                name=group,
-                legendgroup=group,
-                text=[text] * (len(course) + 1),
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
+        line = {
+            "color": COLORS[1] if group == "best" else COLORS[0] if group == "other members" else INK,
+            "width": 3 if group == "best" else 1.4,
+            "dash": "dot" if group == "gave way" else "solid",
+            "shape": "hv",
+        }
+        points = [(100 * share, value) for share, value in [*course, (end, course[-1][1])]]
+        marker = {"size": 5, "symbol": ["circle"] * len(course) + ["x" if group == "gave way" else "circle"]}
+        figure.add_trace(trace(group, points, [text] * len(points), mode="lines+markers", line=line, marker=marker))
     if ParameterConfig.model_validate(record.space[key]).kind == "loguniform":
         figure.update_yaxes(type="log")
     figure.update_xaxes(range=[-2, 102])
@@ -61,6 +49,4 @@ def _course_plot(record: SweepRecord, key: str, best: str | None) -> Plot | None
         LegendEntry("gave way", INK, "dot", "gave way"),
     ]
     caption = "A line that goes on from another one shares its values up to there."
-    name = f"course-{key.replace('.', '-')}"
-    figure.update_layout(height=320)
-    return Plot(name, f"Population: {key}", caption, figure, tuple(legend), 320)
+    return finish(f"course-{key.replace('.', '-')}", f"Population: {key}", caption, figure, legend)
