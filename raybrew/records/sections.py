@@ -23,6 +23,7 @@ _MAX_BYTES = 1 << 26
 
 _Section = TypeVar("_Section", bound="Section")
 _Read = Callable[[Any], Any]
+_NEW: Mapping[str, Any] = {}
 
 
 def number(value: Any) -> float | None:
@@ -47,8 +48,8 @@ def numbers(value: Any) -> dict[str, float]:
 class Section:
     """A JSON object with known keys. A field without a default is always written, null too; others once known."""
 
-    raw: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-    """The object as it was read."""
+    raw: Mapping[str, Any] = dataclasses.field(default_factory=lambda: _NEW, repr=False, compare=False)
+    """The object as it was read; of one that was not read `_NEW`."""
 
     @classmethod
     def read(cls: type[_Section], value: Any) -> _Section:
@@ -61,7 +62,7 @@ class Section:
         found, readers = dict(self.raw), _readers(type(self))  # type: ignore[arg-type]
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
-            always = not self.raw and field.default is field.default_factory is dataclasses.MISSING
+            always = self.raw is _NEW and field.default is field.default_factory is dataclasses.MISSING
             if always or value != readers[field.name](self.raw.get(field.name)):
                 found[field.name] = _plain(value)
         return found
