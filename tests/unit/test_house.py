@@ -128,3 +128,14 @@ def test_a_name_of_the_catalogue_stands_in_one_place() -> None:
                 if len(texts) > 3:
                     lists.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {sorted(texts)}")
     assert not lists
+
+
+def test_summaries_are_read_and_written_in_records_alone() -> None:
+    """Others ask `RunSummary` for fields; the file has one reader and one writer."""
+    naming = [
+        path.relative_to(PACKAGE).parts[0]
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == "summary.json"
+    ]
+    assert set(naming) == {"records"}
