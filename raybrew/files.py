@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["json_bytes", "make_storage", "replacing", "write_bytes", "write_json", "write_text"]
+from filelock import FileLock, Timeout
 
+from raybrew.errors import EnvironmentProblem, RunLocked
 
-def make_storage(root: Path) -> None:
-    """The folder of runs and stores, if it is new, as one that `ray job submit --working-dir .` does not take along."""
-    with contextlib.suppress(OSError):  # whoever writes to it says what is wrong with it
-        root.mkdir(parents=True)
-        (root / ".rayignore").write_text("# runs and stores stay where they are\n*\n", encoding="utf-8")
+__all__ = ["json_bytes", "locked_folder", "make_storage", "replacing", "write_bytes", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -55,3 +52,32 @@ def write_json(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """`value` as the JSON of our files."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def make_storage(root: Path) -> None:
+    """The folder of runs and stores, if it is new, as one that `ray job submit --working-dir .` does not take along."""
+    with contextlib.suppress(OSError):  # whoever writes to it says what is wrong with it
+        root.mkdir(parents=True)
+        (root / ".rayignore").write_text("# runs and stores stay where they are\n*\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, what: str, is_finished: Callable[[], bool]) -> Iterator[None]:
+    """Hold the `folder` of a run or sweep; RunLocked if another process is at it.
+
+    What is finished is also read where nothing can be written: there is no other process to keep off.
+    """
+    make_storage(folder.parents[1])
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RunLocked(f"{folder}: another process is working on this {what}") from error
+    except OSError as error:
+        if not is_finished():
+            raise EnvironmentProblem(f"cannot write the {what} folder {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

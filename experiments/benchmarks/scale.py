@@ -175,11 +175,12 @@ class _Trial:
 
 def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]:
     """The whole sweep with SLOTS trials at a time, by the calls that raybrew's Ray Tune parts make."""
+    from raybrew.records.ledger import Ledger
     from raybrew.records.sweeps import CANDIDATE
     from raybrew.sweeps.conductor import Conductor
-    from raybrew.sweeps.ledger import Ledger
     from raybrew.sweeps.progress import live_table, news, waiting_reason
-    from raybrew.sweeps.run import _objectives_from, sweep_folder
+    from raybrew.sweeps.replay import objectives_from
+    from raybrew.sweeps.run import sweep_folder
     from raybrew.sweeps.schedulers import build_scheduler
 
     folder = sweep_folder(experiment)
@@ -189,7 +190,7 @@ def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]
     ledger.write("session")
     conductor = Conductor(
         experiment, ledger, steps_of=lambda candidate, control: {},
-        objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
+        objectives=objectives_from(folder.parent, experiment.sweep.search.objectives),
     )  # fmt: skip
     scheduler = build_scheduler(experiment.sweep.scheduler)
     told: dict[str, str] = {}
@@ -250,10 +251,10 @@ def drive(experiment: Any, trainer: StubTrainer) -> tuple[Any, dict[str, float]]
 
 def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
     """The driver's own seconds and memory for `size` configurations, and of taking up the finished ledger again."""
+    from raybrew.records.ledger import Ledger
     from raybrew.records.sweeps import load_sweep
     from raybrew.sweeps.conductor import Conductor
-    from raybrew.sweeps.ledger import Ledger
-    from raybrew.sweeps.run import _objectives_from
+    from raybrew.sweeps.replay import objectives_from
 
     with tempfile.TemporaryDirectory() as name:
         experiment = base(Path(name), size, arguments.search, arguments.scheduler)
@@ -278,7 +279,7 @@ def measure_sweep(size: int, arguments: argparse.Namespace) -> dict[str, float]:
         began = time.process_time()
         again = Conductor(
             experiment, Ledger(folder), steps_of=lambda candidate, control: {},
-            objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
+            objectives=objectives_from(folder.parent, experiment.sweep.search.objectives),
         )  # fmt: skip
         assert again.over()
         found["taking up again, s"] = time.process_time() - began

@@ -37,7 +37,7 @@ def show(
     from raybrew.records.runs import load_runs
     from raybrew.reports.numbers import count_of
     from raybrew.reports.words import rows_text
-    from raybrew.training.run_folder import PRUNED, RunFolder
+    from raybrew.training.run_folder import RunFolder
 
     runs = load_runs([folder_of(path) for path in paths or ["runs"]])
     if as_json:
@@ -52,17 +52,16 @@ def show(
         write_line(f"{run.folder}: {run.status}")
         if run.command:
             write_line(f"made by: {run.command}")
-        chosen = (run.summary or {}).get("chosen") or {}
-        if chosen.get("checkpoints"):
-            evaluations = count_of(chosen["checkpoints"], "evaluation")
-            write_line(f"checkpoint: best of {evaluations} on {rows_text('eval', chosen.get('rows'))}")
-        rows = (run.summary or {}).get("rows") or {}
-        if rows.get("augmented"):
-            write_line(f"rows: {rows['train']} labelled, {rows['unlabeled']} not ({rows['augmented']} by data.augment)")
-        if PRUNED in (run.summary or {}):
+        chosen, rows = run.facts.chosen, run.facts.rows
+        if chosen.checkpoints:
+            evaluations = count_of(chosen.checkpoints, "evaluation")
+            write_line(f"checkpoint: best of {evaluations} on {rows_text('eval', chosen.rows)}")
+        if rows.augmented:
+            write_line(f"rows: {rows.train} labelled, {rows.unlabeled} not ({rows.augmented} by data.augment)")
+        if run.facts.pruned is not None:
             write_line(f"student: {RunFolder(run.folder, run.run_id).why_no_student()}")
         for event in run.events:
-            write_line(f"  step {event.get('step')}: {event.get('message')}")
+            write_line(f"  step {event.step}: {event.message}")
 
 
 def folder_of(path: str) -> Path:

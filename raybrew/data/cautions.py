@@ -1,7 +1,7 @@
 """What makes the numbers of a run doubtful: kinds with counts, and the sentence of each.
 
 `raybrew.data.row_cautions` and `raybrew.data.model_cautions` are the kinds. A run keeps its cautions in `summary.json`,
-where `raybrew.reports.cautions` reads them.
+where `raybrew.records.cautions` reads them.
 """
 
 from __future__ import annotations

@@ -12,141 +12,120 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config.kinds import known_task
+from raybrew.exports.facts import CardFacts
 from raybrew.exports.formats import FORMATS
 from raybrew.exports.markdown import escape, fenced, quote, table
-from raybrew.exports.usage import formats_of, usage
+from raybrew.exports.usage import usage
+from raybrew.records.summary import Latency, RunSummary
 
-__all__ = ["format_rows", "model_card", "shown_name", "summary_of_task"]
+__all__ = ["format_rows", "model_card", "shown_name"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 #: Metrics that are counts, not qualities.
 _COUNTS = ("rows",)
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
-    """A Hugging Face model card in Markdown with YAML metadata.
-
-    `summary` is a run's summary.json. Read if there: `name`, `run_id`, `verb`, `seed`, `student`, `teacher`, `best`,
-    `steps`, `epochs`, `rows`, `latency`, `distill`, and further `task` (kind), `labels`, `license`, `command`,
-    `versions` (name -> version), `control` (`metrics`, `run_id` of the same student trained without a teacher),
-    `test` (of the run, its teacher and its control: `metrics` on rows that chose nothing), `chosen` (`rows`,
-    `checkpoints` and, of a sweep, `configurations`), `compared` (sentences about control and teacher),
-    `config` (settings that are not the defaults), `repository` (on the hub), `export` (the content of
-    `raybrew.json`). What is not there is left out.
-    """
+def model_card(facts: CardFacts) -> str:
+    """A Hugging Face model card in Markdown with YAML metadata."""
     sections = [
-        _metadata(summary),
-        f"# {escape(summary.get('name') or 'student')}",
-        _introduction(summary),
-        usage(summary),
-        _figures(summary),
-        _formats(summary.get("export")),
-        _lineage(summary),
-        _settings(summary),
+        _metadata(facts),
+        f"# {escape(facts.run.name or 'student')}",
+        _introduction(facts),
+        usage(facts),
+        _figures(facts),
+        _formats(facts.export),
+        _lineage(facts),
+        _settings(facts),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def summary_of_task(summary: Mapping[str, Any], task: str | None) -> dict[str, Any]:
-    """`summary` of a run as the card of the model of one task wants it."""
-    if task is None:
-        return dict(summary)
-    own = {**summary, "name": f"{summary.get('name')}: {task}"}
-    for key in ("best", "last", "teacher", "test"):
-        own[key] = _metrics_of_task(summary.get(key), task)
-    teacher = ((summary.get("teacher") or {}).get("members") or {}).get(task)
-    tested = _metrics_of_task((summary.get("teacher") or {}).get("test"), task)
-    if teacher is not None:
-        own["teacher"] = {**teacher, "test": tested} if tested else teacher
-    elif tested:
-        own["teacher"] = {**own["teacher"], "test": tested}
-    return {name: value for name, value in own.items() if name in summary or value is not None}
-
-
-def _metrics_of_task(section: Mapping[str, Any] | None, task: str) -> Mapping[str, Any] | None:
-    if not section or not section.get("metrics"):
-        return section
-    own = {name: value for name, value in section["metrics"].items() if name.startswith(f"{task}.")}
-    return {**section, "metrics": {name.removeprefix(f"{task}."): value for name, value in own.items()}}
-
-
-def _metadata(summary: Mapping[str, Any]) -> str:
-    teacher = summary.get("teacher") or {}
+def _metadata(facts: CardFacts) -> str:
     lines = ["---", "library_name: transformers"]
-    if summary.get("license"):
-        lines.append(f"license: {quote(summary['license'])}")
-    spec = known_task(summary.get("task"))
+    if facts.license:
+        lines.append(f"license: {quote(facts.license)}")
+    spec = known_task(facts.task)
     pipeline = spec.pipeline if spec is not None else None
     if pipeline:
         lines.append(f"pipeline_tag: {pipeline}")
-    if _is_hub_name(teacher.get("model")):
-        lines.append(f"base_model: {quote(teacher['model'])}")
-    tags = ["raybrew", "knowledge-distillation"] if summary.get("verb", "distill") == "distill" else ["raybrew"]
-    tags += [tag for tag in ("onnx",) if any(name.startswith(tag) for name in formats_of(summary))]
+    model = facts.run.teacher.model if facts.run.teacher is not None else None
+    if model is not None and _is_hub_name(model):
+        lines.append(f"base_model: {quote(model)}")
+    tags = ["raybrew", "knowledge-distillation"] if facts.run.verb == "distill" else ["raybrew"]
+    tags += [tag for tag in ("onnx",) if any(name.startswith(tag) for name in facts.formats)]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
-def _introduction(summary: Mapping[str, Any]) -> str:
-    student, teacher = summary.get("student") or {}, summary.get("teacher") or {}
-    verb = summary.get("verb", "distill")
-    text = {"finetune": "A model fine-tuned", "distill": "A student distilled"}.get(verb, "A model exported")
-    if teacher.get("model"):
-        text += f" from {escape(shown_name(teacher['model']))}"
+def _introduction(facts: CardFacts) -> str:
+    student, teacher = facts.run.student, facts.run.teacher
+    text = {"finetune": "A model fine-tuned", "distill": "A student distilled"}.get(
+        str(facts.run.verb), "A model exported"
+    )
+    if teacher is not None and teacher.model:
+        text += f" from {escape(shown_name(teacher.model))}"
     text += " with raybrew."
-    facts = []
-    if student.get("description"):
-        facts.append(escape(student["description"]))
-    if student.get("parameters"):
-        facts.append(f"{student['parameters']:,} parameters")
-    if student.get("megabytes"):
-        facts.append(f"{student['megabytes']:.1f} MB")
-    lines = [text, *([f"Size: {'; '.join(facts)}."] if facts else [])]
-    if summary.get("labels"):
-        lines.append(f"Labels, in the order of the outputs: {', '.join(map(escape, summary['labels']))}.")
+    sizes = []
+    if student.description:
+        sizes.append(escape(student.description))
+    if student.parameters:
+        sizes.append(f"{student.parameters:,} parameters")
+    if student.megabytes:
+        sizes.append(f"{student.megabytes:.1f} MB")
+    lines = [text, *([f"Size: {'; '.join(sizes)}."] if sizes else [])]
+    if facts.labels:
+        lines.append(f"Labels, in the order of the outputs: {', '.join(map(escape, facts.labels))}.")
     return "\n\n".join(lines)
 
 
-def _figures(summary: Mapping[str, Any]) -> str:
+def _figures(facts: CardFacts) -> str:
     """Student, teacher and control side by side, first on the rows that chose nothing."""
-    teacher, control, test = (summary.get(key) or {} for key in ("teacher", "control", "test"))
+    run, control = facts.run, facts.control
+    teacher, test = run.teacher, run.test
+    tested = teacher.test if teacher is not None else None
     parts = _side_by_side(
         "metric, data.test",
-        test.get("metrics"),
-        (teacher.get("test") or {}).get("metrics"),
-        (control.get("test") or {}).get("metrics"),
+        test.metrics if test is not None else {},
+        tested.metrics if tested is not None else {},
+        control.test if control is not None else {},
     )
     if parts:
-        counted = f"{test['rows']:,} rows" if test.get("rows") else "rows"
+        counted = f"{test.rows:,} rows" if test is not None and test.rows else "rows"
         parts.append(f"Measured on {counted} of data.test, held out, not used for choosing.")
-    best = summary.get("best") or summary.get("last") or {}
     on_eval = _side_by_side(
-        "metric, data.eval" if parts else "metric", best.get("metrics"), teacher.get("metrics"), control.get("metrics")
+        "metric, data.eval" if parts else "metric",
+        (run.best or run.last).metrics,
+        teacher.metrics if teacher is not None else {},
+        control.metrics if control is not None else {},
     )
-    chosen = _chosen(summary)
+    chosen = _chosen(run)
     parts += [*on_eval, *([chosen] if on_eval and chosen else [])]
-    parts += [escape(f"{text[0].upper()}{text[1:]}.") for text in summary.get("compared") or () if text]
-    sizes = _sizes(summary)
+    parts += [escape(f"{text[0].upper()}{text[1:]}.") for text in facts.compared if text]
+    sizes = _sizes(run)
     if sizes:
         parts.append(sizes)
     # An export times its own forms; trials of a sweep disturb each other's times.
-    latency = summary.get("latency") or {}
-    if latency.get("alone") and not summary.get("export"):
-        parts.append(_latency(latency))
+    if run.latency is not None and run.latency.alone and not facts.export:
+        parts.append(_latency(run.latency))
     return "\n\n".join(["## Figures", *parts]) if parts else ""
 
 
-def _latency(latency: Mapping[str, Any]) -> str:
+def _latency(latency: Latency) -> str:
     """Milliseconds of the student, beside those of its teacher where both were timed in turn."""
-    columns = {"student": latency["student"], **({"teacher": latency["teacher"]} if latency.get("teacher") else {})}
-    batches = [name for name in latency["student"] if all(name in times for times in columns.values())]
+    columns = {"student": latency.student, **({"teacher": latency.teacher} if latency.teacher else {})}
+    batches = [name for name in latency.student if all(name in times for times in columns.values())]
     rows = [[escape(name.replace("_", " ")), *(f"{times[name]:.2f}" for times in columns.values())] for name in batches]
-    threads = latency["threads"]
-    conditions = f"{latency['tokens']} tokens, {latency['precision']}, {threads} CPU thread{'s' if threads > 1 else ''}"
-    note = f"Milliseconds per example on {escape(latency['device'])}: {conditions}."
+    conditions = f"{latency.tokens} tokens, {latency.precision}, {_threads(latency.threads)}"
+    note = f"Milliseconds per example on {escape(latency.device)}: {conditions}."
     return table(["latency", *columns], rows) + "\n\n" + note
 
 
-def _side_by_side(title: str, student: Any, teacher: Any, control: Any) -> list[str]:
+def _threads(count: int | None) -> str:
+    return f"{count} CPU thread{'s' if count != 1 else ''}"
+
+
+def _side_by_side(
+    title: str, student: Mapping[str, float], teacher: Mapping[str, float], control: Mapping[str, float]
+) -> list[str]:
     """A table with a column for each of the three that is known; no table if none is."""
     named = {"student": student, "teacher": teacher, "same student without teacher": control}
     columns = {name: _metrics(values) for name, values in named.items() if _metrics(values)}
@@ -158,14 +137,13 @@ def _side_by_side(title: str, student: Any, teacher: Any, control: Any) -> list[
     return [table([title, *columns], rows)] if columns else []
 
 
-def _chosen(summary: Mapping[str, Any]) -> str:
+def _chosen(run: RunSummary) -> str:
     """What the evaluation rows chose: values on them are those of the luckiest as well as of the best."""
-    chosen = summary.get("chosen") or {}
-    rows = chosen.get("rows") or (summary.get("rows") or {}).get("eval")
+    rows = run.chosen.rows or run.rows.eval
     if not rows:
         return ""
-    counts = [(chosen.get(f"{noun}s") or 0, noun) for noun in ("configuration", "checkpoint")]
-    best = " and ".join(f"best of {count:,} {noun}s" for count, noun in counts if count > 1)
+    counts = [(run.chosen.configurations, "configuration"), (run.chosen.checkpoints, "checkpoint")]
+    best = " and ".join(f"best of {count:,} {noun}s" for count, noun in counts if count and count > 1)
     where = f"{rows:,} rows of data.eval" if rows != 1 else "1 row of data.eval"
     if not best:
         return f"Measured on {where}, which could choose the checkpoint."
@@ -197,15 +175,14 @@ def format_rows(facts: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _formats(facts: Mapping[str, Any] | None) -> str:
+def _formats(facts: Mapping[str, Any]) -> str:
     if not facts:
         return ""
     header, *rows = format_rows(facts)
     timed = next(iter(facts["formats"].values()))["latency_ms"]
-    threads = timed["threads"]
     notes = [
-        f"Milliseconds are per row of {timed['tokens']} tokens, on {threads} CPU thread{'s' if threads > 1 else ''} of "
-        "the machine that exported, the formats in turn."
+        f"Milliseconds are per row of {timed['tokens']} tokens, on {_threads(timed['threads'])} of the machine that "
+        "exported, the formats in turn."
     ]
     if facts.get("evaluated_rows"):
         notes.append(f"Quality is that of the files themselves on {facts['evaluated_rows']:,} evaluation rows.")
@@ -224,60 +201,60 @@ def _formats(facts: Mapping[str, Any] | None) -> str:
     return "\n\n".join(["## Formats", formats, " ".join(notes)])
 
 
-def _sizes(summary: Mapping[str, Any]) -> str:
-    student, teacher = summary.get("student") or {}, summary.get("teacher") or {}
-    ours, theirs = student.get("parameters"), teacher.get("parameters")
+def _sizes(run: RunSummary) -> str:
+    ours, theirs = run.student.parameters, run.teacher.parameters if run.teacher is not None else None
     if not ours or not theirs:
         return ""
     return f"The student has {100 * ours / theirs:.1f} % of the teacher's {theirs:,} parameters."
 
 
-def _lineage(summary: Mapping[str, Any]) -> str:
-    teacher, control, rows = (summary.get(key) or {} for key in ("teacher", "control", "rows"))
-    facts = [
-        ("teacher", shown_name(teacher.get("model"))),
-        ("teacher store", teacher.get("fingerprint")),
-        ("run", summary.get("run_id")),
-        ("control run", control.get("run_id")),
-        ("training rows", _number(rows.get("train"))),
-        ("unlabelled rows", _number(rows.get("unlabeled"))),
+def _lineage(facts: CardFacts) -> str:
+    run, teacher = facts.run, facts.run.teacher
+    named = [
+        ("teacher", shown_name(teacher.model) if teacher is not None else None),
+        ("teacher store", teacher.fingerprint if teacher is not None else None),
+        ("run", run.run_id),
+        ("control run", facts.control.run_id if facts.control is not None else None),
+        ("training rows", f"{run.rows.train:,}" if run.rows.train else None),
+        ("unlabelled rows", f"{run.rows.unlabeled:,}" if run.rows.unlabeled else None),
     ]
-    lines = [f"- {name}: {escape(value)}" for name, value in facts if value]
-    versions = summary.get("versions") or {}
-    if versions:
-        shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [f"- {name}: {escape(value)}" for name, value in named if value]
+    if facts.versions:
+        shown = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
         lines.append(f"- made with: {escape(shown)}")
     return "\n".join(["## Where it comes from", "", *lines]) if lines else ""
 
 
-def _settings(summary: Mapping[str, Any]) -> str:
-    rows = [(key, summary[key]) for key in ("seed", "steps", "epochs") if summary.get(key) is not None]
-    rows += list((summary.get("distill") or {}).items())
+def _settings(facts: CardFacts) -> str:
+    run = facts.run
+    counts: dict[str, Any] = {"seed": run.seed, "steps": run.steps, "epochs": run.epochs}
+    rows = [(name, count) for name, count in counts.items() if count is not None]
+    rows += list(run.distill.plain().items()) if run.distill is not None else []
     parts = []
     if rows:
         parts.append(table(["setting", "value"], [[escape(name), escape(_plain(value))] for name, value in rows]))
-    if summary.get("config"):
+    if facts.config:
         import yaml
 
-        config = yaml.safe_dump(_without_paths(summary["config"]), sort_keys=False, allow_unicode=True)
+        config = yaml.safe_dump(_without_paths(facts.config), sort_keys=False, allow_unicode=True)
         parts += ["Settings that are not the defaults:", fenced(config.rstrip(), "yaml")]
-    if summary.get("command"):
-        parts.append(fenced(str(summary["command"]), "sh"))
+    if facts.command:
+        parts.append(fenced(facts.command, "sh"))
     return "\n\n".join(["## How it was trained", *parts]) if parts else ""
 
 
-def _metrics(values: Mapping[str, Any] | None) -> dict[str, float]:
-    found = {name.removeprefix("eval/"): value for name, value in (values or {}).items()}
-    return {name: float(v) for name, v in found.items() if isinstance(v, int | float) and name not in _COUNTS}
+def _metrics(values: Mapping[str, float]) -> dict[str, float]:
+    found = {name.removeprefix("eval/"): value for name, value in values.items()}
+    return {name: value for name, value in found.items() if name not in _COUNTS}
 
 
-def _is_hub_name(model: Any) -> bool:
-    return isinstance(model, str) and _HUB_NAME.fullmatch(model) is not None and not Path(model).exists()
+def _is_hub_name(model: str) -> bool:
+    return _HUB_NAME.fullmatch(model) is not None and not Path(model).exists()
 
 
-def shown_name(model: Any) -> str:
+def shown_name(model: str | None) -> str:
     """A hub name, or the end of a folder's path: the rest tells about the author's machine, not about the model."""
-    if not isinstance(model, str) or not model:
+    if not model:
         return ""
     if _is_hub_name(model):
         return model
@@ -297,7 +274,3 @@ def _without_paths(value: Any) -> Any:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _number(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and value else ""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from raybrew.catalog.shapes import RECURRENT_SHAPES
-from raybrew.catalog.tasks import DEFAULT_KIND
 from raybrew.config.kinds import task_spec
+from raybrew.exports.facts import CardFacts
 from raybrew.exports.markdown import fenced
 
-__all__ = ["formats_of", "usage"]
+__all__ = ["usage"]
 
 _CLASSIFY = """\
 from transformers import pipeline
@@ -70,14 +69,13 @@ _USAGE: Mapping[str, str] = MappingProxyType(
 _PAIRS = 'A pair of texts is one dictionary: `classify({"text": "one", "text_pair": "two"})`.'
 
 
-def usage(summary: Mapping[str, Any]) -> str:
-    """A section of Markdown; `summary` as in `model_card`."""
-    task, formats = task_spec(summary.get("task") or DEFAULT_KIND), formats_of(summary)
+def usage(facts: CardFacts) -> str:
+    """A section of Markdown."""
+    task, formats = task_spec(facts.task), facts.formats
     code = _USAGE[task.pipeline].replace("{options}", ", top_k=None" if task.outputs == "labels" else "")
     blocks = []
     if not formats or "hf" in formats:
-        architecture = (summary.get("student") or {}).get("architecture") or ""
-        ours = architecture.startswith(tuple(RECURRENT_SHAPES))
+        ours = (facts.run.student.architecture or "").startswith(tuple(RECURRENT_SHAPES))
         blocks.append(fenced(f"{_OWN_ARCHITECTURE}\n{code}" if ours else code, "python"))
         if task.pipeline == "text-classification":
             blocks.append(_PAIRS)
@@ -96,10 +94,4 @@ def usage(summary: Mapping[str, Any]) -> str:
         )
         blocks += ["With raybrew, for every format, long texts included:", fenced(code, "python")]
     text = "\n\n".join(["## How to use", *blocks])
-    return text.replace("path/to/this/folder", summary["repository"]) if summary.get("repository") else text
-
-
-def formats_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The formats of an export by name; none of a student that is not exported."""
-    formats: Mapping[str, Any] = (summary.get("export") or {}).get("formats") or {}
-    return formats
+    return text.replace("path/to/this/folder", facts.repository) if facts.repository else text

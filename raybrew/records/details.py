@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.errors import RunError
+from raybrew.records.sections import bounded_text
 from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import read_metrics
 
-__all__ = ["RunDetails", "bounded_text", "dict_at"]
+__all__ = ["RunDetails", "dict_at"]
 
-#: Bytes of one file of a run, the metrics left aside.
-_MAX_BYTES = 1 << 26
 #: A method that a configuration names.
 _METHOD = re.compile(r"""\bmethod["']?\s*:(?!\s*(?:null\b|~|$))""", re.MULTILINE)
 
@@ -75,13 +74,6 @@ class RunDetails:
         found = {kind: tuple(each) for kind, each in kinds.items()}
         found["event"] = scrub(found.get("event", ()))
         return found, [] if records else ["metrics.jsonl is missing or empty: there are no curves"]
-
-
-def bounded_text(path: Path) -> str:
-    """The text of a file of a run; ValueError if it is far larger than those are."""
-    if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"larger than {_MAX_BYTES >> 20} MiB, so not what raybrew writes there")
-    return path.read_text(encoding="utf-8")
 
 
 def dict_at(value: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

@@ -1,21 +1,27 @@
-"""The lines of a sweep's ledger, each checked before anything is decided from it."""
+"""The ledger of a sweep: appended line by line, each on the disk before the sweep goes on, and checked when read."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from raybrew.config.sweep import ParameterConfig
 from raybrew.errors import RunError
-from raybrew.tracking.jsonl import read_metrics
+from raybrew.files import locked_folder
+from raybrew.secrets import scrub
+from raybrew.tracking.jsonl import MetricsLog, read_metrics
 
-__all__ = ["LEDGER", "read_ledger"]
+__all__ = ["LEDGER", "Ledger", "closed_as", "read_ledger"]
 
 LEDGER = "ledger.jsonl"
+#: Keys of a line whose values are text for people, from a command line or a library.
+_WORDS = frozenset({"command", "error", "reason"})
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _UNKNOWN = "it names a trial that no earlier line begins"
 
@@ -141,6 +147,42 @@ _LINES: Mapping[str, Mapping[str, _Check]] = MappingProxyType(
 )  # fmt: skip
 
 
+class Ledger:
+    """One writer; any number of readers. `at` of each line is the time in seconds since 1970."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log = MetricsLog(folder / LEDGER)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole lines so far; RunError for one that no sweep has written."""
+        return read_ledger(self.folder / LEDGER)
+
+    def write(self, kind: str, **values: Any) -> dict[str, Any]:
+        """Append one line and bring it to the disk.
+
+        Secrets leave what people wrote or libraries said. Values stay whole: a sweep is continued from them, and an
+        experiment with a secret in it is refused before.
+        """
+        words = {key: scrub(value) for key, value in values.items() if key in _WORDS}
+        record = {"kind": kind, "at": round(time.time(), 3), **values, **words}
+        self._log.write(record)
+        self._log.sync()
+        return record
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the sweep; RunLocked if another process is at it."""
+        with locked_folder(self.folder, "sweep", self._is_finished):
+            try:
+                yield
+            finally:
+                self._log.close()
+
+    def _is_finished(self) -> bool:
+        return closed_as(self.records()) == "finished"
+
+
 def read_ledger(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a ledger in the order written; RunError names the first that no sweep has written."""
     records = read_metrics(path)
@@ -182,3 +224,9 @@ def _unfit(record: Mapping[str, Any], checks: Mapping[str, _Check]) -> str | Non
         if not (value is None and name.endswith("?")) and not check(value):
             return key
     return None
+
+
+def closed_as(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why the last session of a sweep ended, such as `finished`; None for one that was killed or is running."""
+    marks = [record for record in records if record.get("kind") in ("session", "close")]
+    return str(marks[-1]["reason"]) if marks and marks[-1]["kind"] == "close" else None

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from raybrew.config.judge import LOSS, quality
+from raybrew.config.judge import quality
 from raybrew.config.kinds import is_multi
 from raybrew.errors import RunError
 from raybrew.models.machine import machine_text
-from raybrew.records.details import RunDetails, bounded_text, dict_at
+from raybrew.records.details import RunDetails, dict_at
+from raybrew.records.lines import Evaluation, Event, LogLine
+from raybrew.records.sections import numbers, read_object
+from raybrew.records.summary import Latency, RunSummary, read_summary
 from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import read_metrics
 
@@ -23,11 +25,13 @@ __all__ = ["BestResult", "RunRecord", "RunStatus", "dict_at", "find_runs", "load
 
 RunStatus = Literal["done", "running or interrupted", "failed"]
 Role = Literal["teacher", "student", "control"]
+_ROLES: Mapping[str | None, Role] = {"teacher": "teacher", "student": "student", "control": "control"}
 
 #: A folder that holds one of these is a run.
 MARKS = ("identity.json", "summary.json", "metrics.jsonl")
 #: Sections of a config that decide what a run computes, for run folders without an identity.
 _SECTIONS = ("task", "data", "teacher", "student", "distill", "train")
+_NOTHING = RunSummary.read({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,8 @@ class RunRecord:
     folder: Path
     identity: dict[str, Any]
     environment: dict[str, Any]
-    summary: dict[str, Any] | None
+    summary: RunSummary | None
+    """None while the run has not finished."""
     status: RunStatus
     details: RunDetails = dataclasses.field(repr=False, compare=False)
 
@@ -70,16 +75,21 @@ class RunRecord:
         return self.details.config_text
 
     @property
-    def train(self) -> tuple[dict[str, Any], ...]:
-        return self.details.lines("train")
+    def facts(self) -> RunSummary:
+        """The summary; one without facts while there is none."""
+        return self.summary or _NOTHING
 
-    @property
-    def evals(self) -> tuple[dict[str, Any], ...]:
-        return self.details.lines("eval")
+    @functools.cached_property
+    def train(self) -> tuple[LogLine, ...]:
+        return tuple(map(LogLine.read, self.details.lines("train")))
 
-    @property
-    def events(self) -> tuple[dict[str, Any], ...]:
-        return self.details.lines("event")
+    @functools.cached_property
+    def evals(self) -> tuple[Evaluation, ...]:
+        return tuple(map(Evaluation.read, self.details.lines("eval")))
+
+    @functools.cached_property
+    def events(self) -> tuple[Event, ...]:
+        return tuple(map(Event.read, self.details.lines("event")))
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -94,7 +104,8 @@ class RunRecord:
     @functools.cached_property
     def method(self) -> Any:
         """`distill.method`, which is no part of the identity."""
-        return dict_at(self.summary or {}, "distill").get("method") or self.details.method
+        told = self.facts.distill
+        return (told.method if told is not None else None) or self.details.method
 
     @functools.cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -119,25 +130,24 @@ class RunRecord:
 
     @property
     def run_id(self) -> str:
-        return str((self.summary or {}).get("run_id") or self.folder.name)
+        return self.facts.run_id or self.folder.name
 
     @property
     def experiment(self) -> str:
         """Name of the experiment."""
-        return str((self.summary or {}).get("name") or self.config.get("name") or self.folder.parent.name)
+        return str(self.facts.name or self.config.get("name") or self.folder.parent.name)
 
     @property
     def verb(self) -> str:
         """`distill` or `finetune`."""
-        found = (self.summary or {}).get("verb") or self.identity.get("verb")
-        return str(found or self.folder.name.split("-")[0])
+        return str(self.facts.verb or self.identity.get("verb") or self.folder.name.split("-")[0])
 
     @functools.cached_property
     def role(self) -> Role:
         """`teacher` (fine-tuned on labels), `student` (has a loss from a teacher) or `control` (has none)."""
-        role = (self.summary or {}).get("role")
-        if role in ("teacher", "student", "control"):
-            return role  # type: ignore[no-any-return]
+        role = self.facts.role
+        if role in _ROLES:
+            return _ROLES[role]
         if self.verb == "finetune":
             return "teacher"
         distill = self.config.get("distill")
@@ -146,7 +156,7 @@ class RunRecord:
     @property
     def seed(self) -> int | None:
         """Seed of training."""
-        seed = (self.summary or {}).get("seed")
+        seed: Any = self.facts.seed
         if seed is None:
             section: Any = self.config.get("train")
             if self.verb == "finetune":
@@ -165,37 +175,35 @@ class RunRecord:
     @functools.cached_property
     def best(self) -> BestResult | None:
         """The final best evaluation, else the best so far, else None."""
-        found = dict_at(self.summary or {}, "best")
-        value = number(found.get("value"))
-        if value is not None:
+        found = self.facts.best
+        if found is not None and found.value is not None:
             return BestResult(
-                metric=str(found.get("metric", "metric")),
-                value=value,
-                step=integer(found.get("step")),
-                epoch=number(found.get("epoch")),
-                metrics=_numbers(found.get("metrics")),
-                final=True,
+                found.metric or "metric", found.value, found.step, found.epoch, dict(found.metrics), final=True
             )
-        record = next((record for record in reversed(self.evals) if record.get("best") is True), None)
-        if record is None:
+        line = next((line for line in reversed(self.evals) if line.best), None)
+        if line is None:
             return None
-        metric = str(record.get("judge") or self.task.get("metric") or "accuracy")
-        value = number(record.get(f"eval/{metric}"))
-        if value is None:
-            return None
-        named = {name.removeprefix("eval/"): each for name, each in record.items() if name.startswith("eval/")}
-        metrics = {
-            name: each for name, each in named.items() if name not in ("rows", LOSS) and not name.startswith("loss/")
-        }
-        return BestResult(
-            metric, value, integer(record.get("step")), number(record.get("epoch")), _numbers(metrics), final=False
-        )
+        metric = str(line.judge or self.task.get("metric") or "accuracy")
+        value = line.value(metric)
+        return None if value is None else BestResult(metric, value, line.step, line.epoch, line.metrics, final=False)
 
     @property
     def eval_rows(self) -> int | None:
         """How many rows each evaluation counted."""
-        rows = integer(dict_at(self.summary or {}, "rows").get("eval"))
-        return rows if rows is not None else integer(self.evals[-1].get("eval/rows")) if self.evals else None
+        rows = self.facts.rows.eval
+        return rows if rows is not None else self.evals[-1].rows if self.evals else None
+
+    @functools.cached_property
+    def latency(self) -> Latency | None:
+        """Times per example; None if nothing was measured."""
+        facts = self.facts
+        if facts.latency is not None and facts.latency.student:
+            return facts.latency
+        times = {name: time for name, time in numbers(facts.latency_ms).items() if name.startswith("batch_")}
+        if not times:
+            return None
+        known = {"device": facts.device, "machine": self.machine, **facts.latency_ms}
+        return Latency.read({**known, "student": times})
 
     @property
     def machine(self) -> str | None:
@@ -216,9 +224,9 @@ def load_run(folder: str | Path, environ: Mapping[str, str] | None = None) -> Ru
             "<storage_path>/<experiment>/<run id>, or one above it"
         )
     problems: list[str] = []
-    identity = _read_json(folder / "identity.json", problems)
-    environment = _read_json(folder / "environment.json", problems)
-    summary = _read_json(folder / "summary.json", problems, needed=False)
+    identity = read_object(folder / "identity.json", problems)
+    environment = read_object(folder / "environment.json", problems)
+    summary = read_summary(folder, problems)
     details = RunDetails(folder, problems)
     return RunRecord(
         folder=folder,
@@ -260,18 +268,6 @@ def is_run(folder: Path) -> bool:
     return any(os.path.isfile(os.path.join(folder, mark)) for mark in MARKS)  # thousands of times
 
 
-def number(value: Any) -> float | None:
-    """`value` if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def integer(value: Any) -> int | None:
-    """`value` if it is a whole number, else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
 def _runs_of_sweep(folder: Path) -> list[Path]:
     """Runs of the trials of the sweep in `folder`, which lie beside it; none if it is no sweep."""
     names = dict.fromkeys(str(record.get("run")) for record in read_metrics(folder / "ledger.jsonl", "trial"))
@@ -291,20 +287,11 @@ def _runs_below(folder: Path, levels: int) -> list[Path]:
     return found
 
 
-def _status(summary: Mapping[str, Any] | None, details: RunDetails) -> RunStatus:
-    if summary is not None and summary.get("status", "done") == "done":
+def _status(summary: RunSummary | None, details: RunDetails) -> RunStatus:
+    if summary is not None and summary.status in (None, "done"):
         return "done"
     events = details.lines("event")
-    if events and events[-1].get("event") == "failed":
-        return "failed"
-    return "running or interrupted"
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    if not isinstance(values, Mapping):
-        return {}
-    found = {str(name): number(value) for name, value in values.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    return "failed" if events and Event.read(events[-1]).event == "failed" else "running or interrupted"
 
 
 def _judged(task: Any, data: Mapping[str, Any]) -> list[Any]:
@@ -321,19 +308,3 @@ def _asks_a_teacher(distill: Mapping[str, Any]) -> bool:
         return True
     stages = distill.get("stages") or ()
     return any(isinstance(stage, Mapping) and _asks_a_teacher(stage) for stage in stages)
-
-
-def _read_json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any] | None:
-    try:
-        value = json.loads(bounded_text(path))
-    except FileNotFoundError:
-        if needed:
-            problems.append(f"{path.name} is missing")
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read: {error}")
-        return None
-    if not isinstance(value, dict):
-        problems.append(f"{path.name} holds no JSON object")
-        return None
-    return value

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from raybrew.config.judge import LOSS
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.evidence import value_on
 from raybrew.reports.numbers import count_of, show_named, show_value
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import value_on
 from raybrew.reports.words import rows_text
 
 __all__ = ["which"]

@@ -13,16 +13,26 @@ from raybrew.config.base import identity_of
 from raybrew.config.distill import DistillConfig
 from raybrew.config.judge import LOSS
 from raybrew.config.judge import quality as quality_of
-from raybrew.records.runs import RunRecord, dict_at, integer, number
+from raybrew.records.runs import RunRecord, dict_at
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.controls import Controls, against_control
-from raybrew.reports.evidence import Split
 from raybrew.reports.notebook import html_table
 from raybrew.reports.numbers import kept_share
-from raybrew.reports.row_times import mark_times, share_times, teacher_ms, time_teachers
+from raybrew.reports.relations import (
+    Controls,
+    against_control,
+    made,
+    mark_times,
+    may_compare,
+    share_times,
+    teacher_ms,
+    teacher_quality,
+    teachers_apart,
+    teachers_on_test,
+    time_teachers,
+)
 from raybrew.reports.rows import Row, Stat, group_runs, model_name, row_of
+from raybrew.reports.statistics.evidence import Split
 from raybrew.reports.tables import caption_lines, known_columns
-from raybrew.reports.teachers import made, may_compare, teacher_quality, teachers_apart, teachers_on_test
 from raybrew.reports.variants import name_variants
 
 __all__ = ["LOSSES_DIFFER", "Comparison", "compare", "ordered"]
@@ -157,15 +167,19 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     found: dict[str, Row] = {}
     teachers = [row for row in rows if row.role == "teacher"]
     for row in rows:
-        facts = dict_at((row.runs[0].summary or {}) if row.runs else {}, "teacher")
-        model = str(facts.get("model") or "")
-        if row.role == "teacher" or not model or any(made(other, row, facts) for other in teachers):
+        facts = row.runs[0].facts.teacher if row.runs else None
+        if (
+            row.role == "teacher"
+            or facts is None
+            or not facts.model
+            or any(made(each, row, facts) for each in teachers)
+        ):
             continue
-        stats = _stats(dict_at(facts, "metrics"))
+        stats = _stats(facts.metrics)
         found.setdefault(
-            str(facts.get("fingerprint") or model),
+            facts.fingerprint or facts.model,
             Row(
-                label=model_name(model),
+                label=model_name(facts.model),
                 variant="",
                 role="teacher",
                 status="done",
@@ -173,10 +187,10 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
                 metric=row.metric,
                 quality=stats.get(row.metric),
                 metrics=stats,
-                test_metrics=_stats(dict_at(facts, "test", "metrics")),
+                test_metrics=_stats(facts.test.metrics) if facts.test is not None else {},
                 eval_rows=row.eval_rows,
-                parameters=integer(facts.get("parameters")),
-                megabytes=number(facts.get("megabytes")),
+                parameters=facts.parameters,
+                megabytes=facts.megabytes,
                 steps=None,
                 wall_seconds=None,
                 told_by=row.runs[0],
@@ -187,20 +201,19 @@ def _teachers_by_facts(rows: Sequence[Row]) -> list[Row]:
     return [row for row in found.values() if row.parameters is not None or row.label not in known]
 
 
-def _stats(metrics: Mapping[str, Any]) -> dict[str, Stat]:
-    values = {str(name): number(value) for name, value in metrics.items() if name != "rows"}
-    return {name: Stat((value,)) for name, value in values.items() if value is not None}
+def _stats(metrics: Mapping[str, float]) -> dict[str, Stat]:
+    return {name: Stat((value,)) for name, value in metrics.items() if name != "rows"}
 
 
 def _against_teacher(row: Row, all_teachers: Sequence[Row]) -> Row:
     """`row` with what it keeps of its teacher, how much smaller it is, and the teacher's time."""
     if row.role == "teacher" or not row.runs:
         return row
-    facts = dict_at(row.runs[0].summary or {}, "teacher")
+    facts = row.runs[0].facts.teacher
     teacher = _teacher_of(row, all_teachers)
     on, quality = teacher_quality(row, teacher)
     mine = row.on(on)
-    parameters = integer(facts.get("parameters")) or (teacher.parameters if teacher else None)
+    parameters = (facts.parameters if facts else None) or (teacher.parameters if teacher else None)
     return dataclasses.replace(
         row,
         teacher_quality=quality,
@@ -216,17 +229,13 @@ def _teacher_of(row: Row, all_teachers: Sequence[Row]) -> Row | None:
     """The row of the teacher that `row` is compared with."""
     if row.role == "teacher" or not row.runs:
         return None
-    facts = dict_at(row.runs[0].summary or {}, "teacher")
+    facts = row.runs[0].facts.teacher
     teachers = [other for other in all_teachers if other.done]
-    teacher = next((other for other in teachers if facts and made(other, row, facts)), None)
-    if teacher is None and facts:
-        teacher = next(
-            (other for other in teachers if not other.runs and other.label == model_name(str(facts.get("model")))),
-            None,
-        )
-    if teacher is None and not facts and len(teachers) == 1 and may_compare(teachers[0], row):
-        teacher = teachers[0]
-    return teacher
+    if facts is None:
+        return teachers[0] if len(teachers) == 1 and may_compare(teachers[0], row) else None
+    teacher = next((other for other in teachers if made(other, row, facts)), None)
+    name = model_name(str(facts.model))
+    return teacher or next((other for other in teachers if not other.runs and other.label == name), None)
 
 
 def ordered(rows: Sequence[Row], metric: str, best: Row | None) -> list[Row]:
@@ -246,6 +255,6 @@ def ordered(rows: Sequence[Row], metric: str, best: Row | None) -> list[Row]:
 
 def _loss_key(row: Row) -> str:
     """Equal for rows whose evaluation losses may be compared: of the same terms, weights and teacher."""
-    settings, best = row.runs[0].settings, dict_at(row.runs[0].summary or {}, "best")
-    parts = [settings.get("distill"), settings.get("teacher"), sorted(dict_at(best, "losses"))]
+    settings, best = row.runs[0].settings, row.runs[0].facts.best
+    parts = [settings.get("distill"), settings.get("teacher"), sorted(best.losses) if best is not None else []]
     return json.dumps(parts, sort_keys=True, default=str)

@@ -7,8 +7,8 @@ import functools
 from typing import TypeVar
 
 from raybrew.records.runs import RunRecord
-from raybrew.reports.evidence import Split
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import Split
 
 __all__ = ["Comparison"]
 

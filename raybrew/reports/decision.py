@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from raybrew.config.judge import LOSS
-from raybrew.records.runs import number
-from raybrew.reports.cautions import sentences_of
 from raybrew.reports.choice import which
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.labels import lost_labels
@@ -24,8 +22,8 @@ from raybrew.reports.numbers import (
     show_share,
     show_value,
 )
-from raybrew.reports.optimism import Optimism, optimism_of
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.optimism import Optimism, optimism_of
 from raybrew.reports.words import (
     LABELS_ONLY,
     over_control,
@@ -33,6 +31,7 @@ from raybrew.reports.words import (
     plain_metric,
     points,
     rows_text,
+    serious_cautions,
     show_measured,
     untold,
 )
@@ -178,7 +177,7 @@ def _compared(best: Row) -> str:
 
 def _training(row: Row) -> str:
     """`300 steps, 0.8 epochs`; empty if neither is known."""
-    epochs = number((row.runs[0].summary or {}).get("epochs")) if row.runs else None
+    epochs = row.runs[0].facts.epochs if row.runs else None
     told = [count_of(row.steps, "step")] if row.steps else []
     return ", ".join([*told, *([f"{epochs:.3g} epoch{'' if epochs == 1 else 's'}"] if epochs else [])])
 
@@ -244,8 +243,8 @@ def _size_tile(row: Row) -> Tile:
 def _time_tiles(row: Row) -> tuple[Tile, ...]:
     if not row.latency_ms:
         return (Tile("time per example", NOT_MEASURED, "latency was not measured", missing=True),)
-    conditions = row.timings[0].conditions
-    where = f" on {conditions.text}" if conditions.text else ""
+    told = row.timings[0].where
+    where = f" on {told}" if told else ""
     if "batch_1" in row.faster:
         teacher = row.teacher_ms.get("batch_1")
         times = f"{show_ms(row.latency_ms['batch_1'].mean)} ms" + (f" instead of {show_ms(teacher)}" if teacher else "")
@@ -295,7 +294,7 @@ def _cautions(best: Row, comparison: Comparison, optimism: Optimism | None) -> t
         what = "One run has not finished and is" if unfinished == 1 else f"{unfinished} runs have not finished and are"
         found.append(f"{what} not part of this decision.")
     lost = lost_labels(best, best.control) if best.role == "student" and best.metric != LOSS else []
-    return (*lost, *found, *sentences_of(best.runs), *comparison.notes)
+    return (*lost, *found, *serious_cautions(best.runs), *comparison.notes)
 
 
 def _chosen_here(best: Row, optimism: Optimism) -> str:

@@ -14,12 +14,15 @@ import plotly.offline
 
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.files import write_text
-from raybrew.records.runs import RunRecord, dict_at, load_run, number
+from raybrew.records.runs import RunRecord, dict_at, load_run
+from raybrew.records.sections import number
 from raybrew.records.sweeps import SweepRecord
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
-from raybrew.reports.evidence import Split
+from raybrew.reports.figures.parts import Plot
+from raybrew.reports.figures.runs import all_plots
+from raybrew.reports.figures.sweeps import sweep_plots
 from raybrew.reports.labels import LabelTable, label_tables
 from raybrew.reports.numbers import (
     ABSENT,
@@ -31,20 +34,16 @@ from raybrew.reports.numbers import (
     show_share,
     show_value,
 )
-from raybrew.reports.plots import Plot, all_plots
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import Split
 from raybrew.reports.sweep_page import sweep_section
-from raybrew.reports.sweep_plots import sweep_plots
 from raybrew.reports.sweep_tables import leaderboard
 from raybrew.reports.tables import agreed, agreed_line, is_chosen, meanings, quality_head
 from raybrew.reports.words import show_difference, show_measured
 from raybrew.secrets import scrub
 from raybrew.version import __version__
 
-__all__ = ["MAX_RUNS", "comparison_of", "render_report", "write_report"]
-
-#: Runs whose details are on the page, the best ones; a browser takes long to open more.
-MAX_RUNS = 200
+__all__ = ["comparison_of", "render_report", "write_report"]
 
 
 def write_report(
@@ -76,8 +75,11 @@ def render_report(
     *,
     sweeps: Sequence[SweepRecord] = (),
     now: str | None = None,
+    most_runs: int = 200,
 ) -> str:
     """The page as text. `now` is the date it shows; default: today.
+
+    `most_runs`: of whom details are on the page, the best ones; a browser takes long to open more.
 
     The trials of `sweeps` are among `runs`. A page about one sweep alone takes its leaderboard as the comparison.
     """
@@ -87,9 +89,9 @@ def render_report(
     comparison = comparison_of(records, sweeps)
     experiments = list(dict.fromkeys(run.experiment for run in records))
     shown = records
-    if len(records) > MAX_RUNS:
+    if len(records) > most_runs:
         # The first of each row, which are in order: their details are what a reader looks for.
-        shown = [run for row in comparison.rows for run in row.runs][:MAX_RUNS]
+        shown = [run for row in comparison.rows for run in row.runs][:most_runs]
     page = _templates().get_template("report.html.j2")
     return page.render(
         title=scrub(title or ", ".join(experiments)),
@@ -132,7 +134,7 @@ def _sweep(record: SweepRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
 def _templates() -> jinja2.Environment:
     # Everything is escaped, whatever a template is called: names, labels and messages are other people's text.
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -222,17 +224,17 @@ def _plot(plot: Plot) -> dict[str, Any]:
 
 def _run(run: RunRecord) -> dict[str, Any]:
     """What the page shows of one run, as text."""
-    summary, best = run.summary or {}, run.best
+    told, best = run.facts, run.best
     facts: list[tuple[str, Any]] = [
         ("role", "distilled student" if run.role == "student" else run.role),
         ("seed", run.seed),
-        ("steps", summary.get("steps")),
-        ("epochs", summary.get("epochs")),
-        ("rows", ", ".join(f"{count} {name}" for name, count in dict_at(summary, "rows").items() if count) or None),
-        ("training time", show_seconds(number(summary.get("wall_seconds"))) if "wall_seconds" in summary else None),
-        ("workers", summary.get("workers")),
-        ("device", summary.get("device")),
-        ("precision", summary.get("precision")),
+        ("steps", told.steps),
+        ("epochs", told.epochs),
+        ("rows", ", ".join(f"{count} {name}" for name, count in told.rows.named.items()) or None),
+        ("training time", None if told.wall_seconds is None else show_seconds(told.wall_seconds)),
+        ("workers", told.workers),
+        ("device", told.device),
+        ("precision", told.precision),
         ("machine", run.machine),
         ("memory", _gib(dict_at(run.environment, "machine").get("memory_gib"))),
         ("commit", run.environment.get("commit")),
@@ -249,7 +251,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
     if best is None:
         problems.append("there is no evaluation")
     metrics = best.metrics if best else {}
-    tested = {name: value for name, value in dict_at(summary, "test", "metrics").items() if name != "rows"}
+    tested = {name: value for name, value in (told.test.metrics if told.test else {}).items() if name != "rows"}
     quality = f"{show_value(best.metric, best.value, rows=run.eval_rows)} {_plain_metric(best.metric)}" if best else ""
     return {
         "id": run.run_id,
@@ -259,16 +261,16 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "final": best.final if best else False,
         "best_at": _position(best.step, best.epoch) if best else "",
         "metrics": [(metric_title(name), show_value(name, metrics[name], rows=run.eval_rows)) for name in metrics],
-        "test": [(metric_title(name), show_value(name, number(value))) for name, value in tested.items()],
+        "test": [(metric_title(name), show_value(name, value)) for name, value in tested.items()],
         "facts": [(name, _text(value)) for name, value in facts if value is not None],
         "versions": versions,
         "command": run.command,
         "events": [
             {
-                "step": event.get("step", ABSENT),
-                "time": str(event.get("date", "")).replace("T", " ").replace("+00:00", " UTC") or ABSENT,
-                "event": event.get("event", ""),
-                "message": event.get("message", ""),
+                "step": ABSENT if event.step is None else event.step,
+                "time": (event.date or ABSENT).replace("T", " ").replace("+00:00", " UTC"),
+                "event": event.event or "",
+                "message": event.message or "",
             }
             for event in run.events
         ],

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raybrew.records.runs import RunRecord
-from raybrew.reports.evidence import CHUNK, Split, scores_of, value_on
-from raybrew.reports.intervals import Interval, Sample, difference, row_weights
 from raybrew.reports.numbers import ABSENT, LOWEST_TEACHER, count_of
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import CHUNK, Split, scores_of, value_on
+from raybrew.reports.statistics.intervals import Interval, Sample, difference, row_weights
 from raybrew.reports.words import rows_text, show_difference
 
 if TYPE_CHECKING:
-    from raybrew.reports.intervals import Array
+    from raybrew.reports.statistics.intervals import Array
     from raybrew.tasks.scores import RowScores
 
 __all__ = ["LabelLine", "LabelTable", "label_tables", "lost_labels"]

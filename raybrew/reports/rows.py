@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from raybrew.config.judge import quality
-from raybrew.records.runs import Role, RunRecord, RunStatus, dict_at, integer, number
-from raybrew.reports.evidence import Split, rows_of, sample_of_runs, sample_of_teacher, value_on
-from raybrew.reports.gain import Gain, Stat
-from raybrew.reports.intervals import Interval, Sample, difference, interval
-from raybrew.reports.timing import Timing, alike, faster, timing_of
+from raybrew.records.lines import Evaluation, LogLine
+from raybrew.records.runs import Role, RunRecord, RunStatus, dict_at
+from raybrew.records.summary import Latency
+from raybrew.records.timing import alike, faster
+from raybrew.reports.statistics.evidence import Split, rows_of, sample_of_runs, sample_of_teacher, value_on
+from raybrew.reports.statistics.gain import Gain, Stat
+from raybrew.reports.statistics.intervals import Interval, Sample, difference, interval
 
 __all__ = ["Gain", "Row", "Stat", "group_runs", "model_name", "row_of"]
 
@@ -43,7 +45,7 @@ class Row:
     megabytes: float | None
     steps: int | None
     wall_seconds: Stat | None
-    timings: tuple[Timing, ...] = ()
+    timings: tuple[Latency, ...] = ()
     """Measurements of this model under the same conditions, one of each round."""
     gain: Gain | None = None
     kept: float | None = None
@@ -183,7 +185,7 @@ class Row:
             "smaller": self.smaller,
             **{f"ms_{batch}": stat.mean for batch, stat in self.latency_ms.items()},
             **{f"faster_{batch}": factor for batch, factor in self.faster.items()},
-            "timed_on": self.timings[0].conditions.text if self.timings else None,
+            "timed_on": self.timings[0].where if self.timings else None,
             "steps": self.steps,
             "wall_seconds": wall.mean if wall else None,
             "metrics": {name: {"mean": stat.mean, "sd": stat.sd, "n": stat.n} for name, stat in self.metrics.items()},
@@ -243,19 +245,17 @@ def group_runs(runs: Sequence[RunRecord], notes: list[str]) -> list[tuple[RunRec
 def row_of(runs: tuple[RunRecord, ...]) -> Row:
     """What one group measured, before it is related to others."""
     first = runs[0]
-    summaries = [run.summary or {} for run in runs]
-    student = dict_at(summaries[0], "student")
     bests = [run.best for run in runs]
     metric = next((best.metric for best in bests if best), None) or str(first.task.get("metric") or "accuracy")
     names = dict.fromkeys(name for best in bests if best for name in best.metrics if name != "rows")
     metrics = {name: Stat.of(best.metrics.get(name) for best in bests if best) for name in names}
-    tests = [dict_at(summary, "test", "metrics") for summary in summaries]
+    tests = [run.facts.test.metrics for run in runs if run.facts.test is not None]
     tested = dict.fromkeys(name for test in tests for name in test if name != "rows")
-    test_metrics = {str(name): Stat.of(number(test.get(name)) for test in tests) for name in tested}
-    steps = integer(summaries[0].get("steps"))
+    test_metrics = {name: Stat.of(test.get(name) for test in tests) for name in tested}
+    steps = first.facts.steps
     if steps is None:
-        lines = [step for record in (*first.train, *first.evals) if (step := integer(record.get("step"))) is not None]
-        steps = max(lines, default=None)
+        lines: list[LogLine | Evaluation] = [*first.train, *first.evals]
+        steps = max((line.step for line in lines if line.step is not None), default=None)
     return Row(
         label=_label(first),
         variant="",
@@ -266,11 +266,11 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
         quality=Stat.of(best.value for best in bests if best and best.metric == metric),
         metrics={name: stat for name, stat in metrics.items() if stat},
         eval_rows=first.eval_rows,
-        parameters=integer(student.get("parameters")),
-        megabytes=number(student.get("megabytes")),
-        timings=alike(timing for run in runs if (timing := timing_of(run)) is not None),
+        parameters=first.facts.student.parameters,
+        megabytes=first.facts.student.megabytes,
+        timings=alike(run.latency for run in runs if run.latency is not None),
         steps=steps,
-        wall_seconds=Stat.of(number(summary.get("wall_seconds")) for summary in summaries),
+        wall_seconds=Stat.of(run.facts.wall_seconds for run in runs),
         test=Stat.of(value_on(run, "test", metric) for run in runs),
         test_metrics={name: stat for name, stat in test_metrics.items() if stat},
         test_rows=next((rows for run in runs if (rows := rows_of(run, "test")) is not None), None),
@@ -279,17 +279,16 @@ def row_of(runs: tuple[RunRecord, ...]) -> Row:
 
 def _label(run: RunRecord) -> str:
     """The model in a few words: its description, else its architecture and size, else how the config names it."""
-    summary = run.summary or {}
-    student = dict_at(summary, "student")
+    student = run.facts.student
     if run.role == "teacher":
-        base = summary.get("base_model") or dict_at(run.config, "teacher").get("model")
+        base = run.facts.base_model or dict_at(run.config, "teacher").get("model")
         if base:
             return model_name(str(base))
-    if student.get("description"):
-        return str(student["description"])
-    if student.get("architecture") and student.get("layers") and student.get("hidden"):
-        family = str(student["architecture"]).split("For")[0].removesuffix("Model")
-        return f"{family} {student['layers']}x{student['hidden']}"
+    if student.description:
+        return student.description
+    if student.architecture and student.layers and student.hidden:
+        family = student.architecture.split("For")[0].removesuffix("Model")
+        return f"{family} {student.layers}x{student.hidden}"
     section = dict_at(run.config, "student")
     shape = section.get("shape")
     if isinstance(shape, str):

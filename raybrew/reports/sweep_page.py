@@ -8,7 +8,7 @@ from typing import Any
 from raybrew.catalog.searchers import SEARCHERS
 from raybrew.config.space import show_value_of
 from raybrew.records.runs import RunRecord, dict_at
-from raybrew.records.sweeps import SweepRecord
+from raybrew.records.sweeps import Cost, SweepRecord, cost_of
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.numbers import (
     ABSENT,
@@ -20,9 +20,8 @@ from raybrew.reports.numbers import (
     show_seconds,
     show_value,
 )
-from raybrew.reports.population import round_cells, round_heads
 from raybrew.reports.rows import Row
-from raybrew.reports.sweep_tables import Cost, cost_of, rows_by_run, rule_of, trial_rows
+from raybrew.reports.sweep_tables import round_cells, round_heads, rows_by_run, rule_of, trial_rows
 
 __all__ = ["sweep_section"]
 
@@ -97,7 +96,7 @@ def _facts(record: SweepRecord, cost: Cost) -> list[tuple[str, str]]:
 
 def _signals(record: SweepRecord) -> str:
     """Each signal once: every session asks each teacher again."""
-    names = dict.fromkeys(str(name) for one in record.teachers for name in one.get("signals") or ())
+    names = dict.fromkeys(str(name) for one in record.teachers for name in one.signals)
     layers: dict[str, list[str]] = {}
     for name in names:
         kind, _, layer = name.rpartition(".")

@@ -1,53 +1,42 @@
-"""A sweep as tables: the leaderboard by the one rule for "best", every trial, what it cost."""
+"""A sweep as tables: the leaderboard by the one rule for "best", all trials and rounds. And its recommended student."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from raybrew.config.controls import is_searched
-from raybrew.records.runs import RunRecord, dict_at, load_run, number
-from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord
+from raybrew.config.judge import LOSS
+from raybrew.config.space import show_value_of
+from raybrew.errors import RunError
+from raybrew.records.ranking import BEST, Standing, best_mark, recommended, standings
+from raybrew.records.runs import RunRecord, load_run
+from raybrew.records.sections import number
+from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY, SweepRecord, cost_of
 from raybrew.records.trials import canonical
 from raybrew.reports.compare import LOSSES_DIFFER, ShownComparison, compare, ordered
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.evidence import rows_of, value_on
-from raybrew.reports.numbers import count_of, metric_scale, show_seconds
-from raybrew.reports.ranking import Standing, recommended, rule_of, standings
+from raybrew.reports.numbers import count_of, metric_scale, metric_title, show_seconds
 from raybrew.reports.rows import Row
-from raybrew.reports.timing import timing_of
+from raybrew.reports.statistics.evidence import rows_of, value_on
+from raybrew.training.run_folder import RunFolder
 
-__all__ = ["Cost", "best_run", "cost_of", "leaderboard", "rows_by_run", "rule_of", "trial_rows", "trials_csv"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a sweep took. Seconds are wall time; `overhead` is the mean of what a trial took beyond training."""
-
-    wall_seconds: float
-    trial_seconds: float
-    training_seconds: float
-    gpu_hours: float
-    money: float | None
-    num_trials: int
-    num_done: int
-    num_stopped: int
-    num_failed: int
-    num_reused: int
-    overhead: float | None
-    overhead_first: float | None
-    """The mean over trials that had to load everything, the first of each place."""
-    slots: int | None
-    teacher_rows: int
-    """Rows that teachers read during the sweep; those of the store cost nothing."""
-    store_rows: int
-    """Rows of the stores that trials learnt from."""
-    saved_share: float
-    """Share of all candidates' steps that early stops saved."""
+__all__ = [
+    "best_run",
+    "leaderboard",
+    "round_cells",
+    "round_heads",
+    "round_rows",
+    "rows_by_run",
+    "rule_of",
+    "student_of_sweep",
+    "trial_rows",
+    "trials_csv",
+]
 
 
 def leaderboard(record: SweepRecord, runs: Sequence[RunRecord] | None = None) -> ShownComparison:
@@ -136,6 +125,20 @@ def rows_by_run(record: SweepRecord, comparison: Comparison) -> dict[str, Row]:
     return found
 
 
+def rule_of(metric: str, finalists: bool) -> str:
+    """The one rule by which a sweep's best is chosen, in words."""
+    best = "lowest evaluation loss" if metric == LOSS else f"highest {metric_title(metric).removesuffix(' %')}"
+    again = (
+        " Only configurations run again with more seeds take part, by these further seeds: the value that chose them "
+        "does not count."
+    )
+    return (
+        f"Best: the {best} on data.eval of each run's best checkpoint, mean over seeds; ties go to fewer parameters, "
+        f"then to the configuration tried first.{again if finalists else ''} The shipped student is its best seed on "
+        "data.eval."
+    )
+
+
 def best_run(record: SweepRecord) -> str | None:
     """The run whose student the sweep recommends."""
     chosen = recommended(record)
@@ -160,9 +163,8 @@ def _left_out(record: SweepRecord) -> list[str]:
 
 def _latency_notes(record: SweepRecord, runs: Sequence[RunRecord]) -> list[str]:
     """Whether times per example can be relied on: trials that ran beside one another slowed each other down."""
-    beside = any((session.get("slots") or 1) > 1 for session in record.sessions)
-    timings = [timing for run in runs if (timing := timing_of(run)) is not None]
-    if not beside or all(timing.conditions.alone for timing in timings):
+    beside = any((session.slots or 1) > 1 for session in record.sessions)
+    if not beside or all(run.latency is None or run.latency.alone for run in runs):
         return []
     return ["Times per example were measured while other trials ran on the same machine: do not rely on them."]
 
@@ -189,9 +191,7 @@ def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict
         run = loaded.get(folder.resolve())
         if run is None and (folder / "config.yaml").is_file():
             run = load_run(folder)
-        summary = (run.summary if run is not None else None) or {}
-        timing = timing_of(run) if run is not None else None
-        times = timing.student if timing is not None else {}
+        times = run.latency.student if run is not None and run.latency is not None else {}
         best = run.best if run is not None else None
         rows.append(
             {
@@ -207,8 +207,8 @@ def trial_rows(record: SweepRecord, runs: Iterable[RunRecord] = ()) -> list[dict
                 "test": value_on(run, "test", record.metric) if run is not None else None,
                 "test_rows": rows_of(run, "test") if run is not None else None,
                 "share_of_steps": round(trial.share, 4),
-                "parameters": number(dict_at(summary, "student").get("parameters")),
-                "megabytes": number(dict_at(summary, "student").get("megabytes")),
+                "parameters": number(run.facts.student.parameters) if run is not None else None,
+                "megabytes": run.facts.student.megabytes if run is not None else None,
                 "ms_batch_1": times.get("batch_1"),
                 "ms_batch_32": times.get("batch_32"),
                 "seconds": trial.seconds,
@@ -231,34 +231,62 @@ def trials_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def cost_of(record: SweepRecord) -> Cost:
-    """What the sweep took, from its ledger."""
-    trials = record.trials
-    budget = dict_at(record.experiment, "sweep", "budget")
-    seconds = sum(trial.seconds or 0.0 for trial in trials)
-    overheads = [(t.seconds or 0.0, t.overhead) for t in trials if t.overhead is not None]
-    slots = next((session["slots"] for session in reversed(record.sessions) if session.get("slots")), None)
-    first = [overhead for _, overhead in overheads[: slots or 1]]
-    later = [overhead for _, overhead in overheads[slots or 1 :]]
-    price = number(budget.get("price_per_hour"))
-    candidates = [t for t in trials if t.role == CANDIDATE and t.status in ("done", "stopped")]
-    return Cost(
-        wall_seconds=record.wall_seconds,
-        trial_seconds=seconds,
-        training_seconds=sum(
-            (t.seconds or 0.0) - t.untold_seconds - t.overhead for t in trials if t.overhead is not None
-        ),
-        gpu_hours=sum((trial.seconds or 0.0) * trial.gpus for trial in trials) / 3600,
-        money=None if price is None else price * seconds / 3600,
-        num_trials=len(trials),
-        num_done=len(record.trials_of("done")),
-        num_stopped=len(record.trials_of("stopped")),
-        num_failed=len(record.trials_of("failed")),
-        num_reused=sum(trial.reused for trial in trials),
-        overhead=statistics.fmean(later) if later else None,
-        overhead_first=statistics.fmean(first) if first else None,
-        slots=slots,
-        teacher_rows=sum(int(one.get("computed") or 0) for one in record.teachers),
-        store_rows=sum({(one.get("teacher"), one.get("rows")): int(one["rows"]) for one in record.teachers}.values()),
-        saved_share=1 - sum(t.share for t in candidates) / len(candidates) if candidates else 0.0,
+def student_of_sweep(sweep: Path, run: str) -> Path:
+    """The folder of the student of `run`, which the sweep in the folder `sweep` recommends.
+
+    That is `best` if it holds this run's student, else the run's own. RunError if neither is there.
+    """
+    mark = best_mark(sweep / BEST)
+    if mark is not None and mark["run"] == run:
+        return sweep / BEST
+    folder = RunFolder(sweep.parent / run, run)
+    if folder.has_student:
+        return folder.student
+    raise RunError(
+        f"{sweep} recommends a student that is not there: {folder.why_no_student()}, and so does the command of the "
+        "sweep, which then writes it to `best`"
     )
+
+
+def round_rows(record: SweepRecord) -> list[dict[str, Any]]:
+    """One plain mapping per member and round: its trial, its metric there, and what was decided."""
+    trials = {trial.run: trial for trial in record.trials}
+    rows = []
+    for line in record.rounds:
+        moves = {move.of: move for move in line.moves}
+        for run, value in sorted(line.scores.items(), key=lambda item: -(-1e9 if item[1] is None else item[1])):
+            trial, move = trials[run], moves.get(run)
+            source = None if move is None else trials[move.source]
+            after = None if move is None else trials.get(move.run)
+            rows.append(
+                {
+                    "round": line.number,
+                    "member": trial.member,
+                    "trial": trial.number,
+                    "value": value,
+                    "from_trial": source.number if source is not None else None,
+                    "new_trial": after.number if after is not None else None,
+                    "new_values": dict(move.new) if move is not None else None,
+                }
+            )
+    return rows
+
+
+def round_cells(record: SweepRecord) -> list[list[str]]:
+    """`round_rows` as the page shows them."""
+    scale = metric_scale(record.metric)
+    cells = []
+    for row in round_rows(record):
+        if row["new_values"] is None:
+            decided = "goes on"
+        else:
+            new = ", ".join(f"{key.rsplit('.', 1)[-1]}={show_value_of(v)}" for key, v in row["new_values"].items())
+            decided = f"goes on from trial {row['from_trial']} with {new}, as trial {row['new_trial']}"
+        shown = "failed" if row["value"] is None else f"{row['value'] * scale:.2f}"
+        cells.append([str(row["round"]), str(row["member"]), str(row["trial"]), shown, decided])
+    return cells
+
+
+def round_heads(record: SweepRecord) -> list[str]:
+    """Heads of `round_cells`."""
+    return ["round", "member", "trial", metric_title(record.metric), "then"]

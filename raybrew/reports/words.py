@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from raybrew.reports.evidence import Split
-from raybrew.reports.intervals import Interval, difference
+from collections.abc import Iterable
+
+from raybrew.records.cautions import cautions_of
+from raybrew.records.runs import RunRecord
 from raybrew.reports.numbers import ABSENT, PERCENT_METRICS, count_of, metric_title, show_range, show_value
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import Split
+from raybrew.reports.statistics.intervals import Interval, difference
 
 __all__ = [
     "LABELS_ONLY",
@@ -16,6 +20,7 @@ __all__ = [
     "plain_metric",
     "points",
     "rows_text",
+    "serious_cautions",
     "show_difference",
     "show_measured",
     "untold",
@@ -118,6 +123,13 @@ def untold(best: Row, others: tuple[Row, ...]) -> tuple[Row, ...]:
 def _on(row: Row, split: Split) -> str:
     """Names the rows of a difference where they are not those of the value beside it."""
     return "" if split == row.split else f", on {rows_text(split, row.test_rows if split == 'test' else row.eval_rows)}"
+
+
+def serious_cautions(runs: Iterable[RunRecord]) -> list[str]:
+    """The serious cautions of all these runs as sentences, each once."""
+    texts = [each.text() for run in runs for each in cautions_of(run.summary) if each.serious]
+    # Sentences begin with a dotted key, or with the name of a model.
+    return list(dict.fromkeys(f"{text if text[4:5] == '.' else text[:1].upper() + text[1:]}." for text in texts))
 
 
 def points(metric: str, value: float) -> str:

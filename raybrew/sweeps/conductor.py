@@ -20,29 +20,19 @@ from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import sweep_judge
 from raybrew.errors import ConfigError
 from raybrew.models.devices import Devices
+from raybrew.records.ledger import Ledger
+from raybrew.records.ranking import Standing, parameters_in, ranking
 from raybrew.records.sweeps import sessions_of
+from raybrew.records.trial_index import OVER, Trials
 from raybrew.records.trials import CANDIDATE, TrialRecord, after, new_trial, trials_of
-from raybrew.reports.ranking import Standing, parameters_in, ranking
 from raybrew.sweeps.controls import Controls, StepsOf
-from raybrew.sweeps.costs import gpus_of, over_budget, spent
-from raybrew.sweeps.jobs import Job, canonical, make_job
-from raybrew.sweeps.ledger import Ledger
-from raybrew.sweeps.replay import mean_objectives, replay
-from raybrew.sweeps.rounds import Population, States
+from raybrew.sweeps.jobs import Job, canonical, gpus_of, make_job, over_budget, spent
+from raybrew.sweeps.population import Population, States
+from raybrew.sweeps.replay import Older, mean_objectives, replay
 from raybrew.sweeps.search import build_source, optuna_params
-from raybrew.sweeps.states import RunStates
-from raybrew.sweeps.students import Students
-from raybrew.sweeps.trials import OVER, Trials
+from raybrew.sweeps.students import RunStates, Students
 
-__all__ = ["Conductor", "Older"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Older:
-    """A configuration of an older sweep with its objectives."""
-
-    values: dict[str, Any]
-    objectives: tuple[float, ...]
+__all__ = ["Conductor"]
 
 
 class Conductor:
@@ -109,7 +99,7 @@ class Conductor:
                 continue  # the population knows when it is its turn
             if trial.status in ("waiting", "running") or (trial.status == "failed" and not trial.failed_for_good):
                 self.queue.append(trial.run)
-        self.seconds_before = float(sum(session["seconds"] for session in sessions_of(records)))
+        self.seconds_before = sum(session.seconds for session in sessions_of(records))
         self.source = build_source(self.sweep)
         for one in older:
             self.source.tell(one.values, one.objectives)
@@ -285,7 +275,7 @@ class Conductor:
                 self.queue.append(run)
 
     def ranking(self, to_rerun: bool = False) -> list[Standing]:
-        """Finished configurations, best first, by the one rule: see `raybrew.reports.ranking`."""
+        """Finished configurations, best first, by the one rule: see `raybrew.records.ranking`."""
         return ranking(self.trials.values(), parameters_in(self.ledger.folder.parent), to_rerun=to_rerun)
 
     # What happened

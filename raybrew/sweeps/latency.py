@@ -18,15 +18,13 @@ import torch
 from raybrew.config import Experiment
 from raybrew.config.views import task_views
 from raybrew.errors import ClusterError, RaybrewError, first_line
-from raybrew.files import write_json
 from raybrew.models.devices import free_gpu, pick_device, pick_precision
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import alive_nodes
-from raybrew.records.runs import dict_at, integer, load_run
+from raybrew.records.summary import Latency, RunSummary, read_summary, write_summary
 from raybrew.sweeps.conductor import Conductor
-from raybrew.sweeps.costs import gpus_of
-from raybrew.sweeps.jobs import canonical
+from raybrew.sweeps.jobs import canonical, gpus_of
 from raybrew.sweeps.progress import SweepReporter
 from raybrew.verbs.choose import teacher_sources
 from raybrew.verbs.timing import TimedModel, latency_facts, student_latency, time_in_turn
@@ -46,20 +44,16 @@ class _Finished:
     """A finished run with its student and the teachers that the student is compared with."""
 
     folder: Path
-    summary: Mapping[str, Any]
+    summary: RunSummary
     student: TimedModel
     teachers: tuple[TimedModel, ...]
     task: str | None
 
     @property
-    def tokens(self) -> int | None:
-        return integer(dict_at(self.summary, "latency_ms").get("tokens"))
-
-    @property
     def round(self) -> str | None:
         """The round in which the run was timed alone."""
-        latency = dict_at(self.summary, "latency")
-        return latency.get("round") if latency.get("alone") else None
+        latency = self.summary.latency
+        return latency.round if latency is not None and latency.alone else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +77,7 @@ def measure_alone(conductor: Conductor, view: SweepReporter) -> None:
     """
     try:
         runs = _finished_runs(conductor)
-        tokens = [run.tokens for run in runs if run.tokens is not None]
+        tokens = [run.summary.tokens for run in runs if run.summary.tokens is not None]
         rounds = {run.round for run in runs}
         if not tokens or (len(rounds) == 1 and None not in rounds):
             return
@@ -101,8 +95,8 @@ def measure_alone(conductor: Conductor, view: SweepReporter) -> None:
     for run in runs:
         student, teacher = keys[run.folder]
         latency = latency_facts(timings, student, teacher if run.teachers else None, run.task, alone=True)
-        measured = {"latency": latency, "latency_ms": student_latency(latency)}
-        write_json(run.folder / "summary.json", {**run.summary, **measured})
+        found = dataclasses.replace(run.summary, latency=Latency.read(latency), latency_ms=student_latency(latency))
+        write_summary(run.folder, found)
     conductor.ledger.write("latency", runs=[run.folder.name for run in runs], **timings.conditions)
     view.say(f"time per example measured again without other trials: {len(models)} models in turn on {timings.device}")
 
@@ -115,7 +109,8 @@ def _finished_runs(conductor: Conductor) -> list[_Finished]:
 def _finished(conductor: Conductor, name: str) -> _Finished | None:
     """A finished run; None if its architecture is not known: an old one whose student is removed."""
     folder, job = conductor.ledger.folder.parent / name, conductor.jobs.get(name)
-    if job is None or not (folder / "summary.json").is_file():
+    summary = read_summary(folder)
+    if job is None or summary is None:
         return None
     views = task_views(job.experiment)
     task, view = next(((task, view) for task, view in views.items() if view.teacher.given), next(iter(views.items())))
@@ -123,7 +118,6 @@ def _finished(conductor: Conductor, name: str) -> _Finished | None:
         if (place / "config.json").is_file():
             kind = view.task.kind
             teachers = tuple(TimedModel(source, kind) for source in teacher_sources(view).values())
-            summary = load_run(folder).summary or {}
             return _Finished(folder, summary, TimedModel(ModelSource(str(place)), kind), teachers, task)
     return None
 
@@ -139,7 +133,7 @@ def _architecture(source: ModelSource) -> dict[str, Any]:
 
 def _device_of(runs: Sequence[_Finished]) -> str:
     """`cuda` if the trials had GPUs, else `cpu`."""
-    return "cuda" if any(str(run.summary.get("device")).startswith("cuda") for run in runs) else "cpu"
+    return "cuda" if any((run.summary.device or "").startswith("cuda") for run in runs) else "cpu"
 
 
 def _measure(base: Experiment, models: Mapping[str, Sequence[TimedModel]], tokens: int, device: str) -> Timings:

@@ -1,25 +1,31 @@
-"""What a sweep came to, read from what it left behind: in scripts and notebooks."""
+"""What a sweep came to, read from what it left behind: in scripts, in notebooks, and as a run of Weights & Biases."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raybrew.config import Experiment
 from raybrew.errors import RunError
-from raybrew.records.sweeps import SweepRecord, TrialRecord, find_sweeps, load_sweep
+from raybrew.records.ranking import recommended
+from raybrew.records.sweeps import SweepRecord, TrialRecord, cost_of, find_sweeps, load_sweep
 from raybrew.reports.compare import ShownComparison
 from raybrew.reports.decision import decide
-from raybrew.reports.ranking import recommended, rule_of
-from raybrew.reports.students import student_of_sweep
-from raybrew.reports.sweep_tables import cost_of, leaderboard, trial_rows
+from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import SPLITS
+from raybrew.reports.sweep_tables import leaderboard, rule_of, student_of_sweep, trial_rows
+from raybrew.tracking.trackers import build_trackers
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-__all__ = ["BestStudent", "Sweep", "SweepResult"]
+__all__ = ["BestStudent", "Sweep", "SweepResult", "best_values", "mirror_summary"]
+
+logger = logging.getLogger("raybrew.tracking")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +136,7 @@ class Sweep:
         """
         import pandas as pd
 
-        from raybrew.reports.plots import cost_of_row, pareto_front
+        from raybrew.reports.figures.runs import cost_of_row, pareto_front
 
         rows = [
             (row, cost)
@@ -142,8 +148,8 @@ class Sweep:
 
     def plots(self) -> dict[str, go.Figure]:
         """Every figure of the report by name, as plotly figures."""
-        from raybrew.reports.plots import all_plots
-        from raybrew.reports.sweep_plots import sweep_plots
+        from raybrew.reports.figures.runs import all_plots
+        from raybrew.reports.figures.sweeps import sweep_plots
 
         found = [*all_plots(self.leaderboard, of_sweep=True), *sweep_plots(self.record, self.leaderboard)]
         return {plot.name: plot.figure for plot in found}
@@ -182,3 +188,59 @@ def _read(path: str | Path) -> tuple[Path, SweepRecord, ShownComparison]:
         raise RunError(f"{path}: one sweep is wanted there, found {found}; name its folder")
     record = load_sweep(folders[0])
     return folders[0], record, leaderboard(record)
+
+
+def mirror_summary(experiment: Experiment, folder: Path) -> None:
+    """Write the summary run of the sweep in `folder` to the trackers that have such runs. None of them stops a sweep.
+
+    The same sweep continues its run, as trials do theirs. Everything in it is read from what is stored.
+    """
+    if not any(one.spec.summaries for one in experiment.tracking.asked):
+        return
+    record = load_sweep(folder)
+    board = leaderboard(record)
+    best = board.best
+    cost = cost_of(record)
+    trackers = build_trackers(
+        experiment.tracking.grouped(f"{record.name}-{record.sweep_id}"),
+        experiment=experiment.name,
+        job_type="sweep",
+        summaries=True,
+        otherwise="the ledger has the sweep",
+    )
+    trackers.start(record.sweep_id, experiment.plain(), folder, resume=True)
+    trackers.log_table("trials", trial_rows(record))
+    trackers.log_table("leaderboard", [row.to_dict() for row in board.rows])
+    if (folder / "report.html").is_file():
+        trackers.log_page("report", folder / "report.html")
+    trackers.summarise(
+        {
+            **(best_values(best) if best is not None else {}),
+            "tried": board.tried,
+            "cost/wall_seconds": cost.wall_seconds,
+            "cost/gpu_hours": cost.gpu_hours,
+            "trials": cost.num_trials,
+        }
+    )
+    trackers.finish("done")
+
+
+def best_values(best: Row) -> dict[str, Any]:
+    """The best configuration, first on the rows that chose nothing; `eval/` values were chosen on their rows."""
+    values: dict[str, Any] = {}
+    for split in SPLITS:
+        stat, found = best.on(split), best.intervals[split]
+        if stat is not None:
+            values[f"{split}/{best.metric}"] = stat.mean
+            if found is not None and found.low is not None:
+                values |= {f"{split}/{best.metric}_low": found.low, f"{split}/{best.metric}_high": found.high}
+    for name, difference in (
+        ("over_control", best.gain.interval if best.gain is not None else None),
+        ("over_teacher", best.over_teacher),
+    ):
+        if difference is not None:
+            values[name] = difference.value
+            values |= {f"{name}_low": difference.low, f"{name}_high": difference.high, f"{name}_p": difference.p}
+    if best.quality is not None:
+        values |= {f"best/{best.metric}": best.quality.mean, "best/configuration": best.name}
+    return {key: value for key, value in values.items() if value is not None}

@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
+import datetime
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
-from raybrew.config.judge import LOSS, quality
 from raybrew.config.space import planned_trainings, space_cautions
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.config.values import refuse_secrets
-from raybrew.errors import ConfigError, Interrupted, RunError
+from raybrew.errors import ConfigError, Interrupted, RunError, writing
+from raybrew.exports.folder import replaced_folder
+from raybrew.files import write_json
 from raybrew.nodes import Folder, check_shared
-from raybrew.records.runs import dict_at, number
-from raybrew.records.sweeps import LEDGER, find_sweeps, load_sweep
+from raybrew.records.ledger import Ledger
+from raybrew.records.ranking import BEST, BEST_MARK, Standing, recommended
+from raybrew.records.sweeps import SweepRecord, load_sweep
+from raybrew.records.trial_index import OVER
 from raybrew.records.trials import CANDIDATE, trials_of
-from raybrew.reports.timing import relative_latency
+from raybrew.reports.numbers import show_named
+from raybrew.reports.sweep_tables import rule_of, student_of_sweep
 from raybrew.runtime import ray_runtime
-from raybrew.sweeps.conductor import Conductor, Older
-from raybrew.sweeps.costs import gpus_of
-from raybrew.sweeps.finish import finish_sweep
+from raybrew.sweeps.conductor import Conductor
+from raybrew.sweeps.jobs import gpus_of
 from raybrew.sweeps.latency import measure_alone
-from raybrew.sweeps.ledger import Ledger
-from raybrew.sweeps.mirror import mirror_summary
 from raybrew.sweeps.prepare import control_steps, prepare_teachers
 from raybrew.sweeps.progress import SweepReporter, quiet_or
-from raybrew.sweeps.result import SweepResult
+from raybrew.sweeps.replay import objectives_from, older_results
+from raybrew.sweeps.result import SweepResult, mirror_summary
+from raybrew.training.checkpoints import Checkpoints
 from raybrew.verbs.reporter import Reporter
 from raybrew.verbs.training import command_line
 
-__all__ = ["sweep", "sweep_folder"]
+__all__ = ["finish_sweep", "sweep", "sweep_folder"]
 
 _REPORT = "report.html"
 
@@ -64,8 +68,8 @@ def sweep(experiment: Experiment, *, reporter: Reporter | None = None) -> SweepR
             experiment,
             ledger,
             steps_of=control_steps(),
-            objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
-            older=_older(experiment),
+            objectives=objectives_from(folder.parent, experiment.sweep.search.objectives),
+            older=older_results(experiment),
         )
         if conductor.over() and load_sweep(folder).closed == "finished":
             if not (folder / _REPORT).is_file():
@@ -170,52 +174,100 @@ def sweep_folder(experiment: Experiment) -> Path:
     return Path(experiment.store.storage_path).absolute() / experiment.name / experiment.sweep_id()
 
 
-def _objectives_from(folder: Path, names: tuple[str, ...]) -> Callable[[str], tuple[float, ...] | None]:
-    """A function from a run to its objectives in the order of `names`, and its parameters; None if it is not done."""
+def finish_sweep(conductor: Conductor, view: SweepReporter) -> None:
+    """Choose the best, score on `data.test`, export the student to `<sweep>/best`, prune the others; in this order.
 
-    def objectives(run: str) -> tuple[float, ...] | None:
-        try:
-            summary = json.loads((folder / run / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
-        best = dict_at(summary, "best")
-        value = number(best.get("value"))
-        measured = {
-            "quality": None if value is None else quality(str(best.get("metric")), value),
-            "parameters": number(dict_at(summary, "student").get("parameters")),
-            "megabytes": number(dict_at(summary, "student").get("megabytes")),
-            "latency": relative_latency(summary),
-        }
-        values = [measured[name] for name in (*names, "parameters")]
-        return None if any(value is None for value in values) else tuple(value for value in values if value is not None)
+    Only once nothing of the sweep is left to do: a sweep that was stopped needs its states and students. A kill at any
+    moment leaves the students that the next call needs, as nothing is removed before `best` is whole. RunError if the
+    recommended student is not there and could not be trained again.
+    """
+    if conductor.stopped_by is not None:
+        return
+    record = load_sweep(conductor.ledger.folder)
+    best = recommended(record)
+    if best is not None:
+        # Before a row of data.test is read: nothing that it says can change the choice.
+        conductor.ledger.write("best", run=best.run, values=best.values, value=best.mean)
+        _check_student(conductor, best)
+    _score(conductor, record, view)
+    if best is not None:
+        _export(conductor, record, best)
+        chosen = next(trial for trial in best.trials if trial.run == best.run)
+        value, mean = (show_named(record.metric, each) for each in (chosen.value, best.mean))
+        told = f"{value} on data.eval (configuration mean {mean})" if len(best.counted) > 1 else f"{value} on data.eval"
+        view.say(f"best student: {record.folder / BEST}, run {best.run}, seed {chosen.seed}: {told}")
+    _prune(conductor, best, view)
 
-    return objectives
+
+def _score(conductor: Conductor, record: SweepRecord, view: SweepReporter) -> None:
+    """Test rows for what is compared with them: configurations that are kept or were run again, and controls."""
+    from raybrew.verbs.scoring import score_run
+
+    kept = _kept(conductor) | record.finalists()
+    compared = [trial.run for trial in record.trials if trial.counts and (trial.role != CANDIDATE or trial.run in kept)]
+    for run in map(conductor.students.run, compared):
+        if run.has_student:
+            score_run(run.path, view)
 
 
-def _older(experiment: Experiment) -> tuple[Older, ...]:
-    """Finished configurations of the sweep that `sweep.warm_start` names, each with its mean objectives."""
-    assert experiment.sweep is not None
-    given = experiment.sweep.warm_start
-    if given is None:
-        return ()
-    folders = find_sweeps([given])
-    if not folders:
-        raise RunError(f"sweep.warm_start: {given} holds no sweep: looked for {LEDGER} in it and two levels below")
-    found: dict[str, list[tuple[dict[str, Any], tuple[float, ...]]]] = {}
-    names = experiment.sweep.search.objectives
-    for folder in folders:
-        record = load_sweep(folder)
-        if record.metric == LOSS:
-            raise ConfigError(
-                f"sweep.warm_start: {folder} was judged by its evaluation loss, which does not compare with "
-                f"{experiment.task.metric}; name another sweep"
-            )
-        objectives = _objectives_from(folder.parent, names)
-        for trial in record.trials_of("done"):
-            values = objectives(trial.run) if trial.role == CANDIDATE else None
-            if values is not None:
-                found.setdefault(json.dumps(trial.values, sort_keys=True), []).append((trial.values, values))
-    return tuple(
-        Older(rows[0][0], tuple(sum(row[1][i] for row in rows) / len(rows) for i in range(len(names))))
-        for rows in found.values()
-    )
+def _check_student(conductor: Conductor, best: Standing) -> None:
+    """RunError if the recommended student is nowhere: it was removed, and training it again has failed."""
+    try:
+        student_of_sweep(conductor.ledger.folder, best.run)
+    except RunError as error:
+        reason = conductor.trials[best.run].error
+        raise RunError(f"{error} (training it again failed: {reason})" if reason else str(error)) from None
+
+
+def _export(conductor: Conductor, record: SweepRecord, best: Standing) -> None:
+    """The student and a mark that says whose it is, in place of what is in `best`; whole or not at all."""
+    run, target = conductor.students.run(best.run), record.folder / BEST
+    if not run.has_student:  # `best` holds it
+        with writing(target):
+            write_json(target / BEST_MARK, _mark(record, best))
+        return
+    with replaced_folder(target) as new:
+        shutil.copytree(run.student, new, dirs_exist_ok=True)
+        write_json(new / BEST_MARK, _mark(record, best))
+
+
+def _mark(record: SweepRecord, best: Standing) -> dict[str, Any]:
+    chosen = next(trial for trial in best.trials if trial.run == best.run)
+    return {
+        "sweep": record.sweep_id,
+        "run": best.run,
+        "values": best.values,
+        "seed": chosen.seed,
+        "metric": record.metric,
+        "value": best.mean,
+        "seeds": [trial.seed for trial in best.counted],
+        "run_value": chosen.value,
+        "rule": rule_of(record.metric, bool(record.finalists())),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _kept(conductor: Conductor) -> set[str]:
+    """Runs of the best `sweep.keep_students` configurations."""
+    return {run for standing in conductor.ranking()[: conductor.sweep.keep_students] for run in standing.runs}
+
+
+def _prune(conductor: Conductor, best: Standing | None, view: SweepReporter) -> None:
+    """Remove states, and students of candidates that are not kept. Controls stay, and runs that others made."""
+    kept = _kept(conductor) | ({best.run} if best is not None else set())
+    freed = 0
+    for trial in conductor.trials.values():
+        if trial.status not in OVER or trial.reused:
+            continue  # a run that was there before the sweep is not the sweep's to prune
+        run = conductor.students.run(trial.run)
+        if trial.status != "done":
+            freed += _size(run.checkpoints)
+            Checkpoints(run.checkpoints, 1).clear()
+        if trial.role == CANDIDATE and trial.run not in kept and run.student.is_dir():
+            freed += run.prune_student(f"the sweep {conductor.ledger.folder.name}")
+    if freed:
+        view.say(f"{freed / 1e6:.1f} MB of states and students of other configurations removed")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0

@@ -22,6 +22,8 @@ from raybrew.config.judge import quality
 from raybrew.config.stages import stage_names
 from raybrew.errors import Interrupted, RaybrewError, RunError, RunLocked, machine_problem
 from raybrew.models.devices import Devices, assume_devices
+from raybrew.records.lines import evaluations_in, steps_in_all, trained_seconds
+from raybrew.records.summary import RunSummary
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import STOP_FILE
 from raybrew.training.run_folder import RunFolder
@@ -121,32 +123,24 @@ def _distill(experiment: Experiment, command: str, report: Any, needs_student: b
                 alone=False,
             )
         )
-    summary = result.summary
-    best = summary.get("best") or {}
-    value = None if best.get("value") is None else quality(best["metric"], best["value"])
+    facts = RunSummary.read(result.summary)
+    best = facts.best
+    value = None if best is None or best.value is None else quality(str(best.metric), best.value)
     outcome: dict[str, Any] = {"status": "done", "value": value, "reused": result.already_done}
     if not result.already_done:
-        outcome["training_seconds"] = max(0.0, float(summary["wall_seconds"]) - before)
+        outcome["training_seconds"] = max(0.0, (facts.wall_seconds or 0.0) - before)
     return outcome
 
 
 def _has_paused(folder: Path, until: float | None, judge: str) -> dict[str, Any] | None:
     """Where a trial stands that had come to its pause when its process died before it was told of."""
     steps = Checkpoints(folder / "checkpoints", 1).steps()
-    total = _steps_in_all(folder)
+    total = steps_in_all(folder)
     if until is None or not steps or not total or steps[-1] / total < until - _CLOSE:
         return None
     # Lines of a step are on the disk before its checkpoint.
     value = dict(_evaluations(folder, judge, None)).get(steps[-1])
     return None if value is None else {"step": steps[-1], "share": steps[-1] / total, "value": value}
-
-
-def _steps_in_all(folder: Path) -> int:
-    """Steps of the whole run, as the event of its start says; 0 while it does not."""
-    from raybrew.tracking.jsonl import read_metrics
-
-    records = read_metrics(folder / "metrics.jsonl")
-    return next((int(record["total_steps"]) for record in records if "total_steps" in record), 0)
 
 
 def _when_unlocked(call: Any) -> Any:
@@ -163,11 +157,7 @@ def _when_unlocked(call: Any) -> Any:
 
 def _trained_seconds(folder: Path) -> float:
     """Training time that an unfinished run has behind it: up to its last checkpoint, from which it goes on."""
-    from raybrew.tracking.jsonl import read_metrics
-
-    reached = max(Checkpoints(folder / "checkpoints", 1).steps(), default=0)
-    records = [record for record in read_metrics(folder / "metrics.jsonl") if "time" in record]
-    return float(max((record["time"] for record in records if record["step"] <= reached), default=0.0))
+    return trained_seconds(folder, max(Checkpoints(folder / "checkpoints", 1).steps(), default=0))
 
 
 @contextmanager
@@ -188,7 +178,7 @@ def _stop_workers(folder: Path, report: Any, judge: str, stage: str | None) -> I
         while not done.wait(0.3):
             found = _evaluations(folder, judge, stage)
             for step, value in found[seen:]:
-                total = _steps_in_all(folder)
+                total = steps_in_all(folder)
                 if total and report({"share": step / total, "quality": value}):
                     (folder / STOP_FILE).touch()
             seen = max(seen, len(found))
@@ -204,17 +194,11 @@ def _stop_workers(folder: Path, report: Any, judge: str, stage: str | None) -> I
 
 def _evaluations(folder: Path, judge: str, stage: str | None) -> list[tuple[int, float]]:
     """Step and quality of each evaluation of a stage."""
-    from raybrew.tracking.jsonl import read_metrics
-
     try:
-        records = read_metrics(folder / "metrics.jsonl")
+        found = [(each.step, each.written(judge)) for each in evaluations_in(folder) if each.stage == stage]
     except RunError:
         return []
-    return [
-        (record["step"], quality(judge, record[f"eval/{judge}"]))
-        for record in records
-        if record.get("kind") == "eval" and f"eval/{judge}" in record and record.get("stage") == stage
-    ]
+    return [(step, quality(judge, value)) for step, value in found if step is not None and value is not None]
 
 
 def _free_memory() -> None:

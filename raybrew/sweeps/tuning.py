@@ -23,8 +23,7 @@ from raybrew.models.devices import cluster_devices
 from raybrew.records.trials import CANDIDATE
 from raybrew.runtime import RayInfo, check_resources
 from raybrew.sweeps.conductor import Conductor
-from raybrew.sweeps.costs import gpus_of
-from raybrew.sweeps.jobs import Job
+from raybrew.sweeps.jobs import Job, gpus_of
 from raybrew.sweeps.schedulers import build_scheduler
 from raybrew.sweeps.trial import run_trial
 from raybrew.training.context import stop_on_signals

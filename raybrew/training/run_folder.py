@@ -9,32 +9,30 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from raybrew.config import Experiment
 from raybrew.config.values import check_run_id, refuse_secrets
-from raybrew.errors import EnvironmentProblem, RaybrewError, RunError, RunLocked, first_line
-from raybrew.files import make_storage, write_json
+from raybrew.errors import EnvironmentProblem, RaybrewError, RunError, first_line
+from raybrew.files import locked_folder, write_json
 from raybrew.models.machine import machine_facts
 from raybrew.models.weights import changed_since_saved, has_weights
+from raybrew.records.lines import Event
+from raybrew.records.summary import SUMMARY, Pruned, RunSummary, write_summary
 from raybrew.secrets import scrub
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.version import __version__
 
-__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "PRUNED", "RunFolder", "describe_environment", "locked_folder"]
+__all__ = ["EVALUATED", "NUMBER_OF_ROWS", "RunFolder", "describe_environment"]
 
 
 #: Keys of `data` that say on which rows a model is evaluated.
 EVALUATED = frozenset({"eval", "eval_rows"})
 #: And those that say how many rows it is trained on, which an evaluation of a finished model does not need to know.
 NUMBER_OF_ROWS = frozenset({"train_rows", "unlabeled_rows"})
-#: Key of a summary whose run has lost its student to a sweep: `{"by": the sweep, if known, "date": when}`.
-PRUNED = "pruned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +60,11 @@ class RunFolder:
         folder of this configuration. RunError if several runs differ so.
         """
         exact = cls.of(experiment, verb, run_id)
-        if run_id is not None or (exact.path / "summary.json").is_file() or not exact.path.parent.is_dir():
+        if run_id is not None or (exact.path / SUMMARY).is_file() or not exact.path.parent.is_dir():
             return exact
         identity = experiment.identity(verb)
         found = {}
-        for marker in sorted(exact.path.parent.glob(f"{verb}-*/summary.json")):
+        for marker in sorted(exact.path.parent.glob(f"{verb}-*/{SUMMARY}")):
             keys = _keys_that_differ(marker.with_name("identity.json"), identity)
             if keys and all(_row_key(key) in other_rows for key in keys):
                 found[marker.parent] = keys
@@ -114,15 +112,16 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> RunSummary | None:
         """The summary of a finished run, None while there is none."""
-        return _read_json(self.path / "summary.json")
+        value = _read_json(self.path / SUMMARY)
+        return None if value is None else RunSummary.read(value)
 
     @property
     def has_student(self) -> bool:
         """Whether the run is finished and its best model is there as it was saved: a sweep removes those that lost."""
         summary = self.summary()
-        if summary is None or PRUNED in summary:
+        if summary is None or summary.pruned is not None:
             return False
         models = [
             config.parent for config in (*self.student.glob("config.json"), *self.student.glob("[!.]*/config.json"))
@@ -131,18 +130,16 @@ class RunFolder:
 
     def mark_pruned(self, by: str | None) -> None:
         """Let the summary say that the student is gone, until the run is trained again to its end."""
-        summary = self.summary() or {}
-        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        if PRUNED not in summary:
-            self.finish({**summary, PRUNED: {"by": by, "date": date}})
+        summary, date = self.summary(), datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        if summary is not None and summary.pruned is None:
+            write_summary(self.path, dataclasses.replace(summary, pruned=Pruned(by=by, date=date)))
 
     def prune_student(self, by: str) -> int:
         """Remove the student of a run that `by` has no more use for; returns the bytes.
 
         The summary of a finished run says so first: whatever a kill leaves of the folder is no student any more.
         """
-        if self.summary() is not None:
-            self.mark_pruned(by)
+        self.mark_pruned(by)
         size = sum(path.stat().st_size for path in self.student.rglob("*") if path.is_file())
         shutil.rmtree(self.student, ignore_errors=True)
         return size
@@ -150,9 +147,10 @@ class RunFolder:
     @property
     def lost_student(self) -> str:
         """What became of the student of a finished run that has none, in one line."""
-        pruned = (self.summary() or {}).get(PRUNED) or {}
-        if pruned.get("by"):
-            return f"{pruned['by']} removed the student of {self.path} on {pruned.get('date')} (sweep.keep_students)"
+        summary = self.summary()
+        pruned = None if summary is None else summary.pruned
+        if pruned is not None and pruned.by:
+            return f"{pruned.by} removed the student of {self.path} on {pruned.date} (sweep.keep_students)"
         changed = [
             line for folder in (self.student, *self.student.glob("[!.]*/")) for line in changed_since_saved(folder)
         ]
@@ -227,46 +225,17 @@ class RunFolder:
     def note_failure(self, error: RaybrewError) -> None:
         """Let the last line of `metrics.jsonl` say why training ended, where no worker lived to write it."""
         with contextlib.suppress(OSError, RunError):  # what ended the run is worth more
-            last: dict[str, Any] = next(reversed(read_metrics(self.metrics)), {})
-            if last.get("event") == "failed" and last.get("message") == first_line(error):
+            last = Event.read(next(reversed(read_metrics(self.metrics)), {}))
+            if last.event == "failed" and last.message == first_line(error):
                 return
             date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            line = {"step": last.get("step", 0), "kind": "event", "event": "failed", "message": first_line(error)}
+            line = {"step": last.step or 0, "kind": "event", "event": "failed", "message": first_line(error)}
             with MetricsLog(self.metrics) as log:
                 log.write({**line, "date": date})
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary, which marks the run as done."""
-        try:
-            write_json(self.path / "summary.json", dict(summary))
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the run; RunLocked if another process is at it."""
         return locked_folder(self.path, "run", lambda: self.summary() is not None)
-
-
-@contextmanager
-def locked_folder(folder: Path, what: str, is_finished: Callable[[], bool]) -> Iterator[None]:
-    """Hold the `folder` of a run or sweep; RunLocked if another process is at it.
-
-    What is finished is also read where nothing can be written: there is no other process to keep off.
-    """
-    make_storage(folder.parents[1])
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise RunLocked(f"{folder}: another process is working on this {what}") from error
-    except OSError as error:
-        if not is_finished():
-            raise EnvironmentProblem(f"cannot write the {what} folder {folder}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def describe_environment(command: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError
 from raybrew.models.devices import place_of_training
 from raybrew.models.loading import ModelSource
+from raybrew.records.summary import Losses, TeacherFacts
 from raybrew.reports.html import write_report
 from raybrew.signals import Signal, sorted_signals
 from raybrew.training.context import OnEvaluation
@@ -90,13 +91,14 @@ def distill(
             if done:
                 if score_test:
                     score_run(run.path, reporter, experiment)
-                return RunResult(run.path, run.summary() or finished, already_done=True)
+                return RunResult(run.path, (run.summary() or finished).plain(), already_done=True)
             reporter.say(f"{run.lost_student}; it is trained again")
             run.mark_pruned(None)
-        facts = {
+        teacher = described_teachers(tasks, inputs, reporter, run.path)
+        facts: dict[str, Any] = {
             "role": "student" if any(task.has_teacher for task in tasks) else "control",
-            "teacher": described_teachers(tasks, inputs, reporter, run.path),
-            "distill": _described_losses(experiment, inputs),
+            "teacher": None if teacher is None else TeacherFacts.read(teacher),
+            "distill": Losses.read(_described_losses(experiment, inputs)),
             "cautions": [caution.plain() for task in tasks for caution in task.rows.cautions],
         }
         if len(inputs) > 1:

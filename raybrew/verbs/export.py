@@ -178,8 +178,10 @@ def _make(
             "request": wish.hash_for(found, model),
             **_facts(found, model, tokenizer, labels, rows, described, floats),
         }
-        known = {"labels": list(labels.names), "config": _config_of(found), "export": facts, "repository": wish.push}
-        (new / "README.md").write_text(model_card(found.summary() | known), encoding="utf-8")
+        card = dataclasses.replace(
+            found.facts(), labels=labels.names, config=_config_of(found), export=facts, repository=wish.push
+        )
+        (new / "README.md").write_text(model_card(card), encoding="utf-8")
         write_json(new / EXPORT_MARK, facts)
     return facts
 
@@ -226,8 +228,8 @@ def _tokens(found: Exported, rows: Evaluated | None) -> int:
     """Length at which latency is measured: that of a typical evaluation row."""
     if rows is not None:
         return max(2, int(np.median(rows.encoded.lengths)))
-    known = (found.run.summary or {}).get("latency_ms", {}).get("tokens") if found.run is not None else None
-    return int(known or min(_USUAL_TOKENS, found.task.max_length))
+    known = found.run.facts.tokens if found.run is not None else None
+    return known or min(_USUAL_TOKENS, found.task.max_length)
 
 
 @dataclasses.dataclass
@@ -305,8 +307,8 @@ def _facts(
     floats: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `raybrew.json` says: all that a program needs to use the student, and what was measured."""
-    summary = found.summary()
-    teacher = summary.get("teacher") or {}
+    run = found.facts().run
+    teacher = run.teacher
     columns = found.view.data.columns if found.view is not None else Columns()
     return {
         "raybrew": __version__,
@@ -315,10 +317,8 @@ def _facts(
         "columns": _named(columns).model_dump(mode="json"),
         "labels": list(labels.names),
         "inputs": list(model_inputs(model, tokenizer.model_input_names)),
-        "run": summary.get("run_id"),
-        "teacher": {"model": shown_name(teacher.get("model")), "fingerprint": teacher.get("fingerprint")}
-        if teacher
-        else None,
+        "run": run.run_id,
+        "teacher": {"model": shown_name(teacher.model), "fingerprint": teacher.fingerprint} if teacher else None,
         "evaluated_rows": rows.encoded.num_source_rows if rows is not None else None,
         "float32": dict(floats),
         "formats": dict(described),

@@ -14,14 +14,15 @@ from raybrew.config.loading import load_experiment
 from raybrew.config.task import TASK_CONFIGS, TaskConfig
 from raybrew.config.views import choose_task
 from raybrew.errors import ConfigError, ModelError, RunError
-from raybrew.exports.card import summary_of_task
+from raybrew.exports.facts import CardFacts, Control, metrics_of_task, summary_of_task
 from raybrew.models.loading import ModelSource, load_config, max_tokens
+from raybrew.records.ranking import best_mark
 from raybrew.records.runs import RunRecord, is_run, load_run, load_runs
+from raybrew.records.summary import RunSummary
 from raybrew.records.sweeps import find_sweeps, is_sweep, load_sweep
 from raybrew.reports.compare import compare
 from raybrew.reports.rows import Row
-from raybrew.reports.students import best_mark, student_of_sweep
-from raybrew.reports.sweep_tables import best_run, leaderboard
+from raybrew.reports.sweep_tables import best_run, leaderboard, student_of_sweep
 from raybrew.reports.words import over_control, over_teacher, plain_metric
 from raybrew.training.run_folder import RunFolder
 
@@ -58,25 +59,31 @@ class Exported:
             return self.folder.resolve().name
         return self.run.experiment + (f": {self.task_name}" if self.task_name else "")
 
-    def summary(self) -> dict[str, Any]:
-        """What a model card tells of it, in the words of a run's summary."""
-        facts: dict[str, Any] = {"name": self.name, "task": self.task.kind}
+    def facts(self) -> CardFacts:
+        """What a model card tells of it."""
         if self.run is None:
-            return {"verb": None, **facts}
-        facts = {**summary_of_task(self.run.summary or {}, self.task_name), **facts}
-        environment = self.run.environment
-        facts["versions"] = {
-            name: environment[name] for name in ("raybrew", "torch", "ray", "transformers") if environment.get(name)
-        }
-        facts["command"] = self.run.command
-        if self.control is not None and self.control.best is not None:
-            best = summary_of_task({"best": {"metrics": self.control.best.metrics}}, self.task_name)["best"]
-            test = summary_of_task({"test": (self.control.summary or {}).get("test")}, self.task_name)["test"]
-            facts["control"] = {"run_id": self.control.run_id, "metrics": best["metrics"], "test": test}
-        facts["compared"] = list(self.compared)
+            return CardFacts(RunSummary.read({"name": self.name}), self.task.kind)
+        run = dataclasses.replace(summary_of_task(self.run.facts, self.task_name), name=self.name)
         if self.configurations is not None:
-            facts["chosen"] = {**(facts.get("chosen") or {}), "configurations": self.configurations}
-        return facts
+            run = dataclasses.replace(run, chosen=dataclasses.replace(run.chosen, configurations=self.configurations))
+        environment = self.run.environment
+        return CardFacts(
+            run,
+            self.task.kind,
+            command=self.run.command,
+            versions={
+                name: environment[name] for name in ("raybrew", "torch", "ray", "transformers") if environment.get(name)
+            },
+            control=self._control(),
+            compared=self.compared,
+        )
+
+    def _control(self) -> Control | None:
+        if self.control is None or self.control.best is None:
+            return None
+        test = self.control.facts.test
+        tested = metrics_of_task(test.metrics if test is not None else {}, self.task_name)
+        return Control(self.control.run_id, metrics_of_task(self.control.best.metrics, self.task_name), tested)
 
 
 def find_exported(path: Path, task: str | None = None, experiment: Experiment | None = None) -> Exported:

@@ -107,7 +107,7 @@ def _finetune(task: str | None, experiment: Experiment, run_id: str | None, repo
             run.prepare(experiment, "finetune", inputs.fingerprints(), None)
             if run.has_student:
                 score_run(run.path, reporter, experiment)
-                return RunResult(run.path, run.summary() or finished, already_done=True)
+                return RunResult(run.path, (run.summary() or finished).plain(), already_done=True)
             reporter.say(f"{run.lost_student}; it is trained again")
             run.mark_pruned(None)
         facts = {

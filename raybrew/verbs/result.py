@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybrew.errors import RunError
+from raybrew.records.lines import Evaluation, LogLine
 from raybrew.records.runs import RunRecord, find_runs, load_run
+from raybrew.records.summary import RunSummary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +32,7 @@ class Run:
         if len(folders) != 1:
             found = ", ".join(folder.name for folder in folders)
             raise RunError(f"{path}: one run is wanted there, found {found}; name its folder")
-        return Run(folders[0], dict(load_run(folders[0]).summary or {}))
+        return Run(folders[0], load_run(folders[0]).facts.plain())
 
     @property
     def record(self) -> RunRecord:
@@ -50,20 +52,16 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """Evaluation metrics of the best model, of an unfinished run so far; empty without evaluation rows."""
-        if self.summary:
-            metrics: dict[str, float] = (self.summary.get("best") or {}).get("metrics", {})
-            return metrics
-        best = self.record.best
-        return dict(best.metrics) if best is not None else {}
+        told = RunSummary.read(self.summary).best if self.summary else self.record.best
+        return dict(told.metrics) if told is not None else {}
 
     def history(self) -> pd.DataFrame:
         """One row for each log line and evaluation (`kind`): step, losses, metrics, rates, as in metrics.jsonl."""
         import pandas as pd
 
         record = self.record
-        lines = [*record.train, *record.evals]
-        lines.sort(key=lambda line: line.get("step", 0))
-        return pd.DataFrame(lines)
+        lines: list[LogLine | Evaluation] = [*record.train, *record.evals]
+        return pd.DataFrame([line.raw for line in sorted(lines, key=lambda line: line.step or 0)])
 
     def _repr_html_(self) -> str:
         """The run as in reports, for notebooks."""

@@ -14,6 +14,16 @@ from raybrew.errors import Interrupted, RaybrewError
 from raybrew.models.devices import Place, place_of_training
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
 from raybrew.models.loading import ModelSource, load_model
+from raybrew.records.summary import (
+    Best,
+    Chosen,
+    Latency,
+    Measured,
+    ModelFacts,
+    RowCounts,
+    RunSummary,
+    write_summary,
+)
 from raybrew.secrets import scrub
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
@@ -81,47 +91,44 @@ def train_run(
         raise
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
-    augmented = sum(part.num_augmented for part in inputs)
-    summary = {
-        "verb": verb,
-        "name": experiment.name,
-        "run_id": run.run_id,
-        "status": "done",
-        "seed": config.seed,
-        "student": facts_of_model(run.student, experiment, inputs, key),
-        "best": result["best"],
-        "chosen": {
-            "rows": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
-            "checkpoints": result["judged"],
-            "by": result["best"]["metric"] if result["best"] is not None else None,
-        },
-        "last": result["last"],
-        "steps": result["steps"],
-        "ended_by": result["ended_by"],
-        "epochs": result["epochs"],
-        "rows": {
-            "train": sum(part.num_labelled for part in inputs),
-            "unlabeled": sum(part.num_unlabeled for part in inputs),
-            **({"augmented": augmented} if augmented else {}),
-            "eval": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
-        },
-        "wall_seconds": round(result["seconds"], 2),
-        "workers": result["workers"],
-        "precision": result["precision"],
-        "device": result["device"],
-        "latency": result["latency"],
-        "latency_ms": student_latency(result["latency"]),
+    best = None if result["best"] is None else Best.read(result["best"])
+    evaluated = sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None)
+    summary = RunSummary(
+        verb=verb,
+        name=experiment.name,
+        run_id=run.run_id,
+        status="done",
+        seed=config.seed,
+        student=ModelFacts.read(facts_of_model(run.student, experiment, inputs, key)),
+        best=best,
+        chosen=Chosen(rows=evaluated, checkpoints=result["judged"], by=None if best is None else best.metric),
+        last=Measured.read(result["last"]),
+        steps=result["steps"],
+        ended_by=result["ended_by"],
+        epochs=result["epochs"],
+        rows=RowCounts(
+            train=sum(part.num_labelled for part in inputs),
+            unlabeled=sum(part.num_unlabeled for part in inputs),
+            augmented=sum(part.num_augmented for part in inputs) or None,
+            eval=evaluated,
+        ),
+        wall_seconds=round(result["seconds"], 2),
+        workers=result["workers"],
+        precision=result["precision"],
+        device=result["device"],
+        latency=None if result["latency"] is None else Latency.read(result["latency"]),
+        latency_ms=student_latency(result["latency"]),
         **facts,
-    }
+    )
     run.keep_architecture(timed_inputs(inputs).task or "")
     if score_test:
-        summary |= scored(experiment, summary, run.path, reporter)
+        summary = scored(experiment, summary, run.path, reporter) or summary
     write_cards(experiment, run, summary, command)
-    run.finish(summary)
+    write_summary(run.path, summary)
     mirror_test(experiment, run, summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()
-    return RunResult(run.path, summary)
+    return RunResult(run.path, summary.plain())
 
 
 def _in_precision(inputs: Inputs, place: Place) -> Inputs:

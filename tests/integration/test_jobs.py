@@ -107,7 +107,7 @@ def test_a_sweep_is_stopped_and_continued_by_the_same_command(project: Path, hea
     assert stamps == {run: (folder.parent / run / "summary.json").stat().st_mtime_ns for run in done}
     logs = [path.read_text() for path in ledger.glob("distill-*/metrics.jsonl")]
     assert sum('"event": "resumed"' in text for text in logs) == 1, "the trial in hand went on from its checkpoint"
-    assert sum(one["computed"] for one in record.teachers) == 160 + 60, "the teacher ran once"
+    assert sum(one.computed for one in record.teachers) == 160 + 60, "the teacher ran once"
 
 
 def test_ray_job_submit_does_as_well(project: Path, head: Head) -> None:

@@ -147,7 +147,7 @@ def test_a_sweep_goes_on_without_a_lost_node(cluster: Any, nodes: list[Any], tmp
     record = load_sweep(folder)
     assert sum(trial.lost for trial in record.trials) == 1
     assert [trial.status for trial in record.trials] == ["done"] * 3
-    assert sum(one["computed"] for one in record.teachers) == 160 + 60, "the teacher ran once"
+    assert sum(one.computed for one in record.teachers) == 160 + 60, "the teacher ran once"
     resumed = [path for path in runs.glob("distill-*/metrics.jsonl") if '"event": "resumed"' in path.read_text()]
     assert len(resumed) == 1, "the trial of the lost node went on from its checkpoint"
     steps = [json.loads(line)["step"] for line in resumed[0].read_text().splitlines() if '"train"' in line]

@@ -105,7 +105,7 @@ def test_to_the_end_with_a_failing_trial_and_continued_after_kills(project: Path
     assert all(summary["latency"]["alone"] for summary in summaries)
     assert len({summary["latency"]["round"] for summary in summaries}) == 1
     assert len({summary["latency_ms"]["batch_1"] for summary in summaries}) == 1, "one architecture, one time"
-    assert sum(one["computed"] for one in record.teachers) == 160 + 60, "every row went through the teacher once"
+    assert sum(one.computed for one in record.teachers) == 160 + 60, "every row went through the teacher once"
     # What the leaderboard says is what the runs say.
     found = json.loads((folder / "report.json").read_text())
     for row in (row for row in found if row["runs"]):
@@ -135,7 +135,7 @@ def test_methods_in_one_sweep(project: Path) -> None:
     }
     (teacher,) = record.teachers
     layers = [f"hidden.{layer:02d}" for layer in (0, 2, 4)]
-    assert list(teacher["signals"]) == ["logits", "attention.02", "attention.04", *layers]
+    assert list(teacher.signals) == ["logits", "attention.02", "attention.04", *layers]
     folder = record.folder.parent
     summaries = {trial.values["distill.method"]: folder / trial.run / "summary.json" for trial in record.trials}
     found = {name: json.loads(path.read_text()) for name, path in summaries.items()}
@@ -252,17 +252,17 @@ def test_what_a_population_found_is_a_run_that_can_be_repeated(project: Path) ->
     folder = sweep_of(project, "population")
     record = load_sweep(folder)
     (decided,) = record.rounds
-    (move,) = decided["moves"]
-    assert move["begins"][:2] == [10, 0.5]
+    (move,) = decided.moves
+    assert list(move.begins[:2]) == [10, 0.5]
     statuses = {trial.run: trial.status for trial in record.trials}
-    assert statuses.pop(move["of"]) == "stopped"
+    assert statuses.pop(move.of) == "stopped"
     assert list(statuses.values()) == ["done"] * 3
-    assert not list((folder.parent / move["of"] / "checkpoints").glob("*.pt"))
+    assert not list((folder.parent / move.of / "checkpoints").glob("*.pt"))
     assert "Rounds of the population" in (folder / "report.html").read_text()
 
-    clone = folder.parent / move["run"]
+    clone = folder.parent / move.run
     cli("distill", clone / "config.yaml", f"store.storage_path={project / 'again'}", f"store.path={project}/runs/store")
-    again = project / "again" / "population" / move["run"]
+    again = project / "again" / "population" / move.run
     assert len(losses_of(clone)) == 24, "20 steps, 4 evaluations"
     # Evaluation losses are those at a run's last values, which where the clone begins were those of the other member.
     ours, theirs = (

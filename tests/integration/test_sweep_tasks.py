@@ -99,7 +99,7 @@ def test_a_sweep_from_its_space_to_the_best_students_predictions(
     )
     assert len(record.teachers) == len(kinds)
     stores = [Store.open(path) for path in (tmp_path / "runs" / "store").iterdir()]
-    computed = sum(teacher["computed"] for teacher in record.teachers)
+    computed = sum(teacher.computed for teacher in record.teachers)
     assert 0 < computed == sum(store.num_rows for store in stores), "every row went through a teacher once"
 
     # What the leaderboard says is what the runs say.

@@ -13,7 +13,7 @@ from raybrew.config.changes import value_at
 from raybrew.config.distill import DistillConfig
 from raybrew.distillers.changes import with_changes
 from raybrew.distillers.matches import resolve_matches
-from raybrew.sweeps.states import RunStates
+from raybrew.sweeps.students import RunStates
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.encoded import EncodedProgram

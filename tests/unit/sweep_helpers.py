@@ -11,13 +11,13 @@ from reports_helpers import make_run
 
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
+from raybrew.records.ledger import Ledger
 from raybrew.records.sweeps import CONTROL
-from raybrew.sweeps.conductor import Conductor, Older
+from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import Job
-from raybrew.sweeps.ledger import Ledger
-from raybrew.sweeps.rounds import States
-from raybrew.sweeps.run import _objectives_from
+from raybrew.sweeps.population import States
+from raybrew.sweeps.replay import Older, objectives_from
 
 #: A trial's end: its accuracy, or the words of its failure, or None for one that the process did not survive.
 Outcome = float | str | None
@@ -55,7 +55,7 @@ def conductor_of(
         experiment,
         ledger,
         steps_of=steps_of,
-        objectives=_objectives_from(folder.parent, experiment.sweep.search.objectives),
+        objectives=objectives_from(folder.parent, experiment.sweep.search.objectives),
         older=older,
         states=states,
     )

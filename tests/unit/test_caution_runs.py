@@ -18,10 +18,12 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.data.model_cautions import RenamedOutputs
 from raybrew.demo.tokenizer import build_tokenizer
+from raybrew.records.cautions import cautions_of
 from raybrew.records.runs import load_run
-from raybrew.reports.cautions import cautions_of, sentences_of
+from raybrew.records.summary import RunSummary
 from raybrew.reports.compare import compare
 from raybrew.reports.decision import decide
+from raybrew.reports.words import serious_cautions
 from raybrew.sweeps.prepare import prepare_teachers
 from raybrew.verbs.reporter import LineReporter
 
@@ -104,7 +106,7 @@ def distilled(experiment: Experiment) -> tuple[raybrew.RunResult, list[Any], lis
     """The run, its cautions, and the lines that were told."""
     lines: list[str] = []
     run = raybrew.distill(experiment, reporter=LineReporter(lines.append))
-    return run, cautions_of(run.summary), lines
+    return run, cautions_of(run.record.summary), lines
 
 
 def test_a_sound_experiment_raises_no_doubt(trained: Path, tmp_path: Path) -> None:
@@ -146,11 +148,11 @@ def test_outputs_without_names(labels: list[str] | None, trained: Path, tmp_path
     assert any(unnamed.text() in line for line in lines)
     if labels is None:
         assert (tuple(unnamed.names), unnamed.confirmed) == (NAMES, True)
-        assert not sentences_of([load_run(run.path)])
+        assert not serious_cautions([load_run(run.path)])
     else:
         assert (tuple(unnamed.names), unnamed.confirmed) == (("good", "bad"), False)
         assert "better order" in {caution.kind for caution in cautions}
-        assert len(sentences_of([load_run(run.path)])) == 3
+        assert len(serious_cautions([load_run(run.path)])) == 3
 
 
 def test_names_changed_after_the_capture(trained: Path, tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_corrected_order_is_confirmed(trained: Path, tmp_path: Path) -> None:
     (found,) = cautions
     assert (found.kind, found.confirmed) == ("renamed outputs", True)
     assert run.summary["distill"]["source"] == "store"
-    assert not sentences_of([load_run(run.path)])
+    assert not serious_cautions([load_run(run.path)])
 
 
 def test_a_store_without_names_is_no_doubt(trained: Path, tmp_path: Path) -> None:
@@ -342,5 +344,5 @@ def test_reports_of_old_damaged_and_newer_summaries(tmp_path: Path) -> None:
     assert [line for line in shown if line not in before] == [
         "data.train: 50 of 100 rows (50.0 %) repeat the text of another row."
     ]
-    assert not cautions_of({"cautions": {"kind": "x"}, "teacher": [1], "members": 3})
+    assert not cautions_of(RunSummary.read({"cautions": {"kind": "x"}, "teacher": [1], "members": 3}))
     assert not cautions_of(None)

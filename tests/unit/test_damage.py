@@ -22,7 +22,7 @@ from raybrew.data.rows import row_ids
 from raybrew.errors import ConfigError, ModelError, RunError, StoreError
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.weights import read_record
-from raybrew.reports.students import best_mark
+from raybrew.records.ranking import best_mark
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.capture import capture
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores

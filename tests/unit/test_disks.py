@@ -22,12 +22,12 @@ from test_families import experiment_of
 import raybrew
 from raybrew.config import Experiment
 from raybrew.errors import EnvironmentProblem, RunError, StoreNotWritable, machine_problem
+from raybrew.records.ledger import Ledger
 from raybrew.records.sweeps import load_sweep
 from raybrew.storage import lock as store_lock
 from raybrew.storage.local import LocalFolder
 from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store
-from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.trial import run_trial
 from raybrew.sweeps.tuning import _Asker, _Brain, _Listener
 from raybrew.training.checkpoints import Checkpoints

@@ -12,7 +12,10 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybrew.exports.card import model_card, summary_of_task
+from raybrew.exports.card import model_card
+from raybrew.exports.facts import CardFacts, Control, summary_of_task
+from raybrew.records.sections import numbers
+from raybrew.records.summary import RunSummary
 
 SUMMARY: dict[str, Any] = {
     "verb": "distill",
@@ -72,6 +75,17 @@ HOSTILE = [
 ]
 
 
+def card_of(values: dict[str, Any]) -> str:
+    """The card of a summary, with what is known beside it."""
+    control = values.get("control")
+    beside = {name: values[name] for name in ("task", "labels", "license", "command", "versions", "compared", "config",
+                                              "repository", "export") if values.get(name)}  # fmt: skip
+    if control is not None:
+        test = (control.get("test") or {}).get("metrics")
+        beside["control"] = Control(control["run_id"], numbers(control["metrics"]), numbers(test))
+    return model_card(CardFacts(RunSummary.read(values), **beside))
+
+
 def metadata_of(card: str) -> dict[str, Any]:
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     assert found is not None
@@ -81,7 +95,7 @@ def metadata_of(card: str) -> dict[str, Any]:
 
 
 def test_card_says_what_is_known() -> None:
-    card = model_card(SUMMARY)
+    card = card_of(SUMMARY)
     assert metadata_of(card) == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
@@ -98,7 +112,7 @@ def test_card_says_what_is_known() -> None:
     assert "| batch 32 | 0.75 | 4.50 |" in card
     assert "on cpu (AMD EPYC 7763): 13 tokens, fp32, 1 CPU thread." in card
     beside = {**SUMMARY, "latency": {**SUMMARY["latency"], "alone": False}}
-    assert "| latency" not in model_card(beside), "measured while other trials ran"
+    assert "| latency" not in card_of(beside), "measured while other trials ran"
     assert "teacher store: f00dcafe" in card
     assert "| temperature | 8.0 |" in card
     assert "```sh\nraybrew distill 'my experiment.yaml' train.seed=3\n```" in card
@@ -116,14 +130,14 @@ def test_a_card_leads_with_rows_that_chose_nothing_and_tells_what_was_chosen() -
         "chosen": {"rows": 872, "checkpoints": 12, "configurations": 16},
         "compared": ["accuracy over seeds: +2.0 (+0.5 to +3.5): a gain"],
     }
-    card = model_card(SUMMARY | known)
+    card = card_of(SUMMARY | known)
     first, second = card.index("| metric, data.test |"), card.index("| metric, data.eval |")
     assert first < second
     assert "| accuracy | 0.8900 | 0.9250 | 0.8700 |" in card
     assert "Measured on 4,000 rows of data.test, held out, not used for choosing." in card
     assert "Best of 16 configurations and best of 12 checkpoints, chosen on 872 rows of data.eval" in card
     assert "Accuracy over seeds" in card
-    plain = model_card(SUMMARY | {"chosen": {"rows": 872, "checkpoints": 12}})
+    plain = card_of(SUMMARY | {"chosen": {"rows": 872, "checkpoints": 12}})
     assert "Best of 12 checkpoints, chosen on 872 rows of data.eval" in plain
     assert "data.test" not in plain
 
@@ -135,14 +149,17 @@ def test_the_card_of_one_task_tells_its_own_test_rows() -> None:
         "teacher": {"metrics": {"a.accuracy": 0.95}, "members": {"a": {"model": "t"}},
                     "test": {"metrics": {"a.accuracy": 0.94}, "rows": 10}},
     }  # fmt: skip
-    own = summary_of_task(whole, "a")
-    assert own["test"]["metrics"] == {"accuracy": 0.9}
-    assert own["teacher"]["test"]["metrics"] == {"accuracy": 0.94}
-    assert summary_of_task({"name": "x"}, "a") == {"name": "x: a"}
+    own = summary_of_task(RunSummary.read(whole), "a")
+    assert own.test is not None
+    assert own.test.metrics == {"accuracy": 0.9}
+    assert own.teacher is not None
+    assert own.teacher.test is not None
+    assert (own.teacher.model, own.teacher.test.metrics) == ("t", {"accuracy": 0.94})
+    assert summary_of_task(RunSummary.read({"name": "x"}), "a") == RunSummary.read({"name": "x: a"})
 
 
 def test_the_hub_reads_the_metadata() -> None:
-    data = ModelCard(model_card({**SUMMARY, "license": "apache-2.0"})).data
+    data = ModelCard(card_of({**SUMMARY, "license": "apache-2.0"})).data
     assert data.license == "apache-2.0"
     assert data.base_model == "google-bert/bert-base-cased"
     assert data.pipeline_tag == "text-classification"
@@ -152,19 +169,19 @@ def test_the_hub_reads_the_metadata() -> None:
 @pytest.mark.parametrize("empty", [True, False])
 def test_every_part_may_be_missing(key: str, empty: bool) -> None:
     summary = {**SUMMARY, key: None} if empty else {name: SUMMARY[name] for name in SUMMARY if name != key}
-    card = model_card(summary)
+    card = card_of(summary)
     assert metadata_of(card)["library_name"] == "transformers"
     assert "None" not in card
 
 
 def test_an_empty_summary_still_makes_a_card() -> None:
-    card = model_card({})
+    card = card_of({})
     assert "## How to use" in card
     assert not re.search(r"## (Figures|Where|How it was)", card)
 
 
 def test_a_finetuned_teacher_is_not_called_a_student() -> None:
-    card = model_card({"verb": "finetune", "name": "teacher", "teacher": {"model": "bert-base-cased"}})
+    card = card_of({"verb": "finetune", "name": "teacher", "teacher": {"model": "bert-base-cased"}})
     assert "fine-tuned from bert-base-cased" in card
     assert "student" not in card.lower()
     assert metadata_of(card)["tags"] == ["raybrew"]
@@ -177,11 +194,11 @@ def test_a_folder_is_no_hub_name_and_its_path_is_not_told(
     (tmp_path / "runs" / "teacher").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     model = str(tmp_path / "runs" / "teacher") if absolute else "runs/teacher"
-    card = model_card({**SUMMARY, "teacher": {"model": model}})
+    card = card_of({**SUMMARY, "teacher": {"model": model}})
     assert "base_model" not in metadata_of(card)
     assert "- teacher: teacher\n" in card
     assert "runs" not in card
-    card = model_card({**SUMMARY, "teacher": {"model": str(tmp_path / "finetune-0a1b" / "student")}})
+    card = card_of({**SUMMARY, "teacher": {"model": str(tmp_path / "finetune-0a1b" / "student")}})
     assert "- teacher: finetune-0a1b/student\n" in card
 
 
@@ -197,7 +214,7 @@ def check_hostile(text: str) -> None:
         "command": text,
         "versions": {text: text},
     }
-    card = model_card(summary)
+    card = card_of(summary)
     card.encode("utf-8")
     data = metadata_of(card)
     assert set(data) - {"base_model", "license"} == {"library_name", "pipeline_tag", "tags"}

@@ -14,10 +14,10 @@ from sweep_helpers import base, conductor_of, drive
 
 from raybrew.config import Experiment
 from raybrew.errors import ConfigError, RunError
+from raybrew.records.ledger import Ledger
 from raybrew.records.sweeps import load_sweep
 from raybrew.reports.sweep_page import sweep_section
 from raybrew.reports.sweep_tables import leaderboard
-from raybrew.sweeps.ledger import Ledger
 
 SPACE = {"distill.temperature": [1, 2], "train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
 REPLACEMENTS: tuple[Any, ...] = (

@@ -217,3 +217,14 @@ def test_such_names_are_seen() -> None:
     assert all(list(names_decided_by(each, NAMES)) for each in seen)
     assert not list(names_decided_by('raise ConfigError("asha")\nkind = "asha"\nif kind == "none": pass', NAMES))
     assert len(NAMES) > 50
+
+
+def test_summaries_are_read_and_written_in_records_alone() -> None:
+    """Others ask `RunSummary` for fields; the file has one reader and one writer."""
+    naming = [
+        path.relative_to(PACKAGE).parts[0]
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == "summary.json"
+    ]
+    assert set(naming) == {"records"}

@@ -17,7 +17,7 @@ from raybrew.records.runs import load_run
 from raybrew.sweeps.controls import Controls
 from raybrew.sweeps.jobs import make_job
 from raybrew.sweeps.prepare import control_steps
-from raybrew.training.run_folder import PRUNED, RunFolder
+from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.distill import distill
 from raybrew.verbs.reporter import LineReporter
 
@@ -36,7 +36,10 @@ def test_distill_trains_a_pruned_student_again(tmp_path: Path) -> None:
     run = RunFolder(first.path, first.path.name)
     assert run.prune_student("the sweep sweep-x") > 0
     assert not first.student.exists()
-    assert run.summary()[PRUNED]["by"] == "the sweep sweep-x"  # type: ignore[index]
+    summary = run.summary()
+    assert summary is not None
+    assert summary.pruned is not None
+    assert summary.pruned.by == "the sweep sweep-x"
     assert load_run(run.path).best is not None, "what it measured stays"
     with pytest.raises(RunError, match="the sweep sweep-x removed"):
         raybrew.evaluate(experiment)
@@ -52,7 +55,7 @@ def test_distill_trains_a_pruned_student_again(tmp_path: Path) -> None:
     again = distill(experiment, reporter=LineReporter(lines.append))
     assert any("the sweep sweep-x removed the student" in line and "trained again" in line for line in lines), lines
     assert not again.already_done
-    assert PRUNED not in again.summary
+    assert "pruned" not in again.summary
     assert run.has_student
     assert again.summary["best"] == first.summary["best"]
     trained = load_file(again.student / "model.safetensors")
@@ -86,7 +89,7 @@ def test_a_control_takes_the_steps_and_evaluations_of_its_student(task: str, tmp
     job = make_job(base, {"distill.temperature": 2}, 0, "group")
     labels, teacher = Controls(base, "group", control_steps()).jobs(job, 1)
     runs = [distill(one.experiment, score_test=False) for one in (job, labels, teacher)]
-    steps = [[line["step"] for line in load_run(run.path).evals] for run in runs]
+    steps = [[line.step for line in load_run(run.path).evals] for run in runs]
     assert steps[0] == steps[1] == steps[2]
     assert len(steps[0]) == 2
     assert {run.summary["steps"] for run in runs} == {steps[0][-1]}

@@ -22,7 +22,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert run.best.final
     assert (run.best.metric, run.best.value, run.best.step) == ("accuracy", 0.9, 1000)
     assert (len(run.train), len(run.evals)) == (100, 10)
-    assert [event["event"] for event in run.events] == ["started", "interrupted", "resumed", "finished"]
+    assert [event.event for event in run.events] == ["started", "interrupted", "resumed", "finished"]
     assert run.command == "raybrew distill experiments/reviews.yaml train.seed=3"
     assert run.machine == "8 x AMD EPYC 7763, 1 x NVIDIA H200"
     assert run.eval_rows == 872

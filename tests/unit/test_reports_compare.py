@@ -19,9 +19,9 @@ from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
-from raybrew.reports.intervals import Interval
-from raybrew.reports.plots import pareto_front
+from raybrew.reports.figures.runs import pareto_front
 from raybrew.reports.rows import Row, Stat
+from raybrew.reports.statistics.intervals import Interval
 from raybrew.reports.tables import caption_lines, comparison_table, csv_text, json_rows, table_text
 from raybrew.reports.variants import name_variants
 from raybrew.reports.words import over_control

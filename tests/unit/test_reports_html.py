@@ -15,9 +15,9 @@ from reports_helpers import make_run
 from raybrew.errors import EnvironmentProblem, RunError
 from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
+from raybrew.reports.figures.parts import COLORS, MAX_POINTS, Plot, log_axis
+from raybrew.reports.figures.runs import all_plots
 from raybrew.reports.html import render_report, write_report
-from raybrew.reports.plot_parts import MAX_POINTS, log_axis
-from raybrew.reports.plots import COLORS, Plot, all_plots
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" {{ 7 * 7 }} %{x}"
 
@@ -231,7 +231,7 @@ def test_figures_show_what_was_stored(tmp_path: Path) -> None:
     student = [trace for trace in curves if trace.name == "BERT 4x312" and trace.opacity == 1]
     assert len(student) == 1
     assert list(student[0].x) == list(range(100, 1001, 100))
-    finals = [run.evals[-1]["eval/accuracy"] for run in runs if run.role == "student" and run.status == "done"]
+    finals = [run.evals[-1].value("accuracy") for run in runs if run.role == "student" and run.status == "done"]
     assert student[0].y[-1] == pytest.approx(100 * sum(finals) / 3)
     assert sum(trace.opacity == 0.4 for trace in curves) == 6
     teacher = next(trace for trace in curves if trace.name.startswith("teacher"))
@@ -308,7 +308,7 @@ def contrast(one: str, two: str) -> float:
 
 
 def test_colours_stand_out_on_both_themes() -> None:
-    css = (Path(__file__).parents[2] / "raybrew/reports/report.css.j2").read_text(encoding="utf-8")
+    css = (Path(__file__).parents[2] / "raybrew/reports/templates/report.css.j2").read_text(encoding="utf-8")
     cards = re.findall(r"--card: (#[0-9a-f]{6})", css)
     assert len(cards) == 2
     for color in COLORS:

@@ -14,10 +14,11 @@ from scipy import stats
 
 from raybrew.records.details import RunDetails
 from raybrew.records.runs import load_run, load_runs
+from raybrew.records.summary import RunSummary
 from raybrew.reports.compare import compare
-from raybrew.reports.intervals import Sample, difference, interval, linear, mcnemar, row_weights, sidak
 from raybrew.reports.numbers import show_range
-from raybrew.reports.optimism import expected_maximum, of_checkpoints, of_configurations
+from raybrew.reports.statistics.intervals import Sample, difference, interval, linear, mcnemar, row_weights, sidak
+from raybrew.reports.statistics.optimism import expected_maximum, of_checkpoints, of_configurations
 
 Array = np.ndarray[Any, Any]
 
@@ -248,13 +249,14 @@ def test_optimism_of_checkpoints_counts_those_that_compete(tmp_path: Path) -> No
     found = of_checkpoints(run, eval_sample)
     assert found is not None
     assert 0 <= found < expected_maximum(10) * math.sqrt(0.4 * 0.87 * 0.13 / 872) + 1e-9
-    assert of_checkpoints(dataclasses.replace(run, summary={"chosen": {"checkpoints": 1}}), eval_sample) == 0.0
+    alone = dataclasses.replace(run, summary=RunSummary.read({"chosen": {"checkpoints": 1}}))
+    assert of_checkpoints(alone, eval_sample) == 0.0
     # A flat curve with noise: the best of 8 evaluations is high by about 1.42 standard deviations of one.
     rng, gaps = np.random.default_rng(0), []
     for _ in range(200):
         values = 0.87 + 0.006 * rng.normal(size=8)
         evals = tuple({"eval/accuracy": float(value), "best": True} for value in values)
-        summary = {"best": {"metric": "accuracy", "value": float(values.max())}}
+        summary = RunSummary.read({"best": {"metric": "accuracy", "value": float(values.max())}})
         flat = dataclasses.replace(run, details=Curve(run.folder, evals), summary=summary)
         gaps.append((values.max() - 0.87, of_checkpoints(flat, eval_sample)))
     true, told = np.array(gaps, float).mean(axis=0)

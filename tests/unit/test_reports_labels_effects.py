@@ -16,11 +16,11 @@ from raybrew.records.runs import load_runs
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
-from raybrew.reports.effects import Configuration, effect_of
 from raybrew.reports.html import render_report
-from raybrew.reports.intervals import Sample
 from raybrew.reports.labels import LEAST_SUPPORT, LabelTable, label_tables, lost_labels
-from raybrew.sweeps.mirror import best_values
+from raybrew.reports.statistics.effects import Configuration, effect_of
+from raybrew.reports.statistics.intervals import Sample
+from raybrew.sweeps.result import best_values
 from raybrew.tasks.scores import mean_scores, save_scores
 
 Array = np.ndarray[Any, Any]

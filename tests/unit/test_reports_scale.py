@@ -11,8 +11,9 @@ from reports_helpers import judged_run, make_run
 from raybrew.config.controls import is_searched
 from raybrew.records import details
 from raybrew.records.runs import load_runs
-from raybrew.reports import controls, evidence
+from raybrew.reports import relations
 from raybrew.reports.compare import compare
+from raybrew.reports.statistics import evidence
 from raybrew.reports.tables import comparison_table
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)
@@ -41,8 +42,8 @@ def test_students_of_a_kind_are_compared_with_controls_once(tmp_path: Path, monk
         make_run(tmp_path, changes={"train": train}, accuracy=0.9 + place / 1000)
         make_run(tmp_path, "control", changes={"train": train}, accuracy=0.8 + (7 * place % 12) / 1000)
     compared: list[int] = []
-    differences = controls._differences
-    monkeypatch.setattr(controls, "_differences", lambda row, other: compared.append(1) or differences(row, other))
+    differences = relations._differences
+    monkeypatch.setattr(relations, "_differences", lambda row, other: compared.append(1) or differences(row, other))
     rows = compare(load_runs([tmp_path])).rows
     students = [row for row in rows if row.role == "student"]
     found = [row for row in rows if row.role == "control"]

@@ -10,13 +10,14 @@ import pytest
 from reports_helpers import CONDITIONS, make_run
 
 from raybrew.records.runs import load_runs
+from raybrew.records.summary import RunSummary
+from raybrew.records.timing import relative_latency
 from raybrew.reports.compare import compare
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import Tile, decide
+from raybrew.reports.figures.runs import cost_of_row
 from raybrew.reports.numbers import kept_share
-from raybrew.reports.plots import cost_of_row
 from raybrew.reports.rows import Row
-from raybrew.reports.timing import relative_latency
 
 SHAPE = {"architecture": "BertForSequenceClassification", "layers": 4, "hidden": 312}
 CPU = {"device": "cpu (AMD EPYC 7763)", "precision": "fp32", "threads": 1}
@@ -143,10 +144,10 @@ def test_conditions_are_told(tmp_path: Path) -> None:
 def test_the_latency_objective_is_relative_to_the_teacher_of_the_same_round() -> None:
     latency = {**CONDITIONS, "student": {"batch_1": 2.0}, "teacher": {"batch_1": 8.0}}
     teacher = {"model": "hub/teacher"}
-    assert relative_latency({"latency": latency, "teacher": teacher}) == 0.25
-    assert relative_latency({"latency": {**latency, "teacher": None}, "teacher": teacher}) is None
-    assert relative_latency({"latency": {**latency, "teacher": None}, "teacher": None}) == 2.0
-    assert relative_latency({"latency_ms": {"batch_1": 2.0}, "teacher": teacher}) is None
+    assert relative_latency(RunSummary.read({"latency": latency, "teacher": teacher})) == 0.25
+    assert relative_latency(RunSummary.read({"latency": {**latency, "teacher": None}, "teacher": teacher})) is None
+    assert relative_latency(RunSummary.read({"latency": {**latency, "teacher": None}, "teacher": None})) == 2.0
+    assert relative_latency(RunSummary.read({"latency_ms": {"batch_1": 2.0}, "teacher": teacher})) is None
 
 
 @pytest.mark.parametrize(

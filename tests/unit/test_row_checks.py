@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_data_formats import write_jsonl
 
 from raybrew.config.loading import build_experiment
-from raybrew.reports.cautions import caution_of
+from raybrew.records.cautions import caution_of
 from raybrew.verbs.prepare import read_rows
 
 Row = dict[str, Any]

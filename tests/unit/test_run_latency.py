@@ -145,4 +145,4 @@ def test_a_time_that_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch
     run = raybrew.distill(experiment(tmp_path))
     assert latency_of(run) is None
     assert run.summary["latency_ms"] == {}
-    assert any("out of memory" in event["message"] for event in load_run(run.path).events)
+    assert any("out of memory" in str(event.message) for event in load_run(run.path).events)

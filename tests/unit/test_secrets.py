@@ -18,10 +18,11 @@ from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.errors import ConfigError, DataError, StoreError
 from raybrew.exports.hub import check_push
 from raybrew.jobs.handle import JobHandle
+from raybrew.records.ledger import Ledger
 from raybrew.records.runs import load_run
+from raybrew.records.summary import RunSummary, write_summary
 from raybrew.records.sweeps import load_sweep
 from raybrew.secrets import scrub, secret_in
-from raybrew.sweeps.ledger import Ledger
 from raybrew.tracking.wandb import WandbTracker
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.training import command_line
@@ -139,11 +140,11 @@ def test_a_run_is_read_again_as_it_was_written(tmp_path: Path, monkeypatch: pyte
     experiment = build_experiment(values, check_files=False)
     run = RunFolder.of(experiment, "distill")
     run.prepare(experiment, "distill", {}, f"raybrew distill --api-key abc {PRIVATE}")
-    run.finish({"verb": "distill", "note": "corpus-of-2024/a.tsv"})
+    write_summary(run.path, RunSummary.read({"verb": "distill", "note": "corpus-of-2024/a.tsv"}))
     monkeypatch.setenv("ANOTHER_SECRET", "corpus-of-2024")
     record = load_run(run.path)
     assert record.config["data"]["train"] == "corpus-of-2024/a.tsv"
-    assert (record.summary or {})["note"] == "corpus-of-2024/a.tsv"
+    assert record.facts.raw["note"] == "corpus-of-2024/a.tsv"
     assert record.identity["identity"]["data"]["train"] == "corpus-of-2024/a.tsv"
     for text in (record.config_text, *(path.read_text(encoding="utf-8") for path in run.path.iterdir() if path.suffix)):
         assert PRIVATE not in text

@@ -13,17 +13,16 @@ import pytest
 from sweep_helpers import base, conductor_of, drive, end, leave_student
 
 from raybrew.errors import RunError
+from raybrew.records.ranking import best_mark, recommended
 from raybrew.records.sweeps import CANDIDATE, CONTROL, load_sweep
-from raybrew.reports.ranking import recommended
-from raybrew.reports.students import best_mark
 from raybrew.reports.sweep_tables import best_run, leaderboard, rows_by_run, trial_rows
-from raybrew.sweeps import finish
+from raybrew.sweeps import run as finish
 from raybrew.sweeps.conductor import Conductor
-from raybrew.sweeps.finish import finish_sweep
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.progress import quiet_or
 from raybrew.sweeps.result import Sweep
-from raybrew.training.run_folder import PRUNED, RunFolder
+from raybrew.sweeps.run import finish_sweep
+from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.evaluate import pick_model
 from raybrew.verbs.exported import find_exported
 
@@ -58,7 +57,7 @@ def session(folder: Path, value_of: Callable[[Job], Any], **changes: Any) -> Con
         run, value = conductor.ledger.folder.parent / job.run, value_of(job)
         if (run / "summary.json").is_file() and isinstance(value, float):  # trained again
             summary = json.loads((run / "summary.json").read_text())
-            summary.pop(PRUNED, None)
+            summary.pop("pruned", None)
             (run / "summary.json").write_text(json.dumps(summary))
             leave_student(run)
         return value
@@ -125,8 +124,8 @@ def test_a_continued_sweep_trains_the_new_best_again(tmp_path: Path) -> None:
     (old,) = [run for run in one.trials if has_student(one, run)]
     assert one.trials[old].values == {"distill.temperature": 2}
     removed = next(trial.run for trial in one.trials.values() if trial.values == {"distill.temperature": 4})
-    note = RunFolder(one.ledger.folder.parent / removed, removed).summary()[PRUNED]  # type: ignore[index]
-    assert one.ledger.folder.name in note["by"]
+    note = RunFolder(one.ledger.folder.parent / removed, removed).summary().pruned  # type: ignore[union-attr]
+    assert one.ledger.folder.name in note.by
 
     def second(job: Job) -> float:
         return {2: 0.60, 4: 0.88}[job.values["distill.temperature"]] if job.seed else first[4]

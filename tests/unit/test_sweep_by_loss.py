@@ -17,12 +17,11 @@ from raybrew.config.loading import build_experiment
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.errors import ConfigError
 from raybrew.records.sweeps import load_sweep
-from raybrew.reports.population import round_rows
-from raybrew.reports.sweep_tables import best_run, leaderboard, rule_of
+from raybrew.reports.sweep_tables import best_run, leaderboard, round_rows, rule_of
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.prepare import prepare_teachers
 from raybrew.sweeps.progress import news
-from raybrew.sweeps.run import _objectives_from, _older
+from raybrew.sweeps.replay import objectives_from, older_results
 from raybrew.sweeps.trial import _evaluations
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.verbs.reporter import QuietReporter
@@ -141,7 +140,7 @@ class TestRanking:
         assert [next(iter(each.values.values())) for each in conductor.ranking()] == [1e-4, 1e-3, 1e-5]
         again = [trial for trial in conductor.trials.values() if trial.rerun]
         assert {trial.values["train.learning_rate"] for trial in again} == {1e-4}
-        objectives = _objectives_from(conductor.ledger.folder.parent, ("quality",))
+        objectives = objectives_from(conductor.ledger.folder.parent, ("quality",))
         best = conductor.trials_with({"train.learning_rate": 1e-4})[0]
         found = objectives(best.run)
         assert found is not None
@@ -183,7 +182,7 @@ class TestRanking:
         assert conductor.population is not None
         (line,) = conductor.population.rounds
         loser = max(losses, key=lambda run: losses[run])
-        assert min(line["scores"], key=line["scores"].get) == loser
+        assert min(line.scores, key=line.scores.get) == loser
         folder = conductor.ledger.folder / "ledger.jsonl"
         head, *rest = folder.read_text().splitlines()
         folder.write_text("\n".join([json.dumps(json.loads(head) | {"judge": LOSS}), *rest]) + "\n")
@@ -196,7 +195,7 @@ class TestRanking:
         folder.write_text("\n".join([json.dumps(json.loads(head) | {"judge": LOSS}), *rest]) + "\n")
         warm = {"space": RATES, "warm_start": str(conductor.ledger.folder)}
         with pytest.raises(ConfigError, match=r"sweep\.warm_start: .* judged by its evaluation loss"):
-            _older(sweep_helpers.base(tmp_path, warm))
+            older_results(sweep_helpers.base(tmp_path, warm))
 
 
 def test_evaluations_of_workers_are_qualities(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from sweep_helpers import base, conductor_of, drive
 
 from raybrew.config import Experiment
 from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY, load_sweep
-from raybrew.sweeps.conductor import Conductor, Older
+from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.progress import live_table, news, waiting_reason
+from raybrew.sweeps.replay import Older
 
 SPACE = {"distill.temperature": [1, 4], "student.shape": [{"layers": 2, "hidden": 312}, {"layers": 4, "hidden": 312}]}
 GRID = {"space": SPACE, "search": "grid"}

@@ -15,11 +15,10 @@ from sweep_helpers import base, conductor_of, drive, end
 
 from raybrew.config.sweep import SchedulerConfig
 from raybrew.models.devices import Devices
-from raybrew.records.sweeps import CANDIDATE, TrialRecord, load_sweep
-from raybrew.reports.sweep_tables import cost_of
+from raybrew.records.ledger import Ledger
+from raybrew.records.sweeps import CANDIDATE, TrialRecord, cost_of, load_sweep
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import Job
-from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.schedulers import build_scheduler
 from raybrew.sweeps.students import Students
 from raybrew.tracking.jsonl import MetricsLog

@@ -13,9 +13,9 @@ from sweep_helpers import base, conductor_of, leave_student
 
 from raybrew.config.sweep import ParameterConfig, SchedulerConfig
 from raybrew.errors import ConfigError
+from raybrew.records.ledger import Ledger
 from raybrew.records.sweeps import CANDIDATE, load_sweep
 from raybrew.sweeps.conductor import Conductor
-from raybrew.sweeps.ledger import Ledger
 from raybrew.sweeps.population import explore, matchups, next_stop, values_in_force, with_change
 from raybrew.tracking.jsonl import MetricsLog
 
@@ -164,8 +164,8 @@ def test_members_take_over_and_their_courses_explain_the_result(tmp_path: Path) 
     conductor = population(tmp_path, world, rerun_best={"count": 1, "seeds": 2})
     drive(conductor, world)
     record = load_sweep(conductor.ledger.folder)
-    assert [line["number"] for line in record.rounds] == [1, 2]
-    assert all(len(line["moves"]) == 2 for line in record.rounds)
+    assert [line.number for line in record.rounds] == [1, 2]
+    assert all(len(line.moves) == 2 for line in record.rounds)
     members = [trial for trial in record.trials if trial.member is not None]
     assert len(members) == 4 + 4
     assert sum(trial.status == "done" for trial in members) == 4
@@ -258,8 +258,8 @@ def test_a_member_that_fails_is_replaced_and_stays_on_the_list(tmp_path: Path) -
     record = load_sweep(conductor.ledger.folder)
     (failed,) = record.trials_of("failed")
     assert failed.member == 3
-    move = next(move for move in record.rounds[0]["moves"] if move["member"] == 3)
-    assert move["of"] == failed.run
+    move = next(move for move in record.rounds[0].moves if move.member == 3)
+    assert move.of == failed.run
     assert sum(trial.status == "done" for trial in record.trials) == 4
     # A later session leaves it at that.
     again = population(tmp_path, world)

@@ -16,10 +16,10 @@ from sweep_helpers import base, conductor_of, drive
 
 from raybrew.errors import RunError
 from raybrew.records.runs import find_runs
-from raybrew.records.sweeps import CANDIDATE, SweepRecord, find_sweeps, load_sweep
+from raybrew.records.sweeps import CANDIDATE, SweepRecord, TeacherRows, find_sweeps, load_sweep
 from raybrew.reports import sweep_page
 from raybrew.reports.decision import decide
-from raybrew.reports.sweep_plots import importances
+from raybrew.reports.figures.sweeps import configurations_in, importances
 from raybrew.reports.sweep_tables import best_run, leaderboard, rule_of, trial_rows
 from raybrew.reports.tables import table_text
 from raybrew.sweeps.jobs import Job
@@ -148,7 +148,7 @@ def test_the_shipped_seed_is_told_beside_the_mean(record: SweepRecord, folder: P
 
 def test_signals_of_layers_are_told_by_kind(record: SweepRecord) -> None:
     signals = ["logits", "hidden.00", "hidden.04", "module.encoder.x"]
-    told = sweep_page._signals(dataclasses.replace(record, teachers=({"signals": signals}, {"signals": signals})))
+    told = sweep_page._signals(dataclasses.replace(record, teachers=(TeacherRows.read({"signals": signals}),) * 2))
     assert told == "logits, hidden of layers 0, 4, module.encoder.x"
 
 
@@ -179,7 +179,7 @@ def test_equal_means_go_to_the_configuration_tried_first(tmp_path: Path) -> None
 
 
 def test_importance_finds_what_matters_and_says_from_how_many(record: SweepRecord) -> None:
-    shares, count = importances(record)
+    shares, count = importances(record, configurations_in(record))
     assert count == 12
     assert set(shares) == set(SWEEP["space"])
     assert max(shares, key=lambda key: shares[key]) in ("distill.temperature", "distill.matches", "student.shape")

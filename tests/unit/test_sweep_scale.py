@@ -14,16 +14,16 @@ from sweep_helpers import base, conductor_of, drive
 
 from raybrew.records.runs import RunRecord
 from raybrew.records.sweeps import CANDIDATE, CONTROL, SweepRecord, TrialRecord, load_sweep
+from raybrew.records.trial_index import Trials
 from raybrew.reports.comparison import Comparison
+from raybrew.reports.figures.runs import all_plots, pareto, pareto_front
+from raybrew.reports.figures.sweeps import sweep_plots
 from raybrew.reports.html import render_report
-from raybrew.reports.plots import all_plots, pareto, pareto_front
 from raybrew.reports.sweep_page import sweep_section
-from raybrew.reports.sweep_plots import sweep_plots
 from raybrew.reports.sweep_tables import leaderboard
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.progress import live_table, news
-from raybrew.sweeps.trials import Trials
 
 SPACE = {
     "distill.temperature": {"uniform": [1, 20]},
@@ -39,7 +39,7 @@ def calls_of(work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
     What makes an experiment of a trial's values is left out: it is much, and the same for each.
     """
     package = Path(sys.modules["raybrew"].__file__ or "").parent
-    counted_files = (str(package / "sweeps"), str(package / "reports"))
+    counted_files = tuple(str(package / room) for room in ("sweeps", "records", "reports"))
     count = 0
 
     def hear(frame: Any, event: str, argument: Any) -> None:
@@ -106,7 +106,7 @@ def test_work_for_a_trial_does_not_grow_with_the_sweep(tmp_path: Path, monkeypat
 
 def test_a_report_does_for_a_trial_what_it_does_for_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Optuna's fANOVA counts no function of ours and takes long over hundreds of widths.
-    monkeypatch.setattr("raybrew.reports.sweep_plots.importances", lambda record, configurations=None: ({}, 0))
+    monkeypatch.setattr("raybrew.reports.figures.sweeps.importances", lambda *given: ({}, 0))
     counts: dict[str, list[int]] = {}
     for trials in (8, 32):
         folder = run_sweep(tmp_path / str(trials), trials, {}).ledger.folder
@@ -130,19 +130,16 @@ def test_a_report_does_for_a_trial_what_it_does_for_any(tmp_path: Path, monkeypa
         assert many / few < 4.3, (name, few, many)
 
 
-def test_a_page_shows_the_details_of_the_best_runs_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_shows_the_details_of_the_best_runs_and_says_so(tmp_path: Path) -> None:
     record = load_sweep(run_sweep(tmp_path, 10, {}).ledger.folder)
-    monkeypatch.setattr("raybrew.reports.html.MAX_RUNS", 3)
     runs = record.runs()
-    page = render_report(runs, sweeps=[record])
+    page = render_report(runs, sweeps=[record], most_runs=3)
     shown = re.findall(r'<summary><span class="name">([^<]+)</span>', page)
     assert shown == [run.run_id for row in leaderboard(record, runs).rows for run in row.runs][:3]
     assert f"The details of {len(runs) - 3} further runs" in page
 
 
-def test_importance_is_of_a_sample_of_many_configurations_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_importance_is_of_a_sample_of_many_configurations_and_says_so(tmp_path: Path) -> None:
     space = {"distill.temperature": {"uniform": [1, 20]}, "train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
     experiment = base(tmp_path, {"space": space, "trials": 12, "controls": False})
     conductor = conductor_of(experiment)
@@ -150,9 +147,7 @@ def test_importance_is_of_a_sample_of_many_configurations_and_says_so(
     record = load_sweep(conductor.ledger.folder)
     whole = {plot.name: plot.caption for plot in sweep_plots(record, leaderboard(record))}
     assert "over n = 12 configurations" in whole["importance"]
-    monkeypatch.setattr("raybrew.reports.sweep_plots._MOST_FOR_IMPORTANCE", 8)
-    monkeypatch.setattr("raybrew.reports.sweep_plots._MAX_LINES", 5)
-    part = {plot.name: plot for plot in sweep_plots(record, leaderboard(record))}
+    part = {plot.name: plot for plot in sweep_plots(record, leaderboard(record), most_lines=5, for_importance=8)}
     assert "over n = 8 of 12 configurations" in part["importance"].caption
     assert part["parallel"].caption == "5 of 12 configurations, from the worst to the best."
     assert len(part["parallel"].figure.data) == 5
@@ -171,14 +166,11 @@ def test_the_front_is_what_no_other_point_dominates(seed: int) -> None:
     assert [points[index] for index in found] == sorted(points[index] for index in found)
 
 
-def test_many_points_share_a_trace_and_those_of_the_front_keep_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_points_share_a_trace_and_those_of_the_front_keep_their_names(tmp_path: Path) -> None:
     record = load_sweep(run_sweep(tmp_path, 10, {}).ledger.folder)
     board = leaderboard(record)
     whole = pareto(board, "parameters")
-    monkeypatch.setattr("raybrew.reports.plots.MAX_NAMED", 3)
-    short = pareto(board, "parameters")
+    short = pareto(board, "parameters", most_named=3)
     assert whole
     assert short
     front = pareto_front([(row.parameters, row.quality.mean) for row in board.rows if row.parameters and row.quality])

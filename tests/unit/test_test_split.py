@@ -174,7 +174,7 @@ def test_scoring_a_run_whose_student_is_gone_says_so(project):
     with pytest.raises(RunError, match="train it again"):
         score_run(done.path, raybrew.QuietReporter(), config)
     (done.path / "elsewhere").rename(done.student)
-    assert score_run(done.path, raybrew.QuietReporter())["rows"] == 36, "by the run's own configuration"
+    assert score_run(done.path, raybrew.QuietReporter()).rows == 36, "by the run's own configuration"
 
 
 def test_finished_student_is_evaluated_on_any_rows(project, run):

@@ -15,37 +15,54 @@ from raybrew.config.judge import quality as score_of
 from raybrew.config.judge import value_of_quality
 from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
-from raybrew.records.sweeps import CANDIDATE, SweepRecord, TrialRecord
+from raybrew.records.ranking import recommended, standings
+from raybrew.records.sweeps import CANDIDATE, SweepRecord
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.effects import Effect, configurations_of, effect_of
+from raybrew.reports.figures.parts import (
+    COLORS,
+    INK,
+    LegendEntry,
+    Plot,
+    finish,
+    new_figure,
+    plain_number,
+    safe,
+    sample,
+    trace,
+)
+from raybrew.reports.figures.population import course_plots
 from raybrew.reports.numbers import metric_scale, metric_title
-from raybrew.reports.plot_parts import INK, new_figure, plain_number, safe, sample
-from raybrew.reports.plots import COLORS, LegendEntry, Plot
-from raybrew.reports.population import course_plots
-from raybrew.reports.ranking import recommended
+from raybrew.reports.statistics.effects import Effect, configurations_of, effect_of
 from raybrew.reports.words import plain_metric
 
-__all__ = ["effect", "importance", "importances", "parallel_coordinates", "sweep_plots", "trial_curves"]
+__all__ = ["configurations_in", "importances", "sweep_plots"]
 
 #: fANOVA of fewer configurations than this is noise.
 _LEAST_FOR_IMPORTANCE = 6
 #: fANOVA's time grows with the square of their number; more change its shares by little.
-_MOST_FOR_IMPORTANCE = 256
+MOST_FOR_IMPORTANCE = 256
 #: Keys whose effects come first.
 _FIRST = ("distill.temperature", "distill.matches", "student.shape")
-#: More lines than this hide one another, and a browser takes long to draw them; captions say what is left out.
-_MAX_LINES = 200
 _SEQUENTIAL = ("#c7d7f5", "#9dbaf0", "#6f9be8", "#3b82f6", "#1d5fd0", "#123f8f")
 
 
-def sweep_plots(record: SweepRecord, comparison: Comparison) -> list[Plot]:
-    """Every figure that there is data for, the most telling first."""
+def sweep_plots(
+    record: SweepRecord,
+    comparison: Comparison,
+    *,
+    most_lines: int = 200,
+    for_importance: int = MOST_FOR_IMPORTANCE,
+) -> list[Plot]:
+    """Every figure that there is data for, the most telling first.
+
+    More than `most_lines` hide one another, and a browser takes long to draw them; captions say what is left out.
+    """
     if record.rounds:
         # A member has many values; what an effect of one of them would be is not to be told apart.
         chosen = recommended(record)
         members = [trial.run for trial in chosen.trials if trial.member is not None] if chosen is not None else []
         return course_plots(record, members[0] if members else None)
-    configurations = _configurations(record)
+    configurations = configurations_in(record)
     keys = sorted(record.space, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
     measured = configurations_of(record, comparison)
     effects = {
@@ -53,26 +70,20 @@ def sweep_plots(record: SweepRecord, comparison: Comparison) -> list[Plot]:
     }
     plots = [effect(record, configurations, key, effects[key]) for key in keys]
     plots += [
-        importance(record, configurations, effects),
-        parallel_coordinates(record, configurations),
-        trial_curves(record),
+        importance(record, configurations, effects, for_importance),
+        parallel_coordinates(record, configurations, most_lines),
+        trial_curves(record, most_lines),
     ]
     return [plot for plot in plots if plot is not None]
 
 
-Configurations = list[tuple[dict[str, Any], float, int]]
+Configurations = list[tuple[dict[str, Any], float]]
 
 
-def _configurations(record: SweepRecord) -> Configurations:
-    """Values, mean metric over finished seeds, and their number, of each configuration that has finished."""
-    found: dict[str, list[TrialRecord]] = {}
-    for trial in record.trials:
-        if trial.role == CANDIDATE and trial.status == "done" and trial.value is not None:
-            found.setdefault(json.dumps(trial.values, sort_keys=True, default=str), []).append(trial)
-    return [
-        (trials[0].values, statistics.fmean(t.value for t in trials if t.value is not None), len(trials))
-        for trials in found.values()
-    ]
+def configurations_in(record: SweepRecord) -> Configurations:
+    """Values and mean metric over finished seeds of each configuration that has finished."""
+    done = standings(record.trials_of("done"))
+    return [(one.values, statistics.fmean(trial.value or 0.0 for trial in one.trials)) for one in done]
 
 
 def effect(record: SweepRecord, configurations: Configurations, key: str, found: Effect | None = None) -> Plot | None:
@@ -80,7 +91,7 @@ def effect(record: SweepRecord, configurations: Configurations, key: str, found:
 
     It is called an effect only if that is shown.
     """
-    rows = [(values[key], quality, values) for values, quality, _ in configurations if key in values]
+    rows = [(values[key], quality, values) for values, quality in configurations if key in values]
     if len({json.dumps(value, default=str) for value, *_ in rows}) < 2:
         return None
     scale = metric_scale(record.metric)
@@ -90,34 +101,17 @@ def effect(record: SweepRecord, configurations: Configurations, key: str, found:
     categories = _categories(parameter, [value for value, *_ in rows])
     spread_out = numeric and not parameter.discrete
     places = [value if spread_out else categories.index(show_value_of(value)) for value, *_ in rows]
-    figure.add_trace(
-        go.Scatter(
-            x=places,
-            y=[quality * scale for _, quality, _ in rows],
-            mode="markers",
-            marker={"color": COLORS[0], "size": 9, "opacity": 0.65},
-            name="configuration",
-            legendgroup="configuration",
-            text=[safe(f"{_short(values)}: {quality * scale:.2f}") for _, quality, values in rows],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    )
+    points = [(place, quality * scale) for place, (_, quality, _) in zip(places, rows, strict=True)]
+    texts = [safe(f"{_short(values)}: {quality * scale:.2f}") for _, quality, values in rows]
+    marker: dict[str, Any] = {"color": COLORS[0], "size": 9, "opacity": 0.65}
+    figure.add_trace(trace("configuration", points, texts, mode="markers", marker=marker))
     legend = [LegendEntry("one configuration", COLORS[0], "circle", "configuration")]
     if not spread_out:
-        placed = [(place, quality * scale) for place, (_, quality, _) in zip(places, rows, strict=True)]
-        means = [statistics.fmean(y for place, y in placed if place == index) for index in sorted(set(places))]
-        figure.add_trace(
-            go.Scatter(
-                x=sorted(set(places)),
-                y=means,
-                mode="lines+markers" if numeric else "markers",
-                line={"color": COLORS[1], "width": 2},
-                marker={"color": COLORS[1], "size": 13, "symbol": "line-ew", "line": {"width": 3, "color": COLORS[1]}},
-                name="mean",
-                legendgroup="mean",
-                hovertemplate="mean %{y:.2f}<extra></extra>",
-            )
-        )
+        means = [(index, statistics.fmean(y for place, y in points if place == index)) for index in sorted(set(places))]
+        marker = {"color": COLORS[1], "size": 13, "symbol": "line-ew", "line": {"width": 3, "color": COLORS[1]}}
+        texts = [f"mean {mean:.2f}" for _, mean in means]
+        mode, line = "lines+markers" if numeric else "markers", {"color": COLORS[1], "width": 2}
+        figure.add_trace(trace("mean", means, texts, mode=mode, line=line, marker=marker))
         legend.append(LegendEntry("mean of a value", COLORS[1], "solid", "mean"))
         labels = [text if len(text) <= 22 else text[:20] + "…" for text in categories]
         figure.update_xaxes(
@@ -133,22 +127,23 @@ def effect(record: SweepRecord, configurations: Configurations, key: str, found:
     metric = plain_metric(record.metric)
     shown = found is not None and found.shown
     name = f"Effect of {short}" if shown else f"{metric[0].upper()}{metric[1:]} by {short}"
-    return _finish(f"effect-{key.replace('.', '-')}", name, caption, figure, legend)
+    return finish(f"effect-{key.replace('.', '-')}", name, caption, figure, legend)
 
 
-def importances(record: SweepRecord, configurations: Configurations | None = None) -> tuple[dict[str, float], int]:
-    """fANOVA share of each key in the variation of the metric, and from how many configurations, at most 256.
+def importances(
+    record: SweepRecord, configurations: Configurations, most: int = MOST_FOR_IMPORTANCE
+) -> tuple[dict[str, float], int]:
+    """fANOVA share of each key in the variation of the metric, and from how many configurations, at most `most`.
 
     Empty for fewer than 6 configurations, a metric that does not vary, or a single key. Keys with a condition are left
     out: they are absent from some configurations.
     """
     import optuna
 
-    from_all = _configurations(record) if configurations is None else configurations
     space = {key: ParameterConfig.model_validate(value) for key, value in record.space.items()}
     keys = [key for key, parameter in space.items() if not parameter.when]
-    whole = [(values, quality) for values, quality, _ in from_all if all(key in values for key in keys)]
-    rows = sample(whole, _MOST_FOR_IMPORTANCE)
+    whole = [each for each in configurations if all(key in each[0] for key in keys)]
+    rows = sample(whole, most)
     varying = [key for key in keys if len({json.dumps(values[key], default=str) for values, _ in rows}) > 1]
     if len(rows) < _LEAST_FOR_IMPORTANCE or len(varying) < 2 or len({quality for _, quality in rows}) < 2:
         return {}, len(rows)
@@ -167,10 +162,10 @@ def importances(record: SweepRecord, configurations: Configurations | None = Non
 
 
 def importance(
-    record: SweepRecord, configurations: Configurations, effects: Mapping[str, Effect | None]
+    record: SweepRecord, configurations: Configurations, effects: Mapping[str, Effect | None], most: int
 ) -> Plot | None:
     """Bars of `importances`, grey for keys whose effect is not shown."""
-    shares, count = importances(record, configurations)
+    shares, count = importances(record, configurations, most)
     if not shares:
         return None
     keys = sorted(shares, key=lambda key: shares[key])
@@ -191,47 +186,41 @@ def importance(
         )
     )
     few = " That is few: take it as a hint." if count < 30 else ""
-    part = f" of {len(configurations)}" if count == _MOST_FOR_IMPORTANCE < len(configurations) else ""
+    part = f" of {len(configurations)}" if count == most < len(configurations) else ""
     grey = "" if shown.issuperset(keys) else " Grey: no effect of this key could be shown."
     caption = f"fANOVA over n = {count}{part} configurations (means over seeds).{few}{grey}"
-    return _finish("importance", "Share of the variation by key", caption, figure, (), height=120 + 44 * len(keys))
+    return finish("importance", "Share of the variation by key", caption, figure, (), height=120 + 44 * len(keys))
 
 
-def parallel_coordinates(record: SweepRecord, configurations: Configurations) -> Plot | None:
+def parallel_coordinates(record: SweepRecord, configurations: Configurations, most: int) -> Plot | None:
     """One line per configuration through all keys to its metric; darker is nearer to the top."""
-    keys = [key for key in record.space if any(key in values for values, *_ in configurations)]
+    keys = [key for key in record.space if any(key in values for values, _ in configurations)]
     if len(configurations) < 3 or len(keys) < 2:
         return None
     scale = metric_scale(record.metric)
-    qualities = [score_of(record.metric, value) for _, value, _ in configurations]
+    qualities = [score_of(record.metric, value) for _, value in configurations]
     low, high = min(qualities), max(qualities)
     figure = new_figure("", None)
-    axes = {key: _axis_of(record, key, [v[key] for v, *_ in configurations if key in v]) for key in keys}
+    axes = {key: _axis_of(record, key, [v[key] for v, _ in configurations if key in v]) for key in keys}
     everything = sorted(range(len(configurations)), key=lambda index: qualities[index])
-    order = sample(everything, _MAX_LINES)
-    traces: list[go.Scatter] = []
+    order = sample(everything, most)
+    traces = []
     for index in order:
-        values, value, _ = configurations[index]
+        values, value = configurations[index]
         share = (qualities[index] - low) / (high - low) if high > low else 1.0
         is_best = index == order[-1]
         shade = _SEQUENTIAL[min(int(share * len(_SEQUENTIAL)), len(_SEQUENTIAL) - 1)]
         heights = [axes[key][0](values[key]) if key in values else None for key in keys]
         traces.append(
-            go.Scatter(
-                x=[*range(len(keys)), len(keys)],
-                y=[*heights, share],
+            trace(
+                "top" if is_best else "configurations",
+                list(enumerate([*heights, share])),
+                [safe(f"{_short(values)}: {value * scale:.2f}")] * (len(keys) + 1),
                 mode="lines+markers",
-                line={
-                    "color": COLORS[1] if is_best else shade,
-                    "width": 3 if is_best else 1.6,
-                },
+                line={"color": COLORS[1] if is_best else shade, "width": 3 if is_best else 1.6},
                 marker={"size": 5},
                 opacity=1 if is_best else 0.75,
-                name="top" if is_best else "configurations",
-                legendgroup="top" if is_best else "configurations",
                 showlegend=index in (order[0], order[-1]),
-                text=[safe(f"{_short(values)}: {value * scale:.2f}")] * (len(keys) + 1),
-                hovertemplate="%{text}<extra></extra>",
             )
         )
     figure.add_traces(traces)
@@ -252,10 +241,10 @@ def parallel_coordinates(record: SweepRecord, configurations: Configurations) ->
     )
     shown = f"{len(order)} of {len(everything)} configurations, from the worst to the best."
     caption = shown if len(order) < len(everything) else ""
-    return _finish("parallel", "Parallel coordinates", caption, figure, legend, height=380)
+    return finish("parallel", "Parallel coordinates", caption, figure, legend, height=380)
 
 
-def trial_curves(record: SweepRecord) -> Plot | None:
+def trial_curves(record: SweepRecord, most: int) -> Plot | None:
     """The metric of each trial over its share of steps; where the scheduler ended it, a cross."""
     scheduler = (record.experiment.get("sweep") or {}).get("scheduler") or {}
     stopped = record.trials_of("stopped")
@@ -264,24 +253,16 @@ def trial_curves(record: SweepRecord) -> Plot | None:
     scale = metric_scale(record.metric)
     figure = new_figure("share of the steps, %", metric_title(record.metric))
     curves = [trial for trial in record.trials if trial.role == CANDIDATE and trial.reports]
-    drawn = sample(curves, _MAX_LINES)
+    drawn = sample(curves, most)
     traces = []
     for trial in drawn:
         ended = trial.status == "stopped"
         group = "stopped" if ended else "to the end"
-        traces.append(
-            go.Scatter(
-                x=[100 * share for share, _ in trial.reports],
-                y=[value * scale for _, value in trial.reports],
-                mode="lines+markers",
-                line={"color": COLORS[1] if ended else COLORS[0], "width": 1.4, "dash": "dot" if ended else "solid"},
-                marker={"size": [0] * (len(trial.reports) - 1) + [10], "symbol": "x" if ended else "circle"},
-                name=group,
-                legendgroup=group,
-                text=[safe(f"trial {trial.number}, {trial.label}: {value * scale:.2f}") for _, value in trial.reports],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
+        texts = [safe(f"trial {trial.number}, {trial.label}: {value * scale:.2f}") for _, value in trial.reports]
+        line = {"color": COLORS[1] if ended else COLORS[0], "width": 1.4, "dash": "dot" if ended else "solid"}
+        marker = {"size": [0] * (len(trial.reports) - 1) + [10], "symbol": "x" if ended else "circle"}
+        points = [(100 * share, value * scale) for share, value in trial.reports]
+        traces.append(trace(group, points, texts, mode="lines+markers", line=line, marker=marker))
     figure.add_traces(traces)
     caption = f"{len(stopped)} trials were stopped by {scheduler['kind']}."
     if len(drawn) < len(curves):
@@ -290,7 +271,7 @@ def trial_curves(record: SweepRecord) -> Plot | None:
         LegendEntry("to the end", COLORS[0], "solid", "to the end"),
         LegendEntry("stopped early", COLORS[1], "dot", "stopped"),
     )
-    return _finish("stops", "Early stops", caption, figure, legend)
+    return finish("stops", "Early stops", caption, figure, legend)
 
 
 def _axis_of(record: SweepRecord, key: str, values: Sequence[Any]) -> tuple[Any, list[tuple[float, str]]]:
@@ -340,10 +321,3 @@ def _note(figure: go.Figure, x: float, y: float, text: str) -> None:
 
 def _short(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.rsplit('.', 1)[-1]}={show_value_of(value)}" for key, value in values.items())
-
-
-def _finish(
-    name: str, title: str, caption: str, figure: go.Figure, legend: Sequence[LegendEntry], height: int = 320
-) -> Plot:
-    figure.update_layout(height=height)
-    return Plot(name, title, caption, figure, tuple(legend), height)

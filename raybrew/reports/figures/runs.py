@@ -1,29 +1,39 @@
 """Figures from stored metrics. Readable on light and dark pages, in print, without colour vision and at 400 pixels.
 
 Colours have a contrast of at least 3:1 against white and near-black alike; lines also differ by dash, points by
-symbol. Backgrounds are transparent and the page sets the colour of text and grid, see `report.css.j2`.
+symbol. Backgrounds are transparent and the page sets the colour of text and grid, see `templates/report.css.j2`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-
-import plotly.graph_objects as go
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
 
 from raybrew.records.runs import RunRecord
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.evidence import Split
+from raybrew.reports.figures.parts import (
+    COLORS,
+    INK,
+    LegendEntry,
+    Plot,
+    Points,
+    add_lines,
+    finish,
+    log_axis,
+    new_figure,
+    plain_number,
+    safe,
+    series,
+    thin,
+    trace,
+)
 from raybrew.reports.numbers import metric_scale, metric_title, show_bytes, show_count, show_ms, show_value
-from raybrew.reports.plot_parts import INK, Points, add_lines, log_axis, new_figure, plain_number, safe, series, thin
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.evidence import Split
 from raybrew.reports.words import show_measured
 
 __all__ = [
-    "COLORS",
-    "LegendEntry",
-    "Plot",
     "all_plots",
     "cost_of_row",
     "learning_curves",
@@ -33,8 +43,6 @@ __all__ = [
     "pareto_front",
 ]
 
-#: Order is by how well neighbours tell apart; the tests check the contrast with both cards.
-COLORS = ("#3b82f6", "#d97706", "#0f9d76", "#c04fa5", "#7c6cf0", "#d94f4f", "#5f8a1e", "#138fae")
 DASHES = ("solid", "dash", "dot", "dashdot")
 #: Of points, by role; students whose colours repeat take the next one.
 SYMBOLS = {
@@ -47,28 +55,6 @@ MAX_LINES = 16
 MAX_LOSS_FIGURES = 6
 #: More points than this have no name of their own in a legend, unless they are on the front.
 MAX_NAMED = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class LegendEntry:
-    """One line of a legend kept beside the figure: text, colour and dash or symbol."""
-
-    text: str
-    color: str
-    mark: str
-    group: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A figure with what stands around it. `legend` repeats the figure's own, for pages that lay it out themselves."""
-
-    name: str
-    title: str
-    caption: str
-    figure: go.Figure
-    legend: tuple[LegendEntry, ...]
-    height: int
 
 
 def all_plots(comparison: Comparison, of_sweep: bool = False) -> list[Plot]:
@@ -95,7 +81,7 @@ def learning_curves(comparison: Comparison) -> Plot | None:
     legend: list[LegendEntry] = []
     for row in curves[:MAX_LINES]:
         color, dash = _look(row, comparison)
-        lines = [[(x, y * scale) for x, y in series(run.evals, f"eval/{metric}")] for run in row.runs]
+        lines = [[(x, y * scale) for x, y in series(run.evals, metric)] for run in row.runs]
         # One evaluation is a point, not a curve.
         lines = [line for line in lines if len(line) > 1]
         if add_lines(figure, lines, _who(row), color, dash, lambda y: f"{y:.1f}"):
@@ -108,20 +94,15 @@ def learning_curves(comparison: Comparison) -> Plot | None:
         color, _ = _look(row, comparison)
         name = _who(row)
         steps = [x for trace in figure.data for x in trace.x]
+        level = [(step, row.quality.mean * scale) for step in (min(steps), max(steps))]
+        text = show_value(metric, row.quality.mean)
         figure.add_trace(
-            go.Scatter(
-                x=[min(steps), max(steps)],
-                y=[row.quality.mean * scale] * 2,
-                mode="lines",
-                line={"color": color, "width": 1.5, "dash": "dot"},
-                name=safe(name),
-                legendgroup=name,
-                hovertemplate=f"{show_value(metric, row.quality.mean)}<extra></extra>",
-            )
+            trace(name, level, [text] * 2, mode="lines", line={"color": color, "width": 1.5, "dash": "dot"})
         )
         legend.append(LegendEntry(name, color, "dot", name))
     caption = "Thick: mean over seeds; thin: single seeds." if any(len(row.runs) > 1 for row in curves) else ""
-    return _finish("curves", "Learning curves", _join(caption, _left_out(len(curves), MAX_LINES)), figure, legend)
+    caption = _join(caption, _left_out(len(curves), MAX_LINES))
+    return finish("curves", "Learning curves", caption, figure, legend, height=340)
 
 
 def loss_terms(comparison: Comparison) -> list[Plot]:
@@ -150,7 +131,7 @@ def loss_terms(comparison: Comparison) -> list[Plot]:
             "Terms before weighting." if len(losses) > 1 else "",
             _left_out(len(rows), MAX_LOSS_FIGURES, "configurations") if last else "",
         )
-        plots.append(_finish(f"loss-{index + 1}", "Training loss", caption, figure, legend, height=270))
+        plots.append(finish(f"loss-{index + 1}", "Training loss", caption, figure, legend, height=270))
     return plots
 
 
@@ -173,10 +154,10 @@ def learning_rates(comparison: Comparison) -> Plot | None:
     top = max(y for points in groups for _, y in points)
     ticks = [top * quarter / 4 for quarter in range(5)]
     figure.update_yaxes(rangemode="tozero", tickvals=ticks, ticktext=[f"{tick:.2g}" for tick in ticks])
-    return _finish("rates", "Learning rate", _left_out(len(groups), MAX_LINES), figure, legend)
+    return finish("rates", "Learning rate", _left_out(len(groups), MAX_LINES), figure, legend, height=340)
 
 
-def pareto(comparison: Comparison, against: str) -> Plot | None:
+def pareto(comparison: Comparison, against: str, most_named: int = MAX_NAMED) -> Plot | None:
     """Quality against `parameters`, or against ms per example at `batch_1` or `batch_32`; the Pareto front is drawn.
 
     Points on the front are those that no other one beats in quality without costing more. None where costs are equal.
@@ -185,86 +166,64 @@ def pareto(comparison: Comparison, against: str) -> Plot | None:
     judged = [row for row in comparison.rows if row.done and row.metric == metric and row.quality is not None]
     # One figure shows values of the same rows.
     split: Split = "test" if judged and all(row.test is not None for row in judged) else "eval"
-    points = []
-    for row in judged:
-        cost, quality = cost_of_row(row, against), row.on(split)
-        if quality is not None and cost is not None and cost > 0:
-            points.append((row, cost, quality.mean))
+    measured = [(row, cost_of_row(row, against), row.on(split)) for row in judged]
+    points = [
+        (row, cost, stat.mean) for row, cost, stat in measured if stat is not None and cost is not None and cost > 0
+    ]
     costs = [cost for _, cost, _ in points]
     if not costs or max(costs) < 1.02 * min(costs):
         return None
-    shows: dict[str, Callable[[float], str]] = {"parameters": show_count, "megabytes": show_bytes}
-    show = shows.get(against, show_ms)
-    title = {"parameters": "parameters", "megabytes": "size of the weights"}.get(
-        against, f"ms per example, batch {against.removeprefix('batch_')}"
-    )
+    batch = against.removeprefix("batch_")
+    show, title, name = {
+        "parameters": (show_count, "parameters", "parameters"),
+        "megabytes": (show_bytes, "size of the weights", "bytes"),
+    }.get(against, (show_ms, f"ms per example, batch {batch}", f"time, batch {batch}"))
     figure = new_figure(title, f"{'test ' if split == 'test' else ''}{metric_title(metric)}")
-    legend: list[LegendEntry] = []
     figure.update_xaxes(**log_axis(costs, show))
     front = pareto_front([(cost, value) for _, cost, value in points])
-    figure.add_trace(
-        go.Scatter(
-            x=[points[index][1] for index in front],
-            y=[points[index][2] * scale for index in front],
-            mode="lines",
-            line={"color": INK, "width": 1.5, "dash": "dot", "shape": "hv"},
-            name="Pareto front",
-            legendgroup="Pareto front",
-            hoverinfo="skip",
-        )
-    )
-    ringed = set(front)
-    traces = []
-    for index, (row, cost, value) in enumerate(points):
-        if len(points) > MAX_NAMED and index not in ringed:
-            continue
-        color, _ = _look(row, comparison)
-        interval = row.intervals[split]
-        spread = interval.half if interval is not None else None
-        traces.append(
-            go.Scatter(
-                x=[cost],
-                y=[value * scale],
-                error_y={"array": [spread * scale], "thickness": 1.2, "width": 4} if spread else None,
-                mode="markers",
-                marker={
-                    "color": color,
-                    "size": 13 if index in ringed else 10,
-                    "symbol": _symbol(row, comparison),
-                    "line": {"width": 2 if index in ringed else 0, "color": INK},
-                },
-                name=safe(_who(row)),
-                legendgroup=_who(row),
-                text=[_point_text(row, split, show(cost))],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-        legend.append(LegendEntry(_who(row), color, _symbol(row, comparison), _who(row)))
-    for role in SYMBOLS if len(points) > MAX_NAMED else ():
-        others = [point for index, point in enumerate(points) if index not in ringed and point[0].role == role]
-        if others:
-            name = f"{len(others)} further {role}s"
-            traces.append(
-                go.Scatter(
-                    x=[cost for _, cost, _ in others],
-                    y=[value * scale for *_, value in others],
-                    mode="markers",
-                    marker={"color": COLORS[0], "size": 7, "opacity": 0.45, "symbol": SYMBOLS[role][0]},
-                    name=name,
-                    legendgroup=name,
-                    text=[_point_text(row, split, show(cost)) for row, cost, _ in others],
-                    hovertemplate="%{text}<extra></extra>",
-                )
-            )
-            legend.append(LegendEntry(name, COLORS[0], SYMBOLS[role][0], name))
+    line = {"color": INK, "width": 1.5, "dash": "dot", "shape": "hv"}
+    ends = [(points[index][1], points[index][2] * scale) for index in front]
+    traces = [trace("Pareto front", ends, mode="lines", line=line)]
+    legend: list[LegendEntry] = []
+    for group, color, symbol, ringed, members in _groups(comparison, points, set(front), most_named):
+        row, spread = members[0][0], None
+        marker: dict[str, Any]
+        if len(members) == 1 and group == _who(row):
+            interval = row.intervals[split]
+            spread = interval.half if interval is not None else None
+            marker = {"color": color, "size": 13 if ringed else 10, "symbol": symbol,
+                      "line": {"width": 2 if ringed else 0, "color": INK}}  # fmt: skip
+        else:
+            marker = {"color": color, "size": 7, "opacity": 0.45, "symbol": symbol}
+        texts = [safe(f"{_who(row)}: {show_measured(row, split)}, {show(cost)}") for row, cost, _ in members]
+        bars = {"error_y": {"array": [spread * scale], "thickness": 1.2, "width": 4}} if spread else {}
+        places = [(cost, value * scale) for _, cost, value in members]
+        traces.append(trace(group, places, texts, mode="markers", marker=marker, **bars))
+        legend.append(LegendEntry(group, color, symbol, group))
     # All at once: each call looks at what is there already.
     figure.add_traces(traces)
     legend.append(LegendEntry("Pareto front", INK, "dot", "Pareto front"))
-    names = {"parameters": "Quality against parameters", "megabytes": "Quality against bytes"}
-    name = names.get(against, f"Quality against time, batch {against[6:]}")
     where = "data.test" if split == "test" else "data.eval, used for choosing"
     caption = f"On {where}; bars: 95 % intervals. Ringed points: no other model is better at the same or a lower cost."
-    return _finish(f"pareto-{against}", name, caption, figure, legend)
+    return finish(f"pareto-{against}", f"Quality against {name}", caption, figure, legend, height=340)
+
+
+Point = tuple[Row, float, float]
+
+
+def _groups(
+    comparison: Comparison, points: Sequence[Point], ringed: Set[int], most_named: int
+) -> Iterator[tuple[str, str, str, bool, list[Point]]]:
+    """Name, colour, symbol, whether it is on the front, and points: of many points the others of a role together."""
+    many = len(points) > most_named
+    for index, point in enumerate(points):
+        if index in ringed or not many:
+            row = point[0]
+            yield _who(row), _look(row, comparison)[0], _symbol(row, comparison), index in ringed, [point]
+    for role in SYMBOLS if many else ():
+        others = [point for index, point in enumerate(points) if index not in ringed and point[0].role == role]
+        if others:
+            yield f"{len(others)} further {role}s", COLORS[0], SYMBOLS[role][0], False, others
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -279,10 +238,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
             front += sorted(index for index in indices if points[index][1] == value)
             best = value
     return front
-
-
-def _point_text(row: Row, split: Split, cost: str) -> str:
-    return safe(f"{_who(row)}: {show_measured(row, split)}, {cost}")
 
 
 def _who(row: Row) -> str:
@@ -301,7 +256,7 @@ def cost_of_row(row: Row, against: str) -> float | None:
 
 
 def _losses(run: RunRecord) -> dict[str, Points]:
-    names = dict.fromkeys(name for record in run.train for name in record if name == "loss" or name.startswith("loss/"))
+    names = dict.fromkeys(name for line in run.train for name in line.losses)
     if len(names) == 2:
         # A total of one term is that term.
         names = dict.fromkeys(name for name in names if name != "loss")
@@ -330,10 +285,3 @@ def _left_out(count: int, limit: int, what: str = "lines") -> str:
 
 def _join(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _finish(
-    name: str, title: str, caption: str, figure: go.Figure, legend: Sequence[LegendEntry], height: int = 340
-) -> Plot:
-    figure.update_layout(height=height)
-    return Plot(name, title, caption, figure, tuple(legend), height)

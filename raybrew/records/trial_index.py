@@ -11,8 +11,7 @@ from collections import Counter, deque
 from collections.abc import KeysView, Mapping
 from typing import Any
 
-from raybrew.records.trials import CANDIDATE, TrialRecord
-from raybrew.sweeps.jobs import canonical
+from raybrew.records.trials import CANDIDATE, TrialRecord, canonical
 
 __all__ = ["OVER", "Trials", "value_of"]
 

@@ -8,15 +8,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from raybrew.config.kinds import known_task
-from raybrew.records.runs import RunRecord, dict_at, integer, number
-from raybrew.reports.intervals import Sample, row_weights
+from raybrew.records.runs import RunRecord, dict_at
+from raybrew.records.summary import HeldOut
 from raybrew.reports.numbers import PERCENT_METRICS
+from raybrew.reports.statistics.intervals import Sample, row_weights
 
 if TYPE_CHECKING:
-    from raybrew.reports.intervals import Array
+    from raybrew.reports.statistics.intervals import Array
     from raybrew.tasks.scores import RowScores
 
 __all__ = [
@@ -49,14 +50,17 @@ def value_on(run: RunRecord, split: Split, metric: str) -> float | None:
     """The metric of the run's best checkpoint on data.test or data.eval; None where it was not measured."""
     if split == "eval":
         return run.best.value if run.best is not None and run.best.metric == metric else None
-    test = dict_at(run.summary or {}, "test")
-    value = number(dict_at(test, "metrics").get(metric))
-    return value if value is not None else number(test.get("value")) if test.get("metric") == metric else None
+    test = run.facts.test
+    if test is None or metric in test.metrics:
+        return None if test is None else test.metrics[metric]
+    return test.value if test.metric == metric else None
 
 
 def rows_of(run: RunRecord, split: Split) -> int | None:
     """How many rows that value counts."""
-    return run.eval_rows if split == "eval" else integer(dict_at(run.summary or {}, "test").get("rows"))
+    if split == "eval":
+        return run.eval_rows
+    return None if run.facts.test is None else run.facts.test.rows
 
 
 def sample_of_runs(runs: Sequence[RunRecord], split: Split, metric: str, fixed: bool = False) -> Sample | None:
@@ -75,15 +79,17 @@ def sample_of_runs(runs: Sequence[RunRecord], split: Split, metric: str, fixed: 
     )
 
 
-def test_of(runs: Sequence[RunRecord]) -> Mapping[str, Any]:
-    """What the first of `runs` that was scored on data.test says of it; empty if none was."""
-    return next((test for run in runs if (test := dict_at(run.summary or {}, "test"))), {})
+def test_of(runs: Sequence[RunRecord]) -> HeldOut | None:
+    """What the first of `runs` that was scored on data.test says of it; None if none was."""
+    return next((run.facts.test for run in runs if run.facts.test is not None), None)
 
 
 def teacher_value(run: RunRecord, split: Split, metric: str) -> float | None:
     """What the teacher of `run` reaches on its rows, by the summary of `run`."""
-    keys = ("teacher", "metrics") if split == "eval" else ("teacher", "test", "metrics")
-    return number(dict_at(run.summary or {}, *keys).get(metric))
+    facts = run.facts.teacher
+    if facts is None or split == "eval":
+        return None if facts is None else facts.metrics.get(metric)
+    return None if facts.test is None else facts.test.metrics.get(metric)
 
 
 def sample_of_teacher(runs: Sequence[RunRecord], split: Split, metric: str) -> Sample | None:
@@ -92,8 +98,8 @@ def sample_of_teacher(runs: Sequence[RunRecord], split: Split, metric: str) -> S
     value = None if run is None else teacher_value(run, split, metric)
     if run is None or value is None:
         return None
-    facts = dict_at(run.summary or {}, "teacher")
-    rows = rows_of(run, split) if split == "eval" else integer(dict_at(facts, "test").get("rows"))
+    test = run.facts.teacher.test if run.facts.teacher is not None else None
+    rows = rows_of(run, split) if split == "eval" else test.rows if test is not None else None
     resampled = _matching(_resampled_of(run, f"teacher-{split}"), metric, value)
     share = _share_of(run) == metric
     return _sample(metric, (value,), rows, [resampled], share, fixed=True)

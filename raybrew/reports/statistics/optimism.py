@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raybrew.records.runs import RunRecord, dict_at, integer, number
-from raybrew.reports.intervals import Sample
+from raybrew.records.runs import RunRecord
 from raybrew.reports.rows import Row
+from raybrew.reports.statistics.intervals import Sample
 
 __all__ = ["Optimism", "expected_maximum", "of_checkpoints", "of_configurations", "optimism_of"]
 
@@ -94,7 +94,7 @@ def of_checkpoints(run: RunRecord, sample: Sample) -> float | None:
     if most is None or run.best is None:
         return None
     metric = run.best.metric
-    curve = [value for record in run.evals if (value := number(record.get(f"eval/{metric}"))) is not None]
+    curve = [value for line in run.evals if (value := line.value(metric)) is not None]
     rivals = [value for value in curve if value >= run.best.value - 3 * most]
     if not curve:
         return expected_maximum(count) * most
@@ -108,7 +108,7 @@ def of_checkpoints(run: RunRecord, sample: Sample) -> float | None:
 
 def checkpoints_of(run: RunRecord) -> int:
     """How many evaluations could become the best."""
-    told = integer(dict_at(run.summary or {}, "chosen").get("checkpoints"))
+    told = run.facts.chosen.checkpoints
     return told if told is not None else len(run.evals)
 
 

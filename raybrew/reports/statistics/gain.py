@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from raybrew.reports.evidence import Split
-from raybrew.reports.intervals import Interval, Sample, difference
+from raybrew.reports.statistics.evidence import Split
+from raybrew.reports.statistics.intervals import Interval, Sample, difference
 
 __all__ = ["Gain", "Judged", "Stat"]
 

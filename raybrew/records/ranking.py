@@ -17,17 +17,31 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from raybrew.config.judge import LOSS, quality
-from raybrew.records.runs import dict_at, number
+from raybrew.config.judge import quality
+from raybrew.records.summary import read_summary
 from raybrew.records.sweeps import SweepRecord
 from raybrew.records.trials import CANDIDATE, CONTROL, KD_ONLY, TrialRecord, canonical
-from raybrew.reports.numbers import metric_title
 
-__all__ = ["Parameters", "Standing", "parameters_in", "ranking", "recommended", "rule_of", "standing_of", "standings"]
+__all__ = [
+    "BEST",
+    "BEST_MARK",
+    "Parameters",
+    "Standing",
+    "best_mark",
+    "parameters_in",
+    "ranking",
+    "recommended",
+    "standing_of",
+    "standings",
+]
 
 #: A run -> the number of its student's parameters.
 Parameters = Callable[[str], float]
 _DIGITS = 12
+#: Folder of a sweep that holds a copy of the recommended student.
+BEST = "best"
+#: File in it that names the run, its configuration and its value.
+BEST_MARK = "best.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +85,6 @@ class Standing:
     @property
     def runs(self) -> tuple[str, ...]:
         return tuple(trial.run for trial in self.trials)
-
-
-def rule_of(metric: str, finalists: bool) -> str:
-    """The one rule by which a sweep's best is chosen, in words."""
-    best = "lowest evaluation loss" if metric == LOSS else f"highest {metric_title(metric).removesuffix(' %')}"
-    again = (
-        " Only configurations run again with more seeds take part, by these further seeds: the value that chose them "
-        "does not count."
-    )
-    return (
-        f"Best: the {best} on data.eval of each run's best checkpoint, mean over seeds; ties go to fewer parameters, "
-        f"then to the configuration tried first.{again if finalists else ''} The shipped student is its best seed on "
-        "data.eval."
-    )
 
 
 def standings(trials: Iterable[TrialRecord], role: str = CANDIDATE, judge: str | None = None) -> list[Standing]:
@@ -147,13 +147,21 @@ def parameters_in(folder: Path) -> Parameters:
     """Parameters of runs below `folder` as their summaries tell; 0 where one does not."""
 
     def parameters(run: str) -> float:
-        try:
-            summary = json.loads((folder / run / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return 0.0
-        return number(dict_at(summary, "student").get("parameters")) or 0.0
+        summary = read_summary(folder / run)
+        return float((None if summary is None else summary.student.parameters) or 0)
 
     return parameters
+
+
+def best_mark(folder: Path) -> dict[str, Any] | None:
+    """What the folder `best` says of the student that it holds; None if it does not (older versions wrote no mark)."""
+    try:
+        mark = json.loads((folder / BEST_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    run = mark.get("run") if isinstance(mark, dict) else None
+    # The name of a folder beside the sweep's, and no path out of there.
+    return mark if isinstance(run, str) and run not in ("", "..") and Path(run).name == run else None
 
 
 def _quality(judge: str | None, value: float) -> float:

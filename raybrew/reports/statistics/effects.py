@@ -18,8 +18,8 @@ from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
 from raybrew.records.sweeps import CANDIDATE, SweepRecord
 from raybrew.reports.comparison import Comparison
-from raybrew.reports.intervals import Interval, Sample, linear
 from raybrew.reports.numbers import count_of
+from raybrew.reports.statistics.intervals import Interval, Sample, linear
 from raybrew.reports.words import plain_metric, show_difference
 
 __all__ = ["Configuration", "Effect", "configurations_of", "effect_of"]

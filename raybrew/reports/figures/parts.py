@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
-from raybrew.records.runs import number
+from raybrew.records.lines import Evaluation, LogLine
 
 __all__ = [
+    "COLORS",
     "INK",
     "MAX_POINTS",
+    "LegendEntry",
+    "Plot",
     "Points",
     "add_lines",
+    "finish",
     "log_axis",
     "new_figure",
     "plain_number",
@@ -23,8 +28,11 @@ __all__ = [
     "sample",
     "series",
     "thin",
+    "trace",
 ]
 
+#: Order is by how well neighbours tell apart; the tests check the contrast with both cards.
+COLORS = ("#3b82f6", "#d97706", "#0f9d76", "#c04fa5", "#7c6cf0", "#d94f4f", "#5f8a1e", "#138fae")
 #: More points than this per line are thinned out: nobody sees them, and the page has to carry them.
 MAX_POINTS = 400
 
@@ -34,14 +42,46 @@ Points = list[tuple[float, float]]
 Item = TypeVar("Item")
 
 
-def series(records: Sequence[Mapping[str, Any]], name: str) -> Points:
+@dataclasses.dataclass(frozen=True)
+class LegendEntry:
+    """One line of a legend kept beside the figure: text, colour and dash or symbol."""
+
+    text: str
+    color: str
+    mark: str
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A figure with what stands around it. `legend` repeats the figure's own, for pages that lay it out themselves."""
+
+    name: str
+    title: str
+    caption: str
+    figure: go.Figure
+    legend: tuple[LegendEntry, ...]
+    height: int
+
+
+def finish(
+    name: str, title: str, caption: str, figure: go.Figure, legend: Sequence[LegendEntry] = (), height: int = 320
+) -> Plot:
+    figure.update_layout(height=height)
+    return Plot(name, title, caption, figure, tuple(legend), height)
+
+
+def trace(group: str, points: Sequence[tuple[Any, Any]], texts: Sequence[str] = (), **looks: Any) -> go.Scatter:
+    """Points or a line of one group of the legend, each point with its text under the pointer, if there are texts."""
+    hover = {"text": list(texts), "hovertemplate": "%{text}<extra></extra>"} if texts else {"hoverinfo": "skip"}
+    x, y = [x for x, _ in points], [y for _, y in points]
+    return go.Scatter(x=x, y=y, name=safe(group), legendgroup=group, **hover, **looks)
+
+
+def series(lines: Sequence[LogLine] | Sequence[Evaluation], name: str) -> Points:
     """(step, value) of the finite values under `name`."""
-    found = []
-    for record in records:
-        x, y = number(record.get("step")), number(record.get(name))
-        if x is not None and y is not None:
-            found.append((x, y))
-    return found
+    found = [(line.step, line.value(name)) for line in lines]
+    return [(float(x), y) for x, y in found if x is not None and y is not None]
 
 
 def thin(points: Points) -> Points:

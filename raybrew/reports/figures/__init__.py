@@ -1,0 +1,1 @@
+"""Figures of comparisons and sweeps, with what stands around them."""

@@ -1,0 +1,1 @@
+"""Intervals, gains, effects and optimism of what runs measured: numbers, no words."""
