@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from raybrew.diagnosis.run import doctor
     from raybrew.jobs.handle import JobHandle
     from raybrew.jobs.submit import submit
+    from raybrew.pipeline.reporter import LineReporter, QuietReporter
+    from raybrew.runs.result import Run, RunResult
+    from raybrew.serving import Student, load_student
     from raybrew.store.reader import Store
     from raybrew.sweeps.result import Sweep, SweepResult
     from raybrew.sweeps.run import sweep
@@ -50,10 +53,7 @@ if TYPE_CHECKING:
     from raybrew.verbs.plan import Plan, plan
     from raybrew.verbs.predict import predict
     from raybrew.verbs.report import report
-    from raybrew.verbs.reporter import LineReporter, QuietReporter
-    from raybrew.verbs.result import Run, RunResult
     from raybrew.verbs.store import PruneRules, list_stores, plan_prune, prune_stores, verify_live, verify_stores
-    from raybrew.verbs.student import Student, load_student
 
 _WHERE = {
     "ADAPTOR_KEYS": "raybrew.textbrewer.presets",
@@ -79,12 +79,12 @@ _WHERE = {
     "Export": "raybrew.verbs.export",
     "Finding": "raybrew.diagnosis.findings",
     "JobHandle": "raybrew.jobs.handle",
-    "LineReporter": "raybrew.verbs.reporter",
-    "QuietReporter": "raybrew.verbs.reporter",
-    "Run": "raybrew.verbs.result",
-    "RunResult": "raybrew.verbs.result",
+    "LineReporter": "raybrew.pipeline.reporter",
+    "QuietReporter": "raybrew.pipeline.reporter",
+    "Run": "raybrew.runs.result",
+    "RunResult": "raybrew.runs.result",
     "Store": "raybrew.store.reader",
-    "Student": "raybrew.verbs.student",
+    "Student": "raybrew.serving",
     "Sweep": "raybrew.sweeps.result",
     "SweepResult": "raybrew.sweeps.result",
     "sweep": "raybrew.sweeps.run",
@@ -109,7 +109,7 @@ _WHERE = {
     "finetune": "raybrew.verbs.finetune",
     "finetune_all": "raybrew.verbs.finetune",
     "load_experiment": "raybrew.config.loading",
-    "load_student": "raybrew.verbs.student",
+    "load_student": "raybrew.serving",
     "predict": "raybrew.verbs.predict",
     "report": "raybrew.verbs.report",
     "submit": "raybrew.jobs.submit",

@@ -155,7 +155,7 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
     if sweep.scheduler.kind == "pbt":
         problems += check_population(experiment, sweep)
-    parts = [view.data for view in task_views(experiment).values()]
+    parts = [view.experiment.data for view in task_views(experiment)]
     if sweep.controls and any(data.unlabeled is not None and data.train is None for data in parts):
         problems.append(
             Problem("sweep.controls", "given true, but there is no data.train with labels for them to learn")
@@ -228,8 +228,8 @@ def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
     if any(key.startswith("distill.kd_loss") or key == "distill" for key in sweep.space):
         return False
     kind = experiment.distill.kd_loss.kind
-    views = task_views(experiment).values()
-    return all(kind == "mse" or (kind == "auto" and TASK_KD_LOSSES[view.task.kind][0] == "mse") for view in views)
+    kinds = [view.experiment.task.kind for view in task_views(experiment)]
+    return all(kind == "mse" or (kind == "auto" and TASK_KD_LOSSES[each][0] == "mse") for each in kinds)
 
 
 def _layers(count: int) -> str:
@@ -324,8 +324,8 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
         given = f"given {experiment.train.seed}, from which {seeds} seeds are counted up"
         problems.append(Problem("train.seed", f"{given}; allowed: at most {MAX_SEED - seeds + 1}"))
     views = task_views(experiment)
-    if all(view.data.eval is None for view in views.values()):
-        key = "data.eval" if None in views else "task.tasks.<name>.data.eval"
+    if all(view.experiment.data.eval is None for view in views):
+        key = "task.tasks.<name>.data.eval" if views[0].label else "data.eval"
         problems.append(Problem(key, "required by a sweep: labelled rows on which students are compared"))
     return problems
 

@@ -47,9 +47,9 @@ def model_card(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def summary_of_task(summary: Mapping[str, Any], task: str | None) -> dict[str, Any]:
-    """`summary` of a run as the card of the model of one task wants it."""
-    if task is None:
+def summary_of_task(summary: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """`summary` of a run as the card of the model of one task wants it; `task` is empty for an only one."""
+    if not task:
         return dict(summary)
     own = {**summary, "name": f"{summary.get('name')}: {task}"}
     for key in ("best", "last", "teacher", "test"):

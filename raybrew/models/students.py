@@ -18,8 +18,9 @@ from raybrew.catalog.shapes import RECURRENT_SHAPES, RecurrentShape
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.errors import ConfigError, EnvironmentProblem, ModelError, first_line
 from raybrew.models.bigru import BiGRUConfig
+from raybrew.models.cache import ModelCache
 from raybrew.models.initialise import init_from_teacher, share_embeddings
-from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model, load_tokenizer
+from raybrew.models.loading import AUTO_CLASSES, PROBLEM_TYPES, ModelSource, load_config, load_model
 from raybrew.models.shapes import (
     FAMILIES,
     dims_of,
@@ -56,22 +57,25 @@ def build_student(
     labels: tuple[str, ...],
     seed: int,
     vocabulary: Path | None = None,
+    *,
+    models: ModelCache | None = None,
 ) -> Student:
     """The student of `config`, in float32 on the CPU, with one output per label.
 
     `student.model` is loaded with its own tokenizer; a head of another size is made anew. A shape takes the teacher's
     architecture, vocabulary and tokenizer. New weights depend on `seed` alone, and torch's global generators are left
     as they were. `vocabulary` is the folder of a trimmed one (`raybrew.models.vocabulary`), whose rows of the word
-    embeddings are taken. ConfigError and ModelError name what does not fit.
+    embeddings are taken. `models` may hold the teacher already. ConfigError and ModelError name what does not fit.
     """
+    models = models or ModelCache()
     trimmed = None if vocabulary is None else open_vocabulary(vocabulary)
-    built = _whole_student(config, teacher, task_kind, labels, seed, trimmed)
+    built = _whole_student(config, teacher, task_kind, labels, seed, trimmed, models)
     if trimmed is None:
         return built
     embeddings: nn.Embedding = built.model.get_input_embeddings()  # type: ignore[assignment]
     saved = (trimmed.size_before - len(trimmed.kept)) * embeddings.embedding_dim
     words = f"vocabulary of {len(trimmed.kept):,} out of {trimmed.size_before:,} pieces: {saved:,} parameters saved"
-    tokenizer = load_tokenizer(ModelSource(str(trimmed.folder)))
+    tokenizer = models.own_tokenizer(ModelSource(str(trimmed.folder)))
     return Student(built.model, tokenizer, f"{built.description}, {words}")
 
 
@@ -82,6 +86,7 @@ def _whole_student(
     labels: tuple[str, ...],
     seed: int,
     trimmed: Vocabulary | None,
+    models: ModelCache,
 ) -> Student:
     """`build_student` with the tokenizer as it was."""
 
@@ -94,8 +99,14 @@ def _whole_student(
         source = _own_source(config)
         with _seeded(seed):
             model = trim(load_model(source, task_kind, labels))
-        return Student(model, load_tokenizer(source), f"{config.model} ({sizes_text(model.config)}), its own weights")
+        words = f"{config.model} ({sizes_text(model.config)}), its own weights"
+        return Student(model, models.own_tokenizer(source), words)
     source = _teacher_source(config, teacher)
+
+    def origin() -> PreTrainedModel:
+        whole = models.model(source, task_kind, needs_head=False, seed=seed)
+        return whole if trimmed is None else trim(copy.deepcopy(whole))
+
     teacher_config = load_config(source)
     if trimmed is not None:
         teacher_config = trimmed_config(teacher_config, trimmed.kept)
@@ -105,8 +116,8 @@ def _whole_student(
             model = _build(_recurrent_config(teacher_config, recurrent, labels), task_kind, False)
         start = f"random weights, seed {seed}"
         if config.init != "random":
-            start = share_embeddings(model, trim(load_model(source, task_kind, needs_head=False, seed=seed)))
-        return Student(model, load_tokenizer(source), f"{config.shape}: {sizes_text(model.config)}, {start}")
+            start = share_embeddings(model, origin())
+        return Student(model, models.own_tokenizer(source), f"{config.shape}: {sizes_text(model.config)}, {start}")
     shape, layers = _resolve(config, teacher_config)
     shaped = student_config(teacher_config, shape, labels, layers)
     with _seeded(seed):
@@ -115,10 +126,9 @@ def _whole_student(
     if layers is None:
         start = f"random weights, seed {seed}"
     else:
-        origin = trim(load_model(source, task_kind, needs_head=False, seed=seed))
-        start = str(init_from_teacher(model, origin, layers, config.init == "truncate"))
+        start = str(init_from_teacher(model, origin(), layers, config.init == "truncate"))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
-    return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
+    return Student(model, models.own_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
 
 def empty_student(

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.data.arrow import ShardInfo, shard_name, write_shard
 from raybrew.errors import Interrupted, StoreError
+from raybrew.models.cache import ModelCache
 from raybrew.models.devices import pick_device
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer
+from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
 from raybrew.storage.open import storage_errors
 from raybrew.store.compute import Teacher
@@ -96,12 +97,13 @@ def build_teacher(settings: WorkerSettings, model: PreTrainedModel, tokenizer: P
     )
 
 
-def load_teacher(settings: WorkerSettings) -> Teacher:
-    """The teacher of `settings`, loaded from where it lies."""
+def load_teacher(settings: WorkerSettings, models: ModelCache | None = None) -> Teacher:
+    """The teacher of `settings`, loaded from where it lies unless `models` has it."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load_model(settings.teacher, settings.task.kind, needs_head=False)
-    return build_teacher(settings, model, load_tokenizer(settings.teacher))
+    models = models or ModelCache()
+    model = models.model(settings.teacher, settings.task.kind, needs_head=False)
+    return build_teacher(settings, model, models.tokenizer(settings.teacher))
 
 
 class ShardWorker:

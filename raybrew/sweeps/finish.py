@@ -50,7 +50,7 @@ def finish_sweep(conductor: Conductor, view: SweepReporter) -> None:
 
 def _score(conductor: Conductor, record: SweepRecord, view: SweepReporter) -> None:
     """Test rows for what is compared with them: configurations that are kept or were run again, and controls."""
-    from raybrew.verbs.scoring import score_run
+    from raybrew.runs.scoring import score_run
 
     kept = _kept(conductor) | record.finalists()
     compared = [trial.run for trial in record.trials if trial.counts and (trial.role != CANDIDATE or trial.run in kept)]

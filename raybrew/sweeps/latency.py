@@ -16,20 +16,19 @@ from typing import Any
 import torch
 
 from raybrew.config import Experiment
-from raybrew.config.views import task_views
 from raybrew.errors import ClusterError, RaybrewError, first_line
 from raybrew.files import write_json
 from raybrew.models.devices import free_gpu, pick_device, pick_precision
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import alive_nodes
+from raybrew.pipeline.resolve import resolve
 from raybrew.records.runs import dict_at, integer, load_run
+from raybrew.runs.latency import TimedModel, latency_facts, student_latency, time_in_turn
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.costs import gpus_of
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.progress import SweepReporter
-from raybrew.verbs.choose import teacher_sources
-from raybrew.verbs.timing import TimedModel, latency_facts, student_latency, time_in_turn
 
 __all__ = ["measure_alone"]
 
@@ -49,7 +48,7 @@ class _Finished:
     summary: Mapping[str, Any]
     student: TimedModel
     teachers: tuple[TimedModel, ...]
-    task: str | None
+    task: str
 
     @property
     def tokens(self) -> int | None:
@@ -117,14 +116,13 @@ def _finished(conductor: Conductor, name: str) -> _Finished | None:
     folder, job = conductor.ledger.folder.parent / name, conductor.jobs.get(name)
     if job is None or not (folder / "summary.json").is_file():
         return None
-    views = task_views(job.experiment)
-    task, view = next(((task, view) for task, view in views.items() if view.teacher.given), next(iter(views.items())))
-    for place in (folder / "architecture", folder / "student" / (task or "")):
+    tasks = resolve(job.experiment).tasks
+    task = next((task for task in tasks if task.teachers), tasks[0])
+    for place in (folder / "architecture", folder / "student" / task.label):
         if (place / "config.json").is_file():
-            kind = view.task.kind
-            teachers = tuple(TimedModel(source, kind) for source in teacher_sources(view).values())
+            teachers = tuple(TimedModel(source, task.kind) for source in task.sources.values())
             summary = load_run(folder).summary or {}
-            return _Finished(folder, summary, TimedModel(ModelSource(str(place)), kind), teachers, task)
+            return _Finished(folder, summary, TimedModel(ModelSource(str(place)), task.kind), teachers, task.label)
     return None
 
 

@@ -16,10 +16,12 @@ from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.config.values import refuse_secrets
 from raybrew.errors import ConfigError, Interrupted, RunError
 from raybrew.nodes import Folder, check_shared
+from raybrew.pipeline.reporter import Reporter
 from raybrew.records.runs import dict_at, number
 from raybrew.records.sweeps import LEDGER, find_sweeps, load_sweep
 from raybrew.records.trials import CANDIDATE, trials_of
 from raybrew.reports.timing import relative_latency
+from raybrew.runs.train_run import command_line
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor, Older
 from raybrew.sweeps.costs import gpus_of
@@ -30,8 +32,6 @@ from raybrew.sweeps.mirror import mirror_summary
 from raybrew.sweeps.prepare import control_steps, prepare_teachers
 from raybrew.sweeps.progress import SweepReporter, quiet_or
 from raybrew.sweeps.result import SweepResult
-from raybrew.verbs.reporter import Reporter
-from raybrew.verbs.training import command_line
 
 __all__ = ["sweep", "sweep_folder"]
 

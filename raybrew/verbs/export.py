@@ -24,15 +24,16 @@ from raybrew.exports.hub import check_push, push_folder
 from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
 from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
 from raybrew.files import write_json
-from raybrew.models.loading import load_model, load_tokenizer
+from raybrew.models.cache import ModelCache
+from raybrew.pipeline.benchmark import Evaluated, measure_forms
+from raybrew.pipeline.evaluation import evaluation_rows, labels_of_model
+from raybrew.pipeline.export_source import ExportSource, find_source
+from raybrew.pipeline.reporter import QuietReporter, Reporter
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.rows import say_cautions
 from raybrew.reports.notebook import html_table
 from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.base import Labels, build_task
-from raybrew.verbs.evaluate import evaluation_rows, labels_of_model
-from raybrew.verbs.exported import Exported, find_exported
-from raybrew.verbs.measured import Evaluated, measure_forms
-from raybrew.verbs.prepare import say_cautions
-from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.version import __version__
 
 __all__ = ["Export", "export"]
@@ -74,7 +75,7 @@ class _Wish:
     opset: int
     push: str | None
 
-    def hash_for(self, found: Exported, model: PreTrainedModel) -> str:
+    def hash_for(self, found: ExportSource, model: PreTrainedModel) -> str:
         """Of all that decides an export: two that agree differ in the times that were measured at most."""
         parts = {
             "weights": hash_weights(model),
@@ -124,12 +125,13 @@ def export(
     check_target(target, force=True)
     if push is not None:
         check_push(push)
-    found = find_exported(Path(source), task, experiment)
+    found = find_source(Path(source), task, experiment)
     if found.task.kind == _WORDS_ONLY and chosen != ["hf"]:
         raise ConfigError(f"--format: given {', '.join(chosen)}; a masked language model is exported as hf only")
-    labels = Labels(()) if found.task.kind == _WORDS_ONLY else labels_of_model(found.source, build_task(found.task))
-    model, tokenizer = load_model(found.source, found.task.kind), load_tokenizer(found.source)
-    model.train(False)
+    models, labels = ModelCache(), Labels(())
+    if found.task.kind != _WORDS_ONLY:
+        labels = labels_of_model(found.source, build_task(found.task), models)
+    model, tokenizer = models.model(found.source, found.task.kind), models.own_tokenizer(found.source)
     wish = _Wish(tuple(chosen), evaluate, opset, push)
     held = held_export(target)
     if held is None or force:
@@ -148,7 +150,7 @@ def export(
 
 
 def _make(
-    found: Exported,
+    found: ExportSource,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     labels: Labels,
@@ -197,7 +199,7 @@ def _checked(formats: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Reporter) -> Evaluated | None:
+def _evaluation_rows(found: ExportSource, scratch: Path, needed: bool, reporter: Reporter) -> Evaluated | None:
     """The rows of `data.eval`. If there are none: where they are `needed` ConfigError or DataError says how to do
     without, otherwise a line says that quality is not measured, and None is returned."""
     hint = "name an experiment file with --experiment, or leave quality unmeasured with --no-evaluate"
@@ -210,7 +212,8 @@ def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Rep
         return None
     data = found.view.data.model_copy(update={"cache": str(scratch / "rows")})
     try:
-        rows, encoded = evaluation_rows(found.view.model_copy(update={"data": data}), found.source)
+        task = resolve(found.view).tasks[0].changed(data=data)
+        rows, encoded = evaluation_rows(task, found.source)
     except DataError as error:
         if needed:
             raise DataError(f"{error}; quality of int8 is measured on these rows: {hint}") from error
@@ -218,10 +221,10 @@ def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Rep
         return None
     assert rows.evaluation is not None  # data.eval is given
     say_cautions(rows.cautions, {"eval": rows.evaluation}, reporter.say)
-    return Evaluated(rows.evaluation.table, encoded)
+    return Evaluated(task, rows.evaluation.table, encoded)
 
 
-def _tokens(found: Exported, rows: Evaluated | None) -> int:
+def _tokens(found: ExportSource, rows: Evaluated | None) -> int:
     """Length at which latency is measured: that of a typical evaluation row."""
     if rows is not None:
         return max(2, int(np.median(rows.encoded.lengths)))
@@ -233,7 +236,7 @@ def _tokens(found: Exported, rows: Evaluated | None) -> int:
 class _Making:
     """Makes the formats of one student in the folder `new`; `networks` are those made, as their users load them."""
 
-    found: Exported
+    found: ExportSource
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     new: Path
@@ -295,7 +298,7 @@ class _Making:
 
 
 def _facts(
-    found: Exported,
+    found: ExportSource,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     labels: Labels,
@@ -330,7 +333,7 @@ def _named(columns: Columns) -> Columns:
     return columns.model_copy(update=usual)
 
 
-def _config_of(found: Exported) -> dict[str, Any]:
+def _config_of(found: ExportSource) -> dict[str, Any]:
     """The settings of student, distillation and training that are not the defaults."""
     if found.view is None:
         return {}

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from tiny_project import make_project
 
+import raybrew.runs.train_run
 import raybrew.training.encoded
-import raybrew.verbs.training
 from raybrew.config.loading import load_experiment
 from raybrew.tracking.jsonl import read_metrics
 from raybrew.training.checkpoints import Checkpoints
@@ -77,7 +77,7 @@ def job_of(experiment_file: Path, overrides: tuple[str, ...]) -> tuple[Any, dict
         raise _Captured
 
     experiment = load_experiment(experiment_file, ["teacher.finetune=null", "student.init=random", *overrides])
-    with contextlib.suppress(_Captured), mock.patch.object(raybrew.verbs.training, "launch", capture):
+    with contextlib.suppress(_Captured), mock.patch.object(raybrew.runs.train_run, "launch", capture):
         distill(experiment, report=False)
     job, spec = found[0]
     return job, spec
@@ -164,7 +164,7 @@ def main(folder: Path, seeds: range) -> None:
     torch.set_num_threads(1)
     experiment = make_project(folder)
     capture = load_experiment(experiment, ["teacher.finetune=null", "teacher.source=auto", "student.init=random"])
-    with contextlib.suppress(_Captured), mock.patch.object(raybrew.verbs.training, "launch", side_effect=_Captured):
+    with contextlib.suppress(_Captured), mock.patch.object(raybrew.runs.train_run, "launch", side_effect=_Captured):
         distill(capture, report=False)  # fills the store
     jobs, steps = [], []
     for number, overrides in enumerate(VARIANTS):

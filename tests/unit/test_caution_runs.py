@@ -18,12 +18,12 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.data.model_cautions import RenamedOutputs
 from raybrew.demo.tokenizer import build_tokenizer
+from raybrew.pipeline.reporter import LineReporter
 from raybrew.records.runs import load_run
 from raybrew.reports.cautions import cautions_of, sentences_of
 from raybrew.reports.compare import compare
 from raybrew.reports.decision import decide
 from raybrew.sweeps.prepare import prepare_teachers
-from raybrew.verbs.reporter import LineReporter
 
 NAMES = ("bad", "good")
 WORDS = {"good": ("fine", "great", "warm"), "bad": ("dull", "weak", "sad")}

@@ -41,8 +41,8 @@ def check(path: Path, overrides: list[str], back: Path) -> bool:
     method_notes(experiment.distill, experiment.student)
     teacher_names(experiment)
     assert experiment.run_id("distill") != experiment.run_id("finetune")
-    for view in task_views(experiment).values():
-        view.run_id("finetune")
+    for view in task_views(experiment):
+        view.experiment.run_id("finetune")
     back.write_text(dump_experiment(experiment), encoding="utf-8")
     assert load_experiment(back, check_files=False) == experiment
     return True

@@ -16,11 +16,11 @@ from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.errors import ConfigError, DataError, StoreError
 from raybrew.records.runs import load_run
 from raybrew.records.sweeps import load_sweep
+from raybrew.runs.train_run import command_line
 from raybrew.secrets import scrub, secret_in
 from raybrew.sweeps.ledger import Ledger
 from raybrew.tracking.wandb import WandbTracker
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.training import command_line
 
 GOOD: dict[str, Any] = {"name": "good", "teacher": {"model": "owner/teacher"}, "student": {"shape": "T3"}}
 PRIVATE = "very-private-value"

@@ -16,6 +16,7 @@ from raybrew.config.judge import LOSS, quality, value_of_quality
 from raybrew.config.loading import build_experiment
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.errors import ConfigError
+from raybrew.pipeline.reporter import QuietReporter
 from raybrew.records.sweeps import load_sweep
 from raybrew.reports.population import round_rows
 from raybrew.reports.sweep_tables import best_run, leaderboard, rule_of
@@ -25,7 +26,6 @@ from raybrew.sweeps.progress import news
 from raybrew.sweeps.run import _objectives_from, _older
 from raybrew.sweeps.trial import _evaluations
 from raybrew.tracking.jsonl import MetricsLog
-from raybrew.verbs.reporter import QuietReporter
 
 LAYERS: dict[str, Any] = {"kd_weight": 0.0, "matches": [{"loss": "hidden_mse"}]}
 RATES = {"train.learning_rate": [1e-5, 1e-4, 1e-3]}

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import Experiment, TrainConfig
-from raybrew.config.views import task_views
+from raybrew.config import TrainConfig
 from raybrew.errors import Interrupted, RaybrewError
-from raybrew.models.devices import Place, place_of_training
+from raybrew.models.devices import Place, choose_launcher, place_of_training
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
-from raybrew.models.loading import ModelSource, load_model
+from raybrew.models.loading import ModelSource
+from raybrew.pipeline.inputs import Inputs, fingerprints_of
+from raybrew.pipeline.reporter import Reporter, follow_metrics
+from raybrew.pipeline.resolve import Resolved
+from raybrew.runs.job import run_job
+from raybrew.runs.latency import student_latency, timed_inputs
+from raybrew.runs.needs import needed_files
+from raybrew.runs.program import num_steps_of
+from raybrew.runs.result import RunResult
+from raybrew.runs.scoring import mirror_test, scored, write_cards
 from raybrew.secrets import scrub
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.inputs import Inputs, fingerprints_of
-from raybrew.verbs.job import run_job
-from raybrew.verbs.needs import needed_files
-from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.reporter import Reporter, follow_metrics
-from raybrew.verbs.result import RunResult
-from raybrew.verbs.scoring import mirror_test, scored, write_cards
-from raybrew.verbs.timing import student_latency, timed_inputs
 
 __all__ = ["command_line", "facts_of_model", "train_run"]
 
 
 def train_run(
-    experiment: Experiment,
+    resolved: Resolved,
     verb: str,
     run: RunFolder,
     inputs: Sequence[Inputs],
+    *,
     source: ModelSource | None,
     config: TrainConfig,
     reporter: Reporter,
@@ -55,6 +57,7 @@ def train_run(
     With `score_test` the best model is scored on `data.test` in the end.
     `alone`: whether nothing else that raybrew started runs beside this run.
     """
+    experiment = resolved.experiment
     command = command_line() if command is None else str(scrub(command))
     place = place_of_training(config, key)
     inputs = [_in_precision(part, place) for part in inputs]
@@ -70,12 +73,24 @@ def train_run(
         "vocabulary": None if vocabulary is None else str(vocabulary),
         "alone": alone,
         "precision": place.precision,
+        "reads_again": score_test and any(task.data.test is not None for task in resolved.tasks),
     }
-    num_steps = num_steps_of(experiment, inputs, config)
+    num_steps = num_steps_of(resolved.tau, inputs, config)
     try:
         with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
             needs = needed_files(experiment, inputs, source, vocabulary)
-            result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation, needs)
+            if choose_launcher(config) != "local":
+                resolved.models.release()  # beside its workers this process may have no room for a teacher
+            result = launch(
+                functools.partial(run_job, models=resolved.models),
+                spec,
+                config,
+                run.path,
+                reporter.say,
+                key,
+                on_evaluation,
+                needs,
+            )
     except RaybrewError as error:
         run.note_failure(error)
         raise
@@ -88,7 +103,7 @@ def train_run(
         "run_id": run.run_id,
         "status": "done",
         "seed": config.seed,
-        "student": facts_of_model(run.student, experiment, inputs, key),
+        "student": facts_of_model(run.student, resolved, inputs, key),
         "best": result["best"],
         "chosen": {
             "rows": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
@@ -113,10 +128,10 @@ def train_run(
         "latency_ms": student_latency(result["latency"]),
         **facts,
     }
-    run.keep_architecture(timed_inputs(inputs).task or "")
+    run.keep_architecture(timed_inputs(inputs).label)
     if score_test:
-        summary |= scored(experiment, summary, run.path, reporter)
-    write_cards(experiment, run, summary, command)
+        summary |= scored(resolved, summary, run.path, reporter)
+    write_cards(resolved, run, summary, command)
     run.finish(summary)
     mirror_test(experiment, run, summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
@@ -136,21 +151,20 @@ def _precisions(inputs: Sequence[Inputs], place: Place) -> dict[str, str]:
     return {"train": place.precision, **({"teacher": ", ".join(sorted(live))} if live else {})}
 
 
-def facts_of_model(
-    folder: Path, experiment: Experiment, inputs: Sequence[Inputs], key: str = "train"
-) -> dict[str, Any]:
+def facts_of_model(folder: Path, resolved: Resolved, inputs: Sequence[Inputs], key: str = "train") -> dict[str, Any]:
     """Sizes of the model in `folder`, or of those below it: their shared encoder counts once. Bytes are of float32."""
-    views = task_views(experiment)
-    first, *others = inputs
-    model = load_model(ModelSource(str(folder / (first.task or ""))), views[first.task].task.kind)
+    shape = resolved.experiment.student.shape
+    model, *others = (
+        task.models.model(ModelSource(str(folder / part.label)), task.kind)
+        for task, part in zip(resolved.tasks, inputs, strict=True)
+    )
     facts = describe(model)
-    if isinstance(experiment.student.shape, str) and key == "train":
-        facts["description"] = experiment.student.shape
+    if isinstance(shape, str) and key == "train":
+        facts["description"] = shape
     else:
         facts["description"] = f"{model.config.model_type} {facts['layers']} x {facts['hidden']}"
     parameters, megabytes = count_parameters(model), model_megabytes(model)
-    for part in others:
-        other = load_model(ModelSource(str(folder / str(part.task))), views[part.task].task.kind)
+    for other in others:
         parameters += count_parameters(other) - count_parameters(other.base_model)
         megabytes += model_megabytes(other) - model_megabytes(other.base_model)
     return {

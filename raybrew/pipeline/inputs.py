@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raybrew.config.views import DEFAULT
 from raybrew.data.encoded import EncodedRows, open_encoded
 from raybrew.models.loading import ModelSource
 from raybrew.store.reader import Store
@@ -20,7 +21,8 @@ class TeacherInput:
     """A teacher of a task. With a `store` it answers from there, else it runs live."""
 
     source: ModelSource
-    name: str | None = None  #: among several
+    name: str = DEFAULT  #: among several
+    label: str = ""  #: the same in messages and signals: empty for an only one
     weight: float = 1.0
     precision: str = "auto"
     store: str | None = None
@@ -55,7 +57,8 @@ class Inputs:
     num_labelled: int
     num_unlabeled: int
     teachers: tuple[TeacherInput, ...] = ()
-    task: str | None = None  #: name among several
+    task: str = DEFAULT  #: name among several
+    label: str = ""  #: the same in messages, folders and metrics: empty for an only one
     weight: float = 1.0
     num_augmented: int = 0  #: of the unlabelled rows
     fitted: EncodedRows | None = None
@@ -72,6 +75,7 @@ class Inputs:
         """As plain JSON values, for a process elsewhere."""
         return {
             "task": self.task,
+            "label": self.label,
             "weight": self.weight,
             "labels": list(self.labels.names),
             "training_rows": str(self.training.folder),
@@ -96,6 +100,7 @@ class Inputs:
             values["num_unlabeled"],
             tuple(TeacherInput.from_plain(teacher) for teacher in values["teachers"]),
             values["task"],
+            values["label"],
             values["weight"],
             values["num_augmented"],
             open_encoded(Path(fitted)) if fitted is not None else None,
@@ -104,8 +109,8 @@ class Inputs:
 
     def fingerprints(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
-        found = {teacher.name: teacher.fingerprint or teacher.weights for teacher in self.teachers}
-        one = found.pop(None, None)
+        found = {teacher.label: teacher.fingerprint or teacher.weights for teacher in self.teachers}
+        one = found.pop("", None)
         return {
             "training_rows": self.training.key,
             "evaluation_rows": self.evaluation.key if self.evaluation is not None else None,
@@ -117,4 +122,4 @@ def fingerprints_of(inputs: Sequence[Inputs]) -> dict[str, Any]:
     """The fingerprints of one task, or of each of several by name."""
     if len(inputs) == 1:
         return inputs[0].fingerprints()
-    return {str(part.task): part.fingerprints() for part in inputs}
+    return {part.task: part.fingerprints() for part in inputs}

@@ -10,10 +10,10 @@ from raybrew.config import Experiment
 from raybrew.data.arrow import ShardInfo
 from raybrew.models.loading import ModelSource
 from raybrew.nodes import Folder, Needed
+from raybrew.pipeline.inputs import Inputs
 from raybrew.storage.open import is_remote, open_storage
 from raybrew.storage.protocol import Storage
 from raybrew.storage.staging import room_problem
-from raybrew.verbs.inputs import Inputs
 
 __all__ = ["StoreFiles", "needed_files"]
 

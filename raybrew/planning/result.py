@@ -10,7 +10,7 @@ import datetime
 import html
 from typing import Any
 
-from raybrew.verbs.amounts import Sizes
+from raybrew.pipeline.sizes import Sizes
 
 __all__ = ["FinetunePlan", "Plan", "StorePlan", "StudentPlan", "TrainingPlan", "plan_html", "plan_tables"]
 

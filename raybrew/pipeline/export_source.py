@@ -24,7 +24,7 @@ from raybrew.reports.sweep_tables import best_run, leaderboard
 from raybrew.reports.words import over_control, over_teacher, plain_metric
 from raybrew.training.run_folder import RunFolder
 
-__all__ = ["Exported", "find_exported"]
+__all__ = ["ExportSource", "find_source"]
 
 #: End of an architecture's name -> kinds of tasks, the usual one first.
 _HEADS = kinds_by_head()
@@ -33,7 +33,7 @@ _PROBLEMS = {spec.problem_type: spec.kind for spec in TASKS.values() if spec.pro
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class ExportSource:
     """A finished model and what is known of it; `view` is its experiment, of one task."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Exported:
     view: Experiment | None = None
     run: RunRecord | None = None
     control: RunRecord | None = None
-    task_name: str | None = None
+    task_name: str = ""  #: of one of several
     compared: tuple[str, ...] = ()
     """How the configuration stands to its control and its teacher, in sentences."""
     configurations: int | None = None
@@ -78,7 +78,7 @@ class Exported:
         return facts
 
 
-def find_exported(path: Path, task: str | None = None, experiment: Experiment | None = None) -> Exported:
+def find_source(path: Path, task: str | None = None, experiment: Experiment | None = None) -> ExportSource:
     """The student of the run or sweep at `path`, or the model in that folder.
 
     A run's student and a sweep's `best` are known as theirs. `task` chooses one of several; `experiment` stands in for
@@ -116,22 +116,22 @@ def _run_of_folder(folder: Path) -> RunRecord | None:
 
 def _student(
     folder: Path, run: RunRecord, task: str | None, experiment: Experiment | None, sweep: Path | None = None
-) -> Exported:
+) -> ExportSource:
     if run.summary is None:
         raise RunError(f"{run.folder} is not finished ({run.status}); the command that began it continues it")
     made = RunFolder(run.folder, run.run_id)
     if folder.resolve() == made.student.resolve() and not made.has_student:
         raise RunError(made.why_no_student())
     whole = experiment or load_experiment(run.folder / "config.yaml", check_files=False)
-    view = choose_task(whole, task)
-    folder = folder / (task or "")
+    _, label, view = choose_task(whole, task)
+    folder = folder / label
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist: the student has no model of this task")
     assert view.task.kind != "multi"  # choose_task gives one of them
     row, tried = _row_of(run, sweep)
     control = _control_of(run, row)
     compared = tuple(_sentences(row)) if row is not None and task is None else ()
-    return Exported(folder, view.task, view, run, control, task, compared, tried)
+    return ExportSource(folder, view.task, view, run, control, label, compared, tried)
 
 
 def _row_of(run: RunRecord, sweep: Path | None) -> tuple[Row | None, int | None]:
@@ -167,7 +167,7 @@ def _sentences(row: Row) -> Iterator[str]:
         yield f"{metric} less the teacher's: {teacher}"
 
 
-def _model(folder: Path, experiment: Experiment | None) -> Exported:
+def _model(folder: Path, experiment: Experiment | None) -> ExportSource:
     source = ModelSource(str(folder))
     config = load_config(source)
     architecture = next(iter(config.architectures or ()), "")
@@ -178,11 +178,11 @@ def _model(folder: Path, experiment: Experiment | None) -> Exported:
             f"{', '.join(_HEADS)}"
         )
     if experiment is not None:
-        view = choose_task(experiment, None)
+        view = choose_task(experiment, None).experiment
         if view.task.kind not in kinds:
             raise ConfigError(f"--experiment: its task is {view.task.kind}, but {folder} is a {architecture}")
         assert view.task.kind != "multi"
-        return Exported(folder, view.task, view)
+        return ExportSource(folder, view.task, view)
     kind = _PROBLEMS.get(str(config.problem_type), kinds[0]) if len(kinds) > 1 else kinds[0]
     if kind == "classification" and config.num_labels == 1:
         kind = "regression"
@@ -190,4 +190,4 @@ def _model(folder: Path, experiment: Experiment | None) -> Exported:
     longest = max_tokens(config)
     if longest is not None and longest < task.max_length:
         task = task.model_copy(update={"max_length": longest})
-    return Exported(folder, task)
+    return ExportSource(folder, task)
