@@ -47,7 +47,7 @@ def objective_of(
     for key, losses in task.distill.keyed_parts:
         # Each stage draws its new projections anew.
         seed = task.train.seed + len(stages)
-        stages.append(_of_stage(task, key, losses, student_config, teachers, seed, earlier, head))
+        stages.append(_of_stage(task, key, losses, student_config, teachers, seed=seed, earlier=earlier, head=head))
         earlier |= dict(stages[-1].projections.items())
     objective = in_stages(stages)
     if not task.train.changes:
@@ -83,6 +83,7 @@ def _of_stage(
     losses: DistillConfig,
     student_config: Any,
     teachers: Mapping[str, ModelSource],
+    *,
     seed: int,
     earlier: Mapping[str, nn.Module],
     head: Head,

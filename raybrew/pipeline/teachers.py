@@ -69,11 +69,16 @@ def ready_teachers(
             continue
         check_tokenizers(task, teacher, student, wanted)
         check_lengths(task, rows, source, student, *others)
-        if _is_live(task, teacher, student, units.whole, wanted, len(rows.labels), reporter, trainings):
+        mode, read = teacher.config.source, units.whole
+        # Where tokens are hidden in each epoch anew, nothing can be stored.
+        live = mode == "live" or task.task.masking is not None
+        if mode == "auto" and not live and same_tokens(task.models, source, student):
+            live = runs_live(task, teacher, read, wanted, len(rows.labels), reporter.say, trainings)
+        if live:
             found.append(_alive(given))
             continue
-        store = _store(task, teacher, units.whole, wanted, rows.labels, reporter)
-        bad |= ~usable_rows(task, store, units.whole, wanted)[: len(bad)]
+        store = _store(task, teacher, read, wanted, rows.labels, reporter)
+        bad |= ~usable_rows(task, store, read, wanted)[: len(bad)]
         found.append(dataclasses.replace(given, store=store.location, fingerprint=store.fingerprint, opened=store))
     return tuple(found), rows.without(rows_with(units.training, bad, rows.training.num_rows)), others
 
@@ -115,29 +120,6 @@ def check_tokenizers(
             f"{key}.source: live feeds both models the same tokens, but the tokenizers of {student.model} and "
             f"{source.model} differ; use {key}.source=auto"
         )
-
-
-def _is_live(
-    task: ResolvedTask,
-    teacher: ResolvedTeacher,
-    student: ModelSource,
-    units: pa.Table,
-    request: tuple[Signal, ...],
-    num_labels: int,
-    reporter: Reporter,
-    trainings: int,
-) -> bool:
-    """Whether the teacher runs in every step: as `source` says, by the rule of `runs_live` for `auto`.
-
-    Where tokens are hidden in each epoch anew it always does.
-    """
-    if task.task.masking is not None:
-        return True
-    if teacher.config.source != "auto":
-        return teacher.config.source == "live"
-    return same_tokens(task.models, teacher.source, student) and runs_live(
-        task, teacher, units, request, num_labels, reporter.say, trainings
-    )
 
 
 def _store(

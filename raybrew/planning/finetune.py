@@ -48,7 +48,8 @@ def finetune_plan(
     order = build_order(lengths, config)
     steps, device = total_steps(order, config), pick_device(config.device)
     model = build(source, task.kind, labels)
-    seconds = step_seconds(task, model, order, frozenset({LOGITS}), lengths, sample.items is not None, device)
+    wanted, has_items = frozenset({LOGITS}), sample.items is not None
+    seconds = step_seconds(task, model, order, wanted, lengths, has_items=has_items, device=device)
     return FinetunePlan(
         label_of(task.label, teacher.label) or task.experiment.name,
         source.model,

@@ -66,7 +66,9 @@ def training_plan(
     for stage, losses, start, end in zip(objective.stages, task.distill.parts, (0, *ends[:-1]), ends, strict=True):
         wanted = stage.student_request or frozenset({LOGITS})
         run = None if losses.theseus is None else _hybrid(task, student.model, losses.theseus, device)
-        one = step_seconds(task, student.model, order, wanted, lengths, sample.items is not None, device, run)
+        one = step_seconds(
+            task, student.model, order, wanted, lengths, has_items=sample.items is not None, device=device, run=run
+        )
         seconds += one * (end - start) / steps
     workers = config.worker_range[1]
     epochs = steps / max(1, order.first_step(1))
@@ -80,6 +82,7 @@ def step_seconds(
     order: Order,
     wanted: frozenset[Signal],
     lengths: npt.NDArray[np.int32],
+    *,
     has_items: bool,
     device: torch.device,
     run: Callable[..., Any] | None = None,

@@ -177,10 +177,11 @@ def build_program(
     num_steps, tau = num_steps_of(resolved.tau, inputs, config), resolved.tau
     orders = _orders(inputs, config)
     judge = resolved.experiment.task.metric if parts.tasks[0].task.distill.trains_head else LOSS
+    load = functools.partial(_loader, tokenizer=parts.tokenizer, config=config, context=context, num_steps=num_steps)
     if tau is None:
         part = parts.tasks[0]
         stages = _stages(part, num_steps)
-        loader = _loader(part, parts, config, orders[""], num_steps, start_step, context, stages.ends)
+        loader = load(part, order=orders[""], start_step=start_step, ends=stages.ends)
         trainee = Trainee(part.model, part.objective, compiled(part.model) if config.compile else None, part.theseus)
         if config.parallel == "fsdp" and context.world_size > 1:
             shard(trainee, part.model, context.device)
@@ -192,7 +193,7 @@ def build_program(
     ends = [schedule.before(end) for end in stages.ends]
     loaders = {
         # A task counts its own steps.
-        name: _loader(part, parts, config, orders[name], num_steps, done[name], context, [end[name] for end in ends])
+        name: load(part, order=orders[name], start_step=done[name], ends=[end[name] for end in ends])
         for name, part in by_name.items()
     }
     several = MultiTaskTrainee(
@@ -223,12 +224,13 @@ def _orders(inputs: Sequence[Inputs], config: TrainConfig) -> dict[str, Order]:
 
 def _loader(
     part: Part,
-    parts: Parts,
+    tokenizer: Any,
     config: TrainConfig,
     order: Order,
+    context: Context,
+    *,
     num_steps: int,
     start_step: int,
-    context: Context,
     ends: Sequence[int],
 ) -> StepLoader:
     task, training = part.task.task, part.inputs.training
@@ -239,10 +241,10 @@ def _loader(
         world_size=context.world_size,
         num_steps=num_steps,
         start_step=start_step,
-        pad_token_id=parts.tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
         teacher_at=lambda step: part.stored[min(bisect.bisect_right(ends, step), len(ends) - 1)],
         pin_memory=context.device.type == "cuda",
-        in_epoch=lambda epoch: as_shown(training, task, parts.tokenizer, config.seed, epoch),
+        in_epoch=lambda epoch: as_shown(training, task, tokenizer, config.seed, epoch),
     )

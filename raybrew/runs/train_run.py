@@ -22,14 +22,14 @@ from raybrew.runs.latency import student_latency, timed_inputs
 from raybrew.runs.needs import needed_files
 from raybrew.runs.program import num_steps_of
 from raybrew.runs.result import RunResult
-from raybrew.runs.scoring import mirror_test, scored, write_cards
+from raybrew.runs.scoring import mirror_test, score_run, scored, write_cards
 from raybrew.secrets import scrub
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch
 from raybrew.training.run_folder import RunFolder
 
-__all__ = ["command_line", "facts_of_model", "train_run"]
+__all__ = ["command_line", "facts_of_model", "finished_run", "train_run"]
 
 
 def train_run(
@@ -96,17 +96,40 @@ def train_run(
         raise
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
+    summary = _summary(resolved, verb, run, inputs, config.seed, result, key) | dict(facts)
+    run.keep_architecture(timed_inputs(inputs).label)
+    if score_test:
+        summary |= scored(resolved, summary, run.path, reporter)
+    write_cards(resolved, run, summary, command)
+    run.finish(summary)
+    mirror_test(experiment, run, summary)
+    # The state of a finished run is of no more use, and it is three times the size of the model.
+    Checkpoints(run.checkpoints, 1).clear()
+    return RunResult(run.path, summary)
+
+
+def _summary(
+    resolved: Resolved,
+    verb: str,
+    run: RunFolder,
+    inputs: Sequence[Inputs],
+    seed: int,
+    result: Mapping[str, Any],
+    key: str,
+) -> dict[str, Any]:
+    """What a finished run tells of itself, by the `result` of its job."""
     augmented = sum(part.num_augmented for part in inputs)
-    summary = {
+    evaluated = sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None)
+    return {
         "verb": verb,
-        "name": experiment.name,
+        "name": resolved.experiment.name,
         "run_id": run.run_id,
         "status": "done",
-        "seed": config.seed,
+        "seed": seed,
         "student": facts_of_model(run.student, resolved, inputs, key),
         "best": result["best"],
         "chosen": {
-            "rows": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
+            "rows": evaluated,
             "checkpoints": result["judged"],
             "by": result["best"]["metric"] if result["best"] is not None else None,
         },
@@ -118,7 +141,7 @@ def train_run(
             "train": sum(part.num_labelled for part in inputs),
             "unlabeled": sum(part.num_unlabeled for part in inputs),
             **({"augmented": augmented} if augmented else {}),
-            "eval": sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None),
+            "eval": evaluated,
         },
         "wall_seconds": round(result["seconds"], 2),
         "workers": result["workers"],
@@ -126,17 +149,34 @@ def train_run(
         "device": result["device"],
         "latency": result["latency"],
         "latency_ms": student_latency(result["latency"]),
-        **facts,
     }
-    run.keep_architecture(timed_inputs(inputs).label)
-    if score_test:
-        summary |= scored(resolved, summary, run.path, reporter)
-    write_cards(resolved, run, summary, command)
-    run.finish(summary)
-    mirror_test(experiment, run, summary)
-    # The state of a finished run is of no more use, and it is three times the size of the model.
-    Checkpoints(run.checkpoints, 1).clear()
-    return RunResult(run.path, summary)
+
+
+def finished_run(
+    resolved: Resolved,
+    verb: str,
+    run: RunFolder,
+    inputs: Sequence[Inputs],
+    reporter: Reporter,
+    *,
+    needs_student: bool = True,
+    score_test: bool = True,
+) -> RunResult | None:
+    """The result of a run that has finished as this one would; None where it is to be trained, as its student is gone.
+
+    RunError if it was made from another configuration or other inputs.
+    """
+    finished = run.summary()
+    if finished is None:
+        return None
+    run.prepare(resolved.experiment, verb, fingerprints_of(inputs), None)
+    if run.has_student or not needs_student:
+        if score_test:
+            score_run(run.path, reporter, resolved)
+        return RunResult(run.path, run.summary() or finished, already_done=True)
+    reporter.say(f"{run.lost_student}; it is trained again")
+    run.mark_pruned(None)
+    return None
 
 
 def _in_precision(inputs: Inputs, place: Place) -> Inputs:

@@ -14,7 +14,7 @@ from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError
 from raybrew.models.devices import place_of_training
 from raybrew.models.loading import ModelSource
-from raybrew.pipeline.inputs import Inputs, TeacherInput, fingerprints_of
+from raybrew.pipeline.inputs import Inputs, TeacherInput
 from raybrew.pipeline.objective import check_functions, likely_objective
 from raybrew.pipeline.reporter import QuietReporter, Reporter
 from raybrew.pipeline.resolve import Resolved, ResolvedTask, resolve
@@ -26,8 +26,7 @@ from raybrew.pipeline.vocabulary import student_tokens
 from raybrew.reports.html import write_report
 from raybrew.runs.program import num_steps_of
 from raybrew.runs.result import RunResult
-from raybrew.runs.scoring import score_run
-from raybrew.runs.train_run import train_run
+from raybrew.runs.train_run import finished_run, train_run
 from raybrew.signals import Signal, sorted_signals
 from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
@@ -70,27 +69,14 @@ def distill(
     tokens = student_tokens(resolved, shape, [plan.rows.training for plan in plans], reporter.say)
     run = RunFolder.of(experiment, "distill", run_id)
     with run.locked():
-        finished = run.summary()
-        done = finished is not None and (run.has_student or not needs_student)
-        if not done:
+        if run.summary() is None or (needs_student and not run.has_student):
             place_of_training(experiment.train)  # before the teacher's pass, which may take hours
         inputs = [_inputs(plan, tokens, reporter) for plan in plans]
+        finished = finished_run(
+            resolved, "distill", run, inputs, reporter, needs_student=needs_student, score_test=score_test
+        )
         if finished is not None:
-            run.prepare(experiment, "distill", fingerprints_of(inputs), None)
-            if done:
-                if score_test:
-                    score_run(run.path, reporter, resolved)
-                return RunResult(run.path, run.summary() or finished, already_done=True)
-            reporter.say(f"{run.lost_student}; it is trained again")
-            run.mark_pruned(None)
-        facts = {
-            "role": "student" if any(plan.has_teacher for plan in plans) else "control",
-            "teacher": teacher_facts(plans, inputs, reporter, run.path),
-            "distill": _losses_in_words(resolved, inputs),
-            "cautions": [caution.plain() for plan in plans for caution in plan.rows.cautions],
-        }
-        if len(inputs) > 1:
-            facts["tasks"] = {part.task: _rows_of_task(part) for part in inputs}
+            return finished
         result = train_run(
             resolved,
             "distill",
@@ -99,7 +85,7 @@ def distill(
             source=shape,
             config=experiment.train,
             reporter=reporter,
-            facts=facts,
+            facts=_facts(resolved, plans, inputs, reporter, run),
             key="train",
             command=command,
             on_evaluation=on_evaluation,
@@ -110,6 +96,21 @@ def distill(
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
         return result
+
+
+def _facts(
+    resolved: Resolved, plans: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter, run: RunFolder
+) -> dict[str, Any]:
+    """What the summary says of teachers, losses and rows."""
+    facts = {
+        "role": "student" if any(plan.has_teacher for plan in plans) else "control",
+        "teacher": teacher_facts(plans, inputs, reporter, run.path),
+        "distill": _losses_in_words(resolved, inputs),
+        "cautions": [caution.plain() for plan in plans for caution in plan.rows.cautions],
+    }
+    if len(inputs) > 1:
+        facts["tasks"] = {part.task: _rows_of_task(part) for part in inputs}
+    return facts
 
 
 def _read(task: ResolvedTask, shape: ModelSource | None, reporter: Reporter) -> TaskPlan:

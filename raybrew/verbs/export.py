@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import Columns, Experiment
 from raybrew.config.base import Section
 from raybrew.config.problems import near_match
-from raybrew.errors import ConfigError, DataError, ModelError, RunError
+from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.exports.card import format_rows, model_card, shown_name
 from raybrew.exports.folder import EXPORT_MARK, check_target, held_export, scratch_beside, whole_folder
 from raybrew.exports.formats import FORMATS
 from raybrew.exports.hub import check_push, push_folder
-from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
-from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
+from raybrew.exports.onnx_file import OPSET, model_inputs, require
+from raybrew.exports.writer import FormatWriter
 from raybrew.files import write_json
 from raybrew.models.cache import ModelCache
 from raybrew.pipeline.benchmark import Evaluated, measure_forms
@@ -40,7 +39,6 @@ __all__ = ["Export", "export"]
 
 #: Tokens of latency, where no rows tell of a typical length.
 _USUAL_TOKENS = 32
-_MEGABYTE = 10**6
 #: Kind of task whose students are starting points for others: of no use to a service, and as wide as a vocabulary.
 _WORDS_ONLY = "masked_lm"
 
@@ -164,7 +162,7 @@ def _make(
         rows = None
         if wish.evaluate and wish.formats != ("hf",):
             rows = _evaluation_rows(found, scratch, any(FORMATS[name].is_int8 for name in wish.formats), reporter)
-        made = _Making(found, model, tokenizer, new, scratch, wish.opset, reporter)
+        made = FormatWriter(found.task.kind, model, tokenizer, new, scratch, wish.opset, reporter.say)
         described = {name: made.make(name) for name in wish.formats}
         floats, *others = measure_forms(
             {"float32": model, **made.networks}, model.config, _tokens(found, rows), found, rows, labels, reporter
@@ -230,71 +228,6 @@ def _tokens(found: ExportSource, rows: Evaluated | None) -> int:
         return max(2, int(np.median(rows.encoded.lengths)))
     known = (found.run.summary or {}).get("latency_ms", {}).get("tokens") if found.run is not None else None
     return int(known or min(_USUAL_TOKENS, found.task.max_length))
-
-
-@dataclasses.dataclass
-class _Making:
-    """Makes the formats of one student in the folder `new`; `networks` are those made, as their users load them."""
-
-    found: ExportSource
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    new: Path
-    scratch: Path
-    opset: int
-    reporter: Reporter
-    networks: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
-
-    def make(self, name: str) -> dict[str, Any]:
-        """Write one format; the facts about it."""
-        self.reporter.say(f"{name}: {FORMATS[name].title}")
-        file = self.new / FORMATS[name].file
-        network, facts = self._makers()[name](name, file)
-        if network is not self.model:
-            self.networks[name] = network
-        size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*")) / _MEGABYTE
-        return {"file": FORMATS[name].file, "megabytes": round(size, 2), **facts}
-
-    def _makers(self) -> Mapping[str, Callable[[str, Path], tuple[nn.Module, dict[str, Any]]]]:
-        return {
-            "hf": self._hf,
-            "onnx": self._onnx,
-            "onnx-int8": self._onnx_int8,
-            **dict.fromkeys(INT8_SCHEMES, self._int8),
-        }
-
-    def _hf(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        self.model.save_pretrained(file.parent)
-        if not file.is_file():
-            raise ModelError(f"{name}: the model was not saved as one {file.name}; it is too large for one file")
-        return self.model, {}
-
-    def _onnx(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        inputs = model_inputs(self.model, self.tokenizer.model_input_names)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_onnx(self.model, inputs, file, self.opset)
-        check = check_onnx(self.model, inputs, file)
-        facts = {"opset": self.opset, "inputs": list(inputs), "max_difference": check.max_difference}
-        return OnnxModel(file), facts | {"checked": [list(shape) for shape in check.shapes]}
-
-    def _onnx_int8(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        inputs = model_inputs(self.model, self.tokenizer.model_input_names)
-        whole = file.with_name("model.onnx")
-        if not whole.is_file():
-            whole = self.scratch / "model.onnx"
-            write_onnx(self.model, inputs, whole, self.opset)
-            check_onnx(self.model, inputs, whole)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        quantize_onnx(whole, file)
-        return OnnxModel(file), {"opset": self.opset, "inputs": list(inputs)}
-
-    def _int8(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        floats = self.scratch / "float"
-        if not floats.is_dir():
-            self.model.save_pretrained(floats)
-        save_int8(floats, self.found.task.kind, name, self.tokenizer, file.parent)
-        # What was saved is measured, not what is in memory: that is what its users load.
-        return load_int8(file.parent, self.found.task.kind), {}
 
 
 def _facts(

@@ -19,8 +19,7 @@ from raybrew.pipeline.resolve import (
 from raybrew.pipeline.rows import Say, check_labels, read_rows
 from raybrew.pipeline.units import encode
 from raybrew.runs.result import RunResult
-from raybrew.runs.scoring import score_run
-from raybrew.runs.train_run import train_run
+from raybrew.runs.train_run import finished_run, train_run
 from raybrew.training.run_folder import RunFolder
 
 __all__ = ["finetune", "finetune_all"]
@@ -106,14 +105,9 @@ def _finetune(task: ResolvedTask, run_id: str | None, reporter: Reporter, say: S
             0,
         )
         resolved = resolve(experiment, models=task.models)
-        finished = run.summary()
+        finished = finished_run(resolved, "finetune", run, [inputs], reporter)
         if finished is not None:
-            run.prepare(experiment, "finetune", inputs.fingerprints(), None)
-            if run.has_student:
-                score_run(run.path, reporter, resolved)
-                return RunResult(run.path, run.summary() or finished, already_done=True)
-            reporter.say(f"{run.lost_student}; it is trained again")
-            run.mark_pruned(None)
+            return finished
         facts = {
             "role": "teacher",
             "teacher": None,

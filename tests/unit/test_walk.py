@@ -105,7 +105,7 @@ class Walk:
         return str(path.relative_to(PACKAGE)) if path.is_relative_to(PACKAGE) else None
 
     def height(self, place: str) -> int:
-        return self.heights.get(place.split("/")[0].removesuffix(".py"), 0)
+        return self.heights.get(place.split("/", maxsplit=1)[0].removesuffix(".py"), 0)
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if event != "call":
