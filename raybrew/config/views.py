@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from raybrew.config.data import DataConfig
 from raybrew.config.distill import DistillConfig, MatchConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.multi_task import MultiTaskConfig, TaskPart
@@ -19,6 +20,7 @@ __all__ = [
     "task_views",
     "teacher_names",
     "teacher_views",
+    "with_data",
     "with_matches",
 ]
 
@@ -104,6 +106,17 @@ def with_matches(
         for stage in distill.stages
     )
     return distill.model_copy(update={"matches": change(distill.matches), "stages": stages})
+
+
+def with_data(experiment: Experiment, change: Callable[[DataConfig], DataConfig]) -> Experiment:
+    """`experiment` with what `change` makes of its section `data` and of that of each task."""
+    changed: dict[str, Any] = {"data": change(experiment.data)}
+    if isinstance(experiment.task, MultiTaskConfig):
+        tasks = {
+            name: part.model_copy(update={"data": change(part.data)}) for name, part in experiment.task.tasks.items()
+        }
+        changed["task"] = experiment.task.model_copy(update={"tasks": tasks})
+    return experiment.model_copy(update=changed)
 
 
 def _view(experiment: Experiment, name: str, part: TaskPart) -> Experiment:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config import DataConfig, Experiment
 from raybrew.config.checks import check_sections
 from raybrew.config.loading import dump_experiment, load_experiment
 from raybrew.config.problems import Problem, near_match, raise_problems
 from raybrew.config.reading import read_yaml
-from raybrew.config.views import task_views
+from raybrew.config.views import task_views, with_data
 from raybrew.errors import ClusterError, ConfigError
 from raybrew.jobs.client import Client, connect
 from raybrew.jobs.handle import ENDED, METADATA, JobHandle, job_info
@@ -308,20 +308,11 @@ def _shared_places(config: Experiment, folder: Path, here: Callable[[], bool], s
         say(f"{key}: {folder / value}")
     store = {key.removeprefix("store."): str(folder / value) for key, value in relative.items()}
     config = config.model_copy(update={"store": config.store.model_copy(update=store)})
-    return _with_absolute_caches(config, folder)
 
-
-def _with_absolute_caches(config: Experiment, folder: Path) -> Experiment:
-    def absolute(data: Any) -> Any:
+    def absolute(data: DataConfig) -> DataConfig:
         return data.model_copy(update={"cache": str(folder / data.cache)}) if data.cache else data
 
-    changed: dict[str, Any] = {"data": absolute(config.data)}
-    if isinstance(config.task, MultiTaskConfig):
-        parts = {
-            name: part.model_copy(update={"data": absolute(part.data)}) for name, part in config.task.tasks.items()
-        }
-        changed["task"] = config.task.model_copy(update={"tasks": parts})
-    return config.model_copy(update=changed)
+    return with_data(config, absolute)
 
 
 def _below(folder: Path, path: str) -> Path:

@@ -24,23 +24,24 @@ class ModelCache:
 
     def __init__(self) -> None:
         self._models: dict[tuple[ModelSource, str], _Loaded] = {}
-        self._tokenizers: dict[ModelSource, _Tokenizer] = {}
+        self._tokenizers: dict[ModelSource, tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ModelCache, ()
 
     def tokenizer(self, source: ModelSource) -> PreTrainedTokenizerBase:
         """`load_tokenizer`. What the last call asked for, such as a length, stays in it: `own_tokenizer` is to save."""
-        return self._tokenizer(source).shared
+        return self._tokenizer(source)[0]
 
     def own_tokenizer(self, source: ModelSource) -> PreTrainedTokenizerBase:
         """A copy as it was loaded, to be saved or trimmed."""
-        return self._tokenizer(source).copy()
+        return copy.deepcopy(self._tokenizer(source)[1])
 
-    def _tokenizer(self, source: ModelSource) -> _Tokenizer:
+    def _tokenizer(self, source: ModelSource) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
         place = _place_of(source)
         if place not in self._tokenizers:
-            self._tokenizers[place] = _Tokenizer(load_tokenizer(source))
+            loaded = load_tokenizer(source)
+            self._tokenizers[place] = loaded, copy.deepcopy(loaded)
         return self._tokenizers[place]
 
     def model(self, source: ModelSource, task_kind: str, *, needs_head: bool = True, seed: int = 0) -> PreTrainedModel:
@@ -80,24 +81,6 @@ class _Loaded:
     model: PreTrainedModel
     missing: tuple[str, ...]
     seed: int
-
-
-class _Tokenizer:
-    """A tokenizer, and what it asked for by itself when it was loaded."""
-
-    def __init__(self, shared: PreTrainedTokenizerBase) -> None:
-        self.shared = shared
-        backend = getattr(shared, "backend_tokenizer", None)
-        self.asked = None if backend is None else (backend.truncation, backend.padding)
-
-    def copy(self) -> PreTrainedTokenizerBase:
-        own = copy.deepcopy(self.shared)
-        backend = getattr(own, "backend_tokenizer", None)
-        if backend is not None and self.asked is not None:
-            truncation, padding = self.asked
-            backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
-            backend.no_padding() if padding is None else backend.enable_padding(**padding)
-        return own
 
 
 def _place_of(source: ModelSource) -> ModelSource:

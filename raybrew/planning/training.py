@@ -1,8 +1,9 @@
-"""The student's training in a plan: steps of its rows, and the time of one, measured on this machine."""
+"""Trainings in a plan, of the student and of teachers that are not fine-tuned yet: steps, and the time of one here."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,24 +17,25 @@ import torch
 from raybrew.config.distill import TheseusConfig
 from raybrew.config.stages import stage_ends
 from raybrew.data.sampler import Order
+from raybrew.errors import RunError
 from raybrew.models.devices import pick_device, pick_precision
 from raybrew.models.forward import MODEL_INPUTS, forward
-from raybrew.models.loading import ModelSource
-from raybrew.models.students import build_student
+from raybrew.models.loading import ModelSource, load_model
+from raybrew.models.students import build_student, new_model
 from raybrew.models.theseus import Hybrid
 from raybrew.pipeline.objective import objective_of
-from raybrew.pipeline.resolve import ResolvedTask
+from raybrew.pipeline.resolve import ResolvedTask, ResolvedTeacher, base_of, finetune_config, label_of, teacher_source
 from raybrew.pipeline.sizes import token_columns
 from raybrew.pipeline.units import check_places, units_of
 from raybrew.pipeline.vocabulary import tokenizer_source
-from raybrew.planning.result import TrainingPlan
+from raybrew.planning.result import FinetunePlan, TrainingPlan
 from raybrew.signals import LOGITS, Signal
 from raybrew.tasks.base import Task
 from raybrew.training.encoded import build_order, total_steps
 from raybrew.training.optim import build_optimizer
 from raybrew.training.precision import Precision
 
-__all__ = ["probe_inputs", "step_seconds", "together", "training_plan"]
+__all__ = ["finetune_plan", "is_to_train", "probe_inputs", "together", "training_plan"]
 
 _PROBE_STEPS = 6
 
@@ -74,6 +76,50 @@ def training_plan(
     epochs = steps / max(1, order.first_step(1))
     unit_name = task.task.unit_name
     return TrainingPlan(units.num_rows, epochs, steps, seconds, steps * seconds, workers, device.type, unit_name)
+
+
+def is_to_train(teacher: ResolvedTeacher) -> bool:
+    """Whether it is still to be fine-tuned."""
+    if teacher.config.finetune is None:
+        return False
+    try:
+        teacher_source(teacher.experiment)
+    except RunError:
+        return True
+    return False
+
+
+def finetune_plan(
+    resolved: ResolvedTask, teacher: ResolvedTeacher, labels: tuple[str, ...], rows: pa.Table
+) -> FinetunePlan:
+    """The training of a teacher on the labelled `rows`, timed on this machine."""
+    config = finetune_config(teacher.experiment)
+    source = base_of(teacher.config)
+    task = resolved.alone(teacher).changed(train=config)
+    build = functools.partial(new_model, seed=config.seed) if config.init == "random" else load_model
+    units = units_of(task, rows, source)
+    sample = token_columns(task.task, task.models.tokenizer(source), units)
+    check_places(int(sample.lengths.max(initial=0)), source)
+    lengths = sample.lengths if sample.whole else np.resize(sample.lengths, sample.rows)
+    order = build_order(lengths, config)
+    steps, device = total_steps(order, config), pick_device(config.device)
+    model = build(source, task.kind, labels)
+    wanted, has_items = frozenset({LOGITS}), sample.items is not None
+    seconds = step_seconds(task, model, order, wanted, lengths, has_items=has_items, device=device)
+    return FinetunePlan(
+        label_of(task.label, teacher.label) or task.experiment.name,
+        source.model,
+        TrainingPlan(
+            units.num_rows,
+            steps / max(1, order.first_step(1)),
+            steps,
+            seconds,
+            steps * seconds,
+            config.worker_range[1],
+            device.type,
+            task.task.unit_name,
+        ),
+    )
 
 
 def step_seconds(

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from raybrew.config import Experiment
 from raybrew.data.arrow import ShardInfo
 from raybrew.models.loading import ModelSource
 from raybrew.nodes import Folder, Needed
 from raybrew.pipeline.inputs import Inputs
+from raybrew.pipeline.resolve import Resolved
 from raybrew.storage.open import is_remote, open_storage
 from raybrew.storage.protocol import Storage
 from raybrew.storage.staging import room_problem
@@ -33,12 +33,13 @@ class StoreFiles:
 
 
 def needed_files(
-    experiment: Experiment, inputs: Sequence[Inputs], source: ModelSource | None, vocabulary: Path | None
+    resolved: Resolved, inputs: Sequence[Inputs], source: ModelSource | None, vocabulary: Path | None
 ) -> dict[str, Needed]:
     """Places by key and location: encoded rows, stores, and models that are folders here.
 
     Names of the hub are none: each node loads those from there.
     """
+    experiment = resolved.experiment
     rows = [each for part in inputs for each in (part.training, part.evaluation, part.fitted) if each is not None]
     teachers = [teacher for part in inputs for teacher in part.teachers]
     aligned = [path for each in teachers for path in (each.aligned, each.aligned_evaluation) if path is not None]

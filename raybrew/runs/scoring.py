@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
 from raybrew.errors import RunError
 from raybrew.exports.card import model_card, summary_of_task
@@ -54,7 +53,7 @@ def score_run(folder: Path, reporter: Reporter, resolved: Resolved | None = None
         whole = {**summary, **found}
         write_cards(resolved, run, whole, load_run(folder).command or "")
         run.finish(whole)
-        mirror_test(resolved.experiment, run, whole)
+        mirror_test(resolved, run, whole)
     test: dict[str, Any] = found["test"]
     return test
 
@@ -101,8 +100,9 @@ def scored(resolved: Resolved, summary: Mapping[str, Any], folder: Path, reporte
     return {"test": test} | ({} if teacher is None else {"teacher": {**summary["teacher"], "test": teacher}})
 
 
-def mirror_test(experiment: Experiment, run: RunFolder, summary: Mapping[str, Any]) -> None:
+def mirror_test(resolved: Resolved, run: RunFolder, summary: Mapping[str, Any]) -> None:
     """Add the values on data.test to the summary of the run's W&B run, where it has one."""
+    experiment = resolved.experiment
     config, test = experiment.tracking.wandb, summary.get("test")
     if config is not None and test:
         add_test(config, experiment=experiment.name, job_type=str(summary.get("verb")), folder=run.path, test=test)

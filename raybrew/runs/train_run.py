@@ -63,34 +63,18 @@ def train_run(
     inputs = [_in_precision(part, place) for part in inputs]
     run.prepare(experiment, verb, fingerprints_of(inputs), command, _precisions(inputs, place))
     reporter.say(f"{verb} {experiment.name} on {place.text}")
-    spec = {
-        "experiment": experiment.plain(),
-        "verb": verb,
-        "run_folder": str(run.path),
-        "run_id": run.run_id,
-        "inputs": [part.plain() for part in inputs],
-        "source": dataclasses.asdict(source) if source is not None else None,
-        "vocabulary": None if vocabulary is None else str(vocabulary),
+    spec = _spec(resolved, verb, run, inputs, place.precision, source, vocabulary) | {
         "alone": alone,
-        "precision": place.precision,
         "reads_again": score_test and any(task.data.test is not None for task in resolved.tasks),
     }
+    job = functools.partial(run_job, models=resolved.models)
     num_steps = num_steps_of(resolved.tau, inputs, config)
     try:
         with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-            needs = needed_files(experiment, inputs, source, vocabulary)
+            needs = needed_files(resolved, inputs, source, vocabulary)
             if choose_launcher(config) != "local":
                 resolved.models.release()  # beside its workers this process may have no room for a teacher
-            result = launch(
-                functools.partial(run_job, models=resolved.models),
-                spec,
-                config,
-                run.path,
-                reporter.say,
-                key,
-                on_evaluation,
-                needs,
-            )
+            result = launch(job, spec, config, run.path, reporter.say, key, on_evaluation, needs)
     except RaybrewError as error:
         run.note_failure(error)
         raise
@@ -102,10 +86,32 @@ def train_run(
         summary |= scored(resolved, summary, run.path, reporter)
     write_cards(resolved, run, summary, command)
     run.finish(summary)
-    mirror_test(experiment, run, summary)
+    mirror_test(resolved, run, summary)
     # The state of a finished run is of no more use, and it is three times the size of the model.
     Checkpoints(run.checkpoints, 1).clear()
     return RunResult(run.path, summary)
+
+
+def _spec(
+    resolved: Resolved,
+    verb: str,
+    run: RunFolder,
+    inputs: Sequence[Inputs],
+    precision: str,
+    source: ModelSource | None,
+    vocabulary: Path | None,
+) -> dict[str, Any]:
+    """What the job of each worker is made from, as plain values."""
+    return {
+        "experiment": resolved.experiment.plain(),
+        "verb": verb,
+        "run_folder": str(run.path),
+        "run_id": run.run_id,
+        "inputs": [part.plain() for part in inputs],
+        "source": dataclasses.asdict(source) if source is not None else None,
+        "vocabulary": None if vocabulary is None else str(vocabulary),
+        "precision": precision,
+    }
 
 
 def _summary(
@@ -158,7 +164,6 @@ def finished_run(
     run: RunFolder,
     inputs: Sequence[Inputs],
     reporter: Reporter,
-    *,
     needs_student: bool = True,
     score_test: bool = True,
 ) -> RunResult | None:

@@ -72,9 +72,7 @@ def distill(
         if run.summary() is None or (needs_student and not run.has_student):
             place_of_training(experiment.train)  # before the teacher's pass, which may take hours
         inputs = [_inputs(plan, tokens, reporter) for plan in plans]
-        finished = finished_run(
-            resolved, "distill", run, inputs, reporter, needs_student=needs_student, score_test=score_test
-        )
+        finished = finished_run(resolved, "distill", run, inputs, reporter, needs_student, score_test)
         if finished is not None:
             return finished
         result = train_run(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -73,10 +73,11 @@ class _Wish:
     opset: int
     push: str | None
 
-    def hash_for(self, found: ExportSource, model: PreTrainedModel) -> str:
+    def hash_for(self, student: _Student) -> str:
         """Of all that decides an export: two that agree differ in the times that were measured at most."""
+        found = student.source
         parts = {
-            "weights": hash_weights(model),
+            "weights": hash_weights(student.model),
             "task": found.task.model_dump(mode="json"),
             "data": found.view.data.model_dump(mode="json") if found.view is not None else None,
             "run": found.run.run_id if found.run is not None else None,
@@ -126,16 +127,13 @@ def export(
     found = find_source(Path(source), task, experiment)
     if found.task.kind == _WORDS_ONLY and chosen != ["hf"]:
         raise ConfigError(f"--format: given {', '.join(chosen)}; a masked language model is exported as hf only")
-    models, labels = ModelCache(), Labels(())
-    if found.task.kind != _WORDS_ONLY:
-        labels = labels_of_model(found.source, build_task(found.task), models)
-    model, tokenizer = models.model(found.source, found.task.kind), models.own_tokenizer(found.source)
+    student = _loaded(found)
     wish = _Wish(tuple(chosen), evaluate, opset, push)
     held = held_export(target)
     if held is None or force:
-        facts = _make(found, model, tokenizer, labels, wish, target, force, reporter)
+        facts = _make(student, wish, target, force, reporter)
         reporter.say(f"exported to {target}: {', '.join(chosen)}")
-    elif held.get("request") == wish.hash_for(found, model):
+    elif held.get("request") == wish.hash_for(student):
         facts = held
         reporter.say(f"{target} holds this export already; --force makes it anew")
     else:
@@ -147,17 +145,25 @@ def export(
     return Export(target, facts, url)
 
 
-def _make(
-    found: ExportSource,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    labels: Labels,
-    wish: _Wish,
-    target: Path,
-    force: bool,
-    reporter: Reporter,
-) -> dict[str, Any]:
+class _Student(NamedTuple):
+    """The student in memory, and where it is from."""
+
+    source: ExportSource
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: Labels
+
+
+def _loaded(found: ExportSource) -> _Student:
+    models, labels, kind = ModelCache(), Labels(()), found.task.kind
+    if kind != _WORDS_ONLY:
+        labels = labels_of_model(found.source, build_task(found.task), models)
+    return _Student(found, models.model(found.source, kind), models.own_tokenizer(found.source), labels)
+
+
+def _make(student: _Student, wish: _Wish, target: Path, force: bool, reporter: Reporter) -> dict[str, Any]:
     """Write the folder; returns the facts in its `raybrew.json`."""
+    found, model, tokenizer, labels = student
     with whole_folder(target, force) as new, scratch_beside(target) as scratch:
         rows = None
         if wish.evaluate and wish.formats != ("hf",):
@@ -174,8 +180,8 @@ def _make(
         model.config.save_pretrained(new)
         tokenizer.save_pretrained(new)
         facts = {
-            "request": wish.hash_for(found, model),
-            **_facts(found, model, tokenizer, labels, rows, described, floats),
+            "request": wish.hash_for(student),
+            **_facts(student, rows, described, floats),
         }
         known = {"labels": list(labels.names), "config": _config_of(found), "export": facts, "repository": wish.push}
         (new / "README.md").write_text(model_card(found.summary() | known), encoding="utf-8")
@@ -231,15 +237,13 @@ def _tokens(found: ExportSource, rows: Evaluated | None) -> int:
 
 
 def _facts(
-    found: ExportSource,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    labels: Labels,
+    student: _Student,
     rows: Evaluated | None,
     described: Mapping[str, dict[str, Any]],
     floats: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `raybrew.json` says: all that a program needs to use the student, and what was measured."""
+    found, model, tokenizer, labels = student
     summary = found.summary()
     teacher = summary.get("teacher") or {}
     columns = found.view.data.columns if found.view is not None else Columns()

@@ -21,11 +21,10 @@ from raybrew.pipeline.resolve import Resolved, resolve
 from raybrew.pipeline.rows import Rows, read_rows
 from raybrew.pipeline.sizes import Sizes
 from raybrew.pipeline.units import captured_units
-from raybrew.planning.finetune import finetune_plan, is_to_train
 from raybrew.planning.result import FinetunePlan, Plan, StorePlan, StudentPlan, TrainingPlan
 from raybrew.planning.student import likely_vocabulary, student_plan
 from raybrew.planning.teacher import store_plan
-from raybrew.planning.training import together, training_plan
+from raybrew.planning.training import finetune_plan, is_to_train, together, training_plan
 from raybrew.signals import LOGITS, Signal, parse_signal, sorted_signals
 from raybrew.training.run_folder import RunFolder
 
