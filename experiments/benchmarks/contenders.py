@@ -31,13 +31,14 @@ from raybrew.pipeline.resolve import resolve
 from raybrew.pipeline.rows import read_rows
 from raybrew.pipeline.teachers import capture_table
 from raybrew.pipeline.units import encode
-from raybrew.runs.program import Parts, build_parts, build_program
+from raybrew.runs.program import Parts, RunSpec, build_parts, build_program
 from raybrew.signals import LOGITS, Signal
 from raybrew.training.context import LocalContext
 from raybrew.training.encoded import EncodedProgram
 from raybrew.training.evaluation import Evaluation
 from raybrew.training.loop import train
 from raybrew.training.precision import Precision
+from raybrew.training.run_folder import RunFolder
 
 __all__ = ["Bench", "Settings", "textbrewer_epoch"]
 
@@ -124,8 +125,10 @@ class Bench:
         teacher = TeacherInput(self.source, precision=self.settings.precision, **kept)
         inputs = dataclasses.replace(self.inputs, teachers=(teacher,))
         train_config = self.experiment.train
-        parts = build_parts(self.resolved, [inputs], self.source, train_config, False, self.context)
-        return parts, build_program(self.resolved, parts, train_config, 0, self.context)
+        run = RunFolder.of(self.experiment, "distill")
+        spec = RunSpec(self.resolved, "distill", train_config, run, (inputs,), self.source, vocabulary=None)
+        parts = build_parts(spec, self.context)
+        return parts, build_program(spec, parts, 0, self.context)
 
     def amp(self) -> contextlib.AbstractContextManager[Any]:
         return Precision(self.settings.precision, self.device).autocast()

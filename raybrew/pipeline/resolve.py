@@ -188,6 +188,11 @@ class ResolvedTask:
             return dataclasses.replace(head, entries=max(tokenizer.get_vocab().values()) + 1)
         return head
 
+    def chosen(self, name: str | None) -> list[ResolvedTeacher]:
+        """All its teachers, or the one called `name`."""
+        labels = chosen_teachers([teacher.label for teacher in self.teachers], name)
+        return [teacher for teacher in self.teachers if teacher.label in labels]
+
     def alone(self, teacher: ResolvedTeacher) -> ResolvedTask:
         """The task with one of its teachers as the only one."""
         return dataclasses.replace(self, experiment=teacher.experiment, teachers=(teacher,))
@@ -226,21 +231,15 @@ class Resolved:
         return self.tasks if name is None else (self.task(name),)
 
     @property
-    def student_teacher(self) -> ResolvedTeacher | None:
-        """The teacher whose architecture, vocabulary and layers a shape takes: `student.teacher`, else the first."""
-        named = self.experiment.student.teacher
-        if named is None:
-            return next((teacher for task in self.tasks for teacher in task.teachers), None)
-        if not self.tasks[0].label:
-            return _by_name(self.tasks[0].teachers, named)
-        task, _, member = named.partition("/")
-        return _by_name(self.task(task).teachers, member)
-
-    @property
     def shape(self) -> ModelSource | None:
-        """Where that teacher is; None without any."""
-        teacher = self.student_teacher
-        return None if teacher is None else teacher.source
+        """The teacher whose architecture, vocabulary and layers a shape takes: `student.teacher`, else the first."""
+        named = self.experiment.student.teacher or ""
+        task, _, member = named.partition("/") if self.tasks[0].label else ("", "", named)
+        for each in self.tasks:
+            for teacher in each.teachers:
+                if task in ("", each.label) and member in ("", teacher.label):
+                    return teacher.source
+        return None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -281,11 +280,6 @@ def _resolved(whole: Experiment, view: View, search: _Search, models: ModelCache
     )
     weight = task.tasks[view.name].weight if isinstance(task, MultiTaskConfig) else 1.0
     return ResolvedTask(view.name, view.label, view.experiment, weight, teachers, models)
-
-
-def _by_name(teachers: Sequence[ResolvedTeacher], name: str) -> ResolvedTeacher | None:
-    """The teacher of this name, or the first where that is empty."""
-    return next((teacher for teacher in teachers if not name or teacher.label == name), None)
 
 
 def chosen_teachers(names: Sequence[str], name: str | None) -> list[str]:

@@ -26,9 +26,8 @@ from raybrew.models.loading import ModelSource
 from raybrew.models.multi_task import MultiTaskStudent
 from raybrew.models.weights import read_record
 from raybrew.pipeline.evaluation import joint_metrics
-from raybrew.pipeline.resolve import Resolved
 from raybrew.runs.latency import time_student, timed_inputs
-from raybrew.runs.program import Parts
+from raybrew.runs.program import Parts, RunSpec
 from raybrew.secrets import scrub_message
 from raybrew.tasks.scores import RowScores, save_scores
 from raybrew.tracking.jsonl import MetricsLog
@@ -47,17 +46,15 @@ class RunHooks:
 
     def __init__(
         self,
-        spec: Mapping[str, Any],
-        resolved: Resolved,
-        run: RunFolder,
+        spec: RunSpec,
         checkpoints: Checkpoints,
         parts: Parts,
         context: Context,
         precision: Precision,
     ) -> None:
         self.spec = spec
-        self.experiment = resolved.experiment
-        self.run = run
+        self.experiment = spec.resolved.experiment
+        self.run = run = spec.run
         self.checkpoints = checkpoints
         self.parts = parts
         self.context = context
@@ -89,7 +86,7 @@ class RunHooks:
         logger = logging.getLogger("raybrew")
         logger.addHandler(notes)
         self.trackers = build_trackers(
-            self.experiment.tracking, experiment=self.experiment.name, job_type=self.spec["verb"]
+            self.experiment.tracking, experiment=self.experiment.name, job_type=self.spec.verb
         )
         self.trackers.start(self.run.run_id, self.experiment.plain(), self.run.path, start_step > 0)
         status, message = "finished", "finished"
@@ -181,7 +178,7 @@ class RunHooks:
         kind = next(part.task.kind for part in self.parts.tasks if part.inputs is inputs)
         device, precision = self.context.device, self.precision.name
         try:
-            return time_student(student, inputs, kind, device, precision, alone=self.spec["alone"])
+            return time_student(student, inputs, kind, device, precision, alone=self.spec.alone)
         except ModelError as error:  # a trained student is worth more than its time
             self.note(f"warning: the time per example was not measured: {error}")
             return None

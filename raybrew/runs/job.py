@@ -1,65 +1,47 @@
-"""The training job of one worker: builds student, objective, data and teacher from a spec of plain values, and trains.
+"""The training job of one worker: builds student, objective, data and teacher from a spec, and trains.
 
-It runs in this process or in each Ray Train worker alike; all it is given are paths and the resolved experiment.
+It runs in this process or in each Ray Train worker alike; what it is given are paths and the resolved experiment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from raybrew.config import Experiment, TrainConfig
 from raybrew.config.judge import LOSS
 from raybrew.errors import Interrupted
-from raybrew.models.cache import ModelCache
-from raybrew.models.loading import ModelSource
-from raybrew.pipeline.inputs import Inputs
-from raybrew.pipeline.resolve import finetune_config, resolve
 from raybrew.runs.hooks import RunHooks
-from raybrew.runs.program import Parts, build_parts, build_program, num_steps_of
+from raybrew.runs.program import Parts, RunSpec, build_parts, build_program
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import Context
 from raybrew.training.loop import train
 from raybrew.training.parallel import full_state
 from raybrew.training.precision import Precision
-from raybrew.training.run_folder import RunFolder
 
 __all__ = ["run_job"]
 
 
-def run_job(spec: Mapping[str, Any], context: Context, models: ModelCache) -> dict[str, Any]:
-    """Train by `spec` on this worker. The result tells how it ended: `status` is `done` or `interrupted`.
-
-    `models` holds what this process has loaded; it is released unless `spec` says that it will be read again.
-    """
-    experiment = Experiment.model_validate(spec["experiment"])
-    resolved = resolve(experiment, models=models)
-    finetuning = spec["verb"] == "finetune"
-    config: TrainConfig = finetune_config(experiment) if finetuning else experiment.train
-    precision = Precision(spec["precision"], context.device)
+def run_job(spec: RunSpec, context: Context) -> dict[str, Any]:
+    """Train by `spec` on this worker. The result tells how it ended: `status` is `done` or `interrupted`."""
+    config, run = spec.config, spec.run
+    precision = Precision(spec.precision, context.device)
     torch.manual_seed(config.seed)
-    inputs = [Inputs.from_plain(values) for values in spec["inputs"]]
-    source = ModelSource(**spec["source"]) if spec["source"] else None
-    vocabulary = Path(spec["vocabulary"]) if spec["vocabulary"] else None
-    parts = build_parts(resolved, inputs, source, config, finetuning, context, vocabulary)
-    if not spec["reads_again"]:
-        models.release()
-    run = RunFolder(Path(spec["run_folder"]), spec["run_id"])
+    parts = build_parts(spec, context)
+    if not spec.reads_again:
+        spec.resolved.models.release()
     checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
     # Of a student that is divided each worker takes its part.
     start_step, state = newest_state(checkpoints, context, config.parallel == "fsdp" and context.world_size > 1)
-    hooks = RunHooks(spec, resolved, run, checkpoints, parts, context, precision)
-    with hooks.open(start_step, num_steps_of(resolved.tau, inputs, config)):
+    hooks = RunHooks(spec, checkpoints, parts, context, precision)
+    with hooks.open(start_step, spec.num_steps):
         state = hooks.with_best(state)
         if parts.description is not None and start_step == 0:
             hooks.note(f"student: {parts.description}")
         try:
-            program = build_program(resolved, parts, config, start_step, context)
+            program = build_program(spec, parts, start_step, context)
             if start_step == 0:
-                for line in _how_judged(parts, program.judge, experiment.task.metric):
+                for line in _how_judged(parts, program.judge, spec.resolved.experiment.task.metric):
                     hooks.note(line)
             outcome = train(program, context, precision, hooks, state)
             if outcome.best is None:

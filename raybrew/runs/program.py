@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,43 @@ from raybrew.training.evaluation import Asked, compute_logits, measure_rows
 from raybrew.training.multi_task import MultiTaskProgram, MultiTaskTrainee
 from raybrew.training.parallel import shard
 from raybrew.training.precision import Precision
+from raybrew.training.run_folder import RunFolder
 from raybrew.training.stages import Stages
 from raybrew.training.theseus import Theseus
 
-__all__ = ["Part", "Parts", "build_parts", "build_program", "num_steps_of"]
+__all__ = ["Part", "Parts", "RunSpec", "build_parts", "build_program", "num_steps_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """What a training run is made from: all that its workers are given."""
+
+    resolved: Resolved
+    verb: Literal["finetune", "distill"]
+    config: TrainConfig
+    run: RunFolder
+    inputs: tuple[Inputs, ...]
+    """Those of each task."""
+    source: ModelSource | None
+    """What is fine-tuned, or what a shape is made after."""
+    vocabulary: Path | None
+    """The folder of the student's trimmed tokenizer."""
+    alone: bool = True
+    """Whether nothing else that raybrew started runs beside this run."""
+    precision: str = "auto"
+    """That of the place of training, once this is known."""
+    reads_again: bool = False
+    """Whether models that are loaded for training are read after it."""
+
+    @property
+    def key(self) -> str:
+        """Where the experiment has `config`."""
+        return "teacher.finetune" if self.verb == "finetune" else "train"
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return num_steps_of(self.resolved.tau, self.inputs, self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,24 +147,14 @@ class Parts(NamedTuple):
     description: str | None
 
 
-def build_parts(
-    resolved: Resolved,
-    inputs: Sequence[Inputs],
-    source: ModelSource | None,
-    config: TrainConfig,
-    finetuning: bool,
-    context: Context,
-    vocabulary: Path | None = None,
-) -> Parts:
-    """The tasks of a job on this worker's device. `source`: what is fine-tuned, or what a shape is made after.
-
-    `vocabulary` is the folder of the student's trimmed tokenizer.
-    """
+def build_parts(spec: RunSpec, context: Context) -> Parts:
+    """The tasks of a job on this worker's device."""
+    resolved, config, source, vocabulary = spec.resolved, spec.config, spec.source, spec.vocabulary
     parts, tokenizer, description = [], None, None
-    for task, each in zip(resolved.tasks, inputs, strict=True):
+    for task, each in zip(resolved.tasks, spec.inputs, strict=True):
         labels = each.labels.names
-        if finetuning:
-            assert source is not None  # a finetune spec always names its starting point
+        if spec.verb == "finetune":
+            assert source is not None  # its starting point
             random = isinstance(config, FinetuneConfig) and config.init == "random"
             model: Any = (
                 new_model(source, task.kind, labels, config.seed) if random else load_model(source, task.kind, labels)
@@ -169,14 +192,11 @@ def num_steps_of(tau: float | None, inputs: Sequence[Inputs], config: TrainConfi
     return total_steps(orders[""] if tau is None else TaskSchedule(orders, tau, config.seed), config)
 
 
-def build_program(
-    resolved: Resolved, parts: Parts, config: TrainConfig, start_step: int, context: Context
-) -> EncodedProgram:
+def build_program(spec: RunSpec, parts: Parts, start_step: int, context: Context) -> EncodedProgram:
     """What the loop trains: the model of one task, or a MultiTaskStudent of several."""
-    inputs = [part.inputs for part in parts.tasks]
-    num_steps, tau = num_steps_of(resolved.tau, inputs, config), resolved.tau
-    orders = _orders(inputs, config)
-    judge = resolved.experiment.task.metric if parts.tasks[0].task.distill.trains_head else LOSS
+    config, num_steps, tau = spec.config, spec.num_steps, spec.resolved.tau
+    orders = _orders(spec.inputs, config)
+    judge = spec.resolved.experiment.task.metric if parts.tasks[0].task.distill.trains_head else LOSS
     load = functools.partial(_loader, tokenizer=parts.tokenizer, config=config, context=context, num_steps=num_steps)
     if tau is None:
         part = parts.tasks[0]

@@ -3,84 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import TrainConfig
 from raybrew.errors import Interrupted, RaybrewError
 from raybrew.models.devices import Place, choose_launcher, place_of_training
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
 from raybrew.models.loading import ModelSource
 from raybrew.pipeline.inputs import Inputs, fingerprints_of
 from raybrew.pipeline.reporter import Reporter, follow_metrics
-from raybrew.pipeline.resolve import Resolved
 from raybrew.runs.job import run_job
 from raybrew.runs.latency import student_latency, timed_inputs
 from raybrew.runs.needs import needed_files
-from raybrew.runs.program import num_steps_of
+from raybrew.runs.program import RunSpec
 from raybrew.runs.result import RunResult
 from raybrew.runs.scoring import mirror_test, score_run, scored, write_cards
 from raybrew.secrets import scrub
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch
-from raybrew.training.run_folder import RunFolder
 
-__all__ = ["command_line", "facts_of_model", "finished_run", "train_run"]
+__all__ = ["command_line", "finished_run", "train_run"]
 
 
 def train_run(
-    resolved: Resolved,
-    verb: str,
-    run: RunFolder,
-    inputs: Sequence[Inputs],
-    *,
-    source: ModelSource | None,
-    config: TrainConfig,
+    spec: RunSpec,
     reporter: Reporter,
     facts: Mapping[str, Any],
-    key: str,
+    *,
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
-    vocabulary: Path | None = None,
     score_test: bool = True,
-    alone: bool = True,
 ) -> RunResult:
-    """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
+    """Train by `spec`, or continue; write the summary, with `facts`, and model cards. Interrupted after a stop.
 
-    `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
-    `vocabulary` is the folder of a student's trimmed tokenizer.
     `command` is what the run notes as its command; default: the command line of this process.
     With `score_test` the best model is scored on `data.test` in the end.
-    `alone`: whether nothing else that raybrew started runs beside this run.
     """
+    resolved, run, config, verb = spec.resolved, spec.run, spec.config, spec.verb
     experiment = resolved.experiment
     command = command_line() if command is None else str(scrub(command))
-    place = place_of_training(config, key)
-    inputs = [_in_precision(part, place) for part in inputs]
+    place = place_of_training(config, spec.key)
+    inputs = tuple(_in_precision(part, place) for part in spec.inputs)
+    reads_again = score_test and any(task.data.test is not None for task in resolved.tasks)
+    spec = dataclasses.replace(spec, inputs=inputs, precision=place.precision, reads_again=reads_again)
     run.prepare(experiment, verb, fingerprints_of(inputs), command, _precisions(inputs, place))
     reporter.say(f"{verb} {experiment.name} on {place.text}")
-    spec = _spec(resolved, verb, run, inputs, place.precision, source, vocabulary) | {
-        "alone": alone,
-        "reads_again": score_test and any(task.data.test is not None for task in resolved.tasks),
-    }
-    job = functools.partial(run_job, models=resolved.models)
-    num_steps = num_steps_of(resolved.tau, inputs, config)
+    num_steps = spec.num_steps
     try:
         with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-            needs = needed_files(resolved, inputs, source, vocabulary)
+            needs = needed_files(spec)
             if choose_launcher(config) != "local":
                 resolved.models.release()  # beside its workers this process may have no room for a teacher
-            result = launch(job, spec, config, run.path, reporter.say, key, on_evaluation, needs)
+            result = launch(run_job, spec, config, run.path, reporter.say, spec.key, on_evaluation, needs)
     except RaybrewError as error:
         run.note_failure(error)
         raise
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
-    summary = _summary(resolved, verb, run, inputs, config.seed, result, key) | dict(facts)
+    summary = _summary(spec, result) | dict(facts)
     run.keep_architecture(timed_inputs(inputs).label)
     if score_test:
         summary |= scored(resolved, summary, run.path, reporter)
@@ -92,47 +75,18 @@ def train_run(
     return RunResult(run.path, summary)
 
 
-def _spec(
-    resolved: Resolved,
-    verb: str,
-    run: RunFolder,
-    inputs: Sequence[Inputs],
-    precision: str,
-    source: ModelSource | None,
-    vocabulary: Path | None,
-) -> dict[str, Any]:
-    """What the job of each worker is made from, as plain values."""
-    return {
-        "experiment": resolved.experiment.plain(),
-        "verb": verb,
-        "run_folder": str(run.path),
-        "run_id": run.run_id,
-        "inputs": [part.plain() for part in inputs],
-        "source": dataclasses.asdict(source) if source is not None else None,
-        "vocabulary": None if vocabulary is None else str(vocabulary),
-        "precision": precision,
-    }
-
-
-def _summary(
-    resolved: Resolved,
-    verb: str,
-    run: RunFolder,
-    inputs: Sequence[Inputs],
-    seed: int,
-    result: Mapping[str, Any],
-    key: str,
-) -> dict[str, Any]:
+def _summary(spec: RunSpec, result: Mapping[str, Any]) -> dict[str, Any]:
     """What a finished run tells of itself, by the `result` of its job."""
+    inputs = spec.inputs
     augmented = sum(part.num_augmented for part in inputs)
     evaluated = sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None)
     return {
-        "verb": verb,
-        "name": resolved.experiment.name,
-        "run_id": run.run_id,
+        "verb": spec.verb,
+        "name": spec.resolved.experiment.name,
+        "run_id": spec.run.run_id,
         "status": "done",
-        "seed": seed,
-        "student": facts_of_model(run.student, resolved, inputs, key),
+        "seed": spec.config.seed,
+        "student": _facts_of_model(spec),
         "best": result["best"],
         "chosen": {
             "rows": evaluated,
@@ -159,25 +113,20 @@ def _summary(
 
 
 def finished_run(
-    resolved: Resolved,
-    verb: str,
-    run: RunFolder,
-    inputs: Sequence[Inputs],
-    reporter: Reporter,
-    needs_student: bool = True,
-    score_test: bool = True,
+    spec: RunSpec, reporter: Reporter, *, needs_student: bool = True, score_test: bool = True
 ) -> RunResult | None:
     """The result of a run that has finished as this one would; None where it is to be trained, as its student is gone.
 
     RunError if it was made from another configuration or other inputs.
     """
+    run = spec.run
     finished = run.summary()
     if finished is None:
         return None
-    run.prepare(resolved.experiment, verb, fingerprints_of(inputs), None)
+    run.prepare(spec.resolved.experiment, spec.verb, fingerprints_of(spec.inputs), None)
     if run.has_student or not needs_student:
         if score_test:
-            score_run(run.path, reporter, resolved)
+            score_run(run.path, reporter, spec.resolved)
         return RunResult(run.path, run.summary() or finished, already_done=True)
     reporter.say(f"{run.lost_student}; it is trained again")
     run.mark_pruned(None)
@@ -196,15 +145,14 @@ def _precisions(inputs: Sequence[Inputs], place: Place) -> dict[str, str]:
     return {"train": place.precision, **({"teacher": ", ".join(sorted(live))} if live else {})}
 
 
-def facts_of_model(folder: Path, resolved: Resolved, inputs: Sequence[Inputs], key: str = "train") -> dict[str, Any]:
-    """Sizes of the model in `folder`, or of those below it: their shared encoder counts once. Bytes are of float32."""
-    shape = resolved.experiment.student.shape
+def _facts_of_model(spec: RunSpec) -> dict[str, Any]:
+    """Sizes of the finished model, or of those of all tasks: their shared encoder counts once. Bytes are of float32."""
+    shape = spec.resolved.experiment.student.shape
     model, *others = (
-        task.models.model(ModelSource(str(folder / part.label)), task.kind)
-        for task, part in zip(resolved.tasks, inputs, strict=True)
+        task.models.model(ModelSource(str(spec.run.student / task.label)), task.kind) for task in spec.resolved.tasks
     )
     facts = describe(model)
-    if isinstance(shape, str) and key == "train":
+    if isinstance(shape, str) and spec.verb == "distill":
         facts["description"] = shape
     else:
         facts["description"] = f"{model.config.model_type} {facts['layers']} x {facts['hidden']}"

@@ -10,7 +10,7 @@ from raybrew.models.loading import ModelSource
 from raybrew.pipeline.model_checks import renamed_outputs, unnamed_outputs, whose
 from raybrew.pipeline.objective import check_functions, likely_objective
 from raybrew.pipeline.reporter import QuietReporter, Reporter
-from raybrew.pipeline.resolve import Resolved, chosen_teachers, label_of, resolve
+from raybrew.pipeline.resolve import Resolved, label_of, resolve
 from raybrew.pipeline.rows import check_teacher_labels, read_rows
 from raybrew.pipeline.teachers import capture_table
 from raybrew.pipeline.units import captured_units, check_lengths
@@ -65,9 +65,8 @@ def capture_all(
     for each in tasks:
         if each.task.masking is not None:
             raise ConfigError(f"task.kind: masked_lm has nothing to capture: {WHY_LIVE}; distill runs the teacher live")
-        teachers = {one.label: one for one in each.teachers}
+        chosen = each.chosen(teacher)
         rows = read_rows(each, each.first_source, reporter.say)
-        chosen = [teachers[label] for label in chosen_teachers(list(teachers), teacher)]
         request = sorted_signals(likely_objective(each, rows.labels.names, shape).teacher_union)
         together = [*student, *(one.source for one in each.teachers if one.asked(request))]
         for one in chosen:
@@ -76,7 +75,7 @@ def capture_all(
             asked = {signal for signal in one.asked(request) if signal.module is None}  # those are asked live
             asked |= {parse_signal(signal) for signal in experiment.store.signals}
             label = label_of(each.label, one.label)
-            if one.config.source == "live" and len(tasks) + len(teachers) > 2:
+            if one.config.source == "live" and len(tasks) + len(each.teachers) > 2:
                 reporter.say(f"{label}: source is live, nothing to capture")
                 continue
             check_lengths(each, rows, source, *together)

@@ -24,7 +24,7 @@ from raybrew.pipeline.teachers import ready_teachers
 from raybrew.pipeline.units import encode, evaluation_units, same_tokens
 from raybrew.pipeline.vocabulary import student_tokens
 from raybrew.reports.html import write_report
-from raybrew.runs.program import num_steps_of
+from raybrew.runs.program import RunSpec, num_steps_of
 from raybrew.runs.result import RunResult
 from raybrew.runs.train_run import finished_run, train_run
 from raybrew.signals import Signal, sorted_signals
@@ -71,26 +71,14 @@ def distill(
     with run.locked():
         if run.summary() is None or (needs_student and not run.has_student):
             place_of_training(experiment.train)  # before the teacher's pass, which may take hours
-        inputs = [_inputs(plan, tokens, reporter) for plan in plans]
-        finished = finished_run(resolved, "distill", run, inputs, reporter, needs_student, score_test)
+        inputs = tuple(_inputs(plan, tokens, reporter) for plan in plans)
+        trimmed = Path(tokens.model) if experiment.student.vocabulary is not None else None
+        spec = RunSpec(resolved, "distill", experiment.train, run, inputs, shape, trimmed, alone)
+        finished = finished_run(spec, reporter, needs_student=needs_student, score_test=score_test)
         if finished is not None:
             return finished
-        result = train_run(
-            resolved,
-            "distill",
-            run,
-            inputs,
-            source=shape,
-            config=experiment.train,
-            reporter=reporter,
-            facts=_facts(resolved, plans, inputs, reporter, run),
-            key="train",
-            command=command,
-            on_evaluation=on_evaluation,
-            vocabulary=Path(tokens.model) if experiment.student.vocabulary is not None else None,
-            score_test=score_test,
-            alone=alone,
-        )
+        facts = _facts(resolved, plans, inputs, reporter, run)
+        result = train_run(spec, reporter, facts, command=command, on_evaluation=on_evaluation, score_test=score_test)
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
         return result

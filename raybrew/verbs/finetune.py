@@ -8,16 +8,10 @@ from raybrew.config import Experiment
 from raybrew.errors import ConfigError
 from raybrew.pipeline.inputs import Inputs
 from raybrew.pipeline.reporter import QuietReporter, Reporter
-from raybrew.pipeline.resolve import (
-    ResolvedTask,
-    base_of,
-    chosen_teachers,
-    finetune_config,
-    label_of,
-    resolve,
-)
+from raybrew.pipeline.resolve import ResolvedTask, base_of, finetune_config, label_of, resolve
 from raybrew.pipeline.rows import Say, check_labels, read_rows
 from raybrew.pipeline.units import encode
+from raybrew.runs.program import RunSpec
 from raybrew.runs.result import RunResult
 from raybrew.runs.train_run import finished_run, train_run
 from raybrew.training.run_folder import RunFolder
@@ -75,10 +69,9 @@ def _to_train(experiment: Experiment, task: str | None, teacher: str | None) -> 
     """Label -> a task with one teacher to train as the only one; ConfigError if there is none."""
     found: dict[str, ResolvedTask] = {}
     for each in resolve(experiment).chosen(task):
-        teachers = {one.label: one for one in each.teachers}
-        for label in chosen_teachers(list(teachers), teacher):
-            if teachers[label].config.finetune is not None:
-                found[label_of(each.label, label)] = each.alone(teachers[label])
+        for one in each.chosen(teacher):
+            if one.config.finetune is not None:
+                found[label_of(each.label, one.label)] = each.alone(one)
     if not found:
         finetune_config(experiment)  # says what is missing of a single teacher
         raise ConfigError("teacher.members: none of those chosen has `finetune`; there is nothing to train")
@@ -104,8 +97,10 @@ def _finetune(task: ResolvedTask, run_id: str | None, reporter: Reporter, say: S
             rows.num_labelled,
             0,
         )
-        resolved = resolve(experiment, models=task.models)
-        finished = finished_run(resolved, "finetune", run, [inputs], reporter)
+        spec = RunSpec(
+            resolve(experiment, models=task.models), "finetune", config, run, (inputs,), source, vocabulary=None
+        )
+        finished = finished_run(spec, reporter)
         if finished is not None:
             return finished
         facts = {
@@ -114,14 +109,4 @@ def _finetune(task: ResolvedTask, run_id: str | None, reporter: Reporter, say: S
             "base_model": experiment.teacher.model,
             "cautions": [caution.plain() for caution in rows.cautions],
         }
-        return train_run(
-            resolved,
-            "finetune",
-            run,
-            [inputs],
-            source=source,
-            config=config,
-            reporter=reporter,
-            facts=facts,
-            key="teacher.finetune",
-        )
+        return train_run(spec, reporter, facts)

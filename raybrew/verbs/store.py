@@ -89,17 +89,15 @@ def verify_live(
     By name of task and teacher as `capture_all` gives them ("" where there is one of each); `task` and `teacher` choose
     one of several. StoreError if there is no store of just this teacher: a changed one has another fingerprint.
     """
-    from raybrew.pipeline.resolve import chosen_teachers, label_of, resolve
+    from raybrew.pipeline.resolve import label_of, resolve
 
     if rows < 1:
         raise StoreError(f"--live {rows}: allowed are 1 row or more")
     found: dict[str, tuple[LiveCheck, ...]] = {}
     for each in resolve(experiment, teacher_run=teacher_run).chosen(task):
-        teachers = {one.label: one for one in each.teachers}
-        for label in chosen_teachers(list(teachers), teacher):
-            one = teachers[label]
-            if one.config.source != "live" or len(teachers) == 1:
-                found[label_of(each.label, label)] = _compare_one(each, one, rows)
+        for one in each.chosen(teacher):
+            if one.config.source != "live" or len(each.teachers) == 1:
+                found[label_of(each.label, one.label)] = _compare_one(each, one, rows)
     return found
 
 

@@ -175,7 +175,7 @@ def test_a_driver_without_a_gpu_finishes_what_workers_trained(tmp_path: Path, mo
     launched, evaluated = [], []
 
     def launch(job: Any, spec: Any, config: TrainConfig, *more: Any) -> Any:
-        launched.append(spec["precision"])
+        launched.append(spec.precision)
         return job(spec, LocalContext(torch.device("cpu")))
 
     def on_gpu(purpose: str, function: Any, *arguments: Any) -> Any:

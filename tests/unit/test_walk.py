@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import threading
@@ -93,6 +94,12 @@ def test_a_fresh_distill_reads_each_model_once(
     )
 
 
+@functools.cache
+def _place_of(filename: str) -> str | None:
+    path = Path(filename)
+    return str(path.relative_to(PACKAGE)) if path.is_relative_to(PACKAGE) else None
+
+
 class Walk:
     """Files and climbs of all calls until the first training step."""
 
@@ -103,9 +110,9 @@ class Walk:
         self.files: set[str] = set()
         self.climbs: Counter[tuple[str, str]] = Counter()
 
-    def place(self, frame: FrameType) -> str | None:
-        path = Path(frame.f_code.co_filename)
-        return str(path.relative_to(PACKAGE)) if path.is_relative_to(PACKAGE) else None
+    @staticmethod
+    def place(frame: FrameType) -> str | None:
+        return _place_of(frame.f_code.co_filename)
 
     def height(self, place: str) -> int:
         return self.heights.get(place.split("/", maxsplit=1)[0].removesuffix(".py"), 0)
