@@ -18,7 +18,6 @@ __all__ = [
     "choose_task",
     "matches_of_task",
     "task_views",
-    "teacher_names",
     "teacher_views",
     "with_data",
     "with_matches",
@@ -74,16 +73,6 @@ def teacher_views(view: Experiment) -> tuple[View, ...]:
         View(name, name, view.model_copy(update={"teacher": teacher.member(name), "distill": distill}))
         for name in teacher.members
     )
-
-
-def teacher_names(experiment: Experiment) -> list[str]:
-    """What `--teacher` and `student.teacher` may say: `b` of several teachers, `rte` or `rte/b` of several tasks."""
-    names: list[str] = []
-    for _, task, view in task_views(experiment):
-        if task and view.teacher.given:
-            names.append(task)
-        names += [f"{task}/{name}" if task else name for name in view.teacher.members]
-    return names
 
 
 def matches_of_task(matches: tuple[MatchConfig, ...], task: str) -> tuple[MatchConfig, ...]:

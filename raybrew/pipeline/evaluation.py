@@ -146,12 +146,17 @@ def evaluate_teacher(
     encoded = encode(task, rows.evaluation.table, teacher)
     weights = known_hashes(teacher, task.kind, task.cache, models=task.models).weights
     key = xxhash.xxh3_128_hexdigest(f"{weights} {encoded.key}".encode())
-    path = encoded.folder.parent / f"evaluation-{key}.json"
-    known = _known(path)
-    if known is not None:
-        return known
-    found = evaluate_rows(task, teacher, encoded, len(rows.evaluation), rows.labels, reporter, name)
-    _keep(path, found)
+    given = encoded, len(rows.evaluation), rows.labels, reporter, name
+    return _once(encoded, key, lambda: evaluate_rows(task, teacher, *given))
+
+
+def _once(rows: EncodedRows, key: str, evaluate: Callable[[], Evaluation]) -> Evaluation:
+    """What `evaluate` gives, kept beside the `rows` under `key`."""
+    path = rows.folder.parent / f"evaluation-{key}.json"
+    found = _known(path)
+    if found is None:
+        found = evaluate()
+        _keep(path, found)
     return found
 
 
@@ -196,30 +201,27 @@ def evaluate_ensemble(task: ResolvedTask, rows: Rows, reporter: Reporter) -> tup
     average = Average(weights, config.average, temperature)
     rule = (config.average, temperature if config.average == "probabilities" else None)
     key = xxhash.xxh3_128_hexdigest(json.dumps([hashes, rule]).encode())
-    path = next(iter(encoded.values())).folder.parent / f"evaluation-{key}.json"
-    known = _known(path)
-    if known is not None:
-        return known, members
-    said: dict[Signal, np.ndarray | list[np.ndarray]] = {}
-    for name, source in sources.items():
-        network = task.models.model(source, task.kind)
-        logits = logits_of(task, network, source, encoded[name], reporter, f"evaluate {name} for the average")
-        said[LOGITS.of(name)] = logits
-    first = next(iter(encoded.values()))
-    logits = _averaged(average, said)
-    metrics = task.task.metrics(logits, first, first.rows, rows.labels)
-    found = Evaluation(
-        average_name(config),
-        metrics,
-        len(rows.evaluation),
-        sum(member.parameters for member in members.values()),
-        round(sum(member.megabytes for member in members.values()), 2),
-        round(sum(member.seconds for member in members.values()), 3),
-        task.task.row_scores(logits, first, first.rows, rows.labels),
-        agreement_of(task.task, logits, first, first.rows, rows.labels),
-    )
-    _keep(path, found)
-    return found, members
+    first, num_rows = next(iter(encoded.values())), len(rows.evaluation)
+
+    def of_average() -> Evaluation:
+        said: dict[Signal, np.ndarray | list[np.ndarray]] = {}
+        for name, source in sources.items():
+            network = task.models.model(source, task.kind)
+            title = f"evaluate {name} for the average"
+            said[LOGITS.of(name)] = logits_of(task, network, source, encoded[name], reporter, title)
+        logits = _averaged(average, said)
+        return Evaluation(
+            average_name(config),
+            task.task.metrics(logits, first, first.rows, rows.labels),
+            num_rows,
+            sum(member.parameters for member in members.values()),
+            round(sum(member.megabytes for member in members.values()), 2),
+            round(sum(member.seconds for member in members.values()), 3),
+            task.task.row_scores(logits, first, first.rows, rows.labels),
+            agreement_of(task.task, logits, first, first.rows, rows.labels),
+        )
+
+    return _once(first, key, of_average), members
 
 
 def _averaged(average: Average, said: Mapping[Signal, np.ndarray | list[np.ndarray]]) -> np.ndarray | list[np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 from sweep_helpers import conductor_of
 
 from raybrew.config.loading import build_experiment
-from raybrew.config.views import choose_task, task_views, teacher_names, teacher_views
+from raybrew.config.views import choose_task, task_views, teacher_views
 from raybrew.errors import ConfigError
 from raybrew.records.runs import load_run
 from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY
@@ -49,7 +49,6 @@ def test_one_teacher_and_one_task_are_their_own_views() -> None:
     plain = build_experiment({"name": "x", "teacher": {"model": "m"}})
     assert task_views(plain) == (("default", "", plain),)
     assert teacher_views(plain) == (("default", "", plain),)
-    assert teacher_names(plain) == []
 
 
 def test_members_become_single_teachers_with_runs_of_their_own() -> None:
@@ -73,7 +72,6 @@ def test_views_of_tasks_have_their_own_sections_and_matches() -> None:
     assert one.data.cache == two.data.cache == "/elsewhere"
     assert [(match.loss, match.teacher) for match in one.distill.matches] == [("hidden_mse", None)]
     assert [(match.loss, match.teacher) for match in two.distill.matches] == [("cos", "b")]
-    assert teacher_names(experiment) == ["one", "two", "two/a", "two/b"]
     assert choose_task(experiment, "two").experiment == two
     with pytest.raises(ConfigError, match=r"--task: given 'tow'; allowed: one, two; did you mean 'two'"):
         choose_task(experiment, "tow")
