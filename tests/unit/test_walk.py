@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import sys
 import threading
 from collections import Counter
@@ -20,6 +21,7 @@ import raybrew
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.models import loading
+from raybrew.runs import train_run
 from raybrew.training.encoded import Trainee
 
 if sys.version_info >= (3, 11):
@@ -92,6 +94,23 @@ def test_a_fresh_distill_reads_each_model_once(
     assert +reads == {("model", "teacher"): 1, ("tokenizer", "teacher"): 1, ("model", "student"): 1} | (
         {("tokenizer", "student"): 1} if test else {}
     )
+
+
+def test_what_workers_are_given_travels(project: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process trains the same from a pickled spec, whose store and models stay behind."""
+    here = raybrew.distill(project("here"), report=False)
+    launch = train_run.launch
+
+    def elsewhere(job: Any, spec: Any, *more: Any) -> Any:
+        sent = pickle.loads(pickle.dumps(spec))
+        assert spec.inputs[0].teachers[0].opened is not None
+        assert sent.inputs[0].teachers[0].opened is None
+        return launch(job, sent, *more)
+
+    monkeypatch.setattr(train_run, "launch", elsewhere)
+    there = raybrew.distill(project("there"), report=False)
+    assert there.summary["last"] == here.summary["last"]
+    assert there.summary["best"] == here.summary["best"]
 
 
 @functools.cache
