@@ -68,6 +68,11 @@ class Signal:
             name = f"module {self.module}"
         return name if self.teacher is None else f"{self.teacher}:{name}"
 
+    @property
+    def owner(self) -> str:
+        """The teacher that it is of, empty for the only one, or all."""
+        return self.teacher or ""
+
     def of(self, teacher: str | None) -> Signal:
         """The same of that teacher; of None, as the teacher itself and its store know it."""
         return dataclasses.replace(self, teacher=teacher)
@@ -85,7 +90,7 @@ POOLED = Signal("pooled")
 
 def _sort_key(signal: Signal) -> tuple[str, int, str, int, str]:
     return (
-        signal.teacher or "",
+        signal.owner,
         signal.layer is not None,
         signal.kind,
         -1 if signal.layer is None else signal.layer,

@@ -176,4 +176,4 @@ def without_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"batch_1": 1.0, "batch_32": 1.0}
     facts = {"device": "cpu (none)", "machine": "none", "precision": "fp32", "threads": 1, "tokens": 8, "rounds": 3}
     latency = {**facts, "round": "0", "alone": True, "student": times, "teacher": times}
-    monkeypatch.setattr("raybrew.verbs.job.time_student", lambda *_, **__: latency)
+    monkeypatch.setattr("raybrew.runs.hooks.time_student", lambda *_, **__: latency)

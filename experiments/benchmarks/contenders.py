@@ -24,17 +24,21 @@ from raybrew.config.loading import build_experiment
 from raybrew.data.loader import MicroBatch
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_model
+from raybrew.pipeline.inputs import Inputs, TeacherInput
+from raybrew.pipeline.objective import likely_objective
+from raybrew.pipeline.reporter import QuietReporter
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.rows import read_rows
+from raybrew.pipeline.teachers import capture_table
+from raybrew.pipeline.units import encode
+from raybrew.runs.program import Parts, RunSpec, build_parts, build_program
 from raybrew.signals import LOGITS, Signal
 from raybrew.training.context import LocalContext
 from raybrew.training.encoded import EncodedProgram
 from raybrew.training.evaluation import Evaluation
 from raybrew.training.loop import train
 from raybrew.training.optim import Precision
-from raybrew.verbs.capture import capture_table, request_of
-from raybrew.verbs.inputs import Inputs, TeacherInput
-from raybrew.verbs.parts import Parts, build_parts, build_program
-from raybrew.verbs.prepare import encode, read_rows
-from raybrew.verbs.reporter import QuietReporter
+from raybrew.training.run_folder import RunFolder
 
 __all__ = ["Bench", "Settings", "textbrewer_epoch"]
 
@@ -97,12 +101,12 @@ class Bench:
                 "store": {"storage_path": str(folder / "runs"), "launcher": "local"},
             }
         )
-        loaded = read_rows(self.experiment, self.source, _silent)
-        self.rows = encode(self.experiment, loaded.training, self.source)
-        request = request_of(self.experiment, {None: self.source}, loaded.labels.names, self.source)
-        self.store = capture_table(
-            self.experiment, self.source, loaded.training, request, loaded.labels, QuietReporter()
-        )
+        self.resolved = resolve(self.experiment)
+        (task,) = self.resolved.tasks
+        loaded = read_rows(task, self.source, _silent)
+        self.rows = encode(task, loaded.training, self.source)
+        request = likely_objective(task, loaded.labels.names, self.source).teacher_union
+        self.store = capture_table(task, task.teachers[0], loaded.training, request, loaded.labels, QuietReporter())
         self.inputs = Inputs(loaded.labels, self.rows, None, loaded.num_labelled, 0)
         parts, program = self._program(live=False)
         self.student, self.tokenizer = copy.deepcopy(program.trainee.student), parts.tokenizer
@@ -121,8 +125,10 @@ class Bench:
         teacher = TeacherInput(self.source, precision=self.settings.precision, **kept)
         inputs = dataclasses.replace(self.inputs, teachers=(teacher,))
         train_config = self.experiment.train
-        parts = build_parts(self.experiment, [inputs], self.source, train_config, False, self.context)
-        return parts, build_program(self.experiment, parts, train_config, 0, self.context)
+        run = RunFolder.of(self.experiment, "distill")
+        spec = RunSpec(self.resolved, "distill", train_config, run, (inputs,), self.source, vocabulary=None)
+        parts = build_parts(spec, self.context)
+        return parts, build_program(spec, parts, 0, self.context)
 
     def amp(self) -> contextlib.AbstractContextManager[Any]:
         return Precision(self.settings.precision, self.device).autocast()

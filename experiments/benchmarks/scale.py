@@ -364,8 +364,9 @@ def measure_rows(size: int, arguments: argparse.Namespace) -> dict[str, float]:
     import numpy as np
 
     from raybrew.config.loading import build_experiment
+    from raybrew.pipeline.resolve import resolve
+    from raybrew.pipeline.rows import read_rows
     from raybrew.training.encoded import build_order
-    from raybrew.verbs.prepare import read_rows
 
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rows.jsonl"
@@ -378,7 +379,7 @@ def measure_rows(size: int, arguments: argparse.Namespace) -> dict[str, float]:
         experiment = build_experiment({**values, "student": {"shape": "T3"}}, check_files=False)
         before = memory()
         began = time.process_time()
-        rows = read_rows(experiment, None, lambda words: None)
+        rows = read_rows(resolve(experiment).tasks[0], None, lambda words: None)
         read = time.process_time() - began
         found = {
             "file, MB": path.stat().st_size / 1e6,
@@ -397,10 +398,10 @@ def measure_rows(size: int, arguments: argparse.Namespace) -> dict[str, float]:
 
 def plan_table(rows: int, arguments: argparse.Namespace) -> str:
     """Bytes, times, traffic and metadata by `raybrew plan`'s own model, for three ways to match."""
+    from raybrew.planning.result import Plan, StorePlan, TrainingPlan
     from raybrew.signals import LOGITS, parse_signal
     from raybrew.store.estimate import Amounts, Widths, estimate_bytes
     from raybrew.store.forms.base import Forms
-    from raybrew.verbs.planned import Plan, StorePlan, TrainingPlan
 
     tokens = rows * arguments.tokens
     amounts = Amounts(rows, tokens, rows * arguments.tokens**2)

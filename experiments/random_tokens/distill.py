@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
 from raybrew import DistillationConfig, GeneralDistiller, TrainingConfig
-from raybrew.utils import display_parameters
+from raybrew.models.inspection import display_parameters
 
 __all__ = ["disagreement", "main"]
 

@@ -11,7 +11,7 @@ from raybrew.cli.terminal import make_reporter, print_json, results
 from raybrew.config.loading import load_experiment
 
 if TYPE_CHECKING:
-    from raybrew.verbs.planned import Plan
+    from raybrew.planning.result import Plan
 
 __all__ = ["plan"]
 
@@ -46,7 +46,7 @@ def plan(
 def _print(found: Plan) -> None:
     from rich.table import Table
 
-    from raybrew.verbs.planned import plan_tables
+    from raybrew.planning.result import plan_tables
 
     console = results()
     for title, rows in plan_tables(found):

@@ -14,7 +14,7 @@ from raybrew.reports.comparison import Comparison
 from raybrew.reports.decision import decide
 from raybrew.reports.sweep_tables import leaderboard
 from raybrew.reports.tables import caption_lines, comparison_table
-from raybrew.verbs.result import RunResult
+from raybrew.runs.result import RunResult
 
 __all__ = ["print_bests", "print_comparison", "print_run", "print_runs", "short_path"]
 

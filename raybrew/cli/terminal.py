@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from raybrew.verbs.reporter import LineReporter, Reporter
+from raybrew.pipeline.reporter import LineReporter, Reporter
 
 __all__ = ["TerminalReporter", "errors", "make_reporter", "print_json", "results", "write_line"]
 

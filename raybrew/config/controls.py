@@ -80,9 +80,8 @@ def planned_controls(experiment: Experiment) -> int:
     count = configurations if drawn else min(len(sizes), configurations)
     settings = round(count * sum(sizes) / max(1, len(sizes)))
     further = max(0, sweep.rerun_best.seeds - sweep.seeds) * min(sweep.rerun_best.count, count)
-    unlabeled = any(
-        view.data.unlabeled is not None or view.data.augment is not None for view in task_views(experiment).values()
-    )
+    sections = [view.experiment.data for view in task_views(experiment)]
+    unlabeled = any(data.unlabeled is not None or data.augment is not None for data in sections)
     return (settings * sweep.seeds + further) * (2 if unlabeled else 1)
 
 

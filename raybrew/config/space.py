@@ -158,7 +158,7 @@ def check_sweep(experiment: Experiment, sweep: SweepConfig, build: Callable[[Any
     problems = [*_keys(sweep), *_settings(sweep, experiment)]
     if sweep.scheduler.row.rounds:
         problems += check_population(experiment, sweep)
-    parts = [view.data for view in task_views(experiment).values()]
+    parts = [view.experiment.data for view in task_views(experiment)]
     if sweep.controls and any(data.unlabeled is not None and data.train is None for data in parts):
         problems.append(
             Problem(
@@ -235,8 +235,8 @@ def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
     if any(key.startswith("distill.kd_loss") or key == "distill" for key in sweep.space):
         return False
     kind = experiment.distill.kd_loss.kind
-    views = task_views(experiment).values()
-    return all((kd_losses_for(view.task.kind)[0] if kind == "auto" else kind) in RAW_LOSSES for view in views)
+    kinds = [view.experiment.task.kind for view in task_views(experiment)]
+    return all((kd_losses_for(each)[0] if kind == "auto" else kind) in RAW_LOSSES for each in kinds)
 
 
 def _layers(count: int) -> str:
@@ -346,8 +346,8 @@ def _settings(sweep: SweepConfig, experiment: Experiment) -> list[Problem]:
         given = f"given {experiment.train.seed}, from which {seeds} seeds are counted up"
         problems.append(Problem("train.seed", f"{given}; allowed: at most {MAX_SEED - seeds + 1}"))
     views = task_views(experiment)
-    if all(view.data.eval is None for view in views.values()):
-        key = "data.eval" if None in views else "task.tasks.<name>.data.eval"
+    if all(view.experiment.data.eval is None for view in views):
+        key = "task.tasks.<name>.data.eval" if views[0].label else "data.eval"
         problems.append(Problem(key, "required by a sweep: labelled rows on which students are compared", "required"))
     return problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from raybrew.config.data import DataConfig
 from raybrew.config.distill import with_matches
@@ -10,34 +11,55 @@ from raybrew.config.experiment import Experiment
 from raybrew.config.matches import matches_of_task
 from raybrew.config.multi_task import MultiTaskConfig, TaskPart
 from raybrew.config.problems import near_match
+from raybrew.config.task import TaskConfig
 from raybrew.errors import ConfigError
 
 __all__ = [
+    "DEFAULT",
+    "View",
     "choose_task",
-    "one_teacher",
     "task_views",
-    "teacher_names",
     "teacher_views",
     "with_data",
 ]
 
+#: What an only task or teacher is called.
+DEFAULT = "default"
 
-def task_views(experiment: Experiment) -> dict[str | None, Experiment]:
-    """Name -> experiment of that task alone, in the order of the file; None -> itself for an experiment of one task.
+
+class View(NamedTuple):
+    """One task, or one of its teachers, alone."""
+
+    name: str  #: among several; DEFAULT of an only one
+    label: str  #: the same in messages, folders and keys: empty for an only one
+    experiment: Experiment
+
+    @property
+    def task(self) -> TaskConfig:
+        """The section `task`, of one task."""
+        task = self.experiment.task
+        assert not isinstance(task, MultiTaskConfig)  # a view has one
+        return task
+
+
+def task_views(experiment: Experiment) -> tuple[View, ...]:
+    """The experiment of each task alone, in the order of the file; that of an only task is `experiment` itself.
 
     A view's `student`, `train` and other sections are the whole experiment's; its matches are those for its teachers.
     """
     if not isinstance(experiment.task, MultiTaskConfig):
-        return {None: experiment}
-    return {name: _view(experiment, name, part) for name, part in experiment.task.tasks.items()}
+        return (View(DEFAULT, "", experiment),)
+    return tuple(View(name, name, _view(experiment, name, part)) for name, part in experiment.task.tasks.items())
 
 
-def choose_task(experiment: Experiment, name: str | None) -> Experiment:
+def choose_task(experiment: Experiment, name: str | None) -> View:
     """The view of task `name`; ConfigError if there is none, or several and no name."""
     views = task_views(experiment)
-    if name in views:
-        return views[name]
-    names = [view for view in views if view is not None]
+    names = [view.label for view in views if view.label]
+    if not names and name is None:
+        return views[0]
+    if name in names:
+        return views[names.index(name)]
     if not names:
         raise ConfigError(f"--task: given {name!r}, but this experiment has one task only; leave it out")
     if name is None:
@@ -45,33 +67,19 @@ def choose_task(experiment: Experiment, name: str | None) -> Experiment:
     raise ConfigError(f"--task: given {name!r}; allowed: {', '.join(names)}{near_match(name, names)}")
 
 
-def teacher_views(view: Experiment) -> dict[str | None, Experiment]:
-    """Name -> experiment with that teacher alone, for an experiment of one task; a single teacher is named None.
+def teacher_views(view: Experiment) -> tuple[View, ...]:
+    """The experiment of each teacher alone, for an experiment of one task; none without a teacher.
 
-    Matches are left out: what they ask of which teacher is the whole experiment's matter.
+    Matches are left out where there are several: what they ask of which teacher is the whole experiment's matter.
     """
     teacher = view.teacher
     if not teacher.members:
-        return {None: view} if teacher.given else {}
-    return {name: one_teacher(view, name) for name in teacher.members}
-
-
-def one_teacher(view: Experiment, name: str | None) -> Experiment:
-    """`view` with one of its teachers as the only one."""
-    if name is None:
-        return view
+        return (View(DEFAULT, "", view),) if teacher.given else ()
     distill = view.distill.model_copy(update={"matches": (), "stages": ()})
-    return view.model_copy(update={"teacher": view.teacher.member(name), "distill": distill})
-
-
-def teacher_names(experiment: Experiment) -> list[str]:
-    """What `--teacher` and `student.teacher` may say: `b` of several teachers, `rte` or `rte/b` of several tasks."""
-    names: list[str] = []
-    for task, view in task_views(experiment).items():
-        if task is not None and view.teacher.given:
-            names.append(task)
-        names += [name if task is None else f"{task}/{name}" for name in view.teacher.members]
-    return names
+    return tuple(
+        View(name, name, view.model_copy(update={"teacher": teacher.member(name), "distill": distill}))
+        for name in teacher.members
+    )
 
 
 def with_data(experiment: Experiment, change: Callable[[str, DataConfig], DataConfig]) -> Experiment:

@@ -58,14 +58,17 @@ _PADDING = {"items": 0, "label": -1}
 
 
 class EncodedRows:
-    """Encoded rows of one folder, in the order they were given. Small to pickle; shards are mapped on first use."""
+    """Encoded rows of one folder, in the order they were given. Shards are mapped on first use.
+
+    Small to pickle; the process that gets them checks its folder as `open_encoded` does.
+    """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
         self.key = key
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return EncodedRows, (self.folder, self.key)
+        return open_encoded, (self.folder,)
 
     def __len__(self) -> int:
         return self.num_rows

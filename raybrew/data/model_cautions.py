@@ -1,4 +1,4 @@
-"""Kinds of cautions about a model and the names of its outputs: `raybrew.verbs.model_checks` finds them."""
+"""Kinds of cautions about a model and the names of its outputs: `raybrew.pipeline.model_checks` finds them."""
 
 from __future__ import annotations
 

@@ -14,15 +14,15 @@ from raybrew.data.sampler import num_batches
 from raybrew.demo.recipe import EXPERIMENT, NUM_EVAL, NUM_LABELLED, NUM_UNLABELLED, TEACHER
 from raybrew.demo.reviews import build_splits, write_splits
 from raybrew.errors import writing
+from raybrew.pipeline.reporter import QuietReporter, Reporter
 from raybrew.records.runs import RunRecord, load_run
 from raybrew.reports.compare import compare
 from raybrew.reports.tables import json_rows
+from raybrew.runs.result import RunResult
 from raybrew.verbs.capture import capture
 from raybrew.verbs.distill import distill
 from raybrew.verbs.finetune import finetune
 from raybrew.verbs.report import report
-from raybrew.verbs.reporter import QuietReporter, Reporter
-from raybrew.verbs.result import RunResult
 
 __all__ = ["DemoResult", "run_demo", "write_demo"]
 

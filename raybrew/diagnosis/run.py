@@ -14,7 +14,7 @@ from raybrew.diagnosis.findings import Diagnosis, Finding
 from raybrew.diagnosis.machine import disks, gpus, limits, shared_memory, versions
 from raybrew.diagnosis.reach import hub, trackers
 from raybrew.errors import RaybrewError
-from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.pipeline.reporter import QuietReporter, Reporter
 
 __all__ = ["doctor"]
 

@@ -170,7 +170,7 @@ def build_objective(
     student_dims: Mapping[Signal, int] | None = None,
     teacher_dims: Mapping[Signal, int] | None = None,
     seed: int = 0,
-    teacher_heads: int | Mapping[str | None, int] | None = None,
+    teacher_heads: int | Mapping[str, int] | None = None,
     head: Head | None = None,
     dims: tuple[TeacherDims, TeacherDims] | None = None,
     earlier: Mapping[str, nn.Module] | None = None,
@@ -208,7 +208,7 @@ def build_objective(
         )
         if entry.needs == "qkv":
             sizes = student_dims[match.student], teacher_dims[match.teacher]
-            heads = teacher_heads.get(match.teacher.teacher) if isinstance(teacher_heads, Mapping) else teacher_heads
+            heads = teacher_heads.get(match.teacher.owner) if isinstance(teacher_heads, Mapping) else teacher_heads
             loss = functools.partial(loss, num_heads=_relation_heads(match, *sizes, heads))
         projection = _projection_for(match, student_dims[match.student], teacher_dims[match.teacher], entry, generator)
         key = match.name.replace(".", "_")

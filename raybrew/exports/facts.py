@@ -51,9 +51,9 @@ class CardFacts:
         return self.export.get("formats") or {}
 
 
-def summary_of_task(summary: RunSummary, task: str | None) -> RunSummary:
-    """`summary` of a run as the card of the model of one task wants it."""
-    if task is None:
+def summary_of_task(summary: RunSummary, task: str) -> RunSummary:
+    """`summary` of a run as the card of the model of one task wants it; `task` is empty for an only one."""
+    if not task:
         return summary
     teacher = summary.teacher
     if teacher is not None:
@@ -70,9 +70,9 @@ def summary_of_task(summary: RunSummary, task: str | None) -> RunSummary:
     )
 
 
-def metrics_of_task(metrics: Mapping[str, float], task: str | None) -> Mapping[str, float]:
-    """Metrics of several tasks, `task.metric`, as those of one; all of them if there is only one."""
-    if task is None:
+def metrics_of_task(metrics: Mapping[str, float], task: str) -> Mapping[str, float]:
+    """Metrics of several tasks, `task.metric`, as those of one; all of them if there is only one (`task` is empty)."""
+    if not task:
         return metrics
     return {name.removeprefix(f"{task}."): each for name, each in metrics.items() if name.startswith(f"{task}.")}
 

@@ -273,8 +273,8 @@ def _check_files(config: Experiment, files: PackedFiles, say: Say) -> None:
 def _named_files(config: Experiment) -> list[tuple[str, str]]:
     """Key and value of everything that may be a local file or folder, but rows from Python, which travel anyway."""
     found: list[tuple[str, str | None]] = [("student.model", config.student.model)]
-    for task, view in task_views(config).items():
-        prefix = f"task.tasks.{task}." if task is not None else ""
+    for _, task, view in task_views(config):
+        prefix = f"task.tasks.{task}." if task else ""
         found += [(f"{prefix}data.{key}", getattr(view.data, key)) for key in ("train", "eval", "unlabeled")]
         if view.data.test_share is None:
             found.append((f"{prefix}data.test", view.data.test))
@@ -300,7 +300,7 @@ def _shared_places(config: Experiment, folder: Path, here: Callable[[], bool], s
     relative = {key: value for key, value in given if value and "://" not in value and not _is_absolute(value)}
     caches = {
         f"{f'task.tasks.{task}.' if task else ''}data.cache": view.data.cache
-        for task, view in task_views(config).items()
+        for _, task, view in task_views(config)
         if view.data.cache and not _is_absolute(view.data.cache)
     }
     if not relative and not caches:

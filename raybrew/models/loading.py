@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ __all__ = [
     "OUTPUT_LAYER",
     "ModelSource",
     "auto_class",
-    "has_head",
+    "check_head",
     "load_config",
+    "load_finished",
     "load_model",
     "load_tokenizer",
     "max_tokens",
@@ -150,13 +151,9 @@ def load_model(
     reads no logits, makes up those that lack: from `seed`, and without a trace in torch's generators.
     """
     if labels is None:
-        finished, missing = _finished(source, task_kind, seed)
-        if missing and needs_head:
-            raise ModelError(
-                f"{source.model} is not trained for {task_kind}: it lacks {', '.join(missing[:4])}"
-                f"{', ...' if len(missing) > 4 else ''}; name a model that was trained for this task, or train this "
-                "one first (`raybrew finetune` with teacher.finetune)"
-            )
+        finished, missing = load_finished(source, task_kind, seed)
+        if needs_head:
+            check_head(source, task_kind, missing)
         return finished
     named: dict[str, Any] = {}
     if labels:  # none: the outputs are the vocabulary
@@ -183,12 +180,17 @@ def _renew_output(model: PreTrainedModel) -> None:
                 tensor.normal_(0.0, deviation) if tensor.dim() > 1 else tensor.zero_()
 
 
-def has_head(source: ModelSource, task_kind: str) -> bool:
-    """Whether `source` holds all weights of a model for this task, so that its logits mean something."""
-    return not _finished(source, task_kind, 0)[1]
+def check_head(source: ModelSource, task_kind: str, missing: Sequence[str]) -> None:
+    """ModelError if weights are `missing` in the files of a model whose logits are read."""
+    if missing:
+        raise ModelError(
+            f"{source.model} is not trained for {task_kind}: it lacks {', '.join(missing[:4])}"
+            f"{', ...' if len(missing) > 4 else ''}; name a model that was trained for this task, or train this "
+            "one first (`raybrew finetune` with teacher.finetune)"
+        )
 
 
-def _finished(source: ModelSource, task_kind: str, seed: int) -> tuple[PreTrainedModel, list[str]]:
+def load_finished(source: ModelSource, task_kind: str, seed: int) -> tuple[PreTrainedModel, list[str]]:
     """The model as it is, and the names of weights that are not in its files, which depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs as well, which the fork does not restore.

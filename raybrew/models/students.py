@@ -22,8 +22,9 @@ from raybrew.config.outside import is_outside, load_outside
 from raybrew.config.student import ShapeConfig, StudentConfig
 from raybrew.errors import ConfigError, EnvironmentProblem, ModelError, first_line
 from raybrew.models.bigru import BiGRUConfig
+from raybrew.models.cache import ModelCache
 from raybrew.models.initialise import share_embeddings
-from raybrew.models.loading import ModelSource, auto_class, load_config, load_model, load_tokenizer
+from raybrew.models.loading import ModelSource, auto_class, load_config, load_model
 from raybrew.models.shapes import (
     FAMILIES,
     dims_of,
@@ -60,22 +61,25 @@ def build_student(
     labels: tuple[str, ...],
     seed: int,
     vocabulary: Path | None = None,
+    *,
+    models: ModelCache | None = None,
 ) -> Student:
     """The student of `config`, in float32 on the CPU, with one output per label.
 
     `student.model` is loaded with its own tokenizer; a head of another size is made anew. A shape takes the teacher's
     architecture, vocabulary and tokenizer. New weights depend on `seed` alone, and torch's global generators are left
     as they were. `vocabulary` is the folder of a trimmed one (`raybrew.models.vocabulary`), whose rows of the word
-    embeddings are taken. ConfigError and ModelError name what does not fit.
+    embeddings are taken. `models` may hold the teacher already. ConfigError and ModelError name what does not fit.
     """
+    models = models or ModelCache()
     trimmed = None if vocabulary is None else open_vocabulary(vocabulary)
-    built = _whole_student(config, teacher, task_kind, labels, seed, trimmed)
+    built = _whole_student(config, teacher, task_kind, labels, seed, trimmed, models)
     if trimmed is None:
         return built
     embeddings: nn.Embedding = built.model.get_input_embeddings()  # type: ignore[assignment]
     saved = (trimmed.size_before - len(trimmed.kept)) * embeddings.embedding_dim
     words = f"vocabulary of {len(trimmed.kept):,} out of {trimmed.size_before:,} pieces: {saved:,} parameters saved"
-    tokenizer = load_tokenizer(ModelSource(str(trimmed.folder)))
+    tokenizer = models.own_tokenizer(ModelSource(str(trimmed.folder)))
     return Student(built.model, tokenizer, f"{built.description}, {words}")
 
 
@@ -86,6 +90,7 @@ def _whole_student(
     labels: tuple[str, ...],
     seed: int,
     trimmed: Vocabulary | None,
+    models: ModelCache,
 ) -> Student:
     """`build_student` with the tokenizer as it was."""
 
@@ -98,8 +103,14 @@ def _whole_student(
         source = _own_source(config)
         with _seeded(seed):
             model = trim(load_model(source, task_kind, labels))
-        return Student(model, load_tokenizer(source), f"{config.model} ({sizes_text(model.config)}), its own weights")
+        words = f"{config.model} ({sizes_text(model.config)}), its own weights"
+        return Student(model, models.own_tokenizer(source), words)
     source = _teacher_source(config, teacher)
+
+    def origin() -> PreTrainedModel:
+        whole = models.model(source, task_kind, needs_head=False, seed=seed)
+        return whole if trimmed is None else trim(copy.deepcopy(whole))
+
     teacher_config = load_config(source)
     if trimmed is not None:
         teacher_config = trimmed_config(teacher_config, trimmed.kept)
@@ -109,8 +120,8 @@ def _whole_student(
             model = _build(_recurrent_config(teacher_config, recurrent, labels), task_kind, False)
         start = f"random weights, seed {seed}"
         if not config.starts_random:
-            start = share_embeddings(model, trim(load_model(source, task_kind, needs_head=False, seed=seed)))
-        return Student(model, load_tokenizer(source), f"{config.shape}: {sizes_text(model.config)}, {start}")
+            start = share_embeddings(model, origin())
+        return Student(model, models.own_tokenizer(source), f"{config.shape}: {sizes_text(model.config)}, {start}")
     shape, layers = _resolve(config, teacher_config)
     shaped = student_config(teacher_config, shape, labels, layers)
     with _seeded(seed):
@@ -119,10 +130,12 @@ def _whole_student(
     if layers is None:
         start = f"random weights, seed {seed}"
     else:
-        origin = trim(load_model(source, task_kind, needs_head=False, seed=seed))
-        start = str(_init_function(config.init)(model, origin, layers))
+        teacher_model = (
+            copy.deepcopy(origin()) if is_outside(config.init) else origin()
+        )  # a user's function may change it
+        start = str(_init_function(config.init)(model, teacher_model, layers))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
-    return Student(model, load_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
+    return Student(model, models.own_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
 
 def empty_student(

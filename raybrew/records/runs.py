@@ -25,7 +25,7 @@ __all__ = ["BestResult", "RunRecord", "RunStatus", "dict_at", "find_runs", "load
 
 RunStatus = Literal["done", "running or interrupted", "failed"]
 Role = Literal["teacher", "student", "control"]
-_ROLES: Mapping[str | None, Role] = {"teacher": "teacher", "student": "student", "control": "control"}
+_ROLES: Mapping[str, Role] = {"teacher": "teacher", "student": "student", "control": "control"}
 
 #: A folder that holds one of these is a run.
 MARKS = ("identity.json", "summary.json", "metrics.jsonl")
@@ -145,7 +145,7 @@ class RunRecord:
     @functools.cached_property
     def role(self) -> Role:
         """`teacher` (fine-tuned on labels), `student` (has a loss from a teacher) or `control` (has none)."""
-        role = self.facts.role
+        role = self.facts.role or ""
         if role in _ROLES:
             return _ROLES[role]
         if self.verb == "finetune":

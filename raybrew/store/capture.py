@@ -30,6 +30,7 @@ from raybrew.errors import (
     Interrupted,
     RaybrewError,
 )
+from raybrew.models.cache import ModelCache
 from raybrew.models.devices import Place, free_gpu
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import Folder, check_seen, check_shared
@@ -85,6 +86,8 @@ def capture(
     verify: bool = False,
     waiting: Waiting | None = None,
     labels: Sequence[str] = (),
+    *,
+    models: ModelCache | None = None,
 ) -> Store:
     """The store that holds the signals of `request` for all `rows`, below the folder or URL `store_root`.
 
@@ -92,13 +95,14 @@ def capture(
     once. `auto` device and precision are those of the machines that capture. A row that the teacher cannot
     compute is an error, or with `skip_bad_rows` set aside: `Store.set_aside` names it. `verify` reads what is stored
     already and computes anew what does not hold the bytes that were written. `labels` are noted as the names of the
-    outputs. While another capture writes this store, this one waits and `waiting` hears on whom, before it looks what
-    is still lacking; without `waiting` that is a StoreError. Raises DataError, ModelError, ClusterError and StoreError,
-    Interrupted after Ctrl-C.
+    outputs, `models` keeps the teacher for who asks next. While another capture writes this store, this one waits and
+    `waiting` hears on whom, before it looks what is still lacking; without `waiting` that is a StoreError. Raises
+    DataError, ModelError, ClusterError and StoreError, Interrupted after Ctrl-C.
     """
-    request, forms = sorted_signals(request), Forms(store.element_type, store.forms)
+    request, models = sorted_signals(request), models or ModelCache()
+    forms = Forms(store.element_type, store.forms)
     rows = checked_rows(rows, task, request)
-    known = identity_of(task, teacher, request, device, precision, store)
+    known = identity_of(task, teacher, request, device, precision, store, models)
     check_forms(load_config(known.source), request, forms)
     storage = open_storage(f"{store_root}/{known.fingerprint}", store.cache)
     refuse_foreign(storage)
@@ -123,7 +127,7 @@ def capture(
             reporter = ProgressReporter(tasks, progress)
             with storage_errors(storage, "the capture cannot go on"):
                 _write_pending(pending, rows, sources)
-                _run(settings, tasks, store, reporter, known)
+                _run(settings, tasks, store, reporter, known, models)
                 pending.check()
                 names = dict.fromkeys([*captured_labels(storage), *([tuple(labels)] if labels else [])])
                 publish(storage, known.parts, teacher.model, committed_shards(storage), list(names))
@@ -137,12 +141,14 @@ def _run(
     store: StoreConfig,
     reporter: ProgressReporter,
     known: StoreIdentity,
+    models: ModelCache,
 ) -> None:
     """Compute and commit the shards, here or by Ray. Interrupted after Ctrl-C."""
     try:
         if tasks and _runs_here(store, tasks, known.place):
-            _run_here(settings, tasks, reporter)
+            _run_here(settings, tasks, reporter, models)
         elif tasks:
+            models.release()  # beside its actors this process may have no room for a teacher
             _run_on_ray(settings, tasks, store, reporter, known.size)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -193,8 +199,8 @@ def _runs_here(store: StoreConfig, tasks: list[ShardTask], place: Place) -> bool
     return store.launcher == "local"
 
 
-def _run_here(settings: WorkerSettings, tasks: list[ShardTask], reporter: ProgressReporter) -> None:
-    teacher = load_teacher(settings)
+def _run_here(settings: WorkerSettings, tasks: list[ShardTask], reporter: ProgressReporter, models: ModelCache) -> None:
+    teacher = load_teacher(settings, models)
     worker = ShardWorker(settings, teacher)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(_SHARDS_IN_HAND, "shard") as pool:
         stack.callback(free_gpu, teacher.model)  # students that are trained next need it

@@ -15,8 +15,9 @@ from raybrew.config import StoreConfig
 from raybrew.data.rows import row_ids
 from raybrew.errors import DataError, ModelError, StoreError, StoreUnreachable
 from raybrew.models.attention import PROJECTED_MODELS
+from raybrew.models.cache import ModelCache
 from raybrew.models.devices import Place, place_of_teacher
-from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer
+from raybrew.models.loading import ModelSource, load_config
 from raybrew.signals import VECTOR_KINDS, Signal, sorted_signals
 from raybrew.storage.lock import Waiting
 from raybrew.storage.open import open_storage, stores_below
@@ -49,6 +50,8 @@ def find_store(
     device: str,
     precision: str,
     waiting: Waiting | None = None,
+    *,
+    models: ModelCache | None = None,
 ) -> Store:
     """The store that `capture` would give, if it is there with all these rows and signals; StoreError otherwise.
 
@@ -56,7 +59,7 @@ def find_store(
     """
     request = sorted_signals(request)
     rows = checked_rows(rows, task, request)
-    known = identity_of(task, teacher, request, device, precision, store)
+    known = identity_of(task, teacher, request, device, precision, store, models)
 
     def look() -> Store:
         found = find_any(known, teacher, store_root, store.cache, store.element_type, store.forms)
@@ -149,7 +152,13 @@ class StoreIdentity:
 
 
 def identify(
-    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str, launcher: str
+    task: Task,
+    teacher: ModelSource,
+    request: tuple[Signal, ...],
+    device: str,
+    precision: str,
+    launcher: str,
+    models: ModelCache | None = None,
 ) -> tuple[StoreIdentity, PreTrainedModel, PreTrainedTokenizerBase]:
     """What names the store of `teacher`, and the loaded teacher (its weights are what is hashed).
 
@@ -157,21 +166,30 @@ def identify(
     lacks a layer asked for.
     """
     source = dataclasses.replace(teacher, model=_absolute(teacher.model))
-    model, tokenizer = load_model(source, task.kind, needs_head=_needs_head(request)), load_tokenizer(source)
+    models = models or ModelCache()
+    model, tokenizer = models.model(source, task.kind, needs_head=_needs_head(request)), models.tokenizer(source)
     _check_layers(model.config, request, teacher.model)
     place = place_of_teacher(device, precision, launcher)
     return _identity(source, hashes_of(model), tokenizer, task, place), model, tokenizer
 
 
 def identity_of(
-    task: Task, teacher: ModelSource, request: tuple[Signal, ...], device: str, precision: str, store: StoreConfig
+    task: Task,
+    teacher: ModelSource,
+    request: tuple[Signal, ...],
+    device: str,
+    precision: str,
+    store: StoreConfig,
+    models: ModelCache | None = None,
 ) -> StoreIdentity:
     """What names the store of `teacher`, as `identify` has it. The model is not loaded if its files are known."""
     source = dataclasses.replace(teacher, model=_absolute(teacher.model))
     _check_layers(load_config(source), request, teacher.model)
     folder = Path(store.storage_path) / ".cache"
-    hashes = known_hashes(source, task.kind, folder, needs_head=_needs_head(request))
-    return _identity(source, hashes, load_tokenizer(source), task, place_of_teacher(device, precision, store.launcher))
+    models = models or ModelCache()
+    hashes = known_hashes(source, task.kind, folder, needs_head=_needs_head(request), models=models)
+    place = place_of_teacher(device, precision, store.launcher)
+    return _identity(source, hashes, models.tokenizer(source), task, place)
 
 
 def _needs_head(request: tuple[Signal, ...]) -> bool:

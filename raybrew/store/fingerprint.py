@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.data.encoded import tokenizer_fingerprint
 from raybrew.data.hashes import is_settled, read_note, write_note
+from raybrew.models.cache import ModelCache
 from raybrew.models.inspection import model_megabytes
-from raybrew.models.loading import ModelSource, load_config, load_model
+from raybrew.models.loading import ModelSource, load_config
 from raybrew.tasks.base import Task
 
 __all__ = ["ModelHashes", "hash_weights", "hashes_of", "known_hashes", "store_parts"]
@@ -72,8 +73,10 @@ def hashes_of(model: PreTrainedModel) -> ModelHashes:
     return ModelHashes(hash_weights(model), xxhash.xxh3_128_hexdigest(_canonical(config).encode()), size)
 
 
-def known_hashes(source: ModelSource, task_kind: str, folder: Path, *, needs_head: bool = True) -> ModelHashes:
-    """`hashes_of` the model of `source`, which is loaded once for its files: `folder` keeps what came of it.
+def known_hashes(
+    source: ModelSource, task_kind: str, folder: Path, *, needs_head: bool = True, models: ModelCache | None = None
+) -> ModelHashes:
+    """`hashes_of` the model of `source`, which `models` loads once for its files: `folder` keeps what came of it.
 
     Files are the same while path, size, times and inode are. ModelError as `load_model` has it.
     """
@@ -83,7 +86,7 @@ def known_hashes(source: ModelSource, task_kind: str, folder: Path, *, needs_hea
     known = None if stamp is None else read_note(path)
     if known is not None and known["asked"] == asked:
         return ModelHashes(known["weights"], known["config"], known["size"])
-    found = hashes_of(load_model(source, task_kind, needs_head=needs_head))
+    found = hashes_of((models or ModelCache()).model(source, task_kind, needs_head=needs_head))
     settled = stamp is not None and is_settled(time for file in stamp for time in file[2:4])
     if settled and _stamp(source) == stamp and folder.parent.is_dir():
         with contextlib.suppress(OSError):  # the next one loads it again then

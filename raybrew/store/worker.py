@@ -21,8 +21,9 @@ from torch import nn
 
 from raybrew.data.arrow import ShardInfo, shard_name, write_shard
 from raybrew.errors import Interrupted, StoreError
+from raybrew.models.cache import ModelCache
 from raybrew.models.devices import pick_device
-from raybrew.models.loading import ModelSource, load_model, load_tokenizer
+from raybrew.models.loading import ModelSource
 from raybrew.signals import Signal
 from raybrew.storage.open import storage_errors
 from raybrew.store.compute import Teacher
@@ -134,15 +135,16 @@ class ProgressReporter:
             self._listener(self._state)
 
 
-def load_teacher(settings: WorkerSettings) -> Teacher:
-    """The teacher of `settings`, loaded from where it lies, on its device."""
+def load_teacher(settings: WorkerSettings, models: ModelCache | None = None) -> Teacher:
+    """The teacher of `settings`, loaded from where it lies unless `models` has it, on its device."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    module: nn.Module = load_model(settings.teacher, settings.task.kind, needs_head=False)
+    models = models or ModelCache()
+    module: nn.Module = models.model(settings.teacher, settings.task.kind, needs_head=False)
     device = pick_device(settings.device, "teacher.device")
     return Teacher(
         module.to(device).eval(),
-        load_tokenizer(settings.teacher),
+        models.tokenizer(settings.teacher),
         settings.task,
         device,
         settings.precision,

@@ -160,7 +160,7 @@ def _own_changes(changes: Sequence[ChangeConfig], keys: Sequence[str]) -> list[d
 def _unlabeled_places(experiment: Experiment) -> list[str]:
     """What stands before the keys of `data` of each task that has unlabelled rows."""
     return [
-        "" if name is None else f"task.tasks.{name}."
-        for name, view in task_views(experiment).items()
+        f"task.tasks.{name}." if name else ""
+        for _, name, view in task_views(experiment)
         if view.data.unlabeled is not None or view.data.augment is not None
     ]

@@ -16,18 +16,17 @@ from typing import Any
 import torch
 
 from raybrew.config import Experiment
-from raybrew.config.views import task_views
 from raybrew.errors import ClusterError, RaybrewError, first_line
 from raybrew.models.devices import free_gpu, pick_device, pick_precision
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.nodes import alive_nodes
+from raybrew.pipeline.resolve import resolve
 from raybrew.records.summary import Latency, RunSummary, read_summary, write_summary
+from raybrew.runs.latency import TimedModel, latency_facts, student_latency, time_in_turn
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import canonical, gpus_of
 from raybrew.sweeps.progress import SweepReporter
-from raybrew.verbs.choose import teacher_sources
-from raybrew.verbs.timing import TimedModel, latency_facts, student_latency, time_in_turn
 
 __all__ = ["measure_alone"]
 
@@ -47,7 +46,7 @@ class _Finished:
     summary: RunSummary
     student: TimedModel
     teachers: tuple[TimedModel, ...]
-    task: str | None
+    task: str
 
     @property
     def round(self) -> str | None:
@@ -112,13 +111,12 @@ def _finished(conductor: Conductor, name: str) -> _Finished | None:
     summary = read_summary(folder)
     if job is None or summary is None:
         return None
-    views = task_views(job.experiment)
-    task, view = next(((task, view) for task, view in views.items() if view.teacher.given), next(iter(views.items())))
-    for place in (folder / "architecture", folder / "student" / (task or "")):
+    tasks = resolve(job.experiment).tasks
+    task = next((task for task in tasks if task.teachers), tasks[0])
+    for place in (folder / "architecture", folder / "student" / task.label):
         if (place / "config.json").is_file():
-            kind = view.task.kind
-            teachers = tuple(TimedModel(source, kind) for source in teacher_sources(view).values())
-            return _Finished(folder, summary, TimedModel(ModelSource(str(place)), kind), teachers, task)
+            teachers = tuple(TimedModel(source, task.kind) for source in task.sources.values())
+            return _Finished(folder, summary, TimedModel(ModelSource(str(place)), task.kind), teachers, task.label)
     return None
 
 

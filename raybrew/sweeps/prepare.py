@@ -11,20 +11,29 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from raybrew.config import Experiment, MultiTaskConfig, StoreConfig
+from raybrew.config import Experiment, StoreConfig
 from raybrew.config.judge import LOSS
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import raise_problems
 from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import sweep_judge
-from raybrew.config.views import one_teacher, task_views
 from raybrew.data.multi_task import TaskSchedule
-from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, Problem, RaybrewError
+from raybrew.models.cache import ModelCache
 from raybrew.models.loading import ModelSource
+from raybrew.pipeline.inputs import Inputs, TeacherInput
+from raybrew.pipeline.objective import check_functions, likely_objective
+from raybrew.pipeline.reporter import Reporter
+from raybrew.pipeline.resolve import Resolved, ResolvedTask, resolve
+from raybrew.pipeline.rows import Rows, check_teacher_labels, read_rows
+from raybrew.pipeline.teacher_facts import TaskPlan, teacher_facts
+from raybrew.pipeline.teachers import check_tokenizers, ready_teachers
+from raybrew.pipeline.units import encode, evaluation_units, same_tokens
+from raybrew.pipeline.vocabulary import student_tokens
 from raybrew.signals import Signal, sorted_signals
 from raybrew.store.listing import describe
 from raybrew.store.plan import unique_rows
@@ -33,16 +42,6 @@ from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import canonical
 from raybrew.sweeps.search import build_source
 from raybrew.training.encoded import Epochs, build_order, evaluation_steps, total_steps
-from raybrew.verbs.capture import likely_objective, request_of
-from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
-from raybrew.verbs.described import TaskPlan, described_teachers
-from raybrew.verbs.functions import check_functions
-from raybrew.verbs.inputs import Inputs, TeacherInput
-from raybrew.verbs.prepare import Rows, check_teacher_labels, data_key, encode, read_rows, same_tokens
-from raybrew.verbs.reporter import Reporter
-from raybrew.verbs.teachers import check_tokenizers, ready_teachers
-from raybrew.verbs.units import evaluation_units
-from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["TeacherPass", "control_steps", "likely_values", "prepare_teachers"]
 
@@ -83,27 +82,30 @@ def prepare_teachers(base: Experiment, trials: int, reporter: Reporter) -> list[
     """
     assert base.sweep is not None
     plain = base.written()
-    groups: dict[tuple[str | None, str], list[_Member]] = {}
+    groups: dict[tuple[str, str], list[_Member]] = {}
+    models = ModelCache()
     for values in likely_values(base.sweep, trials):
         try:
             experiment = build_experiment(apply_values(plain, values), check_files=False)
         except ConfigError:
             continue  # drawn between valid corners; the trial will say so
-        for name, view in task_views(experiment).items():
-            parts = view.plain()
+        resolved = resolve(experiment, models=models)
+        for task in resolved.tasks:
+            parts = task.experiment.plain()
             key = canonical({section: parts[section] for section in ("teacher", "task", "data", "store")})
-            groups.setdefault((name, key), []).append(_Member(values, experiment, view))
+            groups.setdefault((task.name, key), []).append(_Member(values, resolved, task))
     passes: list[TeacherPass] = []
     say_once = functools.cache(reporter.say)  # groups read the same rows
     problems: dict[str, Problem] = {}
-    judged_by: dict[str | None, dict[str, dict[str, Any]]] = {}
+    judged_by: dict[str, dict[str, dict[str, Any]]] = {}
     by_loss = sweep_judge(base) == LOSS
     for (name, _), members in groups.items():
         # All trainings of a task divide among the groups, whose members share what the teacher says.
         count = sum(len(others) for (other, _), others in groups.items() if other == name)
         trainings = max(1, round(planned_trainings(base.sweep) * len(members) / count))
         losses = judged_by.setdefault(name, {}) if by_loss else None
-        passes += _one_teacher(name, members, reporter, say_once, problems, trainings, losses)
+        passes += _one_teacher(members, reporter, say_once, problems, trainings, losses)
+        models.release()
     raise_problems("sweep", list(problems.values()))
     return passes
 
@@ -141,36 +143,35 @@ def _epochs_of(experiment: Experiment) -> Epochs:
     def quiet(line: str) -> None:
         return None
 
-    shape = student_teacher(experiment)
-    tasks = []
-    for name, view in task_views(experiment).items():
-        sources = teacher_sources(view)
-        rows = read_rows(view, next(iter(sources.values()), None), quiet)
-        request = request_of(view, sources, rows.labels.names, shape) if sources else ()
-        asked = [one for member, one in sources.items() if request_of_member(request, member, weight_of(view, member))]
-        tasks.append((name, view, rows, asked))
-    tokens = student_tokens(experiment, shape, [(view, rows.training) for _, view, rows, _ in tasks], quiet)
+    resolved = resolve(experiment)
+    shape = resolved.shape
+    read = []
+    for task in resolved.tasks:
+        rows = read_rows(task, task.first_source, quiet)
+        request: frozenset[Signal] = frozenset()
+        if task.teachers:
+            request = likely_objective(task, rows.labels.names, shape).teacher_union
+        read.append((task, rows.training, [teacher.source for teacher in task.teachers if teacher.asked(request)]))
+    tokens = student_tokens(resolved, shape, [rows for _, rows, _ in read], quiet)
     orders = {
-        name or "": build_order(encoded.lengths, experiment.train, encoded.folder)
-        for name, view, rows, asked in tasks
-        for encoded in [encode(view, rows.training, tokens, *asked)]
+        task.name: build_order(encoded.lengths, experiment.train, encoded.folder)
+        for task, rows, asked in read
+        for encoded in [encode(task, rows, tokens, *asked)]
     }
-    task = experiment.task
-    if isinstance(task, MultiTaskConfig):
-        return TaskSchedule(orders, task.tau, experiment.train.seed)
-    return orders[""]
+    if resolved.tau is None:
+        return next(iter(orders.values()))
+    return TaskSchedule(orders, resolved.tau, experiment.train.seed)
 
 
 class _Member(NamedTuple):
-    """A configuration that may be tried; `view` is one of its tasks alone."""
+    """A configuration that may be tried, and one of its tasks."""
 
     values: dict[str, Any]
-    experiment: Experiment
-    view: Experiment
+    resolved: Resolved
+    task: ResolvedTask
 
 
 def _one_teacher(
-    task: str | None,
     members: Sequence[_Member],
     reporter: Reporter,
     say_once: Callable[[str], None],
@@ -183,11 +184,12 @@ def _one_teacher(
     `judged_by` are the evaluation losses that judge students of this task so far, each with values that have it; None
     where a metric does.
     """
-    first, sources = members[0].view, teacher_sources(members[0].view, None)
-    rows = read_rows(first, next(iter(sources.values()), None), say_once, key=data_key(task))
-    if not sources:
+    task = members[0].task
+    rows = read_rows(task, task.first_source, say_once)
+    if not task.teachers:
         return []
-    asked = _asked(members, sources, rows, reporter, problems, judged_by)
+    sources = task.sources
+    asked = _asked(members, rows, reporter, problems, judged_by)
     union = set().union(*asked.values())
     if judged_by is not None and len(judged_by) > 1:
         problems.setdefault("losses", _unlike(judged_by))
@@ -200,44 +202,39 @@ def _one_teacher(
     num_units = 0
     # Those of the teachers' tokens come first and ask for all: what others ask is then there, but for rows that their
     # tokens cut into other units.
-    order = sorted(asked, key=lambda tokens: not all(same_tokens(tokens, source) for source in sources.values()))
-    for tokens in order:
-        alike = all(same_tokens(tokens, source) for source in sources.values())
-        request = sorted_signals(union if alike else asked[tokens])
+    alike = {tokens: all(same_tokens(task.models, tokens, source) for source in sources.values()) for tokens in asked}
+    for tokens in sorted(asked, key=lambda tokens: not alike[tokens]):
+        request = sorted_signals(union if alike[tokens] else asked[tokens])
         if not request:
             continue
-        teachers, ready, others = ready_teachers(first, sources, request, rows, tokens, counted, task, trainings)
+        teachers, ready, others = ready_teachers(task, request, rows, tokens, counted, trainings)
         # The rest warms caches that all trials share: encoded rows, and what the teacher itself reaches.
-        inputs = _inputs(task, first, ready, tokens, others, teachers)
+        inputs = _inputs(task, ready, tokens, others, teachers)
         stores |= {teacher.store: teacher for teacher in teachers if teacher.store is not None}
         if not num_units:
-            described_teachers([TaskPlan(task, first, ready, sources, request)], [inputs], reporter)
+            teacher_facts([TaskPlan(task, ready, request)], [inputs], reporter)
             num_units = _num_units(inputs)
     if not stores:
         reporter.say("the teacher runs live in every step of every trial: teacher.source is live")
         return []
-    seconds, size = round(time.monotonic() - started, 2), _bytes_of(stores, first.store)
-    names = ", ".join(dict.fromkeys(given.name or given.source.model for given in stores.values()))
+    seconds, size = round(time.monotonic() - started, 2), _bytes_of(stores, task.store)
+    names = ", ".join(dict.fromkeys(given.label or given.source.model for given in stores.values()))
     signals = tuple(signal.name for signal in sorted_signals(union))
-    return [
-        TeacherPass(
-            f"{task}: {names}" if task else names, num_units, counted.total, signals, seconds, round(size / 1e6, 2)
-        )
-    ]
+    named = f"{task.label}: {names}" if task.label else names
+    return [TeacherPass(named, num_units, counted.total, signals, seconds, round(size / 1e6, 2))]
 
 
 def _inputs(
-    task: str | None,
-    view: Experiment,
+    task: ResolvedTask,
     rows: Rows,
     tokens: ModelSource,
     others: Sequence[ModelSource],
     teachers: tuple[TeacherInput, ...],
 ) -> Inputs:
-    evaluation, fitted = evaluation_units(view, rows, tokens, others)
-    training = encode(view, rows.training, tokens, *others)
+    evaluation, fitted = evaluation_units(task, rows, tokens, others)
+    training = encode(task, rows.training, tokens, *others)
     numbers = rows.num_labelled, rows.num_unlabeled
-    return Inputs(rows.labels, training, evaluation, *numbers, teachers, task, fitted=fitted)
+    return Inputs(rows.labels, training, evaluation, *numbers, teachers, task.name, task.label, fitted=fitted)
 
 
 def _bytes_of(stores: Mapping[str, TeacherInput], config: StoreConfig) -> int:
@@ -256,7 +253,6 @@ def _num_units(inputs: Inputs) -> int:
 
 def _asked(
     members: Sequence[_Member],
-    sources: Mapping[str | None, ModelSource],
     rows: Rows,
     reporter: Reporter,
     problems: dict[str, Problem],
@@ -267,32 +263,31 @@ def _asked(
     seen: set[str] = set()
     tokens_of: dict[str, ModelSource] = {}
     say_once = functools.cache(reporter.say)
-    for values, experiment, view in members:
-        parts = view.plain()
+    for values, resolved, task in members:
+        parts = task.experiment.plain()
         student = canonical(parts["student"])
         key = student + canonical(parts["distill"])
         if key in seen:
             continue
         seen.add(key)
         try:
-            check_functions(experiment, say_once)
-            shape = student_teacher(experiment, None)
-            objective = likely_objective(view, sources, rows.labels.names, shape)
+            check_functions(resolved, say_once)
+            shape = resolved.shape
+            objective = likely_objective(task, rows.labels.names, shape)
             request = sorted_signals(objective.teacher_union)
             if student not in tokens_of:
-                of_all = _rows_of_all(experiment, view, rows)
-                tokens_of[student] = student_tokens(experiment, shape, of_all, say_once)
+                tokens_of[student] = student_tokens(resolved, shape, _rows_of_all(resolved, task, rows), say_once)
             tokens = tokens_of[student]
-            for name, source in sources.items():
-                wanted = request_of_member(request, name, weight_of(view, name))
+            for teacher in task.teachers:
+                wanted = teacher.asked(request)
                 if wanted:
-                    check_tokenizers(one_teacher(view, name), source, tokens, wanted, name)
+                    check_tokenizers(task, teacher, tokens, wanted)
         except RaybrewError as error:
             problems.setdefault(str(error), Problem("sweep.space", f"impossible with {_shown(values)}: {error}"))
             continue
         found.setdefault(tokens, set()).update(request)
         if judged_by is not None:
-            judged_by.setdefault(_loss_in_words(view, objective), values)
+            judged_by.setdefault(_loss_in_words(task, objective), values)
     return found
 
 
@@ -307,26 +302,27 @@ def _unlike(judged_by: Mapping[str, Mapping[str, Any]]) -> Problem:
     return Problem("sweep.space", text)
 
 
-def _loss_in_words(view: Experiment, objective: Objective) -> str:
+def _loss_in_words(task: ResolvedTask, objective: Objective) -> str:
     """The loss that judges a student whose head is not trained; equal where such losses may be compared."""
     last = objective.stages[-1]
     words = [f"{term.name} x {term.weight * (term.schedule(1.0) if term.schedule else 1.0):g}" for term in last.terms]
-    heads = {match.relation_heads for match in view.distill.parts[-1].matches} - {None}
+    heads = {match.relation_heads for match in task.distill.parts[-1].matches} - {None}
     words += [f"({count} relation heads)" for count in sorted(heads, key=str)]
-    return f"{' + '.join(words)} of {view.teacher.model or ', '.join(view.teacher.members)}"
+    return f"{' + '.join(words)} of {task.teacher.model or ', '.join(task.teacher.members)}"
 
 
 def _shown(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={show_value_of(value)}" for name, value in values.items())
 
 
-def _rows_of_all(whole: Experiment, view: Experiment, rows: Rows) -> list[tuple[Experiment, Any]]:
-    """The view of each task with its training rows, as far as the student's tokens depend on them."""
-    views = task_views(whole)
-    if None in views or whole.student.vocabulary is None:
-        return [(view, rows.training)]
-    sources = {name: next(iter(teacher_sources(one, None).values()), None) for name, one in views.items()}
-    return [(one, read_rows(one, sources[name], lambda line: None).training) for name, one in views.items()]
+def _rows_of_all(resolved: Resolved, known: ResolvedTask, rows: Rows) -> list[pa.Table]:
+    """The training rows of each task, as far as the student's tokens depend on them."""
+    if resolved.experiment.student.vocabulary is None:
+        return []
+    return [
+        rows.training if task.name == known.name else read_rows(task, task.first_source, lambda line: None).training
+        for task in resolved.tasks
+    ]
 
 
 class _Counting:

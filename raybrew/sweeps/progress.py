@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from raybrew.config.judge import LOSS, value_of_quality
+from raybrew.pipeline.reporter import QuietReporter, Reporter
 from raybrew.records.trial_index import OVER, value_of
 from raybrew.records.trials import CANDIDATE, TrialRecord
 from raybrew.reports.numbers import metric_scale, metric_title, show_named, show_seconds
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import gpus_of
-from raybrew.verbs.reporter import QuietReporter, Reporter
 
 __all__ = ["SweepReporter", "live_table", "news", "quiet_or", "waiting_reason"]
 

@@ -18,6 +18,7 @@ from raybrew.errors import ConfigError, Interrupted, RunError, writing
 from raybrew.exports.folder import replaced_folder
 from raybrew.files import write_json
 from raybrew.nodes import Folder, check_shared
+from raybrew.pipeline.reporter import Reporter
 from raybrew.records.ledger import Ledger
 from raybrew.records.ranking import BEST, BEST_MARK, Standing, recommended
 from raybrew.records.sweeps import SweepRecord, load_sweep
@@ -25,6 +26,7 @@ from raybrew.records.trial_index import OVER
 from raybrew.records.trials import CANDIDATE, trials_of
 from raybrew.reports.numbers import show_named
 from raybrew.reports.sweep_tables import rule_of, student_of_sweep
+from raybrew.runs.train_run import command_line
 from raybrew.runtime import ray_runtime
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import gpus_of
@@ -34,8 +36,6 @@ from raybrew.sweeps.progress import SweepReporter, quiet_or
 from raybrew.sweeps.replay import objectives_from, older_results
 from raybrew.sweeps.result import SweepResult, mirror_summary
 from raybrew.training.checkpoints import Checkpoints
-from raybrew.verbs.reporter import Reporter
-from raybrew.verbs.training import command_line
 
 __all__ = ["finish_sweep", "sweep", "sweep_folder"]
 
@@ -201,7 +201,7 @@ def finish_sweep(conductor: Conductor, view: SweepReporter) -> None:
 
 def _score(conductor: Conductor, record: SweepRecord, view: SweepReporter) -> None:
     """Test rows for what is compared with them: configurations that are kept or were run again, and controls."""
-    from raybrew.verbs.scoring import score_run
+    from raybrew.runs.scoring import score_run
 
     kept = _kept(conductor) | record.finalists()
     compared = [trial.run for trial in record.trials if trial.counts and (trial.role != CANDIDATE or trial.run in kept)]

@@ -97,8 +97,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
 
 
 def _distill(experiment: Experiment, command: str, report: Any, needs_student: bool, device: str) -> dict[str, Any]:
+    from raybrew.pipeline.rows import keep_rows
     from raybrew.verbs.distill import distill
-    from raybrew.verbs.prepare import keep_rows
 
     keep_rows()
     several = experiment.train.worker_range[1] > 1

@@ -40,12 +40,12 @@ __all__ = ["Job", "launch"]
 #: How often an elastic group looks whether it could be larger. Growing costs the steps since the last checkpoint.
 _RESIZE_SECONDS = 60.0
 
-Job = Callable[[Mapping[str, Any], Context], dict[str, Any]]
+Job = Callable[[Any, Context], dict[str, Any]]
 
 
 def launch(
     job: Job,
-    spec: Mapping[str, Any],
+    spec: Any,
     config: TrainConfig,
     run_folder: Path,
     say: Callable[[str], None],
@@ -68,7 +68,7 @@ def launch(
 
 
 def _in_process(
-    job: Job, spec: Mapping[str, Any], config: TrainConfig, key: str, on_evaluation: OnEvaluation | None
+    job: Job, spec: Any, config: TrainConfig, key: str, on_evaluation: OnEvaluation | None
 ) -> dict[str, Any]:
     device = pick_device(config.device, f"{key}.device")
     if config.threads is not None:
@@ -80,7 +80,7 @@ def _in_process(
 
 def _on_ray(
     job: Job,
-    spec: Mapping[str, Any],
+    spec: Any,
     config: TrainConfig,
     run_folder: Path,
     say: Callable[[str], None],
@@ -118,7 +118,7 @@ def _on_ray(
         _ray_worker,  # type: ignore[arg-type]  # what it returns is the result's `return_value`
         train_loop_config={
             "job": job,
-            "spec": dict(spec),
+            "spec": spec,
             "run_folder": str(run_folder),
             "threads": config.threads,
             "use_gpu": use_gpu,

@@ -7,42 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import DistillConfig, Experiment, MultiTaskConfig
+from raybrew.config import DistillConfig, Experiment
 from raybrew.config.kinds import kd_losses_for, task_spec
 from raybrew.config.stages import stage_ends, stage_names
-from raybrew.config.views import task_views
-from raybrew.distillers.ensemble import request_of_member
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError
 from raybrew.models.devices import place_of_training
 from raybrew.models.loading import ModelSource
+from raybrew.pipeline.inputs import Inputs, TeacherInput
+from raybrew.pipeline.objective import check_functions, likely_objective
+from raybrew.pipeline.reporter import QuietReporter, Reporter
+from raybrew.pipeline.resolve import Resolved, ResolvedTask, resolve
+from raybrew.pipeline.rows import Rows, check_labels, check_teacher_labels, read_rows
+from raybrew.pipeline.teacher_facts import TaskPlan, teacher_facts
+from raybrew.pipeline.teachers import ready_teachers
+from raybrew.pipeline.units import encode, evaluation_units, same_tokens
+from raybrew.pipeline.vocabulary import student_tokens
 from raybrew.records.summary import Losses, TeacherFacts
 from raybrew.reports.html import write_report
+from raybrew.runs.program import RunSpec, num_steps_of
+from raybrew.runs.result import RunResult
+from raybrew.runs.train_run import finished_run, train_run
 from raybrew.signals import Signal, sorted_signals
 from raybrew.training.context import OnEvaluation
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.capture import likely_objective
-from raybrew.verbs.choose import student_teacher, teacher_sources, weight_of
-from raybrew.verbs.described import TaskPlan, described_teachers
-from raybrew.verbs.functions import check_functions
-from raybrew.verbs.inputs import Inputs, TeacherInput, fingerprints_of
-from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.prepare import (
-    Rows,
-    check_labels,
-    check_teacher_labels,
-    data_key,
-    encode,
-    read_rows,
-    same_tokens,
-)
-from raybrew.verbs.reporter import QuietReporter, Reporter
-from raybrew.verbs.result import RunResult
-from raybrew.verbs.scoring import score_run
-from raybrew.verbs.teachers import ready_teachers
-from raybrew.verbs.training import train_run
-from raybrew.verbs.units import evaluation_units
-from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["distill", "tell_projections"]
 
@@ -76,69 +64,55 @@ def distill(
     if experiment.student.model is None and experiment.student.shape is None:
         raise ConfigError("student: required by `raybrew distill`; give student.model or student.shape")
     run = RunFolder.of(experiment, "distill", run_id)
-    check_functions(experiment, reporter.say)
-    shape = student_teacher(experiment, teacher_run)
-    tasks = [_read(name, view, shape, teacher_run, reporter) for name, view in task_views(experiment).items()]
-    tokens = student_tokens(experiment, shape, [(task.view, task.rows.training) for task in tasks], reporter.say)
+    resolved = resolve(experiment, teacher_run=teacher_run)
+    check_functions(resolved, reporter.say)
+    shape = resolved.shape
+    plans = [_read(task, shape, reporter) for task in resolved.tasks]
+    tokens = student_tokens(resolved, shape, [plan.rows.training for plan in plans], reporter.say)
     with run.locked():
-        finished = run.summary()
-        done = finished is not None and (run.has_student or not needs_student)
-        if not done:
+        if run.summary() is None or (needs_student and not run.has_student):
             place_of_training(experiment.train)  # before the teacher's pass, which may take hours
-        inputs = [_inputs(experiment, task, tokens, reporter) for task in tasks]
+        inputs = tuple(_inputs(plan, tokens, reporter) for plan in plans)
+        trimmed = Path(tokens.model) if experiment.student.vocabulary is not None else None
+        spec = RunSpec(resolved, "distill", experiment.train, run, inputs, shape, trimmed, alone)
+        finished = finished_run(spec, reporter, needs_student=needs_student, score_test=score_test)
         if finished is not None:
-            run.prepare(experiment, "distill", fingerprints_of(inputs), None)
-            if done:
-                if score_test:
-                    score_run(run.path, reporter, experiment)
-                return RunResult(run.path, (run.summary() or finished).plain(), already_done=True)
-            reporter.say(f"{run.lost_student}; it is trained again")
-            run.mark_pruned(None)
-        teacher = described_teachers(tasks, inputs, reporter, run.path)
-        facts: dict[str, Any] = {
-            "role": "student" if any(task.has_teacher for task in tasks) else "control",
-            "teacher": None if teacher is None else TeacherFacts.read(teacher),
-            "distill": Losses.read(_described_losses(experiment, inputs)),
-            "cautions": [caution.plain() for task in tasks for caution in task.rows.cautions],
-        }
-        if len(inputs) > 1:
-            facts["tasks"] = {str(part.task): _described_task(part) for part in inputs}
-        result = train_run(
-            experiment,
-            "distill",
-            run,
-            inputs,
-            shape,
-            experiment.train,
-            reporter,
-            facts,
-            "train",
-            command,
-            on_evaluation,
-            Path(tokens.model) if experiment.student.vocabulary is not None else None,
-            score_test=score_test,
-            alone=alone,
-        )
+            return finished
+        facts = _facts(resolved, plans, inputs, reporter, run)
+        result = train_run(spec, reporter, facts, command=command, on_evaluation=on_evaluation, score_test=score_test)
         if report:
             write_report([run.path], run.path / "report.html", title=f"{experiment.name}: {run.run_id}")
         return result
 
 
-def _read(
-    name: str | None, view: Experiment, shape: ModelSource | None, teacher_run: str | None, reporter: Reporter
-) -> TaskPlan:
-    """What one task has: rows, teachers, and what is asked of them."""
-    sources = teacher_sources(view, teacher_run)
-    rows = read_rows(view, next(iter(sources.values()), None), reporter.say, key=data_key(name))
+def _facts(
+    resolved: Resolved, plans: Sequence[TaskPlan], inputs: Sequence[Inputs], reporter: Reporter, run: RunFolder
+) -> dict[str, Any]:
+    """What the summary says of teachers, losses and rows."""
+    teacher = teacher_facts(plans, inputs, reporter, run.path)
+    facts: dict[str, Any] = {
+        "role": "student" if any(plan.has_teacher for plan in plans) else "control",
+        "teacher": None if teacher is None else TeacherFacts.read(teacher),
+        "distill": Losses.read(_losses_in_words(resolved, inputs)),
+        "cautions": [caution.plain() for plan in plans for caution in plan.rows.cautions],
+    }
+    if len(inputs) > 1:
+        facts["tasks"] = {part.task: _rows_of_task(part) for part in inputs}
+    return facts
+
+
+def _read(task: ResolvedTask, shape: ModelSource | None, reporter: Reporter) -> TaskPlan:
+    """The rows of a task, and what is asked of its teachers."""
+    rows = read_rows(task, task.first_source, reporter.say)
     request: tuple[Signal, ...] = ()
-    if sources:
-        objective = likely_objective(view, sources, rows.labels.names, shape)
+    if task.teachers:
+        objective = likely_objective(task, rows.labels.names, shape)
         request = sorted_signals(objective.teacher_union)
         tell_projections(objective, reporter)
-    for member, source in sources.items():
-        if view.distill.trains_in_teacher or request_of_member(request, member, weight_of(view, member)):
-            check_teacher_labels(source, rows.labels)
-    return TaskPlan(name, view, rows, sources, request)
+    for teacher in task.teachers:
+        if task.distill.trains_in_teacher or teacher.asked(request):
+            check_teacher_labels(teacher.source, rows.labels)
+    return TaskPlan(task, rows, request)
 
 
 def tell_projections(objective: Objective, reporter: Reporter) -> None:
@@ -151,18 +125,19 @@ def tell_projections(objective: Objective, reporter: Reporter) -> None:
         )
 
 
-def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:
-    view = task.view
-    teachers, rows, others = ready_teachers(view, task.sources, task.request, task.rows, tokens, reporter, task.name)
-    training = encode(view, rows.training, tokens, *others)
-    evaluation, fitted = evaluation_units(view, rows, tokens, others)
-    if any(part.hard_label_weight > 0 for part in view.distill.parts):
-        check_labels(view, rows, training, reporter.say)
-    several = experiment.task if isinstance(experiment.task, MultiTaskConfig) else None
-    if task_spec(view.task.kind).places:
+def _inputs(plan: TaskPlan, tokens: ModelSource, reporter: Reporter) -> Inputs:
+    task = plan.task
+    teachers, rows, others = ready_teachers(task, plan.request, plan.rows, tokens, reporter)
+    training = encode(task, rows.training, tokens, *others)
+    evaluation, fitted = evaluation_units(task, rows, tokens, others)
+    if any(part.hard_label_weight > 0 for part in task.distill.parts):
+        check_labels(task, rows, training, reporter.say)
+    if task_spec(task.kind).places:
         # Start and end are places among tokens; those of another tokenizer are found by their characters.
         teachers = tuple(
-            teacher if same_tokens(teacher.source, tokens) else _aligned(view, rows, teacher, tokens, others)
+            teacher
+            if same_tokens(task.models, teacher.source, tokens)
+            else _aligned(task, rows, teacher, tokens, others)
             for teacher in teachers
         )
     return Inputs(
@@ -173,7 +148,8 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
         rows.num_unlabeled,
         teachers,
         task.name,
-        several.tasks[str(task.name)].weight if several is not None else 1.0,
+        task.label,
+        task.weight,
         rows.num_augmented,
         fitted,
         tuple(task.sources.values()),
@@ -181,36 +157,36 @@ def _inputs(experiment: Experiment, task: TaskPlan, tokens: ModelSource, reporte
 
 
 def _aligned(
-    view: Experiment, rows: Rows, teacher: TeacherInput, tokens: ModelSource, others: Sequence[ModelSource]
+    task: ResolvedTask, rows: Rows, teacher: TeacherInput, tokens: ModelSource, others: Sequence[ModelSource]
 ) -> TeacherInput:
     """`teacher` with its own tokens of all rows."""
-    aligned = encode(view, rows.training, teacher.source, tokens, *others)
+    aligned = encode(task, rows.training, teacher.source, tokens, *others)
     teacher = dataclasses.replace(teacher, aligned=str(aligned.folder))
     if rows.evaluation is None:
         return teacher
-    evaluation = encode(view, rows.evaluation.table, teacher.source, tokens, *others)
+    evaluation = encode(task, rows.evaluation.table, teacher.source, tokens, *others)
     return dataclasses.replace(teacher, aligned_evaluation=str(evaluation.folder))
 
 
-def _described_losses(experiment: Experiment, inputs: Sequence[Inputs]) -> dict[str, Any]:
+def _losses_in_words(resolved: Resolved, inputs: Sequence[Inputs]) -> dict[str, Any]:
     """What the summary says about what the student learns from."""
-    distill = experiment.distill
+    distill, kinds = resolved.experiment.distill, resolved.kinds
     sources = {"live" if teacher.store is None else "store" for part in inputs for teacher in part.teachers}
     facts = {"source": " and ".join(sorted(sources)) or "labels"}
     if distill.method is not None:
         facts = {"method": distill.method} | facts
     if not distill.stages:
-        return facts | _losses(experiment, distill)
-    ends = stage_ends(distill.stages, num_steps_of(experiment, inputs, experiment.train))
+        return facts | _losses(kinds, distill)
+    ends = stage_ends(distill.stages, num_steps_of(resolved.tau, inputs, resolved.experiment.train))
     spans = zip(stage_names(distill), distill.parts, (0, *ends[:-1]), ends, strict=True)
     return facts | {
-        f"stage {name}": f"{end - start} steps: {_in_words(experiment, part)}" for name, part, start, end in spans
+        f"stage {name}": f"{end - start} steps: {_in_words(kinds, part)}" for name, part, start, end in spans
     }
 
 
-def _in_words(experiment: Experiment, losses: DistillConfig) -> str:
+def _in_words(kinds: Sequence[str], losses: DistillConfig) -> str:
     """What is learnt in a stage, in one line."""
-    facts = _losses(experiment, losses)
+    facts = _losses(kinds, losses)
     words = list(facts["matches"])
     if losses.hard_label_weight:
         words.insert(0, f"labels x {losses.hard_label_weight:g}")
@@ -220,11 +196,11 @@ def _in_words(experiment: Experiment, losses: DistillConfig) -> str:
     return text if losses.theseus is None else f"{text}, inside the teacher ({facts['theseus']})"
 
 
-def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
+def _losses(kinds: Sequence[str], losses: DistillConfig) -> dict[str, Any]:
     return {
         "temperature": losses.temperature,
         "scale_by_temperature_squared": losses.scale_by_temperature_squared,
-        "kd_loss": _kd_losses(experiment, losses),
+        "kd_loss": _kd_losses(kinds, losses),
         "kd_weight": losses.kd_weight,
         "hard_label_weight": losses.hard_label_weight,
         "matches": [
@@ -240,16 +216,13 @@ def _losses(experiment: Experiment, losses: DistillConfig) -> dict[str, Any]:
     }
 
 
-def _kd_losses(experiment: Experiment, losses: DistillConfig) -> str:
+def _kd_losses(kinds: Sequence[str], losses: DistillConfig) -> str:
     """Names of the KD losses; of several tasks each may have another one."""
-    kind, task = losses.kd_loss.kind, experiment.task
-    if kind != "auto":
-        return kind
-    parts = [part.task.kind for part in task.tasks.values()] if isinstance(task, MultiTaskConfig) else [task.kind]
-    return ", ".join(dict.fromkeys(kd_losses_for(part)[0] for part in parts))
+    kind = losses.kd_loss.kind
+    return kind if kind != "auto" else ", ".join(dict.fromkeys(kd_losses_for(each)[0] for each in kinds))
 
 
-def _described_task(part: Inputs) -> dict[str, Any]:
+def _rows_of_task(part: Inputs) -> dict[str, Any]:
     return {
         "labels": list(part.labels.names),
         "weight": part.weight,

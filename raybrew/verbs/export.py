@@ -4,43 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import Columns, Experiment
 from raybrew.config.base import Section
 from raybrew.config.kinds import task_spec
 from raybrew.config.problems import near_match
-from raybrew.errors import ConfigError, DataError, ModelError, RunError
+from raybrew.errors import ConfigError, DataError, RunError
 from raybrew.exports.card import format_rows, model_card, shown_name
 from raybrew.exports.folder import EXPORT_MARK, check_target, held_export, scratch_beside, whole_folder
 from raybrew.exports.formats import FORMATS
 from raybrew.exports.hub import check_push, push_folder
-from raybrew.exports.int8 import INT8_SCHEMES, load_int8, save_int8
-from raybrew.exports.onnx_file import OPSET, OnnxModel, check_onnx, model_inputs, quantize_onnx, require, write_onnx
+from raybrew.exports.onnx_file import OPSET, model_inputs, require
+from raybrew.exports.writer import FormatWriter
 from raybrew.files import write_json
-from raybrew.models.loading import load_model, load_tokenizer
+from raybrew.models.cache import ModelCache
+from raybrew.pipeline.benchmark import Evaluated, measure_forms
+from raybrew.pipeline.evaluation import evaluation_rows, labels_of_model
+from raybrew.pipeline.export_source import ExportSource, find_source
+from raybrew.pipeline.reporter import QuietReporter, Reporter
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.rows import say_cautions
 from raybrew.reports.notebook import html_table
 from raybrew.store.fingerprint import hash_weights
 from raybrew.tasks.base import Labels, build_task
-from raybrew.verbs.evaluate import evaluation_rows, labels_of_model
-from raybrew.verbs.exported import Exported, find_exported
-from raybrew.verbs.measured import Evaluated, measure_forms
-from raybrew.verbs.prepare import say_cautions
-from raybrew.verbs.reporter import QuietReporter, Reporter
 from raybrew.version import __version__
 
 __all__ = ["Export", "export"]
 
 #: Tokens of latency, where no rows tell of a typical length.
 _USUAL_TOKENS = 32
-_MEGABYTE = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +72,11 @@ class _Wish:
     opset: int
     push: str | None
 
-    def hash_for(self, found: Exported, model: PreTrainedModel) -> str:
+    def hash_for(self, student: _Student) -> str:
         """Of all that decides an export: two that agree differ in the times that were measured at most."""
+        found = student.source
         parts = {
-            "weights": hash_weights(model),
+            "weights": hash_weights(student.model),
             "task": found.task.model_dump(mode="json"),
             "data": found.view.data.model_dump(mode="json") if found.view is not None else None,
             "run": found.run.run_id if found.run is not None else None,
@@ -123,20 +123,17 @@ def export(
     check_target(target, force=True)
     if push is not None:
         check_push(push)
-    found = find_exported(Path(source), task, experiment)
+    found = find_source(Path(source), task, experiment)
     # Students of tasks without predictions are starting points for others: of no use to a service.
-    predicts = bool(task_spec(found.task.kind).row)
-    if not predicts and chosen != ["hf"]:
+    if not _predicts(found) and chosen != ["hf"]:
         raise ConfigError(f"--format: given {', '.join(chosen)}; a masked language model is exported as hf only")
-    labels = labels_of_model(found.source, build_task(found.task)) if predicts else Labels(())
-    model, tokenizer = load_model(found.source, found.task.kind), load_tokenizer(found.source)
-    model.train(False)
+    student = _loaded(found)
     wish = _Wish(tuple(chosen), evaluate, opset, push)
     held = held_export(target)
     if held is None or force:
-        facts = _make(found, model, tokenizer, labels, wish, target, force, reporter)
+        facts = _make(student, wish, target, force, reporter)
         reporter.say(f"exported to {target}: {', '.join(chosen)}")
-    elif held.get("request") == wish.hash_for(found, model):
+    elif held.get("request") == wish.hash_for(student):
         facts = held
         reporter.say(f"{target} holds this export already; --force makes it anew")
     else:
@@ -148,22 +145,34 @@ def export(
     return Export(target, facts, url)
 
 
-def _make(
-    found: Exported,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    labels: Labels,
-    wish: _Wish,
-    target: Path,
-    force: bool,
-    reporter: Reporter,
-) -> dict[str, Any]:
+class _Student(NamedTuple):
+    """The student in memory, and where it is from."""
+
+    source: ExportSource
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: Labels
+
+
+def _predicts(found: ExportSource) -> bool:
+    return bool(task_spec(found.task.kind).row)
+
+
+def _loaded(found: ExportSource) -> _Student:
+    models, labels, kind = ModelCache(), Labels(()), found.task.kind
+    if _predicts(found):
+        labels = labels_of_model(found.source, build_task(found.task), models)
+    return _Student(found, models.model(found.source, kind), models.own_tokenizer(found.source), labels)
+
+
+def _make(student: _Student, wish: _Wish, target: Path, force: bool, reporter: Reporter) -> dict[str, Any]:
     """Write the folder; returns the facts in its `raybrew.json`."""
+    found, model, tokenizer, labels = student
     with whole_folder(target, force) as new, scratch_beside(target) as scratch:
         rows = None
         if wish.evaluate and wish.formats != ("hf",):
             rows = _evaluation_rows(found, scratch, any(FORMATS[name].is_int8 for name in wish.formats), reporter)
-        made = _Making(found, model, tokenizer, new, scratch, wish.opset, reporter)
+        made = FormatWriter(found.task.kind, model, tokenizer, new, scratch, wish.opset, reporter.say)
         described = {name: made.make(name) for name in wish.formats}
         floats, *others = measure_forms(
             {"float32": model, **made.networks}, model.config, _tokens(found, rows), found, rows, labels, reporter
@@ -175,8 +184,8 @@ def _make(
         model.config.save_pretrained(new)
         tokenizer.save_pretrained(new)
         facts = {
-            "request": wish.hash_for(found, model),
-            **_facts(found, model, tokenizer, labels, rows, described, floats),
+            "request": wish.hash_for(student),
+            **_facts(student, rows, described, floats),
         }
         card = dataclasses.replace(
             found.facts(), labels=labels.names, config=_config_of(found), export=facts, repository=wish.push
@@ -200,7 +209,7 @@ def _checked(formats: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Reporter) -> Evaluated | None:
+def _evaluation_rows(found: ExportSource, scratch: Path, needed: bool, reporter: Reporter) -> Evaluated | None:
     """The rows of `data.eval`. If there are none: where they are `needed` ConfigError or DataError says how to do
     without, otherwise a line says that quality is not measured, and None is returned."""
     hint = "name an experiment file with --experiment, or leave quality unmeasured with --no-evaluate"
@@ -213,7 +222,8 @@ def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Rep
         return None
     data = found.view.data.model_copy(update={"cache": str(scratch / "rows")})
     try:
-        rows, encoded = evaluation_rows(found.view.model_copy(update={"data": data}), found.source)
+        task = resolve(found.view).tasks[0].changed(data=data)
+        rows, encoded = evaluation_rows(task, found.source)
     except DataError as error:
         if needed:
             raise DataError(f"{error}; quality of int8 is measured on these rows: {hint}") from error
@@ -221,10 +231,10 @@ def _evaluation_rows(found: Exported, scratch: Path, needed: bool, reporter: Rep
         return None
     assert rows.evaluation is not None  # data.eval is given
     say_cautions(rows.cautions, {"eval": rows.evaluation}, reporter.say)
-    return Evaluated(rows.evaluation.table, encoded)
+    return Evaluated(task, rows.evaluation.table, encoded)
 
 
-def _tokens(found: Exported, rows: Evaluated | None) -> int:
+def _tokens(found: ExportSource, rows: Evaluated | None) -> int:
     """Length at which latency is measured: that of a typical evaluation row."""
     if rows is not None:
         return max(2, int(np.median(rows.encoded.lengths)))
@@ -232,81 +242,14 @@ def _tokens(found: Exported, rows: Evaluated | None) -> int:
     return known or min(_USUAL_TOKENS, found.task.max_length)
 
 
-@dataclasses.dataclass
-class _Making:
-    """Makes the formats of one student in the folder `new`; `networks` are those made, as their users load them."""
-
-    found: Exported
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    new: Path
-    scratch: Path
-    opset: int
-    reporter: Reporter
-    networks: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
-
-    def make(self, name: str) -> dict[str, Any]:
-        """Write one format; the facts about it."""
-        self.reporter.say(f"{name}: {FORMATS[name].title}")
-        file = self.new / FORMATS[name].file
-        network, facts = self._makers()[name](name, file)
-        if network is not self.model:
-            self.networks[name] = network
-        size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*")) / _MEGABYTE
-        return {"file": FORMATS[name].file, "megabytes": round(size, 2), **facts}
-
-    def _makers(self) -> Mapping[str, Callable[[str, Path], tuple[nn.Module, dict[str, Any]]]]:
-        return {
-            "hf": self._hf,
-            "onnx": self._onnx,
-            "onnx-int8": self._onnx_int8,
-            **dict.fromkeys(INT8_SCHEMES, self._int8),
-        }
-
-    def _hf(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        self.model.save_pretrained(file.parent)
-        if not file.is_file():
-            raise ModelError(f"{name}: the model was not saved as one {file.name}; it is too large for one file")
-        return self.model, {}
-
-    def _onnx(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        inputs = model_inputs(self.model, self.tokenizer.model_input_names)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_onnx(self.model, inputs, file, self.opset)
-        check = check_onnx(self.model, inputs, file)
-        facts = {"opset": self.opset, "inputs": list(inputs), "max_difference": check.max_difference}
-        return OnnxModel(file), facts | {"checked": [list(shape) for shape in check.shapes]}
-
-    def _onnx_int8(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        inputs = model_inputs(self.model, self.tokenizer.model_input_names)
-        whole = file.with_name("model.onnx")
-        if not whole.is_file():
-            whole = self.scratch / "model.onnx"
-            write_onnx(self.model, inputs, whole, self.opset)
-            check_onnx(self.model, inputs, whole)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        quantize_onnx(whole, file)
-        return OnnxModel(file), {"opset": self.opset, "inputs": list(inputs)}
-
-    def _int8(self, name: str, file: Path) -> tuple[nn.Module, dict[str, Any]]:
-        floats = self.scratch / "float"
-        if not floats.is_dir():
-            self.model.save_pretrained(floats)
-        save_int8(floats, self.found.task.kind, name, self.tokenizer, file.parent)
-        # What was saved is measured, not what is in memory: that is what its users load.
-        return load_int8(file.parent, self.found.task.kind), {}
-
-
 def _facts(
-    found: Exported,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    labels: Labels,
+    student: _Student,
     rows: Evaluated | None,
     described: Mapping[str, dict[str, Any]],
     floats: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `raybrew.json` says: all that a program needs to use the student, and what was measured."""
+    found, model, tokenizer, labels = student
     run = found.facts().run
     teacher = run.teacher
     columns = found.view.data.columns if found.view is not None else Columns()
@@ -331,7 +274,7 @@ def _named(columns: Columns) -> Columns:
     return columns.model_copy(update=usual)
 
 
-def _config_of(found: Exported) -> dict[str, Any]:
+def _config_of(found: ExportSource) -> dict[str, Any]:
     """The settings of student, distillation and training that are not the defaults."""
     if found.view is None:
         return {}

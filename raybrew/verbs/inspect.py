@@ -13,18 +13,17 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from raybrew.catalog.tasks import TASKS, kinds_by_head
 from raybrew.config import Experiment
 from raybrew.config.loading import load_experiment
-from raybrew.config.views import choose_task, task_views, teacher_views
-from raybrew.errors import ConfigError, RunError
+from raybrew.errors import ConfigError
 from raybrew.models.devices import pick_device
 from raybrew.models.inspection import Flops, ParameterNode, count_flops, describe, display_parameters
 from raybrew.models.latency import BATCHES, measure_in_turn
 from raybrew.models.loading import ModelSource, load_config, max_tokens, model_labels
 from raybrew.models.students import empty_student, random_model
+from raybrew.pipeline.reporter import QuietReporter, Reporter
+from raybrew.pipeline.resolve import Resolved, ResolvedTask, resolve
+from raybrew.pipeline.rows import read_rows
+from raybrew.pipeline.vocabulary import student_tokens
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.choose import view_of_student_teacher
-from raybrew.verbs.prepare import read_rows, task_of, teacher_source
-from raybrew.verbs.reporter import QuietReporter, Reporter
-from raybrew.verbs.vocabulary import student_tokens
 
 __all__ = ["Inspected", "inspect"]
 
@@ -117,66 +116,49 @@ def _of_experiment(
     experiment: Experiment, chosen: str | None, reporter: Reporter
 ) -> dict[str, tuple[str, PretrainedConfig, str]]:
     """Name -> where from, config and kind of task of the student and each teacher."""
-    views = task_views(experiment) if chosen is None else {chosen: choose_task(experiment, chosen)}
+    resolved = resolve(experiment, or_base=True)
     has_student = experiment.student.model is not None or experiment.student.shape is not None
-    owner = view_of_student_teacher(experiment)
-    shape = None if owner is None else _trained_or_base(owner)
+    shape = resolved.shape
     found: dict[str, tuple[str, PretrainedConfig, str]] = {}
-    for task, view in views.items():
-        start = "" if task is None else f"{task}: "
-        teachers = {name: _trained_or_base(one) for name, one in teacher_views(view).items()}
-        if not has_student and not teachers:
+    for task in resolved.chosen(chosen):
+        start = f"{task.label}: " if task.label else ""
+        if not has_student and not task.teachers:
             raise ConfigError("inspect: the experiment names neither a student nor a teacher")
-        labels = _labels(view, next(iter(teachers.values()), None), reporter)
+        labels = _labels(task, reporter)
         if has_student:
-            folder = RunFolder.of(experiment, "distill").student / (task or "")
+            folder = RunFolder.of(experiment, "distill").student / task.label
             if folder.is_dir():
                 student = load_config(ModelSource(str(folder)))
                 said = str(folder)
             else:
-                student = empty_student(
-                    view.student, shape, view.task.kind, labels, _vocabulary(experiment, shape)
-                ).config
+                student = empty_student(task.student, shape, task.kind, labels, _vocabulary(resolved, shape)).config
                 said = experiment.student.model or "not trained yet: built from its shape"
-            found[f"{start}student"] = (said, student, view.task.kind)
-        for name, source in teachers.items():
-            config = load_config(source)
+            found[f"{start}student"] = (said, student, task.kind)
+        for teacher in task.teachers:
+            config = load_config(teacher.source)
             if config.num_labels != len(labels):
                 config.num_labels = len(labels)  # of a teacher to be fine-tuned
-            found[f"{start}teacher{f' {name}' if name else ''}"] = (source.model, config, view.task.kind)
+            found[f"{start}teacher {teacher.label}".rstrip()] = (teacher.source.model, config, task.kind)
     return found
 
 
-def _vocabulary(experiment: Experiment, shape: ModelSource | None) -> Path | None:
+def _vocabulary(resolved: Resolved, shape: ModelSource | None) -> Path | None:
     """The folder of the trimmed vocabulary that the student will have, made from the rows, if it will have one."""
-    if experiment.student.vocabulary is None:
+    if resolved.experiment.student.vocabulary is None:
         return None
-    rows = []
-    for view in task_views(experiment).values():
-        teacher = next((_trained_or_base(one) for one in teacher_views(view).values()), None)
-        rows.append((view, read_rows(view, teacher, lambda _: None).training))
-    return Path(student_tokens(experiment, shape, rows, lambda _: None).model)
+    rows = [read_rows(task, task.first_source, lambda _: None).training for task in resolved.tasks]
+    return Path(student_tokens(resolved, shape, rows, lambda _: None).model)
 
 
-def _trained_or_base(view: Experiment) -> ModelSource:
-    """The teacher, or what it will be fine-tuned from."""
-    try:
-        return teacher_source(view)
-    except RunError:
-        teacher = view.teacher
-        assert teacher.model is not None  # what is fine-tuned has a starting point
-        return ModelSource(teacher.model, teacher.revision, teacher.trust_remote_code)
-
-
-def _labels(view: Experiment, teacher: ModelSource | None, reporter: Reporter) -> tuple[str, ...]:
+def _labels(task: ResolvedTask, reporter: Reporter) -> tuple[str, ...]:
     """Label names of the task: fixed ones, those of a finished teacher, or those of the rows."""
-    fixed = task_of(view).fixed_labels
+    fixed, teacher = task.task.fixed_labels, task.first_source
     if fixed is not None:
         return fixed.names
-    if teacher is not None and (view.teacher.finetune is None or view.data.train is None):
+    if teacher is not None and (task.teacher.finetune is None or task.data.train is None):
         config = load_config(teacher)
         return model_labels(config) or tuple(f"LABEL_{index}" for index in range(config.num_labels or 0))
-    return read_rows(view, teacher, reporter.say, with_unlabeled=False).labels.names
+    return read_rows(task, teacher, reporter.say, with_unlabeled=False).labels.names
 
 
 def _head_of(config: PretrainedConfig) -> str:

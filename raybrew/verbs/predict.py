@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import Experiment
-from raybrew.config.views import choose_task
 from raybrew.data.rows import load_rows
 from raybrew.errors import DataError, EnvironmentProblem
 from raybrew.files import replacing
-from raybrew.models.loading import load_model
-from raybrew.verbs.evaluate import labels_of_model, logits_of, pick_model
-from raybrew.verbs.prepare import data_of, encode, task_of
-from raybrew.verbs.reporter import QuietReporter, Reporter
+from raybrew.pipeline.evaluation import labels_of_model, logits_of
+from raybrew.pipeline.reporter import QuietReporter, Reporter
+from raybrew.pipeline.resolve import ANY_ROWS, resolve
+from raybrew.pipeline.rows import data_of
+from raybrew.pipeline.units import encode
+from raybrew.verbs.evaluate import pick_model
 
 __all__ = ["predict", "write_predictions"]
 
@@ -36,27 +37,28 @@ def predict(
     Messages call the source `name`, by default its path; what has such a name is a pipe, in UTF-8.
     """
     reporter = reporter or QuietReporter()
-    view = choose_task(experiment, task)
-    chosen = pick_model(experiment, model, run_id, task)
-    view = view.model_copy(update={"data": data_of(view.data, source, "unlabeled")})
-    data, kind = view.data, task_of(view)
+    resolved = resolve(experiment, other_rows=ANY_ROWS)
+    one = resolved.task(task)
+    chosen = pick_model(resolved, one, model, run_id)
+    data = data_of(one.data, source, "unlabeled")
     if name is not None:
         data = data.model_copy(update={"encoding": None})  # of the experiment's files
-    labels = labels_of_model(chosen, kind)
+    one = one.changed(data=data)
+    labels = labels_of_model(chosen, one.task, one.models)
     try:
-        rows = load_rows(data, "unlabeled", kind, labels, name=name)
+        rows = load_rows(one.data, "unlabeled", one.task, labels, name=name)
     except DataError as error:
         # The rows came as an argument: no key of the experiment file is at fault.
         raise DataError(str(error).removeprefix("data.unlabeled: ")) from error
     for bad in rows.skipped:
         reporter.say(f"left out: {bad}")
-    encoded = encode(view, rows.table, chosen)
-    network = load_model(chosen, view.task.kind)
+    encoded = encode(one, rows.table, chosen)
+    network = one.models.model(chosen, one.kind)
     title = f"predict {Path(chosen.model).name}"
-    logits = logits_of(view, network, chosen, encoded, reporter, title, hidden=False)
+    logits = logits_of(one, network, chosen, encoded, reporter, title, hidden=False)
     hidden = {"id", "label", "scored"} & set(rows.table.column_names)
     content = rows.table.drop_columns(sorted(hidden)).to_pylist()
-    predictions = kind.predictions(logits, encoded, rows.table, labels)
+    predictions = one.task.predictions(logits, encoded, rows.table, labels)
     return [row | found for row, found in zip(content, predictions, strict=True)]
 
 

@@ -16,7 +16,7 @@ from raybrew.store.prune import PruneRules, Removal, plan_prune, prune_stores
 from raybrew.store.reader import Store
 
 if TYPE_CHECKING:
-    from raybrew.models.loading import ModelSource
+    from raybrew.pipeline.resolve import ResolvedTask, ResolvedTeacher
     from raybrew.store.live import LiveCheck
 
 __all__ = [
@@ -90,24 +90,20 @@ def verify_live(
     By name of task and teacher as `capture_all` gives them ("" where there is one of each); `task` and `teacher` choose
     one of several. StoreError if there is no store of just this teacher: a changed one has another fingerprint.
     """
-    from raybrew.config.views import one_teacher
-    from raybrew.verbs.choose import chosen_tasks, chosen_teachers, teacher_sources
+    from raybrew.pipeline.resolve import label_of, resolve
 
     if rows < 1:
         raise StoreError(f"--live {rows}: allowed are 1 row or more")
     found: dict[str, tuple[LiveCheck, ...]] = {}
-    for name, view in chosen_tasks(experiment, task).items():
-        sources = teacher_sources(view, teacher_run)
-        for member in chosen_teachers(list(sources), teacher):
-            one = one_teacher(view, member)
-            if one.teacher.source != "live" or len(sources) == 1:
-                label = "/".join(part for part in (name, member) if part)
-                found[label] = _compare_one(one, sources[member], rows)
+    for each in resolve(experiment, teacher_run=teacher_run).chosen(task):
+        for one in each.chosen(teacher):
+            if one.config.source != "live" or len(each.teachers) == 1:
+                found[label_of(each.label, one.label)] = _compare_one(each, one, rows)
     return found
 
 
-def _compare_one(view: Experiment, source: ModelSource, rows: int) -> tuple[LiveCheck, ...]:
-    """`verify_live` of an experiment of one task and one teacher."""
+def _compare_one(task: ResolvedTask, teacher: ResolvedTeacher, rows: int) -> tuple[LiveCheck, ...]:
+    """`verify_live` of one teacher."""
     from torch import nn
 
     from raybrew.models.devices import pick_device
@@ -115,14 +111,14 @@ def _compare_one(view: Experiment, source: ModelSource, rows: int) -> tuple[Live
     from raybrew.store.find import find_any, identify
     from raybrew.store.forms.base import Forms
     from raybrew.store.live import compare_live
-    from raybrew.verbs.prepare import task_of
 
-    task, settings = task_of(view), view.teacher
-    known, model, tokenizer = identify(task, source, (), settings.device, settings.precision, view.store.launcher)
-    store = find_any(known, source, stores_root(view.store), view.store.cache)
+    settings, config = teacher.config, task.store
+    known, model, tokenizer = identify(
+        task.task, teacher.source, (), settings.device, settings.precision, config.launcher, task.models
+    )
+    store = find_any(known, teacher.source, task.store_root, config.cache)
     device = pick_device(settings.device, "teacher.device")
     module: nn.Module = model
-    teacher = Teacher(
-        module.to(device).eval(), tokenizer, task, device, known.precision, Forms("float32"), view.store.batch_tokens
-    )
-    return compare_live(store, teacher, rows)
+    forms = Forms("float32")
+    asked = Teacher(module.to(device).eval(), tokenizer, task.task, device, known.precision, forms, config.batch_tokens)
+    return compare_live(store, asked, rows)

@@ -21,8 +21,8 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.exports.folder import save_student
 from raybrew.models.devices import Place
+from raybrew.runs.result import RunResult
 from raybrew.training.encoded import EncodedProgram
-from raybrew.verbs.result import RunResult
 
 __all__ = [
     "CPU",
@@ -53,14 +53,14 @@ _SETTINGS: Mapping[str, dict[str, Any]] = {"qa": {"max_length": 60, "stride": 8,
 
 #: Sites that make the host wait for each tensor of a model, before the first step or after the last, and why.
 MOVING = {
-    "verbs/parts.py:build_parts": "student and projections are moved to the device",
-    "verbs/teacher_signals.py:model": "a live teacher is moved to the device",
-    "store/worker.py:build_teacher": "the teacher is moved to the device",
-    "models/theseus.py:_check_start": "what the student starts from is compared with the teacher's, once",
+    "runs/program.py:build_parts": "student and projections are moved to the device",
+    "runs/teacher_signals.py:model": "a live teacher is moved to the device",
+    "store/worker.py:load_teacher": "the teacher is moved to the device",
+    "models/composite.py:_check_start": "what the student starts from is compared with the teacher's, once",
     "training/checkpoints.py:_on_cpu": "a checkpoint is a copy on the host",
-    "verbs/best.py:put_aside": "the best student is written to a folder",
+    "runs/hooks.py:put_aside": "the best student is written to a folder",
     "models/devices.py:free_gpu": "a model that was scored is moved off the device",
-    "verbs/evaluate.py:_compute": "a model that is scored is moved to the device",
+    "pipeline/evaluation.py:_compute": "a model that is scored is moved to the device",
 }
 #: Sites that make the host wait once in a while, and why that is right.
 NOW_AND_THEN = {
@@ -69,7 +69,7 @@ NOW_AND_THEN = {
     "training/window.py:over_all_ranks": "a log line and a checkpoint have the sums since the last line",
     "training/evaluation.py:add": "metrics are computed on the host, from the logits of each batch",
     "training/evaluation.py:losses_of": "losses of an evaluation are plain numbers, read once",
-    "verbs/teacher_signals.py:_token_ids": "the numbers of a trimmed vocabulary are sent before the first step",
+    "runs/teacher_signals.py:_token_ids": "the numbers of a trimmed vocabulary are sent before the first step",
 }
 
 
@@ -133,8 +133,8 @@ def work_on(device: torch.device, patch: pytest.MonkeyPatch) -> None:
 
     for module in ("training.launch", "store.worker"):
         patch.setattr(f"raybrew.{module}.pick_device", lambda *wanted: device)
-    patch.setattr("raybrew.verbs.evaluate.place_of_evaluation", place)
-    patch.setattr("raybrew.verbs.best.save_student", _save)
+    patch.setattr("raybrew.pipeline.evaluation.place_of_evaluation", place)
+    patch.setattr("raybrew.runs.hooks.save_student", _save)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path, card: str, weights: Any, facts: Any) -> Path:

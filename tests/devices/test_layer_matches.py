@@ -23,9 +23,9 @@ from raybrew.data.loader import collate
 from raybrew.distillers.teachers import LiveTeacher
 from raybrew.losses.term import LossTerm
 from raybrew.models.loading import ModelSource
+from raybrew.pipeline.objective import objective_of
 from raybrew.training.encoded import Trainee
 from raybrew.training.optim import Precision
-from raybrew.verbs.objective import objective_of
 
 #: Sites that make the host wait, and why that is right.
 LISTED = {"losses/own.py:__call__": "the count of a user's function is checked, in its first call"}

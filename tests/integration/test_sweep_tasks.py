@@ -120,14 +120,14 @@ def test_a_sweep_from_its_space_to_the_best_students_predictions(
     planned = raybrew.plan(of_best).student
     assert planned is not None
     assert planned.parameters == best.parameters, "a plan of the best tells what it is made of"
-    for task, view in task_views(experiment).items():
+    for _, task, view in task_views(experiment):
         kind = view.task.kind
-        model = str(best.student / task if task else best.student)
+        model = str(best.student / task)
         new = str(tmp_path / kind / "eval.jsonl")
-        predictions = raybrew.predict(experiment, new, model=model, task=task)
+        predictions = raybrew.predict(experiment, new, model=model, task=task or None)
         assert len(predictions) == 8
         assert all(TASKS[kind][2] in row for row in predictions)
-        assert predictions == raybrew.predict(of_best, new, task=task), "exported is what the run has"
+        assert predictions == raybrew.predict(of_best, new, task=task or None), "exported is what the run has"
 
 
 def summary_of(run: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run of the same configuration, how often it was killed, and how often it went on
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -22,12 +23,13 @@ import numpy as np
 import torch
 from tiny_project import make_project
 
+import raybrew.runs.train_run
 import raybrew.training.encoded
-import raybrew.verbs.training
 from raybrew.config.loading import load_experiment
 from raybrew.tracking.jsonl import read_metrics
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import LocalContext
+from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.distill import distill
 
 #: What the cases train, in turn: with dropout, projections, accumulation, early stopping, any rhythm of checkpoints,
@@ -68,22 +70,22 @@ class _Captured(Exception):  # noqa: N818 (not an error)
     pass
 
 
-def job_of(experiment_file: Path, overrides: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+def job_of(experiment_file: Path, overrides: tuple[str, ...]) -> tuple[Any, Any]:
     """The job that `raybrew distill` would launch, and what it is given."""
     found: list[Any] = []
 
     def capture(job: Any, spec: Any, *_: Any, **__: Any) -> Any:
-        found.append((job, dict(spec)))
+        found.append((job, spec))
         raise _Captured
 
     experiment = load_experiment(experiment_file, ["teacher.finetune=null", "student.init=random", *overrides])
-    with contextlib.suppress(_Captured), mock.patch.object(raybrew.verbs.training, "launch", capture):
+    with contextlib.suppress(_Captured), mock.patch.object(raybrew.runs.train_run, "launch", capture):
         distill(experiment, report=False)
     job, spec = found[0]
     return job, spec
 
 
-def start(job: Any, spec: dict[str, Any], folder: Path) -> tuple[int, int]:
+def start(job: Any, spec: Any, folder: Path) -> tuple[int, int]:
     """Fork a process that runs the job in `folder`; returns its id and a pipe that gets a byte for each step begun."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -101,7 +103,8 @@ def start(job: Any, spec: dict[str, Any], folder: Path) -> tuple[int, int]:
 
         raybrew.training.encoded.EncodedProgram.start_step = start_step  # type: ignore[method-assign]
         folder.mkdir(parents=True, exist_ok=True)
-        result = job(spec | {"run_folder": str(folder)}, LocalContext(torch.device("cpu")))
+        run = RunFolder(folder, spec.run.run_id)
+        result = job(dataclasses.replace(spec, run=run), LocalContext(torch.device("cpu")))
         status = 0 if result["status"] == "done" else 2
     except BaseException:
         traceback.print_exc()
@@ -164,7 +167,7 @@ def main(folder: Path, seeds: range) -> None:
     torch.set_num_threads(1)
     experiment = make_project(folder)
     capture = load_experiment(experiment, ["teacher.finetune=null", "teacher.source=auto", "student.init=random"])
-    with contextlib.suppress(_Captured), mock.patch.object(raybrew.verbs.training, "launch", side_effect=_Captured):
+    with contextlib.suppress(_Captured), mock.patch.object(raybrew.runs.train_run, "launch", side_effect=_Captured):
         distill(capture, report=False)  # fills the store
     jobs, steps = [], []
     for number, overrides in enumerate(VARIANTS):

@@ -13,8 +13,8 @@ import raybrew
 from raybrew.config.loading import build_experiment
 from raybrew.errors import ConfigError, DataError, LossError, ModelError, StoreError
 from raybrew.models.loading import load_model, load_tokenizer
+from raybrew.pipeline.reporter import LineReporter
 from raybrew.store.listing import list_stores
-from raybrew.verbs.reporter import LineReporter
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tiny_teacher import make_teacher
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 import raybrew
-import raybrew.verbs.augment as verb
+import raybrew.pipeline.augment as verb
 from raybrew.config import ClassificationConfig, Columns, TaggingConfig
 from raybrew.config.augment import AugmentConfig
 from raybrew.config.loading import build_experiment
@@ -23,9 +23,10 @@ from raybrew.data.augmentation.rows import Draw, joined, pieces_of, replaced, wo
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError, ModelError
 from raybrew.models.word_candidates import WordCandidates
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.rows import read_rows
 from raybrew.tasks.base import Task, build_task
 from raybrew.tasks.values import example_id
-from raybrew.verbs.prepare import read_rows
 from tests.told import told
 
 WORDS = ("red", "green", "blue", "big", "small", "tree", "house", "road")
@@ -224,11 +225,11 @@ def test_rows_without_labels_are_enough_for_every_task(
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [row])
     values = {"name": "x", "task": task, "teacher": {"model": "some/model"}, "data": {"unlabeled": path}}
-    rows = read_rows(build_experiment(values), None, lambda line: None)
+    rows = read_rows(resolve(build_experiment(values)).tasks[0], None, lambda line: None)
     assert (rows.num_labelled, rows.num_unlabeled) == (0, 1)
     nothing = {**values, "data": {}}
     with pytest.raises(ConfigError, match=r"data\.train: required by this command"):
-        read_rows(build_experiment(nothing), None, lambda line: None)
+        read_rows(resolve(build_experiment(nothing)).tasks[0], None, lambda line: None)
 
 
 def test_a_distillation_without_labels_and_with_copies(model: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.data.model_cautions import RenamedOutputs
 from raybrew.demo.tokenizer import build_tokenizer
+from raybrew.pipeline.reporter import LineReporter
 from raybrew.records.cautions import cautions_of
 from raybrew.records.runs import load_run
 from raybrew.records.summary import RunSummary
@@ -25,7 +26,6 @@ from raybrew.reports.compare import compare
 from raybrew.reports.decision import decide
 from raybrew.reports.words import serious_cautions
 from raybrew.sweeps.prepare import prepare_teachers
-from raybrew.verbs.reporter import LineReporter
 
 NAMES = ("bad", "good")
 WORDS = {"good": ("fine", "great", "warm"), "bad": ("dull", "weak", "sad")}

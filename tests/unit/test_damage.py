@@ -22,6 +22,7 @@ from raybrew.data.rows import row_ids
 from raybrew.errors import ConfigError, ModelError, RunError, StoreError
 from raybrew.models.loading import ModelSource, load_model
 from raybrew.models.weights import read_record
+from raybrew.pipeline.resolve import teacher_source
 from raybrew.records.ranking import best_mark
 from raybrew.signals import LOGITS, Signal
 from raybrew.store.capture import capture
@@ -29,7 +30,6 @@ from raybrew.store.prune import PruneRules, plan_prune, prune_stores
 from raybrew.store.reader import Store
 from raybrew.training.encoded import Patience
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.prepare import teacher_source
 
 HIDDEN = Signal("hidden", 1)
 
@@ -209,15 +209,15 @@ def test_the_student_on_the_disk_is_the_one_of_the_newest_checkpoint(
 ) -> None:
     """Each evaluation is the best; checkpoints come more rarely; the run dies after any evaluation."""
     import raybrew.training.loop
+    from raybrew.runs.hooks import RunHooks
     from raybrew.training.checkpoints import Checkpoints
-    from raybrew.verbs.job import _RunHooks
 
     monkeypatch.setattr(raybrew.training.loop, "_better", lambda score, best: True)
     raybrew.finetune(project)
     train = project.train.model_copy(update={"max_steps": 7, "eval_steps": 1, "checkpoint_steps": 3})
     project = project.model_copy(update={"train": train})
     whole = raybrew.distill(project, run_id="whole")
-    log, kills = _RunHooks.log, [2, 3, 5, 7]
+    log, kills = RunHooks.log, [2, 3, 5, 7]
 
     def killed(self: Any, record: dict[str, Any]) -> None:
         log(self, record)
@@ -225,7 +225,7 @@ def test_the_student_on_the_disk_is_the_one_of_the_newest_checkpoint(
             kills.pop(0)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_RunHooks, "log", killed)
+    monkeypatch.setattr(RunHooks, "log", killed)
     folder = RunFolder.of(project, "distill", "killed")
     while kills:
         with pytest.raises(KeyboardInterrupt):
@@ -247,14 +247,14 @@ def test_the_student_on_the_disk_is_the_one_of_the_newest_checkpoint(
 def test_a_first_metric_that_is_no_number_does_not_stay_the_best(
     project: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import raybrew.verbs.job
+    import raybrew.runs.hooks
 
-    joint, values = raybrew.verbs.job.joint_metrics, iter([float("nan"), 0.25, float("nan")])
+    joint, values = raybrew.runs.hooks.joint_metrics, iter([float("nan"), 0.25, float("nan")])
 
     def measured(*given: Any) -> dict[str, float]:
         return joint(*given) | {"accuracy": next(values, 0.2)}
 
-    monkeypatch.setattr(raybrew.verbs.job, "joint_metrics", measured)
+    monkeypatch.setattr(raybrew.runs.hooks, "joint_metrics", measured)
     train = project.train.model_copy(update={"max_steps": 4, "eval_steps": 1})
     labels = project.distill.model_copy(update={"kd_weight": 0.0, "hard_label_weight": 1.0, "matches": ()})
     teacher = project.teacher.model_copy(update={"finetune": None})

@@ -146,15 +146,16 @@ def experiment_of(folder: Path, **distill: float) -> Experiment:
 
 
 def test_one_class_is_enough_where_labels_teach_nothing(tmp_path: Path) -> None:
-    from raybrew.verbs.prepare import read_rows  # brings torch along, which no other test here needs
+    from raybrew.pipeline.resolve import resolve  # brings torch along, which no other test here needs
+    from raybrew.pipeline.rows import read_rows
 
     write_jsonl(tmp_path / "r.jsonl", [{"text": "a", "label": "pos"}, {"text": "b", "label": "pos"}])
     heard: list[str] = []
     alone = experiment_of(tmp_path, kd_weight=1.0, hard_label_weight=0.0)
-    assert read_rows(alone, None, heard.append).num_labelled == 2
+    assert read_rows(resolve(alone).tasks[0], None, heard.append).num_labelled == 2
     for reads, with_unlabeled in ((experiment_of(tmp_path, hard_label_weight=0.5), True), (alone, False)):
         with pytest.raises(Exception, match="training needs two classes"):
-            read_rows(reads, None, heard.append, with_unlabeled=with_unlabeled)
+            read_rows(resolve(reads).tasks[0], None, heard.append, with_unlabeled=with_unlabeled)
 
 
 def test_a_source_may_have_another_name_in_messages(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from raybrew.config import TrainConfig
 from raybrew.config.loading import build_experiment
 from raybrew.errors import ClusterError, ConfigError, EnvironmentProblem
 from raybrew.models.devices import Devices, assume_devices, place_of_evaluation, place_of_teacher, place_of_training
+from raybrew.pipeline import evaluation
+from raybrew.runs import train_run
 from raybrew.runtime import RayInfo
 from raybrew.sweeps import tuning
 from raybrew.training.context import LocalContext
-from raybrew.verbs import evaluate, training
 from raybrew.verbs.finetune import finetune
 
 EIGHT, NONE, OLD = Devices(8), Devices(0), Devices(8, bf16=False)
@@ -174,7 +175,7 @@ def test_a_driver_without_a_gpu_finishes_what_workers_trained(tmp_path: Path, mo
     launched, evaluated = [], []
 
     def launch(job: Any, spec: Any, config: TrainConfig, *more: Any) -> Any:
-        launched.append(spec["precision"])
+        launched.append(spec.precision)
         return job(spec, LocalContext(torch.device("cpu")))
 
     def on_gpu(purpose: str, function: Any, *arguments: Any) -> Any:
@@ -187,10 +188,10 @@ def test_a_driver_without_a_gpu_finishes_what_workers_trained(tmp_path: Path, mo
         return function(*map(here, arguments))
 
     assume_devices(EIGHT)
-    monkeypatch.setattr(training, "launch", launch)
-    monkeypatch.setattr(evaluate, "on_gpu", on_gpu)
-    monkeypatch.setattr(evaluate, "ray_runtime", lambda purpose: contextlib.nullcontext())
-    monkeypatch.setattr(evaluate, "check_seen", lambda places, purpose: None)
+    monkeypatch.setattr(train_run, "launch", launch)
+    monkeypatch.setattr(evaluation, "on_gpu", on_gpu)
+    monkeypatch.setattr(evaluation, "ray_runtime", lambda purpose: contextlib.nullcontext())
+    monkeypatch.setattr(evaluation, "check_seen", lambda places, purpose: None)
     run = finetune(experiment)
     assert run.summary["status"] == "done"
     assert launched == ["bf16"]

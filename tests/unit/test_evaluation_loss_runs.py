@@ -20,9 +20,9 @@ from raybrew.models.loading import ModelSource, load_model, load_tokenizer
 from raybrew.records.runs import load_run
 from raybrew.reports.compare import LOSSES_DIFFER, compare
 from raybrew.reports.decision import decide
+from raybrew.runs.result import RunResult
 from raybrew.store import compute
 from raybrew.tracking.jsonl import read_metrics
-from raybrew.verbs.result import RunResult
 
 LAYERS = {"kd_weight": 0.0, "matches": [{"loss": "hidden_mse"}]}
 TRAIN = {"max_steps": 6, "eval_steps": 1, "batch_size": 4, "learning_rate": 3e-2, "threads": 1}

@@ -18,7 +18,7 @@ from raybrew.config.loading import load_experiment
 from raybrew.config.views import task_views
 from raybrew.data.rows import load_rows
 from raybrew.models.loading import ModelSource, load_config, load_tokenizer
-from raybrew.verbs.prepare import task_of
+from raybrew.tasks.base import build_task
 
 #: Folder -> its files with a published figure beside that of the folder's own name, and the method of each.
 STUDENTS = dict.fromkeys(("T6", "T3-small", "T4-tiny", "T12-nano"), "textbrewer")
@@ -118,8 +118,9 @@ def test_overrides_for_local_files_read_them(
         with gzip.open(source, "rt", encoding="utf-8") as rows, gzip.open(target, "wt", encoding="utf-8") as head:
             head.writelines(itertools.islice(rows, ROWS_READ))
     monkeypatch.chdir(tmp_path)
-    for view in task_views(load_experiment(path, overrides)).values():
-        data, task = view.data, task_of(view)
+    for view in task_views(load_experiment(path, overrides)):
+        data = view.experiment.data
+        task = build_task(view.experiment.task, data.columns)
         train = load_rows(data, "train", task)
         assert len(load_rows(data, "eval", task, train.labels)) == ROWS_READ
         tested = load_rows(data, "test", task, train.labels) if data.test is not None else ()

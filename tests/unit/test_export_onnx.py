@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 import raybrew
 from raybrew.errors import ModelError, RunError
+from raybrew.exports import writer
 from raybrew.exports.onnx_file import OnnxModel, check_onnx
-from raybrew.verbs import export as verb
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -133,8 +133,8 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_wrong_export_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = make_model(tmp_path / "other", seed=1)
     make_model(tmp_path / "model")
-    write = verb.write_onnx
-    monkeypatch.setattr(verb, "write_onnx", lambda model, *rest: write(other, *rest))
+    write = writer.write_onnx
+    monkeypatch.setattr(writer, "write_onnx", lambda model, *rest: write(other, *rest))
     with pytest.raises(ModelError, match="differ from torch"):
         raybrew.export(tmp_path / "model", tmp_path / "out", formats=("hf", "onnx"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raybrew.config.loading import load_experiment
 from raybrew.config.space import space_cautions, space_notes
 from raybrew.config.stages import method_notes
-from raybrew.config.views import task_views, teacher_names
+from raybrew.config.views import task_views
 from raybrew.errors import ConfigError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +39,9 @@ def check(path: Path, overrides: list[str], back: Path) -> bool:
     space_notes(experiment)
     space_cautions(experiment)
     method_notes(experiment.distill, experiment.student)
-    teacher_names(experiment)
     assert experiment.run_id("distill") != experiment.run_id("finetune")
-    for view in task_views(experiment).values():
-        view.run_id("finetune")
+    for view in task_views(experiment):
+        view.experiment.run_id("finetune")
     back.write_text(experiment.to_yaml(), encoding="utf-8")
     assert load_experiment(back, check_files=False) == experiment
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,7 +141,7 @@ NAMES = {
 _EXCEPT = {
     "config/task_kinds.py": set(TASKS),  # the keys of each kind: a class for each row
     "config/augment.py": {"masked_lm"},  # a way to augment
-    "verbs/augment.py": {"masked_lm"},
+    "pipeline/augment.py": {"masked_lm"},
     "diagnosis/machine.py": {"optuna"},  # a package
 }
 #: Tasks say how their own outputs are measured; TextBrewer's names are those of another package.
@@ -228,3 +229,88 @@ def test_summaries_are_read_and_written_in_records_alone() -> None:
         if isinstance(node, ast.Constant) and node.value == "summary.json"
     ]
     assert set(naming) == {"records"}
+
+
+#: Rooms that take what `pipeline.resolve` found; the experiment itself is for those that resolve it, name runs or
+#: read a file.
+RESOLVED = ("pipeline", "planning", "runs", "verbs")
+TAKE_EXPERIMENTS = ("pipeline/resolve.py", "pipeline/export_source.py", "verbs", "training/run_folder.py")
+#: Rooms above: an experiment is what they are given, or what they make.
+ABOVE = ("cli", "config", "demo", "diagnosis", "jobs", "sweeps", "verbs")
+
+
+def functions_of(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            yield node
+
+
+def none_keyed(source: str) -> bool:
+    """Whether a mapping has no name for an only task or teacher."""
+    return re.search(r"\b(?:dict|Mapping)\[(?:tuple\[)?str \| None", source) is not None
+
+
+def test_a_single_task_or_teacher_has_a_name() -> None:
+    """`default`, in a list of one: no mapping has None for it (store: parts of a row, which have no names)."""
+    found = [
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "store" not in path.parts and none_keyed(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
+    assert none_keyed("x: dict[str | None, int] = {}")
+    assert none_keyed("x: Mapping[tuple[str | None, str], int]")
+
+
+def test_only_resolve_asks_how_many_tasks_there_are() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent.name != "config" and path != PACKAGE / "pipeline" / "resolve.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "isinstance"
+        and "MultiTaskConfig" in ast.dump(node)
+    ]
+    assert not found
+
+
+def takes_experiment(function: ast.FunctionDef) -> bool:
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    names = [node.id for each in arguments if each.annotation for node in ast.walk(each.annotation)
+             if isinstance(node, ast.Name)]  # fmt: skip
+    return "Experiment" in names
+
+
+def test_what_is_resolved_is_passed_on() -> None:
+    """Below the verbs a function takes a task, a teacher or a section, never an experiment to look them up in."""
+    seen = [
+        (str(path.relative_to(PACKAGE)), function.name)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for function in functions_of(path)
+        if path.relative_to(PACKAGE).parts[0] not in ABOVE and takes_experiment(function)
+    ]
+    assert ("pipeline/resolve.py", "resolve") in seen
+    assert [name for name in seen if not name[0].startswith(TAKE_EXPERIMENTS)] == []
+
+
+def test_files_and_functions_are_short() -> None:
+    """Rooms of at most 16 files of 350 lines; functions of 60 lines, with at most 7 parameters that go by place."""
+    found = []
+    for room in RESOLVED:
+        paths = sorted((PACKAGE / room).rglob("*.py"))
+        if len(paths) > 17:  # with __init__.py
+            found.append(f"{room}: {len(paths)} files")
+        for path in paths:
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            if lines > 350:
+                found.append(f"{path.relative_to(PACKAGE)}: {lines} lines")
+            for function in functions_of(path):
+                where = f"{path.relative_to(PACKAGE)}:{function.name}"
+                places = [each.arg for each in (*function.args.posonlyargs, *function.args.args)]
+                length = (function.end_lineno or 0) - function.lineno + 1
+                if len(set(places) - {"self", "cls"}) > 7:
+                    found.append(f"{where}: {len(places)} parameters")
+                if length > 60:
+                    found.append(f"{where}: {length} lines")
+    assert not found

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from raybrew.errors import CheckpointError
+from raybrew.runs.hooks import describe_failure
+from raybrew.runs.job import newest_state
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import LocalContext
-from raybrew.verbs.job import describe_failure, newest_state
 
 
 class Worker(LocalContext):

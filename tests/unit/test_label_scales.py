@@ -12,8 +12,8 @@ from transformers import BertForSequenceClassification
 
 from raybrew.config.loading import build_experiment
 from raybrew.models.loading import load_tokenizer
+from raybrew.pipeline.reporter import QuietReporter
 from raybrew.verbs.distill import distill
-from raybrew.verbs.reporter import QuietReporter
 
 
 class Told(QuietReporter):

@@ -20,11 +20,12 @@ from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError, LossError, ModelError
 from raybrew.models.loading import ModelSource
+from raybrew.pipeline import objective as objective_module
+from raybrew.pipeline.objective import objective_of
+from raybrew.pipeline.resolve import resolve
 from raybrew.signals import LOGITS
 from raybrew.sweeps.controls import Controls
 from raybrew.sweeps.jobs import make_job
-from raybrew.verbs import objective as objective_module
-from raybrew.verbs.objective import objective_of
 
 
 def experiment(distill: Mapping[str, Any], **sections: Any) -> Experiment:
@@ -106,7 +107,9 @@ def stages_of(
 ) -> Any:
     make = CONFIGS[family]
     monkeypatch.setattr(objective_module, "load_config", lambda source: make(*teacher))
-    return objective_of(experiment({"method": method}), make(*student), {None: ModelSource("teacher")}).stages
+    return objective_of(
+        resolve(experiment({"method": method})).tasks[0], make(*student), {"": ModelSource("teacher")}
+    ).stages
 
 
 @pytest.mark.parametrize("family", list(CONFIGS))
@@ -143,7 +146,7 @@ def test_attention_of_other_heads_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     other = BertConfig(num_hidden_layers=3, hidden_size=8, num_attention_heads=4, intermediate_size=16)
     for method, words in (("tinybert", "the student has 4 attention heads, the teacher 2"), ("emd", "set it to 0")):
         with pytest.raises(LossError, match=words):
-            objective_of(experiment({"method": method}), other, {None: ModelSource("teacher")})
+            objective_of(resolve(experiment({"method": method})).tasks[0], other, {"": ModelSource("teacher")})
 
 
 def test_given_keys_win() -> None:
@@ -206,12 +209,10 @@ def test_several_tasks_have_the_same_stages() -> None:
     own = {"loss": "hidden_mse", "teacher": "one"}
     first = {"share": 0.5, "matches": [own, {"loss": "cos"}]}
     found = task_views(experiment({"stages": [first, {}]}, **several))
-    losses = {name: [match.loss for match in view.distill.parts[0].matches] for name, view in found.items()}
+    losses = {name: [match.loss for match in view.distill.parts[0].matches] for name, _, view in found}
     assert losses == {"one": ["hidden_mse", "cos"], "two": ["cos"]}
-    assert [len(view.distill.parts) for view in task_views(experiment({"method": "tinybert"}, **several)).values()] == [
-        2,
-        2,
-    ]
+    staged = task_views(experiment({"method": "tinybert"}, **several))
+    assert [len(view.experiment.distill.parts) for view in staged] == [2, 2]
     words = problem({"stages": [{"share": 0.5, "matches": [own | {"teacher": "three"}]}, {}]}, **several)
     assert "distill.stages.0.matches.0.teacher: given 'three'; allowed: one, two" in words
     words = problem({"method": "theseus"}, **several)

@@ -17,16 +17,16 @@ from raybrew.config.task_kinds import ClassificationConfig, MultilabelConfig, QA
 from raybrew.data.cautions import Caution
 from raybrew.data.model_cautions import BetterOrder, OtherScale, WeakAnswers, WeakCorrelation, WeakModel
 from raybrew.models.loading import ModelSource
-from raybrew.records.cautions import caution_of
-from raybrew.tasks.agreement import Agreement, AnswerScores, LabelCounts, NumberFit, agreement_from, agreement_of
-from raybrew.tasks.base import Labels, build_task
-from raybrew.verbs.model_checks import (
+from raybrew.pipeline.model_checks import (
     better_order,
     confirms_order,
     model_cautions,
     renamed_outputs,
     unnamed_outputs,
 )
+from raybrew.records.cautions import caution_of
+from raybrew.tasks.agreement import Agreement, AnswerScores, LabelCounts, NumberFit, agreement_from, agreement_of
+from raybrew.tasks.base import Labels, build_task
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 

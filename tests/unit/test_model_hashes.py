@@ -16,9 +16,9 @@ from tiny_teacher import make_teacher
 
 from raybrew.data import hashes
 from raybrew.errors import ModelError
+from raybrew.models import cache as model_cache
 from raybrew.models import loading
-from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer, model_labels
-from raybrew.store import fingerprint
+from raybrew.models.loading import ModelSource, load_config, load_finished, load_model, load_tokenizer, model_labels
 from raybrew.store.fingerprint import hashes_of, known_hashes
 
 
@@ -27,11 +27,11 @@ def test_model_is_loaded_once_for_its_files(tmp_path: Path, monkeypatch: pytest.
     make_teacher(teacher)
     loads: list[str] = []
 
-    def counted(source: ModelSource, kind: str, **given: object) -> object:
+    def counted(source: ModelSource, kind: str, seed: int) -> object:
         loads.append(kind)
-        return load_model(source, kind, **given)
+        return load_finished(source, kind, seed)
 
-    monkeypatch.setattr(fingerprint, "load_model", counted)
+    monkeypatch.setattr(model_cache, "load_finished", counted)
     monkeypatch.setattr(hashes, "_FRESH_SECONDS", -1.0)
     source = ModelSource(str(teacher))
     first = known_hashes(source, "classification", cache)

@@ -16,7 +16,8 @@ import raybrew
 from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import DataError, EnvironmentProblem, ModelError
-from raybrew.models.loading import ModelSource, has_head, load_config, load_model, load_tokenizer
+from raybrew.models.cache import ModelCache
+from raybrew.models.loading import ModelSource, load_config, load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -53,10 +54,10 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(teacher: ModelS
 def test_a_teacher_without_a_head_is_refused_where_its_logits_count(teacher: ModelSource, tmp_path: Path) -> None:
     """transformers would make a random one, which a student would then imitate."""
     whole = load_model(teacher, "classification")
-    assert has_head(teacher, "classification")
+    assert ModelCache().has_head(teacher, "classification")
     whole.base_model.save_pretrained(tmp_path / "encoder")
     encoder = ModelSource(str(tmp_path / "encoder"))
-    assert not has_head(encoder, "classification")
+    assert not ModelCache().has_head(encoder, "classification")
     with pytest.raises(ModelError, match=r"encoder is not trained for classification: it lacks classifier\.bias"):
         load_model(encoder, "classification")
 

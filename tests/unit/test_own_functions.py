@@ -16,7 +16,7 @@ import raybrew
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.errors import ConfigError, LossError
-from raybrew.verbs.reporter import QuietReporter
+from raybrew.pipeline.reporter import QuietReporter
 from tests.tiny_teacher import make_rows, make_teacher
 from tests.told import told
 

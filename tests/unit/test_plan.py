@@ -14,19 +14,21 @@ from tiny_teacher import CLASSES, WIDTH, make_teacher, ragged_rows, small_store,
 from raybrew.config.loading import load_experiment
 from raybrew.config.space import planned_trainings
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.teacher import TeacherConfig
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource, load_tokenizer
+from raybrew.pipeline import store_or_live as source_module
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.sizes import token_columns
+from raybrew.pipeline.store_or_live import runs_live
+from raybrew.planning import student as plan_student
+from raybrew.planning.result import plan_tables
 from raybrew.signals import LOGITS, POOLED, Signal
 from raybrew.store.capture import capture
 from raybrew.store.estimate import Amounts, Widths, estimate_bytes
 from raybrew.store.forms.base import Forms
 from raybrew.store.reader import Store
-from raybrew.verbs import plan_student
-from raybrew.verbs import source as source_module
-from raybrew.verbs.amounts import token_columns
 from raybrew.verbs.plan import Plan, StorePlan, TrainingPlan, plan
-from raybrew.verbs.planned import plan_tables
-from raybrew.verbs.source import runs_live
 
 HIDDEN = (Signal("hidden", 0), Signal("hidden", 2))
 ATTENTION = (Signal("attention", 1), Signal("attention_probs", 2), Signal("value", 1))
@@ -254,7 +256,10 @@ def test_auto_takes_the_store_unless_it_does_not_pay(
         said.clear()
         monkeypatch.setattr(source_module, "free_bytes", lambda one: free)
         experiment = load_experiment(project, [f"store.storage_path={tmp_path}", "store.launcher=local", *overrides])
-        return runs_live(experiment, teacher, rows_of(200, (1, 20)), (LOGITS, *HIDDEN), CLASSES, said.append, trainings)
+        experiment = experiment.model_copy(update={"teacher": TeacherConfig(model=teacher.model)})
+        task = resolve(experiment).tasks[0]
+        request = (LOGITS, *HIDDEN)
+        return runs_live(task, task.teachers[0], rows_of(200, (1, 20)), request, CLASSES, said.append, trainings)
 
     assert not live("train.epochs=1")
     assert said == []  # small

@@ -13,13 +13,13 @@ from test_families import experiment_of
 import raybrew
 from raybrew.config.loading import build_experiment
 from raybrew.errors import Interrupted, RunError
+from raybrew.pipeline.reporter import LineReporter
 from raybrew.records.runs import load_run
 from raybrew.sweeps.controls import Controls
 from raybrew.sweeps.jobs import make_job
 from raybrew.sweeps.prepare import control_steps
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.distill import distill
-from raybrew.verbs.reporter import LineReporter
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.rows import table_name
 from raybrew.data.rows import load_rows
 from raybrew.errors import ConfigError, DataError, EnvironmentProblem
-from raybrew.verbs.prepare import task_of
+from raybrew.pipeline.resolve import resolve
+from raybrew.tasks.base import Task
 from tests.tiny_teacher import make_rows, make_teacher
 
 ROWS = [{"text": f"row {number}", "label": ("bad", "good")[number % 2]} for number in range(20)]
@@ -39,6 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(**values: Any) -> Experiment:
     return raybrew.Experiment(**{"name": "x", "teacher": "owner/model", "student": "T3", "distill": "kd"} | values)
+
+
+def task_of(experiment: Experiment) -> Task:
+    return resolve(experiment).tasks[0].task
 
 
 def problems(**values: Any) -> tuple[str, ...]:

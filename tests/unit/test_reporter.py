@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raybrew.verbs import reporter
-from raybrew.verbs.reporter import LineReporter
+from raybrew.pipeline import reporter
+from raybrew.pipeline.reporter import LineReporter
 
 
 def test_lines_tell_rate_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:

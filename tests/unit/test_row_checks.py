@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from test_data_formats import write_jsonl
 
 from raybrew.config.loading import build_experiment
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.rows import read_rows
 from raybrew.records.cautions import caution_of
-from raybrew.verbs.prepare import read_rows
 
 Row = dict[str, Any]
 
@@ -31,7 +32,7 @@ def cautions_of(
         given["eval"] = str(folder / "eval.jsonl")
     values = {"name": "x", "data": given, "task": task or {"kind": "classification"}, "teacher": {"model": "none"}}
     lines: list[str] = []
-    rows = read_rows(build_experiment(values, check_files=False), None, lines.append)
+    rows = read_rows(resolve(build_experiment(values, check_files=False)).tasks[0], None, lines.append)
     found: dict[str, list[Any]] = collections.defaultdict(list)
     for caution in rows.cautions:
         found[caution.kind].append(caution)
@@ -213,7 +214,7 @@ def test_known_overlaps_of_real_data(shared_data: Path, name: str, shared: int, 
         split: str(shared_data / name / f"{part}.jsonl.gz") for split, part in (("train", "train"), ("eval", "dev"))
     }
     values = {"name": "x", "data": files, "teacher": {"model": "none"}}
-    rows = read_rows(build_experiment(values, check_files=False), None, lambda line: None)
+    rows = read_rows(resolve(build_experiment(values, check_files=False)).tasks[0], None, lambda line: None)
     found = [(each.rows, each.relabelled) for each in rows.cautions if each.kind == "shared rows"]  # type: ignore[attr-defined]
     assert found == ([(shared, relabelled)] if shared else [])
     with gzip.open(files["train"], "rt", encoding="utf-8") as file:

@@ -19,8 +19,8 @@ from raybrew.errors import ModelError
 from raybrew.models.latency import Timings
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.records.runs import load_run
+from raybrew.runs.result import RunResult
 from raybrew.sweeps.trial import _distill
-from raybrew.verbs.result import RunResult
 
 #: Names in a round, each with the layers of its modules.
 Round = dict[str, list[int]]
@@ -39,7 +39,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[Round]:
         where = {"device": str(device), "machine": "here", "threads": 1, "rounds": 5, "round": f"r{len(found)}"}
         return Timings(times, precision=options["precision"], tokens=options["length"], **where)
 
-    monkeypatch.setattr("raybrew.verbs.timing.measure_in_turn", measure)
+    monkeypatch.setattr("raybrew.runs.latency.measure_in_turn", measure)
     return found
 
 
@@ -141,7 +141,7 @@ def test_a_time_that_cannot_be_measured_costs_no_run(tmp_path: Path, monkeypatch
     def broken(*_: Any, **__: Any) -> Timings:
         raise ModelError("the model does not fit on cuda: out of memory")
 
-    monkeypatch.setattr("raybrew.verbs.timing.measure_in_turn", broken)
+    monkeypatch.setattr("raybrew.runs.latency.measure_in_turn", broken)
     run = raybrew.distill(experiment(tmp_path))
     assert latency_of(run) is None
     assert run.summary["latency_ms"] == {}

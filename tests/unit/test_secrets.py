@@ -22,10 +22,10 @@ from raybrew.records.ledger import Ledger
 from raybrew.records.runs import load_run
 from raybrew.records.summary import RunSummary, write_summary
 from raybrew.records.sweeps import load_sweep
+from raybrew.runs.train_run import command_line
 from raybrew.secrets import scrub, secret_in
 from raybrew.tracking.wandb import WandbTracker
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.training import command_line
 
 GOOD: dict[str, Any] = {"name": "good", "teacher": {"model": "owner/teacher"}, "student": {"shape": "T3"}}
 PRIVATE = "very-private-value"

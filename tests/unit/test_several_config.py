@@ -10,7 +10,7 @@ import pytest
 from sweep_helpers import conductor_of
 
 from raybrew.config.loading import build_experiment
-from raybrew.config.views import choose_task, task_views, teacher_names, teacher_views
+from raybrew.config.views import choose_task, task_views, teacher_views
 from raybrew.errors import ConfigError
 from raybrew.records.runs import load_run
 from raybrew.records.sweeps import CANDIDATE, CONTROL, KD_ONLY
@@ -48,14 +48,13 @@ def problems(base: dict[str, Any], **changes: Any) -> list[str]:
 
 def test_one_teacher_and_one_task_are_their_own_views() -> None:
     plain = build_experiment({"name": "x", "teacher": {"model": "m"}})
-    assert task_views(plain) == {None: plain}
-    assert teacher_views(plain) == {None: plain}
-    assert teacher_names(plain) == []
+    assert task_views(plain) == (("default", "", plain),)
+    assert teacher_views(plain) == (("default", "", plain),)
 
 
 def test_members_become_single_teachers_with_runs_of_their_own() -> None:
     experiment = build_experiment(TEACHERS)
-    views = teacher_views(experiment)
+    views = {name: view for _, name, view in teacher_views(experiment)}
     assert {name: view.teacher.model for name, view in views.items()} == {"a": "x/a", "b": "x/b"}
     assert views["b"].teacher.source == "store"
     assert views["a"].run_id("finetune") != views["b"].run_id("finetune")
@@ -69,13 +68,12 @@ def test_members_become_single_teachers_with_runs_of_their_own() -> None:
 def test_views_of_tasks_have_their_own_sections_and_matches() -> None:
     matches = [{"loss": "hidden_mse", "teacher": "one"}, {"loss": "cos", "teacher": "two/b"}]
     experiment = build_experiment({**TASKS, "distill": {"matches": matches}, "data": {"cache": "/elsewhere"}})
-    one, two = task_views(experiment).values()
+    one, two = (view.experiment for view in task_views(experiment))
     assert (one.data.train, two.data.train, two.task.metric) == ("glue/rte", "glue/mrpc", "mcc")
     assert one.data.cache == two.data.cache == "/elsewhere"
     assert [(match.loss, match.teacher) for match in one.distill.matches] == [("hidden_mse", None)]
     assert [(match.loss, match.teacher) for match in two.distill.matches] == [("cos", "b")]
-    assert teacher_names(experiment) == ["one", "two", "two/a", "two/b"]
-    assert choose_task(experiment, "two") == two
+    assert choose_task(experiment, "two").experiment == two
     with pytest.raises(ConfigError, match=r"--task: given 'tow'; allowed: one, two; did you mean 'two'"):
         choose_task(experiment, "tow")
     with pytest.raises(ConfigError, match="--task: required"):
@@ -196,9 +194,9 @@ def test_a_sweep_of_several_tasks_has_controls_without_unlabelled_rows_of_any(tm
     assert job is not None
     assert [one.role for one in conductor.jobs.values()] == [CONTROL, KD_ONLY, CANDIDATE]
     control, teacher_alone, student = (one.experiment for one in conductor.jobs.values())
-    assert [view.data.unlabeled for view in task_views(control).values()] == [None, None]
+    assert [view.experiment.data.unlabeled for view in task_views(control)] == [None, None]
     assert (control.distill.kd_weight, control.distill.hard_label_weight) == (0.0, 1.0)
-    assert [view.data.unlabeled for view in task_views(teacher_alone).values()] == [None, "c"]
+    assert [view.experiment.data.unlabeled for view in task_views(teacher_alone)] == [None, "c"]
     # All of them are judged alike, so that gains are told.
     folders = []
     for number, one in enumerate((control, teacher_alone, student)):

@@ -16,8 +16,8 @@ from raybrew.data.sampler import BatchSize, Order
 from raybrew.distillers.ensemble import Average, request_of_member
 from raybrew.errors import LossError, ModelError
 from raybrew.models.composite import MultiTaskStudent
+from raybrew.pipeline.evaluation import joint_metrics
 from raybrew.signals import LOGITS, Signal
-from raybrew.verbs.job import joint_metrics
 
 SIZES = {"large": 4000, "small": 40}
 

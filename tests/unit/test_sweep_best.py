@@ -13,6 +13,8 @@ import pytest
 from sweep_helpers import base, conductor_of, drive, end, leave_student
 
 from raybrew.errors import RunError
+from raybrew.pipeline.export_source import find_source
+from raybrew.pipeline.resolve import resolve
 from raybrew.records.ranking import best_mark, recommended
 from raybrew.records.sweeps import CANDIDATE, CONTROL, load_sweep
 from raybrew.reports.sweep_tables import best_run, leaderboard, rows_by_run, trial_rows
@@ -24,7 +26,6 @@ from raybrew.sweeps.result import Sweep
 from raybrew.sweeps.run import finish_sweep
 from raybrew.training.run_folder import RunFolder
 from raybrew.verbs.evaluate import pick_model
-from raybrew.verbs.exported import find_exported
 
 TEMPERATURES = [1, 2, 4, 8, 16]
 FIRST = {1: 0.900, 2: 0.890, 4: 0.888, 8: 0.887, 16: 0.80}
@@ -34,9 +35,9 @@ FIRST = {1: 0.900, 2: 0.890, 4: 0.888, 8: 0.887, 16: 0.80}
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs that were scored on `data.test`, in order; nothing is computed."""
     found: list[str] = []
-    module: Any = types.ModuleType("raybrew.verbs.scoring")
+    module: Any = types.ModuleType("raybrew.runs.scoring")
     module.score_run = lambda folder, reporter: found.append(folder.name)
-    monkeypatch.setitem(sys.modules, "raybrew.verbs.scoring", module)
+    monkeypatch.setitem(sys.modules, "raybrew.runs.scoring", module)
     return found
 
 
@@ -111,9 +112,9 @@ def test_all_readers_name_the_same_run(tmp_path: Path) -> None:
     assert set(table.best.seeds) == {1, 2}
     assert rows_by_run(record, table)[chosen.run] is table.best, "also the run whose value does not count"
     assert best_run(record) == chosen.run == Sweep.load(record.folder).best().run.name
-    assert find_exported(record.folder).run is not None
-    assert find_exported(record.folder).run.run_id == chosen.run  # type: ignore[union-attr]
-    assert find_exported(record.folder / "best").run.run_id == chosen.run  # type: ignore[union-attr]
+    assert find_source(record.folder).run is not None
+    assert find_source(record.folder).run.run_id == chosen.run  # type: ignore[union-attr]
+    assert find_source(record.folder / "best").run.run_id == chosen.run  # type: ignore[union-attr]
     assert kinds(conductor, "best")[-1]["run"] == chosen.run
     assert sum(row["rerun"] for row in trial_rows(record)) == 2 * 2 + 2, "two configurations and their control"
 
@@ -170,7 +171,7 @@ def test_a_recommended_student_that_cannot_be_trained_again_is_an_error(tmp_path
         _ = best.student
     assert "raybrew distill" in best._repr_html_()
     with pytest.raises(RunError, match="raybrew distill"):
-        find_exported(folder)
+        find_source(folder)
     assert best_mark(folder / "best")["values"] == {"distill.temperature": 1}, "that of the first session"  # type: ignore[index]
     conductor = session(tmp_path, lucky, keep_students=1, rerun_best={"count": 2, "seeds": 2})
     assert of_run(Sweep.load(conductor.ledger.folder).best().student) == best.run.name
@@ -258,9 +259,10 @@ def test_what_reads_a_pruned_student_says_who_removed_it(tmp_path: Path) -> None
     conductor = session(tmp_path, lucky, keep_students=1)
     removed = next(trial.run for trial in conductor.trials.values() if trial.values == {"distill.temperature": 16})
     run = conductor.ledger.folder.parent / removed
+    resolved = resolve(conductor.jobs[removed].experiment)
     for read in (
-        lambda: find_exported(run),
-        lambda: pick_model(conductor.jobs[removed].experiment, "student"),
+        lambda: find_source(run),
+        lambda: pick_model(resolved, resolved.tasks[0], "student"),
     ):
         with pytest.raises(
             RunError, match=r"sweep-x removed .* \(sweep.keep_students\); `raybrew distill .*config.yaml`"
@@ -269,7 +271,7 @@ def test_what_reads_a_pruned_student_says_who_removed_it(tmp_path: Path) -> None
     # A training that has begun again is no student yet.
     leave_student(run)
     with pytest.raises(RunError, match="removed"):
-        find_exported(run / "student")
+        find_source(run / "student")
 
 
 def test_the_best_control_is_recommended_only_without_students(tmp_path: Path) -> None:

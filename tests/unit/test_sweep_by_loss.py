@@ -16,6 +16,7 @@ from raybrew.config.judge import LOSS, quality, value_of_quality
 from raybrew.config.loading import build_experiment
 from raybrew.config.sweep_judge import judge_notes, sweep_judge
 from raybrew.errors import ConfigError
+from raybrew.pipeline.reporter import QuietReporter
 from raybrew.records.sweeps import load_sweep
 from raybrew.reports.sweep_tables import best_run, leaderboard, round_rows, rule_of
 from raybrew.sweeps.jobs import Job
@@ -24,7 +25,6 @@ from raybrew.sweeps.progress import news
 from raybrew.sweeps.replay import objectives_from, older_results
 from raybrew.sweeps.trial import _evaluations
 from raybrew.tracking.jsonl import MetricsLog
-from raybrew.verbs.reporter import QuietReporter
 from tests.told import told
 
 LAYERS: dict[str, Any] = {"kd_weight": 0.0, "matches": [{"loss": "hidden_mse"}]}

@@ -12,13 +12,13 @@ import pytest
 from sweep_helpers import base, end
 
 from raybrew.errors import Interrupted
+from raybrew.pipeline.reporter import QuietReporter
 from raybrew.records.sweeps import load_sweep
 from raybrew.runtime import RayInfo
 from raybrew.sweeps import run as module
 from raybrew.sweeps import tuning
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.tuning import _Brain, _Listener
-from raybrew.verbs.reporter import QuietReporter
 
 SWEEP = {"space": {"distill.temperature": [1, 2]}, "search": "grid", "controls": False}
 INFO = RayInfo(True, "here", None, 2.0, 0.0)

@@ -15,14 +15,14 @@ from transformers import BertConfig
 
 from raybrew.errors import ModelError
 from raybrew.models.latency import Timings
+from raybrew.pipeline.reporter import LineReporter
 from raybrew.records.sweeps import load_sweep
 from raybrew.reports.sweep_tables import leaderboard
+from raybrew.runs.latency import TimedModel
 from raybrew.sweeps import latency
 from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.latency import measure_alone
 from raybrew.sweeps.progress import SweepReporter, quiet_or
-from raybrew.verbs.reporter import LineReporter
-from raybrew.verbs.timing import TimedModel
 
 SPACE = {
     "distill.temperature": [1, 4],

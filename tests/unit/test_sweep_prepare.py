@@ -14,9 +14,9 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.config.space import apply_values, corners
 from raybrew.errors import ConfigError
+from raybrew.pipeline.reporter import QuietReporter
 from raybrew.store import compute
 from raybrew.sweeps.prepare import prepare_teachers
-from raybrew.verbs.reporter import QuietReporter
 
 #: The last one cuts rare words into other, and more, pieces than the teacher.
 STUDENTS = [

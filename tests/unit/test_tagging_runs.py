@@ -20,9 +20,9 @@ from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError
 from raybrew.models.loading import ModelSource, load_tokenizer
 from raybrew.signals import LOGITS, Signal
+from raybrew.storage.open import stores_root
 from raybrew.store.reader import Store
 from raybrew.tasks.base import build_task
-from raybrew.verbs.capture import store_root
 
 PEOPLE, PLACES = ("ann", "bob", "carlos"), ("rome", "oslo", "lima")
 REST = ("saw", "met", "in", "and", "then", "near", "left", "for", "unbelievably")
@@ -118,7 +118,7 @@ def test_every_verb(experiment: Experiment, tmp_path: Path) -> None:
 
 def test_the_store_holds_one_vector_per_word(experiment: Experiment) -> None:
     raybrew.capture(experiment)
-    (path,) = [path for path in Path(store_root(experiment)).iterdir() if (path / "manifest.json").is_file()]
+    (path,) = [path for path in Path(stores_root(experiment.store)).iterdir() if (path / "manifest.json").is_file()]
     store = Store.open(path)
     items = store.examples.ragged("items").lengths
     rows = np.arange(store.num_rows)

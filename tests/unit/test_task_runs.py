@@ -16,7 +16,7 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import DataError
-from raybrew.verbs.reporter import LineReporter
+from raybrew.pipeline.reporter import LineReporter
 
 PARTS = {"good": 2.0, "fair": 1.0, "poor": -1.0, "awful": -2.0}
 FILLERS = ("ka", "mo", "ti", "re", "so", "lu", "ne")

@@ -12,9 +12,10 @@ import raybrew
 from raybrew.config.loading import build_experiment
 from raybrew.data.rows import in_share, load_rows, row_ids
 from raybrew.errors import ConfigError, DataError, RunError
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.rows import read_rows
+from raybrew.runs.scoring import score_run
 from raybrew.tasks.scores import load_scores
-from raybrew.verbs.prepare import read_rows, task_of
-from raybrew.verbs.scoring import score_run
 
 SHAPE = {"layers": 1, "hidden": 32, "heads": 2, "feed_forward": 48}
 
@@ -54,7 +55,7 @@ def experiment(project: Path, name: str = "x", data: dict | None = None, **secti
 
 
 def read(config):
-    return read_rows(config, None, lambda message: None)
+    return read_rows(resolve(config).tasks[0], None, lambda message: None)
 
 
 def ids_of(table) -> set[bytes]:
@@ -63,7 +64,7 @@ def ids_of(table) -> set[bytes]:
 
 def test_share_is_set_aside_from_labelled_and_unlabelled_rows(project):
     rows = read(experiment(project, data={"test": "25%", "unlabeled": str(project / "texts.jsonl")}))
-    whole = ids_of(load_rows(experiment(project).data, "train", task_of(experiment(project))).table)
+    whole = ids_of(load_rows(experiment(project).data, "train", resolve(experiment(project)).tasks[0].task).table)
     tested, learnt = ids_of(rows.test.table), ids_of(rows.training)
     assert tested
     assert not tested & learnt
@@ -172,7 +173,7 @@ def test_scoring_a_run_whose_student_is_gone_says_so(project):
     assert "test" not in done.summary
     done.student.rename(done.path / "elsewhere")
     with pytest.raises(RunError, match="train it again"):
-        score_run(done.path, raybrew.QuietReporter(), config)
+        score_run(done.path, raybrew.QuietReporter(), resolve(config))
     (done.path / "elsewhere").rename(done.student)
     assert score_run(done.path, raybrew.QuietReporter()).rows == 36, "by the run's own configuration"
 

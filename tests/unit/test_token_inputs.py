@@ -17,11 +17,13 @@ from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.demo.tokenizer import build_tokenizer
 from raybrew.errors import ConfigError
+from raybrew.models.cache import ModelCache
 from raybrew.models.loading import ModelSource, auto_class, load_config, max_tokens
-from raybrew.verbs.capture import likely_objective
+from raybrew.pipeline.objective import likely_objective
+from raybrew.pipeline.reporter import QuietReporter
+from raybrew.pipeline.resolve import resolve
+from raybrew.pipeline.units import same_tokens
 from raybrew.verbs.distill import tell_projections
-from raybrew.verbs.prepare import same_tokens
-from raybrew.verbs.reporter import QuietReporter
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -133,11 +135,11 @@ def test_live_teacher_without_token_types_gets_none(tmp_path: Path) -> None:
 def test_tokenizers_differ_by_pieces_alone(tmp_path: Path) -> None:
     one = ModelSource(make_model(tmp_path / "one", "bert"))
     other = ModelSource(make_model(tmp_path / "other", "distilbert", inputs=False, vocab_size=200))
-    assert same_tokens(one, other)
+    assert same_tokens(ModelCache(), one, other)
     tokenizer = AutoTokenizer.from_pretrained(other.model)
     tokenizer.add_tokens(["zu"])
     tokenizer.save_pretrained(other.model)
-    assert not same_tokens(one, other)
+    assert not same_tokens(ModelCache(), one, other)
 
 
 @pytest.mark.parametrize("padded", ["teacher", "student", "both"])
@@ -217,7 +219,7 @@ def test_projections_that_the_student_leaves_behind_are_told(tmp_path: Path, wid
     heard: list[str] = []
     reporter = QuietReporter()
     reporter.say = heard.append  # type: ignore[method-assign]
-    tell_projections(likely_objective(experiment, {None: teacher}, NAMES, teacher), reporter)
+    tell_projections(likely_objective(resolve(experiment).tasks[0], NAMES, teacher), reporter)
     assert bool(heard) == told
     assert not told or "pooled_cos" in heard[0]
 

@@ -18,11 +18,11 @@ import raybrew.nodes as asking
 from raybrew.data.arrow import ShardInfo
 from raybrew.errors import ClusterError, DivergenceError, RunError, StoreError, StoreUnreachable
 from raybrew.nodes import Answer, Folder, Node, check_seen
+from raybrew.runs.needs import StoreFiles
 from raybrew.storage import staging
 from raybrew.tracking.jsonl import MetricsLog, read_metrics
 from raybrew.training.launch import _failure_notes, _root_cause
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.needs import StoreFiles
 
 GONE = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
 OURS = StoreError("the folder is not there")

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raybrew.config import Experiment
 from raybrew.data.rows import row_ids, subset_indices
 from raybrew.data.tables import taken
-from raybrew.models.loading import ModelSource, load_config, load_tokenizer
+from raybrew.models.loading import load_config
 from raybrew.models.shapes import dims_of
+from raybrew.pipeline.resolve import ResolvedTask, ResolvedTeacher
 from raybrew.signals import Signal
 from raybrew.storage.open import is_remote
 from raybrew.storage.staging import cache_root
@@ -24,8 +24,6 @@ from raybrew.store.estimate import Amounts, Widths, estimate_bytes
 from raybrew.store.forms.base import Forms
 from raybrew.store.plan import unique_rows
 from raybrew.tasks.base import Task
-from raybrew.verbs.capture import store_root
-from raybrew.verbs.prepare import task_of
 
 __all__ = [
     "SAMPLE_ROWS",
@@ -100,8 +98,8 @@ def token_columns(task: Task, tokenizer: Any, units: pa.Table, most: int = SAMPL
 
 
 def sizes_of_store(
-    one: Experiment,
-    source: ModelSource,
+    task: ResolvedTask,
+    teacher: ResolvedTeacher,
     units: pa.Table,
     request: tuple[Signal, ...],
     num_labels: int,
@@ -109,14 +107,14 @@ def sizes_of_store(
 ) -> Sizes:
     """What a store of `request` for `units` will take. Only tokenizer and configuration of the teacher are loaded."""
     units = taken(units, unique_rows(row_ids(units)))
-    task, config = task_of(one), load_config(source)
-    sample = token_columns(task, load_tokenizer(source), units, most)
+    store, config = task.store, load_config(teacher.source)
+    sample = token_columns(task.task, task.models.tokenizer(teacher.source), units, most)
     amounts = Amounts.of(sample.lengths, sample.items, sample.columns, sample.rows)
     hidden, heads = _hidden_and_heads(config, request)
-    widths, forms = Widths(num_labels, hidden, heads), Forms(one.store.element_type, one.store.forms)
-    found = estimate_bytes(amounts, widths, request, forms, one.store.rows_per_shard)
-    shard = sample.lengths[: one.store.rows_per_shard]
-    padding = padded_tokens(shard, one.store.batch_tokens) / max(1, int(shard.sum()))
+    widths, forms = Widths(num_labels, hidden, heads), Forms(store.element_type, store.forms)
+    found = estimate_bytes(amounts, widths, request, forms, store.rows_per_shard)
+    shard = sample.lengths[: store.rows_per_shard]
+    padding = padded_tokens(shard, store.batch_tokens) / max(1, int(shard.sum()))
     return Sizes(amounts, int(sample.lengths.max(initial=0)), found, padding)
 
 
@@ -125,10 +123,10 @@ def padded_tokens(lengths: npt.NDArray[np.int32], batch_tokens: int) -> int:
     return sum(len(batch) * int(lengths[batch].max()) for batch in cut_batches(lengths, batch_tokens))
 
 
-def free_bytes(one: Experiment) -> int | None:
+def free_bytes(task: ResolvedTask) -> int | None:
     """Bytes free where the store (or this node's copies of a remote one) will lie; None if that cannot be told."""
-    root = store_root(one)
-    path = cache_root(one.store.cache) if is_remote(root) else Path(root)
+    root = task.store_root
+    path = cache_root(task.store.cache) if is_remote(root) else Path(root)
     there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
     return None if there is None else shutil.disk_usage(there).free
 

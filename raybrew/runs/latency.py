@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from raybrew.models.latency import Timings, measure_in_turn
 from raybrew.models.loading import ModelSource, load_config, max_tokens
 from raybrew.models.students import random_model
+from raybrew.pipeline.inputs import Inputs
 from raybrew.training.optim import Precision
-from raybrew.verbs.inputs import Inputs
 
 __all__ = [
     "TimedModel",
@@ -75,20 +75,18 @@ def time_student(
     if inputs.all_teachers:
         models[_TEACHER] = [TimedModel(source, kind) for source in inputs.all_teachers]
     timings = time_in_turn(models, typical_tokens(inputs), device, precision)
-    return latency_facts(timings, _STUDENT, _TEACHER, inputs.task, alone=alone)
+    return latency_facts(timings, _STUDENT, _TEACHER, inputs.label, alone=alone)
 
 
-def latency_facts(
-    timings: Timings, student: str, teacher: str | None, task: str | None, *, alone: bool
-) -> dict[str, Any]:
+def latency_facts(timings: Timings, student: str, teacher: str | None, task: str, *, alone: bool) -> dict[str, Any]:
     """The `latency` of a summary from a round in which student and teacher have these names.
 
-    `alone`: no other trial of a sweep ran meanwhile. `task` is the one of several whose models were timed.
+    `alone`: no other trial of a sweep ran meanwhile. `task` is the label of the one whose models were timed.
     """
     return {
         **timings.conditions,
         "alone": alone,
-        **({} if task is None else {"task": task}),
+        **({"task": task} if task else {}),
         "student": timings.milliseconds[student],
         "teacher": timings.milliseconds.get(teacher) if teacher is not None else None,
     }

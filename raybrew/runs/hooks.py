@@ -1,7 +1,4 @@
-"""The training job of one worker: builds student, objective, data and teacher from a spec of plain values, and trains.
-
-It runs in this process or in each Ray Train worker alike; all it is given are paths and the resolved experiment.
-"""
+"""What a training job leaves in its run folder: events, log lines, evaluations, checkpoints and the best student."""
 
 from __future__ import annotations
 
@@ -9,152 +6,55 @@ import contextlib
 import datetime
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from raybrew.config import Experiment, TrainConfig
-from raybrew.config.judge import LOSS
 from raybrew.data.encoded import EncodedRows
 from raybrew.data.rows import rows_of_ids
 from raybrew.errors import DivergenceError, Interrupted, ModelError, writing
+from raybrew.exports.folder import next_student, recover_student, save_student, take_next_student
 from raybrew.files import write_json
 from raybrew.models.composite import MultiTaskStudent
 from raybrew.models.loading import ModelSource
+from raybrew.models.weights import read_record
+from raybrew.pipeline.evaluation import joint_metrics
+from raybrew.runs.latency import time_student, timed_inputs
+from raybrew.runs.program import Parts, RunSpec
 from raybrew.secrets import scrub_message
-from raybrew.tasks.scores import RowScores
+from raybrew.tasks.scores import RowScores, save_scores
 from raybrew.tracking.jsonl import MetricsLog
 from raybrew.tracking.trackers import build_trackers
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import FAILURES_FILE, Context
 from raybrew.training.evaluation import Evaluation, losses_of
-from raybrew.training.loop import train
 from raybrew.training.optim import Precision
-from raybrew.training.parallel import full_state
 from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.best import BestStudent
-from raybrew.verbs.inputs import Inputs
-from raybrew.verbs.parts import Parts, build_parts, build_program, num_steps_of
-from raybrew.verbs.prepare import finetune_config
-from raybrew.verbs.timing import time_student, timed_inputs
 
-__all__ = ["joint_metrics", "run_job"]
+__all__ = ["RunHooks", "describe_failure"]
 
 
-def run_job(spec: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    """Train by `spec` on this worker. The result tells how it ended: `status` is `done` or `interrupted`."""
-    experiment = Experiment.model_validate(spec["experiment"])
-    finetuning = spec["verb"] == "finetune"
-    config: TrainConfig = finetune_config(experiment) if finetuning else experiment.train
-    precision = Precision(spec["precision"], context.device)
-    torch.manual_seed(config.seed)
-    inputs = [Inputs.from_plain(values) for values in spec["inputs"]]
-    source = ModelSource(**spec["source"]) if spec["source"] else None
-    vocabulary = Path(spec["vocabulary"]) if spec["vocabulary"] else None
-    parts = build_parts(experiment, inputs, source, config, finetuning, context, vocabulary)
-    run = RunFolder(Path(spec["run_folder"]), spec["run_id"])
-    checkpoints = Checkpoints(run.checkpoints, config.keep_checkpoints)
-    # Of a student that is divided each worker takes its part.
-    start_step, state = newest_state(checkpoints, context, config.parallel == "fsdp" and context.world_size > 1)
-    hooks = _RunHooks(spec, experiment, run, checkpoints, parts, context, precision)
-    with hooks.open(start_step, num_steps_of(experiment, inputs, config)):
-        state = hooks.with_best(state)
-        if parts.description is not None and start_step == 0:
-            hooks.note(f"student: {parts.description}")
-        try:
-            program = build_program(experiment, parts, config, start_step, context)
-            if start_step == 0:
-                for line in _how_judged(parts, program.judge, experiment.task.metric):
-                    hooks.note(line)
-            outcome = train(program, context, precision, hooks, state)
-            if outcome.best is None:
-                # Without evaluation rows the last student is the one to keep.
-                student = program.trainee.student
-                weights = full_state(student)
-                if context.rank == 0:
-                    hooks.keep_best(student, {"step": outcome.steps}, weights)
-                    hooks.best.settle(outcome.steps)
-        except Interrupted as stop:
-            return {"status": "interrupted", "message": str(stop)}
-        checkpoints.wait()  # the thread that writes them would slow down what is timed
-        latency = hooks.latency() if context.rank == 0 else None
-    return {
-        "status": "done",
-        "steps": outcome.steps,
-        "epochs": outcome.epochs,
-        "seconds": outcome.seconds,
-        "best": outcome.best,
-        "last": outcome.last._asdict(),
-        "judged": outcome.judged,
-        "ended_by": outcome.ended_by,
-        "workers": context.world_size,
-        "precision": precision.name,
-        "device": str(context.device),
-        "latency": latency,
-    }
-
-
-def newest_state(checkpoints: Checkpoints, context: Context, mapped: bool = False) -> tuple[int, dict[str, Any] | None]:
-    """Step and state to go on from; (0, None) to begin. Rank 0 chooses, so that all ranks take the same one."""
-    found = checkpoints.load_newest(mapped) if context.rank == 0 else None
-    step = context.gather(None if found is None else found[0])[0]
-    if step is None:
-        return 0, None
-    return step, found[1] if found is not None else checkpoints.load(step, mapped)
-
-
-def _how_judged(parts: Parts, judge: str, metric: str) -> list[str]:
-    """What a user should know about how checkpoints are chosen and on how many rows losses are computed."""
-    evaluated = {part.name: part.evaluated.rows for part in parts.tasks if part.evaluated is not None}
-    lines = []
-    if evaluated and judge == LOSS:
-        lines.append(
-            f"no loss of the last stage reads the student's logits, so its head is not trained and {metric} says "
-            "nothing: the checkpoint with the lowest evaluation loss is kept"
-        )
-    for name, rows in evaluated.items():
-        if not rows.all():
-            lines.append(
-                f"{name + ': ' if name else ''}evaluation losses leave out {int((~rows).sum())} of {len(rows)} rows, "
-                "for which the teacher has nothing to compare; metrics count all"
-            )
-    return lines
-
-
-def joint_metrics(found: Mapping[str, Mapping[str, float]], judged_by: Mapping[str, str]) -> dict[str, float]:
-    """Metrics of an only task (named "") as they are; of several `<task>.<metric>`, and the `mean` of those they are
-    judged by. Tasks without evaluation rows have no part in it."""
-    if "" in found:
-        return dict(found[""])
-    measured = {task: metrics for task, metrics in found.items() if metrics}
-    if not measured:
-        return {}
-    mean = sum(metrics[judged_by[task]] for task, metrics in measured.items()) / len(measured)
-    return {"mean": mean} | {
-        f"{task}.{name}": value for task, metrics in measured.items() for name, value in metrics.items()
-    }
-
-
-class _RunHooks:
+class RunHooks:
     """What the loop's findings do to the run folder."""
 
     def __init__(
         self,
-        spec: Mapping[str, Any],
-        experiment: Experiment,
-        run: RunFolder,
+        spec: RunSpec,
         checkpoints: Checkpoints,
         parts: Parts,
         context: Context,
         precision: Precision,
     ) -> None:
         self.spec = spec
-        self.experiment = experiment
-        self.run = run
+        self.experiment = spec.resolved.experiment
+        self.run = run = spec.run
         self.checkpoints = checkpoints
         self.parts = parts
         self.context = context
@@ -186,7 +86,7 @@ class _RunHooks:
         logger = logging.getLogger("raybrew")
         logger.addHandler(notes)
         self.trackers = build_trackers(
-            self.experiment.tracking, experiment=self.experiment.name, job_type=self.spec["verb"]
+            self.experiment.tracking, experiment=self.experiment.name, job_type=self.spec.verb
         )
         self.trackers.start(self.run.run_id, self.experiment.plain(), self.run.path, start_step > 0)
         status, message = "finished", "finished"
@@ -245,7 +145,7 @@ class _RunHooks:
                 totals += found.totals
             if found.scores is not None:
                 self.scores[part.name] = found.scores
-        judged_by = {part.name: part.view.task.metric for part in self.parts.tasks}
+        judged_by = {part.name: part.task.metric for part in self.parts.tasks}
         return Evaluation(joint_metrics(metrics, judged_by), losses_of(objective, totals, trainee.shares))
 
     def with_best(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -274,11 +174,11 @@ class _RunHooks:
     def latency(self) -> dict[str, Any] | None:
         """Time of the kept student and its teachers per example, where they were trained; None if that fails."""
         inputs = timed_inputs([part.inputs for part in self.parts.tasks])
-        student = ModelSource(str(self.run.student / (inputs.task or "")))
-        kind = next(part.view.task.kind for part in self.parts.tasks if part.inputs is inputs)
+        student = ModelSource(str(self.run.student / inputs.label))
+        kind = next(part.task.kind for part in self.parts.tasks if part.inputs is inputs)
         device, precision = self.context.device, self.precision.name
         try:
-            return time_student(student, inputs, kind, device, precision, alone=self.spec["alone"])
+            return time_student(student, inputs, kind, device, precision, alone=self.spec.alone)
         except ModelError as error:  # a trained student is worth more than its time
             self.note(f"warning: the time per example was not measured: {error}")
             return None
@@ -326,9 +226,63 @@ def describe_failure(reasons: Mapping[str, str]) -> str:
 
 
 class _EventHandler(logging.Handler):
-    def __init__(self, hooks: _RunHooks) -> None:
+    def __init__(self, hooks: RunHooks) -> None:
         super().__init__(logging.INFO)
         self.hooks = hooks
 
     def emit(self, record: logging.LogRecord) -> None:
         self.hooks.note(record.getMessage())
+
+
+class BestStudent:
+    """The best student of each task of `tasks` ("" for an only one) in the folder of `run`, with its scores.
+
+    On the disk it is always the one that the newest checkpoint names. A new best one waits beside the student's folder
+    until the checkpoint that names it is on the disk, so a run that was killed in between, and goes on from the
+    checkpoint before, has the student of that checkpoint.
+    """
+
+    def __init__(self, run: RunFolder, tasks: Collection[str]) -> None:
+        self.run = run
+        self.tasks = tasks
+
+    def put_aside(
+        self,
+        task: str,
+        step: int,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: Mapping[str, Tensor],
+        scores: Callable[[], RowScores] | None,
+    ) -> None:
+        """Write the student of `step`; it waits for `settle`."""
+        waiting, scored = next_student(self.run.student / task), self._next_scores(task)
+        shutil.rmtree(waiting, ignore_errors=True)
+        if scores is not None:
+            save_scores(scored, scores())
+        save_student(model, tokenizer, waiting, "", weights, {"step": step})
+
+    def settle(self, step: int | None) -> None:
+        """Let the students that wait take their places, if they are those of `step`; others are removed."""
+        for task in self.tasks:
+            folder, scored = self.run.student / task, self._next_scores(task)
+            recover_student(folder)
+            waiting = next_student(folder)
+            recover_student(waiting)
+            if step is not None and self._step_of(waiting) == step:
+                if scored.is_file():
+                    os.replace(scored, scored.with_name("eval.npz"))
+                take_next_student(folder)
+            shutil.rmtree(waiting, ignore_errors=True)
+            scored.unlink(missing_ok=True)
+
+    def is_of(self, step: int) -> bool:
+        """Whether the students in place are those of `step`; older versions did not note it."""
+        folders = [self.run.student / task for task in self.tasks]
+        return all((each / "config.json").is_file() and self._step_of(each) in (None, step) for each in folders)
+
+    def _step_of(self, folder: Path) -> Any:
+        return (read_record(folder) or {}).get("step")
+
+    def _next_scores(self, task: str) -> Path:
+        return self.run.path / "scores" / task / ".eval.next.npz"

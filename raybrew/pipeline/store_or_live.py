@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from raybrew.config import Experiment
 from raybrew.errors import StoreError, StoreUnreachable
-from raybrew.models.loading import ModelSource
+from raybrew.pipeline.resolve import ResolvedTask, ResolvedTeacher
+from raybrew.pipeline.rows import Say
+from raybrew.pipeline.sizes import Sizes, free_bytes, sizes_of_store
 from raybrew.signals import Signal
 from raybrew.storage.open import is_remote, open_storage
 from raybrew.store.find import find_store, identity_of
-from raybrew.verbs.amounts import Sizes, free_bytes, sizes_of_store
-from raybrew.verbs.capture import store_root
-from raybrew.verbs.prepare import Say, task_of
 
 __all__ = ["SMALL_BYTES", "runs_live"]
 
@@ -33,8 +31,8 @@ _SAMPLE_ROWS = 2000
 
 
 def runs_live(
-    one: Experiment,
-    teacher: ModelSource,
+    task: ResolvedTask,
+    teacher: ResolvedTeacher,
     units: pa.Table,
     request: tuple[Signal, ...],
     num_labels: int,
@@ -45,33 +43,35 @@ def runs_live(
 
     `trainings` like this one are going to read the same store.
     """
-    sizes = sizes_of_store(one, teacher, units, request, num_labels, _SAMPLE_ROWS)
-    free = free_bytes(one)
+    sizes = sizes_of_store(task, teacher, units, request, num_labels, _SAMPLE_ROWS)
+    free = free_bytes(task)
     if sizes.total < SMALL_BYTES and (free is None or sizes.total <= free):
         return False
-    root, task, device, precision = store_root(one), task_of(one), one.teacher.device, one.teacher.precision
+    root, source, config = task.store_root, teacher.source, teacher.config
     try:
-        find_store(units, task, teacher, request, one.store, root, device, precision)
+        find_store(
+            units, task.task, source, request, task.store, root, config.device, config.precision, models=task.models
+        )
         return False
     except StoreUnreachable:
         raise
     except StoreError:
         pass  # not there yet, or not all of it
-    known = identity_of(task, teacher, request, device, precision, one.store)
-    storage = open_storage(f"{root}/{known.fingerprint}", one.store.cache)
+    known = identity_of(task.task, source, request, config.device, config.precision, task.store, task.models)
+    storage = open_storage(f"{root}/{known.fingerprint}", task.store.cache)
     there = 0 if is_remote(root) else sum(storage.files().values())
     needed = Sizes.text(sizes.total)
     if free is not None and sizes.total - there > free:
         say(
-            f"teacher.source auto: live, as the outputs of {teacher.model} take {needed} and {Sizes.text(free)} are "
+            f"teacher.source auto: live, as the outputs of {source.model} take {needed} and {Sizes.text(free)} are "
             f"free for {root}; store.path names another place"
         )
         return True
-    passes = one.train.epochs * trainings
+    passes = task.train.epochs * trainings
     if passes == 1:
         say(f"teacher.source auto: live, as one epoch would read the {needed} of the teacher's outputs only once")
         return True
-    epochs = f"{one.train.epochs} epoch{'s' if one.train.epochs > 1 else ''}"
+    epochs = f"{task.train.epochs} epoch{'s' if task.train.epochs > 1 else ''}"
     what = epochs if trainings == 1 else f"{trainings} trials of {epochs}"
     say(f"teacher.source auto: store, {needed}, as {what} would run the teacher {passes} times")
     return False

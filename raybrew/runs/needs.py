@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from raybrew.config import Experiment
 from raybrew.data.arrow import ShardInfo
-from raybrew.models.loading import ModelSource
 from raybrew.nodes import Folder, Needed
+from raybrew.runs.program import RunSpec
 from raybrew.storage.open import is_remote, open_storage
 from raybrew.storage.protocol import Storage
 from raybrew.storage.staging import room_problem
-from raybrew.verbs.inputs import Inputs
 
 __all__ = ["StoreFiles", "needed_files"]
 
@@ -32,13 +30,12 @@ class StoreFiles:
         return room_problem(self.storage.path, self.files) if is_remote(self.storage.location) else None
 
 
-def needed_files(
-    experiment: Experiment, inputs: Sequence[Inputs], source: ModelSource | None, vocabulary: Path | None
-) -> dict[str, Needed]:
+def needed_files(spec: RunSpec) -> dict[str, Needed]:
     """Places by key and location: encoded rows, stores, and models that are folders here.
 
     Names of the hub are none: each node loads those from there.
     """
+    experiment, inputs, source, vocabulary = spec.resolved.experiment, spec.inputs, spec.source, spec.vocabulary
     rows = [each for part in inputs for each in (part.training, part.evaluation, part.fitted) if each is not None]
     teachers = [teacher for part in inputs for teacher in part.teachers]
     aligned = [path for each in teachers for path in (each.aligned, each.aligned_evaluation) if path is not None]

@@ -66,10 +66,10 @@ def model_cautions(
     return found
 
 
-def whose(task: str | None, member: str | None = None) -> str:
-    """How sentences call a teacher of a task, or one of several."""
-    name = "the teacher" if member is None else f"the teacher {member}"
-    return name if task is None else f"{name} of task {task}"
+def whose(task: str, member: str = "") -> str:
+    """How sentences call a teacher of a task, by their labels."""
+    name = f"the teacher {member}" if member else "the teacher"
+    return f"{name} of task {task}" if task else name
 
 
 def unnamed_outputs(who: str, source: ModelSource, labels: Labels, confirmed: bool = False) -> Iterator[Caution]:

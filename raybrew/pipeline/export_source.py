@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.catalog.tasks import TASKS, kinds_by_head
-from raybrew.config import Experiment, MultiTaskConfig
+from raybrew.config import Experiment
 from raybrew.config.kinds import task_spec
 from raybrew.config.loading import load_experiment
 from raybrew.config.task import TASK_CONFIGS, TaskConfig
@@ -26,7 +26,7 @@ from raybrew.reports.sweep_tables import best_run, leaderboard, student_of_sweep
 from raybrew.reports.words import over_control, over_teacher, plain_metric
 from raybrew.training.run_folder import RunFolder
 
-__all__ = ["Exported", "find_exported"]
+__all__ = ["ExportSource", "find_source"]
 
 #: End of an architecture's name -> kinds of tasks, the usual one first.
 _HEADS = kinds_by_head()
@@ -35,7 +35,7 @@ _PROBLEMS: dict[str, str] = {spec.problem_type: spec.kind for spec in TASKS.valu
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class ExportSource:
     """A finished model and what is known of it; `view` is its experiment, of one task."""
 
     folder: Path
@@ -43,7 +43,7 @@ class Exported:
     view: Experiment | None = None
     run: RunRecord | None = None
     control: RunRecord | None = None
-    task_name: str | None = None
+    task_name: str = ""  #: of one of several
     compared: tuple[str, ...] = ()
     """How the configuration stands to its control and its teacher, in sentences."""
     configurations: int | None = None
@@ -86,7 +86,7 @@ class Exported:
         return Control(self.control.run_id, metrics_of_task(self.control.best.metrics, self.task_name), tested)
 
 
-def find_exported(path: Path, task: str | None = None, experiment: Experiment | None = None) -> Exported:
+def find_source(path: Path, task: str | None = None, experiment: Experiment | None = None) -> ExportSource:
     """The student of the run or sweep at `path`, or the model in that folder.
 
     A run's student and a sweep's `best` are known as theirs. `task` chooses one of several; `experiment` stands in for
@@ -124,7 +124,7 @@ def _run_of_folder(folder: Path) -> RunRecord | None:
 
 def _student(
     folder: Path, run: RunRecord, task: str | None, experiment: Experiment | None, sweep: Path | None = None
-) -> Exported:
+) -> ExportSource:
     if run.summary is None:
         raise RunError(f"{run.folder} is not finished ({run.status}); the command that began it continues it")
     made = RunFolder(run.folder, run.run_id)
@@ -132,14 +132,13 @@ def _student(
         raise RunError(made.why_no_student())
     whole = experiment or load_experiment(run.folder / "config.yaml", check_files=False)
     view = choose_task(whole, task)
-    folder = folder / (task or "")
+    folder = folder / view.label
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist: the student has no model of this task")
-    assert not isinstance(view.task, MultiTaskConfig)  # choose_task gives one of them
     row, tried = _row_of(run, sweep)
     control = _control_of(run, row)
     compared = tuple(_sentences(row)) if row is not None and task is None else ()
-    return Exported(folder, view.task, view, run, control, task, compared, tried)
+    return ExportSource(folder, view.task, view.experiment, run, control, view.label, compared, tried)
 
 
 def _row_of(run: RunRecord, sweep: Path | None) -> tuple[Row | None, int | None]:
@@ -175,7 +174,7 @@ def _sentences(row: Row) -> Iterator[str]:
         yield f"{metric} less the teacher's: {teacher}"
 
 
-def _model(folder: Path, experiment: Experiment | None) -> Exported:
+def _model(folder: Path, experiment: Experiment | None) -> ExportSource:
     source = ModelSource(str(folder))
     config = load_config(source)
     architecture = next(iter(config.architectures or ()), "")
@@ -189,8 +188,7 @@ def _model(folder: Path, experiment: Experiment | None) -> Exported:
         view = choose_task(experiment, None)
         if not architecture.endswith(task_spec(view.task.kind).head):
             raise ConfigError(f"--experiment: its task is {view.task.kind}, but {folder} is a {architecture}")
-        assert not isinstance(view.task, MultiTaskConfig)
-        return Exported(folder, view.task, view)
+        return ExportSource(folder, view.task, view.experiment)
     kind = _PROBLEMS.get(str(config.problem_type), kinds[0]) if len(kinds) > 1 else kinds[0]
     if len(kinds) > 1 and kind == kinds[0] and config.num_labels == 1:
         kind = next(each for each in kinds if TASKS[each].outputs == "numbers")
@@ -198,4 +196,4 @@ def _model(folder: Path, experiment: Experiment | None) -> Exported:
     longest = max_tokens(config)
     if longest is not None and longest < task.max_length:
         task = task.model_copy(update={"max_length": longest})
-    return Exported(folder, task)
+    return ExportSource(folder, task)

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybrew.config import Experiment, TrainConfig
-from raybrew.config.views import task_views
 from raybrew.errors import Interrupted, RaybrewError
-from raybrew.models.devices import Place, place_of_training
+from raybrew.models.devices import Place, choose_launcher, place_of_training
 from raybrew.models.inspection import count_parameters, describe, model_megabytes
-from raybrew.models.loading import ModelSource, load_model
+from raybrew.models.loading import ModelSource
+from raybrew.pipeline.inputs import Inputs, fingerprints_of
+from raybrew.pipeline.reporter import Reporter, follow_metrics
 from raybrew.records.summary import (
     Best,
     Chosen,
@@ -24,82 +24,79 @@ from raybrew.records.summary import (
     RunSummary,
     write_summary,
 )
+from raybrew.runs.job import run_job
+from raybrew.runs.latency import student_latency, timed_inputs
+from raybrew.runs.needs import needed_files
+from raybrew.runs.program import RunSpec
+from raybrew.runs.result import RunResult
+from raybrew.runs.scoring import mirror_test, score_run, scored, write_cards
 from raybrew.secrets import scrub
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.context import OnEvaluation
 from raybrew.training.launch import launch
-from raybrew.training.run_folder import RunFolder
-from raybrew.verbs.inputs import Inputs, fingerprints_of
-from raybrew.verbs.job import run_job
-from raybrew.verbs.needs import needed_files
-from raybrew.verbs.parts import num_steps_of
-from raybrew.verbs.reporter import Reporter, follow_metrics
-from raybrew.verbs.result import RunResult
-from raybrew.verbs.scoring import mirror_test, scored, write_cards
-from raybrew.verbs.timing import student_latency, timed_inputs
 
-__all__ = ["command_line", "facts_of_model", "train_run"]
+__all__ = ["command_line", "finished_run", "train_run"]
 
 
 def train_run(
-    experiment: Experiment,
-    verb: str,
-    run: RunFolder,
-    inputs: Sequence[Inputs],
-    source: ModelSource | None,
-    config: TrainConfig,
+    spec: RunSpec,
     reporter: Reporter,
     facts: Mapping[str, Any],
-    key: str,
+    *,
     command: str | None = None,
     on_evaluation: OnEvaluation | None = None,
-    vocabulary: Path | None = None,
     score_test: bool = True,
-    alone: bool = True,
 ) -> RunResult:
-    """Train by `config` in `run`, or continue there; write the summary and model cards. Interrupted after a stop.
+    """Train by `spec`, or continue; write the summary, with `facts`, and model cards. Interrupted after a stop.
 
-    `inputs` are those of each task; `source` is what is fine-tuned, or what a shape is made after.
-    `vocabulary` is the folder of a student's trimmed tokenizer.
     `command` is what the run notes as its command; default: the command line of this process.
     With `score_test` the best model is scored on `data.test` in the end.
-    `alone`: whether nothing else that raybrew started runs beside this run.
     """
+    resolved, run, config, verb = spec.resolved, spec.run, spec.config, spec.verb
+    experiment = resolved.experiment
     command = command_line() if command is None else str(scrub(command))
-    place = place_of_training(config, key)
-    inputs = [_in_precision(part, place) for part in inputs]
+    place = place_of_training(config, spec.key)
+    inputs = tuple(_in_precision(part, place) for part in spec.inputs)
+    reads_again = score_test and any(task.data.test is not None for task in resolved.tasks)
+    spec = dataclasses.replace(spec, inputs=inputs, precision=place.precision, reads_again=reads_again)
     run.prepare(experiment, verb, fingerprints_of(inputs), command, _precisions(inputs, place))
     reporter.say(f"{verb} {experiment.name} on {place.text}")
-    spec = {
-        "experiment": experiment.plain(),
-        "verb": verb,
-        "run_folder": str(run.path),
-        "run_id": run.run_id,
-        "inputs": [part.plain() for part in inputs],
-        "source": dataclasses.asdict(source) if source is not None else None,
-        "vocabulary": None if vocabulary is None else str(vocabulary),
-        "alone": alone,
-        "precision": place.precision,
-    }
-    num_steps = num_steps_of(experiment, inputs, config)
+    num_steps = spec.num_steps
     try:
         with follow_metrics(run.metrics, reporter, f"{verb} {experiment.name}", num_steps):
-            needs = needed_files(experiment, inputs, source, vocabulary)
-            result = launch(run_job, spec, config, run.path, reporter.say, key, on_evaluation, needs)
+            needs = needed_files(spec)
+            if choose_launcher(config) != "local":
+                resolved.models.release()  # beside its workers this process may have no room for a teacher
+            result = launch(run_job, spec, config, run.path, reporter.say, spec.key, on_evaluation, needs)
     except RaybrewError as error:
         run.note_failure(error)
         raise
     if result["status"] == "interrupted":
         raise Interrupted(f"{result['message']} in {run.path}; the same command continues it")
+    summary = _summary(spec, result, facts)
+    run.keep_architecture(timed_inputs(inputs).label)
+    if score_test:
+        summary = scored(resolved, summary, run.path, reporter) or summary
+    write_cards(resolved, run, summary, command)
+    write_summary(run.path, summary)
+    mirror_test(resolved, run, summary)
+    # The state of a finished run is of no more use, and it is three times the size of the model.
+    Checkpoints(run.checkpoints, 1).clear()
+    return RunResult(run.path, summary.plain())
+
+
+def _summary(spec: RunSpec, result: Mapping[str, Any], facts: Mapping[str, Any]) -> RunSummary:
+    """What a finished run tells of itself, by the `result` of its job and the `facts` known before."""
+    inputs = spec.inputs
     best = None if result["best"] is None else Best.read(result["best"])
     evaluated = sum(part.evaluation.num_source_rows for part in inputs if part.evaluation is not None)
-    summary = RunSummary(
-        verb=verb,
-        name=experiment.name,
-        run_id=run.run_id,
+    return RunSummary(
+        verb=spec.verb,
+        name=spec.resolved.experiment.name,
+        run_id=spec.run.run_id,
         status="done",
-        seed=config.seed,
-        student=ModelFacts.read(facts_of_model(run.student, experiment, inputs, key)),
+        seed=spec.config.seed,
+        student=ModelFacts.read(_facts_of_model(spec)),
         best=best,
         chosen=Chosen(rows=evaluated, checkpoints=result["judged"], by=None if best is None else best.metric),
         last=Measured.read(result["last"]),
@@ -120,15 +117,27 @@ def train_run(
         latency_ms=student_latency(result["latency"]),
         **facts,
     )
-    run.keep_architecture(timed_inputs(inputs).task or "")
-    if score_test:
-        summary = scored(experiment, summary, run.path, reporter) or summary
-    write_cards(experiment, run, summary, command)
-    write_summary(run.path, summary)
-    mirror_test(experiment, run, summary)
-    # The state of a finished run is of no more use, and it is three times the size of the model.
-    Checkpoints(run.checkpoints, 1).clear()
-    return RunResult(run.path, summary.plain())
+
+
+def finished_run(
+    spec: RunSpec, reporter: Reporter, *, needs_student: bool = True, score_test: bool = True
+) -> RunResult | None:
+    """The result of a run that has finished as this one would; None where it is to be trained, as its student is gone.
+
+    RunError if it was made from another configuration or other inputs.
+    """
+    run = spec.run
+    finished = run.summary()
+    if finished is None:
+        return None
+    run.prepare(spec.resolved.experiment, spec.verb, fingerprints_of(spec.inputs), None)
+    if run.has_student or not needs_student:
+        if score_test:
+            score_run(run.path, reporter, spec.resolved)
+        return RunResult(run.path, (run.summary() or finished).plain(), already_done=True)
+    reporter.say(f"{run.lost_student}; it is trained again")
+    run.mark_pruned(None)
+    return None
 
 
 def _in_precision(inputs: Inputs, place: Place) -> Inputs:
@@ -143,21 +152,19 @@ def _precisions(inputs: Sequence[Inputs], place: Place) -> dict[str, str]:
     return {"train": place.precision, **({"teacher": ", ".join(sorted(live))} if live else {})}
 
 
-def facts_of_model(
-    folder: Path, experiment: Experiment, inputs: Sequence[Inputs], key: str = "train"
-) -> dict[str, Any]:
-    """Sizes of the model in `folder`, or of those below it: their shared encoder counts once. Bytes are of float32."""
-    views = task_views(experiment)
-    first, *others = inputs
-    model = load_model(ModelSource(str(folder / (first.task or ""))), views[first.task].task.kind)
+def _facts_of_model(spec: RunSpec) -> dict[str, Any]:
+    """Sizes of the finished model, or of those of all tasks: their shared encoder counts once. Bytes are of float32."""
+    shape = spec.resolved.experiment.student.shape
+    model, *others = (
+        task.models.model(ModelSource(str(spec.run.student / task.label)), task.kind) for task in spec.resolved.tasks
+    )
     facts = describe(model)
-    if isinstance(experiment.student.shape, str) and key == "train":
-        facts["description"] = experiment.student.shape
+    if isinstance(shape, str) and spec.verb == "distill":
+        facts["description"] = shape
     else:
         facts["description"] = f"{model.config.model_type} {facts['layers']} x {facts['hidden']}"
     parameters, megabytes = count_parameters(model), model_megabytes(model)
-    for part in others:
-        other = load_model(ModelSource(str(folder / str(part.task))), views[part.task].task.kind)
+    for other in others:
         parameters += count_parameters(other) - count_parameters(other.base_model)
         megabytes += model_megabytes(other) - model_megabytes(other.base_model)
     return {

@@ -3,63 +3,79 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from raybrew.catalog.losses import MATCH_LOSSES
-from raybrew.config import DistillConfig, Experiment
+from raybrew.config import DistillConfig
+from raybrew.config.kinds import task_spec
+from raybrew.config.outside import is_outside, load_outside
 from raybrew.config.problems import raise_problems
 from raybrew.distillers.changes import with_changes
 from raybrew.distillers.matches import LayerMatch, resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages
-from raybrew.errors import ModelError, Problem
+from raybrew.errors import ConfigError, ModelError, Problem
+from raybrew.losses.own import check_signature
 from raybrew.models.composite import check_hybrid
 from raybrew.models.forward import forward
 from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.shapes import TeacherDims, dims_of
-from raybrew.models.students import empty_model
+from raybrew.models.students import empty_model, empty_student
+from raybrew.pipeline.resolve import Resolved, ResolvedTask
+from raybrew.pipeline.rows import Say
 from raybrew.signals import PAIR_KINDS, VECTOR_KINDS, Signal
 from raybrew.tasks.heads import Head
-from raybrew.verbs.prepare import task_of
 
-__all__ = ["labels_only", "objective_of"]
+__all__ = ["check_functions", "labels_only", "likely_objective", "objective_of"]
 
 #: Rows and tokens that tell the shape of a module's output.
 _TOKENS = (2, 5)
+#: Arguments of the user's functions.
+_LOSS = ("student", "teacher", "mask")
+_RULE = ("student_layers", "teacher_layers")
+_START = ("student", "teacher", "layers")
 
 
 def objective_of(
-    view: Experiment, student_config: Any, teachers: Mapping[str | None, ModelSource], head: Head | None = None
+    task: ResolvedTask, student_config: Any, teachers: Mapping[str, ModelSource], head: Head | None = None
 ) -> Objective:
-    """The objective of an experiment of one task, with all its stages.
+    """The objective of a task, with all its stages.
 
-    `teachers` are its teachers by name, a single one under None. `head`: that of the task, default as configured.
+    `teachers` are its teachers by label. `head`: that of the task, default as configured.
     """
-    head = head or task_of(view).head
-    if view.distill.trains_in_teacher:
-        check_hybrid(student_config, load_config(teachers[None]))
+    head = head or task.task.head
+    if task.distill.trains_in_teacher:
+        check_hybrid(student_config, load_config(teachers[""]))
     stages: list[Objective] = []
     earlier: dict[str, nn.Module] = {}
-    for key, losses in view.distill.keyed_parts:
+    for key, losses in task.distill.keyed_parts:
         # Each stage draws its new projections anew.
-        seed = view.train.seed + len(stages)
-        stages.append(_of_stage(view, key, losses, student_config, teachers, seed, earlier, head))
+        seed = task.train.seed + len(stages)
+        stages.append(_of_stage(task, key, losses, student_config, teachers, seed=seed, earlier=earlier, head=head))
         earlier |= dict(stages[-1].projections.items())
     objective = in_stages(stages)
-    if not view.train.changes:
+    if not task.train.changes:
         return objective
 
     def match_weights(losses: DistillConfig) -> dict[str, float]:
         if not losses.matches:
             return {}
-        depths = {name or "": dims_of(load_config(source)).layers for name, source in teachers.items()}
+        depths = {name: dims_of(load_config(source)).layers for name, source in teachers.items()}
         found = resolve_matches(losses.matches, dims_of(student_config).layers, depths)
         return {match.name: match.weight for match in found}
 
-    return with_changes(objective, view.distill, view.train, match_weights)
+    return with_changes(objective, task.distill, task.train, match_weights)
+
+
+def likely_objective(task: ResolvedTask, labels: tuple[str, ...], shape: ModelSource | None) -> Objective:
+    """The objective of a task before its student is made; ConfigError for layers that do not exist.
+
+    `shape` is the teacher that a student's shape is made after.
+    """
+    return objective_of(task, empty_student(task.student, shape, task.kind, labels).config, task.sources)
 
 
 def labels_only(distill: DistillConfig) -> DistillConfig:
@@ -69,11 +85,12 @@ def labels_only(distill: DistillConfig) -> DistillConfig:
 
 
 def _of_stage(
-    view: Experiment,
+    task: ResolvedTask,
     key: str,
     losses: DistillConfig,
     student_config: Any,
-    teachers: Mapping[str | None, ModelSource],
+    teachers: Mapping[str, ModelSource],
+    *,
     seed: int,
     earlier: Mapping[str, nn.Module],
     head: Head,
@@ -82,7 +99,7 @@ def _of_stage(
         return build_objective(losses, head=head)
     dims = {name: dims_of(load_config(source)) for name, source in teachers.items()}
     student = dims_of(student_config)
-    depths = {name or "": found.layers for name, found in dims.items()}
+    depths = {name: found.layers for name, found in dims.items()}
     matches = resolve_matches(losses.matches, student.layers, depths, key)
     attended = [match.name for match in matches if match.student.kind in (*PAIR_KINDS, *VECTOR_KINDS)]
     if not student.heads and (attended or (losses.emd is not None and losses.emd.attention > 0)):
@@ -90,22 +107,22 @@ def _of_stage(
         raise_problems(key, [Problem(f"{key}.{'matches' if attended else 'emd'}", words)])
     shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
     if any(match.student.module for match in matches):
-        matches, shapes = _with_modules(view, matches, student_config, teachers[None])
+        matches, shapes = _with_modules(task, matches, student_config, teachers[""])
     return build_objective(
         losses,
         matches,
         {match.student: _size(student, match.student, shapes["student"]) for match in matches},
-        {match.teacher: _size(dims[match.teacher.teacher], match.teacher, shapes["teacher"]) for match in matches},
+        {match.teacher: _size(dims[match.teacher.owner], match.teacher, shapes["teacher"]) for match in matches},
         seed=seed,
         teacher_heads={name: found.heads for name, found in dims.items()},
         head=head,
-        dims=(student, dims[None]) if losses.emd is not None else None,
+        dims=(student, dims[""]) if losses.emd is not None else None,
         earlier=earlier,
     )
 
 
 def _with_modules(
-    view: Experiment, matches: tuple[LayerMatch, ...], student_config: Any, teacher: ModelSource
+    task: ResolvedTask, matches: tuple[LayerMatch, ...], student_config: Any, teacher: ModelSource
 ) -> tuple[tuple[LayerMatch, ...], dict[str, dict[Signal, tuple[int, ...]]]]:
     """What matches of modules count, and the shapes of their outputs, from models without weights.
 
@@ -113,8 +130,8 @@ def _with_modules(
     """
     found = [match for match in matches if match.student.module]
     models = {
-        "student": empty_model(student_config, view.task.kind, view.student.trust_remote_code),
-        "teacher": empty_model(load_config(teacher), view.task.kind, teacher.trust_remote_code),
+        "student": empty_model(student_config, task.kind, task.student.trust_remote_code),
+        "teacher": empty_model(load_config(teacher), task.kind, teacher.trust_remote_code),
     }
     shapes: dict[str, dict[Signal, tuple[int, ...]]] = {"student": {}, "teacher": {}}
     problems: list[Problem] = []
@@ -161,3 +178,51 @@ def _size(dims: TeacherDims, signal: Signal, shapes: Mapping[Signal, tuple[int, 
     if signal.module is not None:
         return shapes[signal][-1]
     return dims.heads if signal.kind in PAIR_KINDS else dims.hidden
+
+
+class _Named(NamedTuple):
+    """A part at a key; of functions how they are called."""
+
+    key: str
+    target: str
+    arguments: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+def check_functions(resolved: Resolved, say: Say) -> None:
+    """Import what `distill`, `student` and `store` name of the user's, each told in one line first; ConfigError lists
+    all that does not fit."""
+    problems: list[Problem] = []
+    for key, target, arguments, options in _named(resolved):
+        say(f"{key}: imports {target}")
+        try:
+            part = load_outside(target, key)
+            if arguments:
+                check_signature(part, target, key, arguments, options)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)), tuple(problems))
+
+
+def _named(resolved: Resolved) -> Iterator[_Named]:
+    experiment = resolved.experiment
+    student = experiment.student
+    options = ["temperature", "scale_by_temperature_squared"]
+    if any(task_spec(kind).places for kind in resolved.kinds):
+        options.append("class_mask")
+    for key, part in experiment.distill.keyed_parts:
+        if is_outside(part.kd_loss.kind) and part.kd_weight > 0:
+            yield _Named(f"{key}.kd_loss.kind", part.kd_loss.kind, _LOSS, tuple(options))
+        for index, match in enumerate(part.matches):
+            if match.is_own and match.weight > 0:
+                yield _Named(f"{key}.matches.{index}.loss", match.loss, _LOSS)
+            if isinstance(match.layers, str) and is_outside(match.layers):
+                yield _Named(f"{key}.matches.{index}.layers", match.layers, _RULE)
+    yield from (
+        _Named(f"store.forms.{kind}", form, ()) for kind, form in experiment.store.forms.items() if is_outside(form)
+    )
+    if is_outside(student.init):
+        yield _Named("student.init", student.init, _START)
+    if isinstance(student.init_layers, str) and is_outside(student.init_layers):
+        yield _Named("student.init_layers", student.init_layers, _RULE)

@@ -14,23 +14,23 @@ from transformers import PretrainedConfig
 from raybrew.config.kinds import task_spec
 from raybrew.data.encoded import EncodedRows
 from raybrew.models.latency import measure_in_turn
+from raybrew.pipeline.evaluation import logits_of
+from raybrew.pipeline.export_source import ExportSource
+from raybrew.pipeline.reporter import Reporter
+from raybrew.pipeline.resolve import ResolvedTask
 from raybrew.tasks.base import Labels
-from raybrew.verbs.evaluate import logits_of
-from raybrew.verbs.exported import Exported
-from raybrew.verbs.prepare import task_of
-from raybrew.verbs.reporter import Reporter
 
 __all__ = ["Evaluated", "measure_forms"]
 
 #: Seconds of timing for each form.
 _BUDGET_SECONDS = 10.0
-#: Kind of task -> the part of a prediction that is an answer, not how sure it is.
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """Labelled rows, and what a model reads of them."""
+    """Labelled rows of a task, and what a model reads of them."""
 
+    task: ResolvedTask
     table: pa.Table
     encoded: EncodedRows
 
@@ -39,7 +39,7 @@ def measure_forms(
     networks: Mapping[str, nn.Module],
     config: PretrainedConfig,
     tokens: int,
-    found: Exported,
+    found: ExportSource,
     rows: Evaluated | None,
     labels: Labels,
     reporter: Reporter,
@@ -69,20 +69,19 @@ def _given(network: nn.Module) -> Callable[[], list[nn.Module]]:
 
 
 def _quality(
-    networks: Mapping[str, nn.Module], found: Exported, rows: Evaluated, labels: Labels, reporter: Reporter
+    networks: Mapping[str, nn.Module], found: ExportSource, rows: Evaluated, labels: Labels, reporter: Reporter
 ) -> dict[str, dict[str, Any]]:
-    assert found.view is not None  # the rows are its
-    train = found.view.train.model_copy(update={"device": "cpu", "precision": "fp32"})
-    view = found.view.model_copy(update={"train": train})
-    task, part = task_of(view), task_spec(view.task.kind).answer
+    # Exports are for CPUs, whatever the student was trained on.
+    task = rows.task.changed(train=rows.task.train.model_copy(update={"device": "cpu", "precision": "fp32"}))
+    part = task_spec(task.kind).answer
     measured: dict[str, dict[str, Any]] = {}
     expected: list[Any] | None = None
     for name, network in networks.items():
-        logits = logits_of(view, network, found.source, rows.encoded, reporter, f"evaluate {name}")
-        measured[name] = {"metrics": task.metrics(logits, rows.encoded, rows.encoded.rows, labels)}
+        logits = logits_of(task, network, found.source, rows.encoded, reporter, f"evaluate {name}")
+        measured[name] = {"metrics": task.task.metrics(logits, rows.encoded, rows.encoded.rows, labels)}
         if part is None:
             continue
-        answers = [answer[part] for answer in task.predictions(logits, rows.encoded, rows.table, labels)]
+        answers = [answer[part] for answer in task.task.predictions(logits, rows.encoded, rows.table, labels)]
         if expected is None:
             expected = answers
         else:

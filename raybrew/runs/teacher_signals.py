@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.catalog.signals import KINDS
-from raybrew.config import Experiment
 from raybrew.config.kinds import task_spec
 from raybrew.data.encoded import EncodedRows, open_encoded
 from raybrew.data.loader import SignalSource
@@ -26,14 +25,14 @@ from raybrew.distillers.ensemble import Average, Ensemble, EnsembleSignals, requ
 from raybrew.distillers.objective import Objective
 from raybrew.distillers.teachers import LiveTeacher, SignalsInBatch, StoredSignals, Teacher
 from raybrew.models.devices import pick_precision
-from raybrew.models.loading import load_model, load_tokenizer
 from raybrew.models.vocabulary import open_vocabulary
+from raybrew.pipeline.inputs import Inputs, TeacherInput
+from raybrew.pipeline.resolve import ResolvedTask
 from raybrew.signals import Signal
 from raybrew.store.forms.base import Forms
 from raybrew.store.reader import RowPositions, Store
 from raybrew.training.context import Context
 from raybrew.training.optim import Precision
-from raybrew.verbs.inputs import Inputs, TeacherInput
 
 __all__ = ["TeacherSignals"]
 
@@ -42,21 +41,21 @@ class TeacherSignals:
     """The teachers of one task, asked for what `objective` compares."""
 
     def __init__(
-        self, view: Experiment, inputs: Inputs, objective: Objective, context: Context, vocabulary: Path | None
+        self, task: ResolvedTask, inputs: Inputs, objective: Objective, context: Context, vocabulary: Path | None
     ) -> None:
-        self.view = view
+        self.task = task
         self.inputs = inputs
         self.objective = objective
-        self.members = {given.name: _Member(view, given, objective, context, vocabulary) for given in inputs.teachers}
+        self.members = {given.label: _Member(task, given, objective, context, vocabulary) for given in inputs.teachers}
 
     @property
     def model(self) -> Any:
         """The model of the only teacher, which a student trains inside."""
-        return self.members[None].model
+        return self.members[""].model
 
     def teachers(self) -> tuple[Teacher, ...]:
         """What is asked in each step, in each stage; a stage runs only what it asks for."""
-        temperatures = [losses.temperature for losses in self.view.distill.parts]
+        temperatures = [losses.temperature for losses in self.task.distill.parts]
         requests = [stage.teacher_request for stage in self.objective.stages]
         return tuple(map(self._teacher, requests, temperatures))
 
@@ -81,30 +80,30 @@ class TeacherSignals:
     def _asked(self, request: frozenset[Signal]) -> list[tuple[_Member, tuple[Signal, ...]]]:
         """The members of which something is asked, and what."""
         found = [
-            (member, request_of_member(request, name, member.given.weight)) for name, member in self.members.items()
+            (member, request_of_member(request, label or None, member.given.weight))
+            for label, member in self.members.items()
         ]
         return [(member, asked) for member, asked in found if asked]
 
     def _source(self, request: frozenset[Signal], evaluation: bool) -> SignalSource | None:
         stored = {
-            member.given.name: member.stored(asked, self.inputs, evaluation)
+            member.given.label: member.stored(asked, self.inputs, evaluation)
             for member, asked in self._asked(request)
             if member.given.store is not None
         }
-        if None in stored:
-            return stored[None]
-        return EnsembleSignals({str(name): source for name, source in stored.items()}) if stored else None
+        if "" in stored:
+            return stored[""]
+        return EnsembleSignals(stored) if stored else None
 
     def _teacher(self, request: frozenset[Signal], temperature: float) -> Teacher:
         asked = self._asked(request)
-        live = {member.given.name: member.live(of_it) for member, of_it in asked if member.given.store is None}
-        if None in live:
-            return live[None]
-        if not asked or asked[0][0].given.name is None:
+        live = {member.given.label: member.live(of_it) for member, of_it in asked if member.given.store is None}
+        if "" in live:
+            return live[""]
+        if not asked or not asked[0][0].given.label:
             return SignalsInBatch()
-        weights = {str(given.name): given.weight for given in self.inputs.teachers}
-        average = Average(weights, self.view.teacher.average, temperature)
-        return Ensemble({str(name): teacher for name, teacher in live.items()}, average)
+        weights = {given.label: given.weight for given in self.inputs.teachers}
+        return Ensemble(live, Average(weights, self.task.teacher.average, temperature))
 
 
 class _Member:
@@ -112,19 +111,19 @@ class _Member:
 
     def __init__(
         self,
-        view: Experiment,
+        task: ResolvedTask,
         given: TeacherInput,
         objective: Objective,
         context: Context,
         vocabulary: Path | None,
     ) -> None:
-        self.view = view
+        self.task = task
         self.given = given
         self.context = context
         self.vocabulary = vocabulary
         self._positions: dict[bool, RowPositions] = {}  # of evaluation rows or training rows
-        asked = request_of_member(objective.teacher_union, given.name, given.weight)
-        in_it = view.distill.trains_in_teacher
+        asked = request_of_member(objective.teacher_union, given.label or None, given.weight)
+        in_it = task.distill.trains_in_teacher
         self.needs_head = in_it or any(signal.kind in KINDS and KINDS[signal.kind].head for signal in asked)
 
     def stored(self, asked: Sequence[Signal], inputs: Inputs, evaluation: bool) -> SignalSource:
@@ -143,15 +142,15 @@ class _Member:
         found = np.ones(len(ids), np.bool_)
         if aside:
             found = np.array([each.tobytes().hex() not in aside for each in ids], np.bool_)
-        by_token = any(signal.layer is not None for signal in asked) or task_spec(self.view.task.kind).places
+        by_token = any(signal.layer is not None for signal in asked) or task_spec(self.task.kind).places
         if by_token and self.given.aligned_evaluation is None:
             found &= self._store.lengths[self._store.locate(ids)] == rows.lengths
         return found
 
     def live(self, asked: Sequence[Signal]) -> LiveTeacher:
         precision = Precision(pick_precision(self.given.precision, self.context.device), self.context.device)
-        reads = load_tokenizer(self.given.source).model_input_names
-        forms = Forms(self.view.store.element_type, self.view.store.forms)
+        reads = self.task.models.tokenizer(self.given.source).model_input_names
+        forms = Forms(self.task.store.element_type, self.task.store.forms)
         return LiveTeacher(self.model, asked, precision.autocast, self._token_ids(), reads, forms)
 
     def _token_ids(self) -> Tensor | None:
@@ -162,10 +161,10 @@ class _Member:
 
     @functools.cached_property
     def _store(self) -> Store:
-        given, config = self.given, self.view.store
+        given, config = self.given, self.task.store
         return Store.open(str(given.store), given.fingerprint, config.element_type, config.cache, config.forms)
 
     @functools.cached_property
     def model(self) -> Any:  # a Hugging Face model
-        model: nn.Module = load_model(self.given.source, self.view.task.kind, needs_head=self.needs_head)
+        model: nn.Module = self.task.models.model(self.given.source, self.task.kind, needs_head=self.needs_head)
         return model.to(self.context.device)

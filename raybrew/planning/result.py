@@ -10,7 +10,7 @@ import datetime
 import html
 from typing import Any
 
-from raybrew.verbs.amounts import Sizes
+from raybrew.pipeline.sizes import Sizes
 
 __all__ = ["FinetunePlan", "Plan", "StorePlan", "StudentPlan", "TrainingPlan", "plan_html", "plan_tables"]
 
@@ -257,15 +257,10 @@ def plan_tables(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
     finetune = "finetune and " if plan.finetunes else ""
     for name, seconds in (("with a store", plan.stored_seconds), ("teacher live", plan.live_seconds)):
         if plan.stores and not (plan.live_because and name == "with a store"):
-            price = ""
-            if plan.price_per_hour is not None:
-                price = f", price {seconds / 3600 * plan.price_per_hour:.2f}"
-            rows.append(
-                (
-                    f"{finetune}{_trainings(plan)}, {name}",
-                    f"{_time(seconds)} of one {device} worker ({seconds / 3600:.2f} {device} hours{price})",
-                )
-            )
+            hours, per_hour = seconds / 3600, plan.price_per_hour
+            price = "" if per_hour is None else f", price {hours * per_hour:.2f}"
+            words = f"{_time(seconds)} of one {device} worker ({hours:.2f} {device} hours{price})"
+            rows.append((f"{finetune}{_trainings(plan)}, {name}", words))
     if plan.stores and not plan.live_because:
         rows.append(("break-even", f"1 pass over the rows; here are {round(plan.passes, 2):g}"))
     return [*tables, (f"training {plan.name}", rows)]
@@ -278,10 +273,8 @@ def _trainings(plan: Plan) -> str:
 
 def _amount(training: TrainingPlan) -> tuple[str, str]:
     epochs = f"{round(training.epochs, 2):g} epoch{'' if training.epochs == 1 else 's'}"
-    return (
-        f"{training.unit_name}, steps",
-        f"{training.rows} {training.unit_name}, {training.steps} steps in {epochs}",
-    )
+    name = training.unit_name
+    return f"{name}, steps", f"{training.rows} {name}, {training.steps} steps in {epochs}"
 
 
 def _finetune(plan: FinetunePlan) -> tuple[str, list[tuple[str, str]]]:
@@ -311,15 +304,10 @@ def plan_html(plan: Plan) -> str:
 
 
 def _store(store: StorePlan) -> tuple[str, list[tuple[str, str]]]:
-    rows = [
-        ("teacher", store.teacher),
-        (
-            f"{store.unit_name}, tokens",
-            f"{store.rows} {store.unit_name}, {store.tokens} tokens, at most {store.longest} in one",
-        ),
-    ]
+    amount = f"{store.rows} {store.unit_name}, {store.tokens} tokens, at most {store.longest} in one"
+    rows = [("teacher", store.teacher), (f"{store.unit_name}, tokens", amount)]
+    speed = f"{store.tokens_per_second:.0f} tokens/s, {store.device}"
     if not store.bytes:
-        speed = f"{store.tokens_per_second:.0f} tokens/s, {store.device}"
         return f"live teacher of {store.label}", [*rows, ("a pass", f"{_time(store.actor_seconds)} ({speed})")]
     room = "" if store.free_bytes is None else f", {Sizes.text(store.free_bytes)} free"
     rows += [(name, Sizes.text(count)) for name, count in store.bytes.items()]
@@ -328,7 +316,7 @@ def _store(store: StorePlan) -> tuple[str, list[tuple[str, str]]]:
         ("place", store.location),
         (
             "capture",
-            f"{_time(store.actor_seconds)} by one actor ({store.tokens_per_second:.0f} tokens/s, {store.device}), "
+            f"{_time(store.actor_seconds)} by one actor ({speed}), "
             f"{_time(store.seconds)} by {store.actors}, {Sizes.text(round(store.write_rate))} a second",
         ),
     ]

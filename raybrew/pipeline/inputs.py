@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from raybrew.data.encoded import EncodedRows, open_encoded
+from raybrew.config.views import DEFAULT
+from raybrew.data.encoded import EncodedRows
 from raybrew.models.loading import ModelSource
 from raybrew.store.reader import Store
 from raybrew.tasks.base import Labels
@@ -20,7 +20,8 @@ class TeacherInput:
     """A teacher of a task. With a `store` it answers from there, else it runs live."""
 
     source: ModelSource
-    name: str | None = None  #: among several
+    name: str = DEFAULT  #: among several
+    label: str = ""  #: the same in messages and signals: empty for an only one
     weight: float = 1.0
     precision: str = "auto"
     store: str | None = None
@@ -34,15 +35,9 @@ class TeacherInput:
     opened: Store | None = dataclasses.field(default=None, repr=False, compare=False)
     """The open store, in the process that prepares the run: as long as it is open nobody removes the store."""
 
-    def plain(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        values = dataclasses.asdict(dataclasses.replace(self, opened=None))
-        return {name: value for name, value in values.items() if name != "opened"}
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> TeacherInput:
-        """What `plain` gave."""
-        return cls(**{**values, "source": ModelSource(**values["source"])})
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which open the store by themselves."""
+        return {**self.__dict__, "opened": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +50,8 @@ class Inputs:
     num_labelled: int
     num_unlabeled: int
     teachers: tuple[TeacherInput, ...] = ()
-    task: str | None = None  #: name among several
+    task: str = DEFAULT  #: name among several
+    label: str = ""  #: the same in messages, folders and metrics: empty for an only one
     weight: float = 1.0
     num_augmented: int = 0  #: of the unlabelled rows
     fitted: EncodedRows | None = None
@@ -68,44 +64,10 @@ class Inputs:
         """The evaluation rows on which losses are computed."""
         return self.evaluation if self.fitted is None else self.fitted
 
-    def plain(self) -> dict[str, Any]:
-        """As plain JSON values, for a process elsewhere."""
-        return {
-            "task": self.task,
-            "weight": self.weight,
-            "labels": list(self.labels.names),
-            "training_rows": str(self.training.folder),
-            "evaluation_rows": str(self.evaluation.folder) if self.evaluation is not None else None,
-            "fitted_rows": str(self.fitted.folder) if self.fitted is not None else None,
-            "num_labelled": self.num_labelled,
-            "num_unlabeled": self.num_unlabeled,
-            "num_augmented": self.num_augmented,
-            "teachers": [teacher.plain() for teacher in self.teachers],
-            "all_teachers": [dataclasses.asdict(source) for source in self.all_teachers],
-        }
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> Inputs:
-        """What `plain` gave, its rows opened."""
-        evaluation, fitted = values["evaluation_rows"], values["fitted_rows"]
-        return cls(
-            Labels(tuple(values["labels"])),
-            open_encoded(Path(values["training_rows"])),
-            open_encoded(Path(evaluation)) if evaluation is not None else None,
-            values["num_labelled"],
-            values["num_unlabeled"],
-            tuple(TeacherInput.from_plain(teacher) for teacher in values["teachers"]),
-            values["task"],
-            values["weight"],
-            values["num_augmented"],
-            open_encoded(Path(fitted)) if fitted is not None else None,
-            tuple(ModelSource(**source) for source in values["all_teachers"]),
-        )
-
     def fingerprints(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
-        found = {teacher.name: teacher.fingerprint or teacher.weights for teacher in self.teachers}
-        one = found.pop(None, None)
+        found = {teacher.label: teacher.fingerprint or teacher.weights for teacher in self.teachers}
+        one = found.pop("", None)
         return {
             "training_rows": self.training.key,
             "evaluation_rows": self.evaluation.key if self.evaluation is not None else None,
@@ -117,4 +79,4 @@ def fingerprints_of(inputs: Sequence[Inputs]) -> dict[str, Any]:
     """The fingerprints of one task, or of each of several by name."""
     if len(inputs) == 1:
         return inputs[0].fingerprints()
-    return {str(part.task): part.fingerprints() for part in inputs}
+    return {part.task: part.fingerprints() for part in inputs}

@@ -14,15 +14,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from raybrew.config import Experiment
-from raybrew.config.student import VocabularyConfig
+from raybrew.config.student import StudentConfig, VocabularyConfig
 from raybrew.data.encoded import EncodedRows, piece_fingerprint, tokenizer_fingerprint
 from raybrew.data.readers.text import text_lines
 from raybrew.errors import ConfigError, writing
 from raybrew.files import write_json
-from raybrew.models.loading import ModelSource, load_config, load_tokenizer
+from raybrew.models.loading import ModelSource, load_config
 from raybrew.models.vocabulary import VOCABULARY_FILE, find_vocabulary, trim_tokenizer, trimmed_config
-from raybrew.verbs.prepare import Say, cache_folder, encode
+from raybrew.pipeline.resolve import Resolved
+from raybrew.pipeline.rows import Say
+from raybrew.pipeline.units import encode
 
 __all__ = ["count_texts", "student_tokens", "tokenizer_source", "write_vocabulary"]
 
@@ -31,32 +32,30 @@ _BATCH_ROWS = 4096
 _BATCH_TEXTS = 1024
 
 
-def student_tokens(
-    experiment: Experiment, shape: ModelSource | None, tasks: Sequence[tuple[Experiment, pa.Table]], say: Say
-) -> ModelSource:
+def student_tokens(resolved: Resolved, shape: ModelSource | None, rows: Sequence[pa.Table], say: Say) -> ModelSource:
     """Where the student's tokenizer and its config are: for `student.vocabulary` a folder in the cache of rows.
 
-    `tasks` are the views of all tasks with their training rows. The folder is made once for the same tokenizer, rows
+    `rows` are the training rows of all tasks. The folder is made once for the same tokenizer, rows
     and settings; what it keeps does not depend on the order of rows. ConfigError, DataError, ModelError.
     """
-    source = tokenizer_source(experiment, shape)
-    settings = experiment.student.vocabulary
+    student = resolved.experiment.student
+    source, settings = tokenizer_source(student, shape), student.vocabulary
     if settings is None:
         return source
-    tokenizer = load_tokenizer(source)
-    encoded = [encode(view, rows, source) for view, rows in tasks]
+    tokenizer = resolved.models.own_tokenizer(source)
+    encoded = [encode(task, table, source) for task, table in zip(resolved.tasks, rows, strict=True)]
     texts = _texts(settings.texts)
     base = tokenizer_fingerprint(tokenizer)
     described = {
         "format": _FORMAT,
         "base": base,
-        "rows": [rows.key for rows in encoded],
+        "rows": [each.key for each in encoded],
         "texts": xxhash.xxh3_128_hexdigest(json.dumps(texts).encode()),
         "config": load_config(source).to_dict(),
         "settings": settings.model_dump(exclude={"texts"}),
     }
     key = xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True, default=str).encode())
-    folder = cache_folder(experiment) / f"vocabulary-{key}"
+    folder = resolved.cache / f"vocabulary-{key}"
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):
@@ -64,7 +63,7 @@ def student_tokens(
             counts = _counts(tokenizer, encoded, texts)
 
             def exact(trimmed: ModelSource, kept: npt.NDArray[np.int64]) -> bool:
-                again = [encode(view, rows, trimmed) for view, rows in tasks]
+                again = [encode(task, table, trimmed) for task, table in zip(resolved.tasks, rows, strict=True)]
                 return all(_same_pieces(one, other, kept) for one, other in zip(encoded, again, strict=True))
 
             with writing(folder):
@@ -79,9 +78,8 @@ def student_tokens(
     return ModelSource(str(folder))
 
 
-def tokenizer_source(experiment: Experiment, teacher: ModelSource | None) -> ModelSource:
+def tokenizer_source(student: StudentConfig, teacher: ModelSource | None) -> ModelSource:
     """Where the student's tokenizer comes from: its own model, or the teacher's for a shape."""
-    student = experiment.student
     if student.model is not None:
         return ModelSource(student.model, student.revision, student.trust_remote_code)
     if teacher is None:
