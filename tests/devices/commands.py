@@ -56,7 +56,7 @@ MOVING = {
     "verbs/parts.py:build_parts": "student and projections are moved to the device",
     "verbs/teacher_signals.py:model": "a live teacher is moved to the device",
     "store/worker.py:build_teacher": "the teacher is moved to the device",
-    "models/theseus.py:_check_start": "what the student starts from is compared with the teacher's, once",
+    "models/composite.py:_check_start": "what the student starts from is compared with the teacher's, once",
     "training/checkpoints.py:_on_cpu": "a checkpoint is a copy on the host",
     "verbs/best.py:put_aside": "the best student is written to a folder",
     "models/devices.py:free_gpu": "a model that was scored is moved off the device",
