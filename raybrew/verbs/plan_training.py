@@ -14,8 +14,8 @@ import pyarrow as pa
 import torch
 
 from raybrew.config import Experiment, MultiTaskConfig
-from raybrew.config.distill import TheseusConfig
 from raybrew.config.stages import stage_ends
+from raybrew.config.terms import TheseusConfig
 from raybrew.data.sampler import Order
 from raybrew.models.composite import Hybrid
 from raybrew.models.devices import pick_device, pick_precision
