@@ -74,8 +74,8 @@ def _methods() -> tuple[str, Rows]:
 def _losses() -> tuple[str, Rows]:
     from raybrew.catalog.losses import KD_LOSSES, MATCH_LOSSES
     from raybrew.catalog.signals import KINDS
-    from raybrew.config.distill import KDLossConfig
     from raybrew.config.matches import MatchConfig
+    from raybrew.config.terms import KDLossConfig
 
     def line(entry: Any) -> str:
         return f"{entry.summary} ({entry.paper})" if entry.paper else str(entry.summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raybrew.config.data import Columns, DataConfig
-from raybrew.config.distill import DistillConfig, KDLossConfig
+from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.loading import build_experiment, load_experiment
 from raybrew.config.matches import MatchConfig
@@ -21,6 +21,7 @@ from raybrew.config.task_kinds import (
     TaggingConfig,
 )
 from raybrew.config.teacher import TeacherConfig, TeacherMember
+from raybrew.config.terms import KDLossConfig
 from raybrew.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from raybrew.config.train import FinetuneConfig, TrainConfig
 

@@ -9,7 +9,6 @@ from raybrew.config.augment import AugmentConfig as Augment
 from raybrew.config.data import Columns
 from raybrew.config.data import DataConfig as Data
 from raybrew.config.distill import DistillConfig as Distill
-from raybrew.config.distill import KDLossConfig as KDLoss
 from raybrew.config.distill import StageConfig as Stage
 from raybrew.config.matches import MatchConfig as Match
 from raybrew.config.multi_task import MultiTaskConfig as MultiTask
@@ -25,6 +24,7 @@ from raybrew.config.task_kinds import RegressionConfig as Regression
 from raybrew.config.task_kinds import TaggingConfig as Tagging
 from raybrew.config.teacher import TeacherConfig as Teacher
 from raybrew.config.teacher import TeacherMember
+from raybrew.config.terms import KDLossConfig as KDLoss
 from raybrew.config.tracking import TrackingConfig as Tracking
 from raybrew.config.train import FinetuneConfig as Finetune
 from raybrew.config.train import TrainConfig as Train

@@ -18,6 +18,7 @@ from raybrew.config.kinds import kd_losses_for
 from raybrew.config.population import check_population
 from raybrew.config.problems import near_match
 from raybrew.config.sweep import ParameterConfig, SweepConfig
+from raybrew.config.values import show_value_of
 from raybrew.config.views import task_views
 from raybrew.errors import ConfigError, Problem
 
@@ -32,7 +33,6 @@ __all__ = [
     "is_excluded",
     "planned_configurations",
     "planned_trainings",
-    "show_value_of",
     "space_cautions",
     "space_notes",
 ]
@@ -237,34 +237,6 @@ def _only_squares(experiment: Experiment, sweep: SweepConfig) -> bool:
     kind = experiment.distill.kd_loss.kind
     kinds = [view.experiment.task.kind for view in task_views(experiment)]
     return all((kd_losses_for(each)[0] if kind == "auto" else kind) in RAW_LOSSES for each in kinds)
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer{'' if count == 1 else 's'}"
-
-
-def show_value_of(value: Any) -> str:
-    """A value of the space in a few characters, for tables, figures and messages."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        if "loss" in value:
-            layers, weight = value.get("layers", "even"), value.get("weight", 1.0)
-            if isinstance(layers, list | tuple):
-                layers = f"{len(layers)} pair{'' if len(layers) == 1 else 's'}"
-            rule = "" if layers == "even" else f" {layers}"
-            times = f"{weight:g}" if isinstance(weight, int | float) else show_value_of(weight)
-            return f"{value['loss']}{rule}" + (f" x{times}" if weight != 1 else "")
-        if "layers" in value and set(value) <= {"layers", "hidden", "heads", "feed_forward"}:
-            return f"{value['layers']}x{value['hidden']}" if value.get("hidden") else _layers(value["layers"])
-        return ", ".join(f"{key}={show_value_of(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return " + ".join(show_value_of(item) for item in value) if value else "none"
-    return str(value)
 
 
 def _matches(value: Any, wanted: Any) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from raybrew.config.distill import DistillConfig
 from raybrew.config.experiment import Experiment
 from raybrew.config.judge import LOSS
-from raybrew.config.space import apply_values, corners, show_value_of
+from raybrew.config.space import apply_values, corners
 from raybrew.config.sweep import SweepConfig
+from raybrew.config.values import show_value_of
 from raybrew.errors import Problem
 
 __all__ = ["check_judges", "judge_notes", "sweep_judge"]

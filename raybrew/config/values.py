@@ -14,7 +14,7 @@ from raybrew.config.rows import Rows
 from raybrew.errors import ConfigError, Problem, ProblemCode
 from raybrew.secrets import HIDDEN, secret_in, secret_variables
 
-__all__ = ["check_run_id", "refuse_secrets", "sound_values"]
+__all__ = ["check_run_id", "refuse_secrets", "show_value_of", "sound_values"]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _MAX_VALUES = 500_000
@@ -119,3 +119,31 @@ class _Door:
     def _refuse(self, key: str, message: str, code: ProblemCode = "value") -> str:
         self.problems.append(Problem(key or "experiment", message, code))
         return HIDDEN
+
+
+def show_value_of(value: Any) -> str:
+    """A value of the space in a few characters, for tables, figures and messages."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if "loss" in value:
+            layers, weight = value.get("layers", "even"), value.get("weight", 1.0)
+            if isinstance(layers, list | tuple):
+                layers = f"{len(layers)} pair{'' if len(layers) == 1 else 's'}"
+            rule = "" if layers == "even" else f" {layers}"
+            times = f"{weight:g}" if isinstance(weight, int | float) else show_value_of(weight)
+            return f"{value['loss']}{rule}" + (f" x{times}" if weight != 1 else "")
+        if "layers" in value and set(value) <= {"layers", "hidden", "heads", "feed_forward"}:
+            return f"{value['layers']}x{value['hidden']}" if value.get("hidden") else _layers(value["layers"])
+        return ", ".join(f"{key}={show_value_of(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " + ".join(show_value_of(item) for item in value) if value else "none"
+    return str(value)
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'' if count == 1 else 's'}"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raybrew.catalog.projections import PROJECTIONS
-from raybrew.config.distill import EMDConfig
+from raybrew.config.terms import EMDConfig
 from raybrew.data.loader import Payload
 from raybrew.errors import LossError
 from raybrew.losses.attention import attention_mse

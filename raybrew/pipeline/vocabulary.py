@@ -16,7 +16,7 @@ import xxhash
 
 from raybrew.config.student import StudentConfig, VocabularyConfig
 from raybrew.data.encoded import EncodedRows, piece_fingerprint, tokenizer_fingerprint
-from raybrew.data.readers.text import text_lines
+from raybrew.data.readers.lines import text_lines
 from raybrew.errors import ConfigError, writing
 from raybrew.files import write_json
 from raybrew.models.loading import ModelSource, load_config

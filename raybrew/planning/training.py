@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from raybrew.config.distill import TheseusConfig
 from raybrew.config.stages import stage_ends
+from raybrew.config.terms import TheseusConfig
 from raybrew.data.sampler import Order
 from raybrew.errors import RunError
 from raybrew.models.composite import Hybrid

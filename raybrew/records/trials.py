@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raybrew.config.space import show_value_of
+from raybrew.config.values import show_value_of
 
 __all__ = ["CANDIDATE", "CONTROL", "KD_ONLY", "TrialRecord", "after", "canonical", "new_trial", "trials_of"]
 

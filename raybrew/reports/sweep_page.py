@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from raybrew.catalog.searchers import SEARCHERS
-from raybrew.config.space import show_value_of
+from raybrew.config.values import show_value_of
 from raybrew.records.runs import RunRecord, dict_at
 from raybrew.records.sweeps import Cost, SweepRecord, cost_of
 from raybrew.reports.comparison import Comparison

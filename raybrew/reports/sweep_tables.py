@@ -11,7 +11,7 @@ from typing import Any
 
 from raybrew.config.controls import is_searched
 from raybrew.config.judge import LOSS
-from raybrew.config.space import show_value_of
+from raybrew.config.values import show_value_of
 from raybrew.errors import RunError
 from raybrew.records.ranking import BEST, Standing, best_mark, recommended, standings
 from raybrew.records.runs import RunRecord, load_run

@@ -17,9 +17,10 @@ from raybrew.config import Experiment, StoreConfig
 from raybrew.config.judge import LOSS
 from raybrew.config.loading import build_experiment
 from raybrew.config.problems import raise_problems
-from raybrew.config.space import apply_values, corners, planned_trainings, show_value_of
+from raybrew.config.space import apply_values, corners, planned_trainings
 from raybrew.config.sweep import SweepConfig
 from raybrew.config.sweep_judge import sweep_judge
+from raybrew.config.values import show_value_of
 from raybrew.data.multi_task import TaskSchedule
 from raybrew.distillers.objective import Objective
 from raybrew.errors import ConfigError, Problem, RaybrewError

@@ -58,7 +58,7 @@ class BestStudent:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        from raybrew.config.space import show_value_of
+        from raybrew.config.values import show_value_of
         from raybrew.reports.notebook import html_table
         from raybrew.reports.numbers import metric_title, show_count, show_share, show_value
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from raybrew.sweeps.conductor import Conductor
 from raybrew.sweeps.jobs import Job, gpus_of
 from raybrew.sweeps.schedulers import build_scheduler
 from raybrew.sweeps.trial import run_trial
-from raybrew.training.context import stop_on_signals
+from raybrew.training.context import run_in_thread
 
 __all__ = ["room_for", "run_trials", "wanted_resources"]
 
@@ -69,32 +68,21 @@ def run_trials(conductor: Conductor, ray_info: RayInfo, changed: Callable[[], No
             verbose=0,
         ),
     )
-    failure: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except BaseException as error:
-            failure.append(error)
-
-    # Not on the main thread, where Tune would install a handler of its own for Ctrl-C.
-    thread = threading.Thread(target=fit, name="raybrew-ray-tune", daemon=True)
-    with stop_on_signals(lambda: brain.stop("interrupted")):
-        thread.start()
-        while thread.is_alive():
-            thread.join(timeout=0.25)
-            changed()
+    failure: BaseException | None = None
+    try:
+        run_in_thread(tuner.fit, lambda: brain.stop("interrupted"), changed)
+    except BaseException as error:
+        failure = error
     shutil.rmtree(folder, ignore_errors=True)
     if conductor.stopped_by == "interrupted":
         return conductor.stopped_by  # whatever else: what was to stop a process group may have ended Ray as well
     if brain.error is not None:
         raise brain.error
-    if failure and not isinstance(failure[0], KeyboardInterrupt):
-        error = failure[0]
-        if isinstance(error, RaybrewError):
-            raise error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ClusterError(f"Ray Tune ended early: {type(error).__name__}: {first}") from error
+    if failure is not None and not isinstance(failure, KeyboardInterrupt):
+        if isinstance(failure, RaybrewError):
+            raise failure
+        first = (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
+        raise ClusterError(f"Ray Tune ended early: {type(failure).__name__}: {first}") from failure
     return conductor.stopped_by or "finished"
 
 

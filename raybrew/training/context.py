@@ -25,6 +25,7 @@ __all__ = [
     "LocalContext",
     "OnEvaluation",
     "device_of",
+    "run_in_thread",
     "stop_on_signals",
 ]
 
@@ -164,6 +165,30 @@ def stop_on_signals(on_stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_in_thread(work: Callable[[], Any], on_stop: Callable[[], None], meanwhile: Callable[[], object] = bool) -> Any:
+    """What `work` returns, or its error. `on_stop` is called at the first Ctrl-C or SIGTERM, `meanwhile` all along.
+
+    Ray's own handlers of Ctrl-C, which abort without saving, are only installed on the main thread.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = work()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="raybrew-ray", daemon=True)
+    with stop_on_signals(on_stop):
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.2)
+            meanwhile()
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
 
 
 def device_of(wanted: Any, models: Sequence[tuple[str, nn.Module]], setting: str) -> torch.device:

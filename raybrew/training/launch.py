@@ -32,6 +32,7 @@ from raybrew.training.context import (
     DistributedContext,
     LocalContext,
     OnEvaluation,
+    run_in_thread,
     stop_on_signals,
 )
 
@@ -87,17 +88,8 @@ def _on_ray(
     key: str,
     needs: Mapping[str, Needed],
 ) -> dict[str, Any]:
-    # Ray Train reads these when it is imported; the workers' controller polls twice a second instead of every two.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # When a worker has died, the others are asked to leave the group before new ones start; that may wait for the dead.
-    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "10")
-    fewest, most = config.worker_range
-    if fewest < most:
-        # A group that waits for a dead node's resources is tried again, smaller, after this time; Ray's own is 60 s.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    fewest, _ = config.worker_range
+    _set_environment(config)
     ray_info = ensure_ray("training")
     if ray_info.dashboard_url:
         say(f"Ray dashboard: {ray_info.dashboard_url}")
@@ -111,10 +103,47 @@ def _on_ray(
     check_shared({f"store.storage_path ({run_folder})": Folder(run_folder)}, "training")
     check_seen(needs, "training")
 
+    trainer = _trainer(job, spec, config, run_folder, use_gpu)
+
+    def ask_to_stop() -> None:
+        say("stopping: the workers save their state first (again to end at once)")
+        (run_folder / STOP_FILE).touch()
+
+    try:
+        outcome = run_in_thread(trainer.fit, ask_to_stop)
+    except BaseException as error:
+        raise _root_cause(error) from error
+    finally:
+        (run_folder / STOP_FILE).unlink(missing_ok=True)
+    result: dict[str, Any] = outcome.return_value
+    if result is None:
+        raise RunError("the training workers ended without a result; see the logs of the Ray session")
+    if "raised" in result:
+        raise result["raised"]
+    return result
+
+
+def _set_environment(config: TrainConfig) -> None:
+    """What Ray Train reads when it is imported."""
+    # The workers' controller polls twice a second instead of every two.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # When a worker has died, the others are asked to leave the group before new ones start; that may wait for the dead.
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "10")
+    fewest, most = config.worker_range
+    if fewest < most:
+        # A group that waits for a dead node's resources is tried again, smaller, after this time; Ray's own is 60 s.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+
+
+def _trainer(job: Job, spec: Mapping[str, Any], config: TrainConfig, run_folder: Path, use_gpu: bool) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    trainer = TorchTrainer(
+    fewest, most = config.worker_range
+    return TorchTrainer(
         _ray_worker,  # type: ignore[arg-type]  # what it returns is the result's `return_value`
         train_loop_config={
             "job": job,
@@ -139,33 +168,6 @@ def _on_ray(
             logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # the stubs know the old RunConfig
         ),
     )
-    # In a thread: Ray's own Ctrl-C handler, which aborts without saving, is only installed on the main thread.
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
-
-    def ask_to_stop() -> None:
-        say("stopping: the workers save their state first (again to end at once)")
-        (run_folder / STOP_FILE).touch()
-
-    thread = threading.Thread(target=fit, name="raybrew-ray-train", daemon=True)
-    with stop_on_signals(ask_to_stop):
-        thread.start()
-        while thread.is_alive():
-            thread.join(timeout=0.2)
-    (run_folder / STOP_FILE).unlink(missing_ok=True)
-    if "error" in outcome:
-        raise _root_cause(outcome["error"]) from outcome["error"]
-    result: dict[str, Any] = outcome["result"].return_value
-    if result is None:
-        raise RunError("the training workers ended without a result; see the logs of the Ray session")
-    if "raised" in result:
-        raise result["raised"]
-    return result
 
 
 def _torch_config(backend: str) -> Any:

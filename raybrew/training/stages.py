@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from raybrew.config.distill import DistillConfig, TheseusConfig
+from raybrew.config.distill import DistillConfig
 from raybrew.config.stages import stage_ends, stage_names
+from raybrew.config.terms import TheseusConfig
 from raybrew.data.draws import uniform
 from raybrew.models.composite import Hybrid
 

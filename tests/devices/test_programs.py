@@ -21,7 +21,7 @@ from raybrew.config import Experiment, TrainConfig
 Build = Callable[[Project], Experiment]
 
 #: Where students run.
-MODELS = ("models/forward.py:forward", "models/theseus.py:__call__")
+MODELS = ("models/forward.py:forward", "models/composite.py:__call__")
 EMD = "distillers/emd.py:distance"  # the flow between layers is a linear program, solved on the host
 
 

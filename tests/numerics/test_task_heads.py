@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from raybrew.catalog.losses import KD_LOSSES
-from raybrew.config.distill import DistillConfig, KDLossConfig
+from raybrew.config.distill import DistillConfig
+from raybrew.config.terms import KDLossConfig
 from raybrew.distillers.objective import COUNT_KEYS, Objective, build_objective
 from raybrew.distillers.signal_terms import KDOnSignals
 from raybrew.losses.logits import probability_shift

@@ -21,7 +21,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from raybrew.config.distill import TheseusConfig
+from raybrew.config.terms import TheseusConfig
 from raybrew.errors import ModelError
 from raybrew.models.composite import Hybrid, check_hybrid
 from raybrew.models.initialise import init_from_teacher

@@ -12,7 +12,8 @@ import torch
 from tiny_runs import EMD, Measuring, Recorder, gap, losses_only, run, settings, trainee
 
 from raybrew import DistillationConfig, EMDDistiller, TrainingConfig
-from raybrew.config.distill import DistillConfig, EMDConfig
+from raybrew.config.distill import DistillConfig
+from raybrew.config.terms import EMDConfig
 from raybrew.distillers.emd import emd_terms
 from raybrew.distillers.objective import build_objective
 from raybrew.errors import DivergenceError, LossError

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from raybrew.config import DistillConfig, KDLossConfig, MatchConfig, TrainConfig
-from raybrew.config.distill import EMDConfig, StageConfig, TheseusConfig
+from raybrew.config.distill import StageConfig
+from raybrew.config.terms import EMDConfig, TheseusConfig
 from raybrew.data.loader import StepLoader
 from raybrew.distillers.matches import resolve_matches
 from raybrew.distillers.objective import Objective, build_objective, in_stages

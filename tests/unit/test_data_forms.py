@@ -13,7 +13,7 @@ from test_data_formats import column, failure, load, write_jsonl
 from raybrew.config import ClassificationConfig, Columns, DataConfig, Experiment, QAConfig
 from raybrew.config.base import identity_of
 from raybrew.config.loading import build_experiment
-from raybrew.data.readers import text
+from raybrew.data.readers import lines
 from raybrew.data.readers.sources import open_source, resolve_source
 from raybrew.data.rows import load_rows
 from raybrew.errors import ConfigError
@@ -209,8 +209,8 @@ def test_text_in_another_encoding(
     path.write_bytes(gzip.compress(data) if packed else data)
     if encoding == "cp1252":
         assert "data.encoding" in failure(path, **options)
-    for size in (text._BUFFER_BYTES, 17):  # also where a character lies across two buffers
-        monkeypatch.setattr(text, "_BUFFER_BYTES", size)
+    for size in (lines._BUFFER_BYTES, 17):  # also where a character lies across two buffers
+        monkeypatch.setattr(lines, "_BUFFER_BYTES", size)
         found = load(path, encoding=encoding, **options)
         assert column(found, "text") == ["café – ß", "b"]
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from raybrew.config import DataConfig
 from raybrew.config.task import TASK_CONFIGS
-from raybrew.data.readers import text
+from raybrew.data.readers import lines as reading
 from raybrew.data.rows import load_rows
 from raybrew.errors import DataError
 from raybrew.tasks.base import build_task
@@ -168,7 +168,7 @@ def test_undecodable_text_within_lists_is_a_bad_row_too(tmp_path: Path) -> None:
 def test_a_line_without_end_does_not_fill_the_memory(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "_LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(reading, "_LINE_LIMIT", 1 << 20)
     data = FILES["a.csv"] + b"x" * (1 << 21) if name == "a.csv" else b"x" * (1 << 21)
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     with pytest.raises(DataError, match=r"line \d+ is longer than 1 MiB"):

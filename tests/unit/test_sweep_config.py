@@ -15,10 +15,10 @@ from raybrew.config.space import (
     corner_count,
     corners,
     is_excluded,
-    show_value_of,
     space_cautions,
     space_notes,
 )
+from raybrew.config.values import show_value_of
 from raybrew.errors import ConfigError
 
 BASE: dict[str, Any] = {

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from raybrew.data.readers.lines import text_lines
 from raybrew.data.readers.records import AS_UTF8, BadRow, Record
-from raybrew.data.readers.text import text_lines
 from raybrew.errors import DataError
 
 __all__ = ["ConllFile"]

@@ -9,18 +9,16 @@ rows. Files are UTF-8, with or without a byte order mark, unless `data.encoding`
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, AnyStr
+from typing import Any
 
 from raybrew.data.readers.documents import is_document, rows_of_document
+from raybrew.data.readers.lines import bounded, opened, text_lines
 from raybrew.data.readers.records import (
     AS_UTF8,
     BadRow,
@@ -32,12 +30,8 @@ from raybrew.data.readers.records import (
 )
 from raybrew.errors import DataError
 
-__all__ = ["CsvFile", "JsonlFile", "TsvFile", "text_lines"]
+__all__ = ["CsvFile", "JsonlFile", "TsvFile"]
 
-_BUFFER_BYTES = 1 << 20
-_GZIP_MARK = b"\x1f\x8b"
-_UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 #: What else may separate fields, for a guess where columns are missing.
 _DELIMITERS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'"}
 #: The first line with which Excel is told what separates fields.
@@ -46,8 +40,6 @@ _DECLARED = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=(.)"?\r?\n')
 _DOCUMENT_BYTES = 1 << 30
 #: A quote that is never closed would otherwise swallow the rest of the file.
 _FIELD_CHARACTERS = 1 << 24
-#: Bytes, of CSV characters.
-_LINE_LIMIT = 1 << 26
 
 
 class _TextFile:
@@ -104,7 +96,7 @@ class CsvFile(_TextFile):
 
     def rows(self, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Record]:
         """See `raybrew.data.readers.records.RowReader`."""
-        with _opened(self.path, self.name, self.encoding) as file:
+        with opened(self.path, self.name, self.encoding) as file:
             declared = _DECLARED.match(file.peek(16)[:16])  # type: ignore[attr-defined]  # buffered readers have it
             first = 0
             if declared is not None:
@@ -113,7 +105,7 @@ class CsvFile(_TextFile):
             delimiter = self.delimiter or (declared[1].decode("ascii", "replace") if declared else ",")
             # surrogateescape: one bad byte makes one bad row instead of ending the file. newline="": csv sees \r\n.
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(_bounded(text, self.name), strict=True, delimiter=delimiter)
+            reader = csv.reader(bounded(text, self.name), strict=True, delimiter=delimiter)
             header = list(self.header) or self._header(reader)
             self._require(header, columns, delimiter)
             row = 0
@@ -288,69 +280,3 @@ def _is_utf8(fields: Sequence[str]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _opened(path: Path, name: str, encoding: str | None) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked if gzip by content, in UTF-8 if of another `encoding`; DataError if unreadable."""
-    try:
-        with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as packed:
-            if path.suffix.lower() == ".gz" or packed.peek(2)[:2] == _GZIP_MARK:
-                with gzip.GzipFile(fileobj=packed) as unpacked, io.BufferedReader(unpacked, _BUFFER_BYTES) as file:
-                    yield _as_utf8(name, file, encoding)
-            else:
-                yield _as_utf8(name, packed, encoding)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{name}: damaged gzip file ({first_line(error)})") from error
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({first_line(error)})") from error
-    except UnicodeError as error:
-        raise DataError(f"{name}: not {encoding}, as data.encoding says ({first_line(error)})") from error
-
-
-def _as_utf8(name: str, file: io.BufferedReader[Any], encoding: str | None) -> IO[bytes]:
-    if encoding is not None:
-        return io.BufferedReader(_Recoded(file, encoding), _BUFFER_BYTES)
-    if file.peek(2)[:2] in _UTF16_MARKS:
-        raise DataError(f"{name}: UTF-16 text; set data.encoding=utf-16, or save it as UTF-8")
-    return file
-
-
-class _Recoded(io.RawIOBase):
-    """The text of a file of another encoding as bytes of UTF-8."""
-
-    def __init__(self, file: IO[bytes], encoding: str) -> None:
-        self._text = io.TextIOWrapper(file, encoding, newline="")
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._rest = self._rest or self._text.read(_BUFFER_BYTES).encode()
-        count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
-        return count
-
-
-def text_lines(path: Path, name: str | None = None, encoding: str | None = None) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of every line of a text file, plain or gzip; DataError if it cannot be read.
-
-    Messages call it `name`, by default its path.
-    """
-    with _opened(path, name or str(path), encoding) as file:
-        for line, data in enumerate(_bounded(file, name or str(path)), 1):
-            yield line, data.removeprefix(_UTF8_MARK) if line == 1 else data
-
-
-def _bounded(file: IO[AnyStr], name: str) -> Iterator[AnyStr]:
-    """The lines of `file`; DataError at one that is too long to be a row, before it fills the memory."""
-    number = 0
-    while data := file.readline(_LINE_LIMIT):
-        number += 1
-        if len(data) == _LINE_LIMIT:
-            raise DataError(
-                f"{name}: line {number} is longer than {_LINE_LIMIT >> 20} MiB, so not a row; is the file of another "
-                "format (data.format), or without line ends?"
-            )
-        yield data

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 
 from raybrew.config.judge import quality as score_of
 from raybrew.config.judge import value_of_quality
-from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
+from raybrew.config.values import show_value_of
 from raybrew.records.ranking import recommended, standings
 from raybrew.records.sweeps import CANDIDATE, SweepRecord
 from raybrew.reports.comparison import Comparison

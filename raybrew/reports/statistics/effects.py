@@ -14,8 +14,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raybrew.config.space import show_value_of
 from raybrew.config.sweep import ParameterConfig
+from raybrew.config.values import show_value_of
 from raybrew.records.sweeps import CANDIDATE, SweepRecord
 from raybrew.reports.comparison import Comparison
 from raybrew.reports.numbers import count_of
