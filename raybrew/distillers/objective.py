@@ -169,6 +169,7 @@ def build_objective(
     matches: tuple[LayerMatch, ...] = (),
     student_dims: Mapping[Signal, int] | None = None,
     teacher_dims: Mapping[Signal, int] | None = None,
+    *,
     seed: int = 0,
     teacher_heads: int | Mapping[str, int] | None = None,
     head: Head | None = None,

@@ -25,14 +25,7 @@ from raybrew.models.bigru import BiGRUConfig
 from raybrew.models.cache import ModelCache
 from raybrew.models.initialise import share_embeddings
 from raybrew.models.loading import ModelSource, auto_class, load_config, load_model
-from raybrew.models.shapes import (
-    FAMILIES,
-    dims_of,
-    pick_layers,
-    resolve_shape,
-    size_names,
-    sizes_text,
-)
+from raybrew.models.shapes import FAMILIES, dims_of, pick_layers, resolve_shape, size_names, sizes_text
 from raybrew.models.vocabulary import Vocabulary, keep_embeddings, open_vocabulary, trimmed_config
 
 __all__ = ["Student", "build_student", "empty_model", "empty_student", "new_model", "random_model", "student_config"]
@@ -236,10 +229,8 @@ def _resolve(config: StudentConfig, teacher: PretrainedConfig) -> tuple[ShapeCon
 
 def _init_function(name: str) -> Callable[[PreTrainedModel, PreTrainedModel, tuple[int, ...]], object]:
     """What sets a student's weights from its teacher's: f(student, teacher, layers), which says what it did."""
-    function: Callable[..., object] = (
-        load_outside(name, "student.init") if is_outside(name) else load_target(initialisation(name).target)
-    )
-    return function
+    found: Any = load_outside(name, "student.init") if is_outside(name) else load_target(initialisation(name).target)
+    return found  # type: ignore[no-any-return]
 
 
 def _check_shapes(family: str) -> None:

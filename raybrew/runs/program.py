@@ -112,7 +112,7 @@ class Part:
         head = self.task.head(tokenizer)
         asked = Asked(self.evaluated.rows, self.evaluated.stored[stage], self.teachers[stage], measure)
         shown = as_shown(compared, task, tokenizer, *EVALUATION)
-        outputs, totals = measure_rows(trainee, model, shown, pad, context, precision, head, asked)
+        outputs, totals = measure_rows(trainee, model, shown, pad, context, precision, head=head, asked=asked)
         if compared.key != rows.key:
             # Units that fit the teachers' tokenizers too are not those that the student alone would be given.
             alone = as_shown(rows, task, tokenizer, *EVALUATION)

@@ -67,7 +67,9 @@ def train_run(
             needs = needed_files(spec)
             if choose_launcher(config) != "local":
                 resolved.models.release()  # beside its workers this process may have no room for a teacher
-            result = launch(run_job, spec, config, run.path, reporter.say, spec.key, on_evaluation, needs)
+            result = launch(
+                run_job, spec, config, run.path, reporter.say, key=spec.key, on_evaluation=on_evaluation, needs=needs
+            )
     except RaybrewError as error:
         run.note_failure(error)
         raise

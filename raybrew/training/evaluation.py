@@ -99,6 +99,7 @@ def measure_rows(
     pad_token_id: int,
     context: Context,
     precision: Precision,
+    *,
     head: Head,
     asked: Asked,
 ) -> tuple[Outputs, Tensor]:

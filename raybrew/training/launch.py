@@ -50,6 +50,7 @@ def launch(
     config: TrainConfig,
     run_folder: Path,
     say: Callable[[str], None],
+    *,
     key: str = "train",
     on_evaluation: OnEvaluation | None = None,
     needs: Mapping[str, Needed] | None = None,

@@ -242,7 +242,9 @@ class Measuring(Recorder):
         )
         objective.start_step(1.0)
         precision, head = Precision("fp32", self.context.device), objective.head
-        logits, totals = measure_rows(trainee, trainee.student, rows, 0, self.context, precision, head, asked)
+        logits, totals = measure_rows(
+            trainee, trainee.student, rows, 0, self.context, precision, head=head, asked=asked
+        )
         spread = float(np.abs(np.concatenate([np.atleast_2d(row) for row in logits])).mean())
         return Evaluation({"accuracy": spread}, losses_of(objective, totals, trainee.shares))
 
