@@ -201,17 +201,10 @@ def build_objective(
         terms.append(TermSpec("label", config.hard_label_weight, "labels", LabelsOnSignals(head)))
         student.add(LOGITS)
     for match in matches:
-        entry = _entry_of(match)
-        loss = (
-            OwnLoss(match.name, load_outside(match.loss, "distill.matches"), entry.per)
-            if match.is_own
-            else entry.load()
-        )
-        if entry.needs == "qkv":
-            sizes = student_dims[match.student], teacher_dims[match.teacher]
-            heads = teacher_heads.get(match.teacher.owner) if isinstance(teacher_heads, Mapping) else teacher_heads
-            loss = functools.partial(loss, num_heads=_relation_heads(match, *sizes, heads))
-        projection = _projection_for(match, student_dims[match.student], teacher_dims[match.teacher], entry, generator)
+        entry, sizes = _entry_of(match), (student_dims[match.student], teacher_dims[match.teacher])
+        heads = teacher_heads.get(match.teacher.owner) if isinstance(teacher_heads, Mapping) else teacher_heads
+        loss = _loss_of(match, entry, sizes, heads)
+        projection = _projection_for(match, *sizes, entry, generator)
         key = match.name.replace(".", "_")
         if projection is not None:
             projection = projections[key] = _carried(key, projection, earlier)
@@ -229,6 +222,15 @@ def build_objective(
         projections |= modules
     requests = frozenset(sorted_signals(student)), frozenset(sorted_signals(teacher))
     return Objective(tuple(terms), *requests, projections, head)
+
+
+def _loss_of(match: LayerMatch, entry: LossEntry, sizes: tuple[int, int], heads: int | None) -> Callable[..., LossTerm]:
+    """The function of a match, which knows into how many heads it cuts what it is given."""
+    if match.is_own:
+        return OwnLoss(match.name, load_outside(match.loss, "distill.matches"), entry.per)
+    if entry.needs == "qkv":
+        return functools.partial(entry.load(), num_heads=_relation_heads(match, *sizes, heads))
+    return entry.load()
 
 
 def _carried(name: str, module: nn.Module, earlier: Mapping[str, nn.Module]) -> nn.Module:

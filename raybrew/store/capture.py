@@ -124,10 +124,9 @@ def capture(
             settings = WorkerSettings(
                 pending, known.source, task, place.device, place.precision, forms, batch_tokens, skip_bad_rows
             )
-            reporter = ProgressReporter(tasks, progress)
             with storage_errors(storage, "the capture cannot go on"):
                 _write_pending(pending, rows, sources)
-                _run(settings, tasks, store, reporter, known, models)
+                _run(settings, tasks, store, ProgressReporter(tasks, progress), known, models)
                 pending.check()
                 names = dict.fromkeys([*captured_labels(storage), *([tuple(labels)] if labels else [])])
                 publish(storage, known.parts, teacher.model, committed_shards(storage), list(names))

@@ -101,11 +101,11 @@ def test_what_workers_are_given_travels(project: Callable[..., Experiment], monk
     here = raybrew.distill(project("here"), report=False)
     launch = train_run.launch
 
-    def elsewhere(job: Any, spec: Any, *more: Any) -> Any:
+    def elsewhere(job: Any, spec: Any, *more: Any, **named: Any) -> Any:
         sent = pickle.loads(pickle.dumps(spec))
         assert spec.inputs[0].teachers[0].opened is not None
         assert sent.inputs[0].teachers[0].opened is None
-        return launch(job, sent, *more)
+        return launch(job, sent, *more, **named)
 
     monkeypatch.setattr(train_run, "launch", elsewhere)
     there = raybrew.distill(project("there"), report=False)
