@@ -35,7 +35,7 @@ PACKAGE = ROOT / "raybrew"
 DECIDING, MOST_DECIDING = ("verbs", "pipeline", "runs"), 21
 #: Files of the whole package, with those that parse rows, capture a store and score the teacher; and pairs of functions
 #: of which the lower one calls the higher one.
-MOST_FILES, MOST_CLIMBS = 124, 15
+MOST_FILES, MOST_CLIMBS = 125, 15
 
 
 @pytest.fixture
