@@ -68,6 +68,7 @@ def train_run(
             if choose_launcher(config) != "local":
                 resolved.models.release()  # beside its workers this process may have no room for a teacher
             result = launch(run_job, spec, config, run.path, reporter.say, spec.key, on_evaluation, needs)
+            resolved.models.leave_device()  # a teacher that ran live in this process
     except RaybrewError as error:
         run.note_failure(error)
         raise

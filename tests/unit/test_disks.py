@@ -23,6 +23,7 @@ import raybrew
 from raybrew.config import Experiment
 from raybrew.errors import EnvironmentProblem, RunError, StoreNotWritable, machine_problem
 from raybrew.records.ledger import Ledger
+from raybrew.records.summary import RunSummary, write_summary
 from raybrew.records.sweeps import load_sweep
 from raybrew.storage import lock as store_lock
 from raybrew.storage.local import LocalFolder
@@ -128,9 +129,10 @@ def test_the_lock_of_what_is_finished_needs_no_writing(tmp_path: Path, monkeypat
     run = RunFolder(tmp_path / "runs" / "x" / "r", "r")
     with pytest.raises(EnvironmentProblem, match=rf"run folder .*{os.strerror(errno.EROFS)}"), run.locked():
         pass
-    run.finish({"status": "done"})
+    finished = RunSummary.read({"status": "done"})
+    write_summary(run.path, finished)
     with run.locked():
-        assert run.summary() == {"status": "done"}
+        assert run.summary() == finished
 
 
 def test_so_with_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
