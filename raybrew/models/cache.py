@@ -69,6 +69,11 @@ class ModelCache:
         """Let go of all models, which then live as long as who uses them. Tokenizers stay."""
         self._models.clear()
 
+    def leave_device(self) -> None:
+        """Move all models to the CPU, where who comes next finds them: the device is free for others."""
+        for found in self._models.values():
+            found.model.to("cpu")  # type: ignore[arg-type]
+
     def _make_room(self) -> None:
         """Several large teachers need not all fit into memory: what is kept is at most as much as is free beside."""
         kept = sum(model_megabytes(found.model) for found in self._models.values()) * 10**6

@@ -70,6 +70,7 @@ def train_run(
             result = launch(
                 run_job, spec, config, run.path, reporter.say, key=spec.key, on_evaluation=on_evaluation, needs=needs
             )
+            resolved.models.leave_device()  # a teacher that ran live in this process
     except RaybrewError as error:
         run.note_failure(error)
         raise

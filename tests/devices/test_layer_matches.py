@@ -24,6 +24,7 @@ from raybrew.distillers.teachers import LiveTeacher
 from raybrew.losses.term import LossTerm
 from raybrew.models.loading import ModelSource
 from raybrew.pipeline.objective import objective_of
+from raybrew.pipeline.resolve import resolve
 from raybrew.training.encoded import Trainee
 from raybrew.training.optim import Precision
 
@@ -89,7 +90,7 @@ def stepped(
     """Sums, counts, gradients of one step on `device`, and the counts that are known beforehand."""
     network, source = teacher
     student = model(2, 8, seed=1)
-    view = build_experiment(
+    experiment = build_experiment(
         {
             "name": "match",
             "teacher": {"model": source.model, "source": "live"},
@@ -98,7 +99,7 @@ def stepped(
         },
         check_files=False,
     )
-    objective = objective_of(view, student.config, {None: source})
+    objective = objective_of(resolve(experiment).tasks[0], student.config, {"": source})
     trainee = Trainee(student, objective).to(device)
     batch = collate(np.arange(8), Rows(), 0, None)
     known = torch.tensor(objective.denominators(objective.counts(batch.inputs)))
