@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reports_helpers import make_run
-
 from raybrew.config import Experiment
 from raybrew.config.loading import build_experiment
 from raybrew.records.ledger import Ledger
@@ -18,6 +16,7 @@ from raybrew.sweeps.controls import StepsOf
 from raybrew.sweeps.jobs import Job
 from raybrew.sweeps.population import States
 from raybrew.sweeps.replay import Older, objectives_from
+from unit.reports_helpers import make_run
 
 #: A trial's end: its accuracy, or the words of its failure, or None for one that the process did not survive.
 Outcome = float | str | None
