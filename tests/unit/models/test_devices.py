@@ -174,7 +174,7 @@ def test_a_driver_without_a_gpu_finishes_what_workers_trained(tmp_path: Path, mo
     )
     launched, evaluated = [], []
 
-    def launch(job: Any, spec: Any, config: TrainConfig, *more: Any) -> Any:
+    def launch(job: Any, spec: Any, config: TrainConfig, *more: Any, **named: Any) -> Any:
         launched.append(spec.precision)
         return job(spec, LocalContext(torch.device("cpu")))
 
