@@ -101,8 +101,9 @@ def _whole_student(
     source = _teacher_source(config, teacher)
 
     def origin() -> PreTrainedModel:
+        """The teacher, or a copy where it may be changed: others in this process read it."""
         whole = models.model(source, task_kind, needs_head=False, seed=seed)
-        return whole if trimmed is None else trim(copy.deepcopy(whole))
+        return whole if trimmed is None and not is_outside(config.init) else trim(copy.deepcopy(whole))
 
     teacher_config = load_config(source)
     if trimmed is not None:
@@ -123,10 +124,7 @@ def _whole_student(
     if layers is None:
         start = f"random weights, seed {seed}"
     else:
-        teacher_model = (
-            copy.deepcopy(origin()) if is_outside(config.init) else origin()
-        )  # a user's function may change it
-        start = str(_init_function(config.init)(model, teacher_model, layers))
+        start = str(_init_function(config.init)(model, origin(), layers))
     name = f"{config.shape}: " if isinstance(config.shape, str) else ""
     return Student(model, models.own_tokenizer(source), f"{name}{sizes_text(shaped)}, {start}")
 
