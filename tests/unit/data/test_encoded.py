@@ -201,8 +201,8 @@ def test_a_kill_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     code = (
         "import os, sys, signal\n"
         "from pathlib import Path\n"
-        "sys.path[:0] = ['tests/unit']\n"
-        "import test_data_encoded as here\n"
+        "sys.path[:0] = ['tests']\n"
+        "import unit.data.test_encoded as here\n"
         "here.encoded._BATCH_ROWS = here.encoded._SHARD_ROWS = 2\n"
         "def kill(done, total):\n"
         "    if done >= 4: os.kill(os.getpid(), signal.SIGKILL)\n"
