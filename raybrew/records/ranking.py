@@ -31,7 +31,6 @@ __all__ = [
     "parameters_in",
     "ranking",
     "recommended",
-    "standing_of",
     "standings",
 ]
 
@@ -135,12 +134,6 @@ def recommended(record: SweepRecord) -> Standing | None:
         if found:
             return found[0]
     return None
-
-
-def standing_of(record: SweepRecord, run: str) -> Standing | None:
-    """The configuration that `run` is a seed of."""
-    role = next((trial.role for trial in record.trials if trial.run == run), CANDIDATE)
-    return next((found for found in standings(record.trials, role, record.metric) if run in found.runs), None)
 
 
 def parameters_in(folder: Path) -> Parameters:
